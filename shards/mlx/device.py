@@ -69,6 +69,10 @@ def evaluated(x: np.ndarray, dtype: str) -> mx.array:
     return array
 
 
+def optional(x: np.ndarray | None, dtype: str) -> mx.array | None:
+    return None if x is None else evaluated(x, dtype)
+
+
 def index(values: Sequence[int] | np.ndarray) -> mx.array:
     """Whole numbers as MLX's kernels take indices."""
     return mx.array(np.asarray(values, dtype=np.uint32))

@@ -19,6 +19,14 @@ class MlxLinear(Protocol):
     def __call__(self, x: mx.array) -> mx.array: ...
 
 
+class ExpertLinears(Protocol):
+    """A linear for each expert. ``linears(x, experts, in_order=…)``: x (*batch, 1, in), each row's expert
+    (*batch; numbers that x's batch is broadcast to) → (*batch, 1, out) of x's type. ``in_order``: the numbers
+    of experts never fall."""
+
+    def __call__(self, x: mx.array, experts: mx.array, *, in_order: bool) -> mx.array: ...
+
+
 class DenseLinear:
     """``weight`` (out, in), ``bias`` (out) or None; both evaluated."""
 
@@ -31,6 +39,28 @@ class DenseLinear:
     def __call__(self, x: mx.array) -> mx.array:
         out = x @ self._turned if self._bias is None else mx.addmm(self._bias, x, self._turned)
         return out if out.dtype == x.dtype else out.astype(x.dtype)
+
+    def parts(self, count: int) -> DenseLinears:
+        """The rows as ``count`` linears, one below the other."""
+        weight = self._turned.T.reshape(count, -1, self._turned.shape[0])
+        return DenseLinears(weight, None if self._bias is None else self._bias.reshape(count, -1))
+
+
+class DenseLinears:
+    """As many linears of one shape, ``weight`` (count, out, in), ``bias`` (count, out): an ``ExpertLinears``,
+    or one product a head (``heads``)."""
+
+    def __init__(self, weight: mx.array, bias: mx.array | None) -> None:
+        self._turned, self._bias = weight.swapaxes(1, 2), bias
+        mx.eval([self._turned] if bias is None else [self._turned, bias])
+
+    def __call__(self, x: mx.array, experts: mx.array, *, in_order: bool) -> mx.array:
+        out = mx.gather_mm(x, self._turned, rhs_indices=experts, sorted_indices=in_order)
+        return _with_bias(out, self._bias, experts, x.dtype)
+
+    def heads(self, x: mx.array) -> mx.array:
+        """``x`` (T, count, in) → (T, count, out)."""
+        return (x.swapaxes(0, 1) @ self._turned).swapaxes(0, 1)
 
 
 class GroupedLinear:
@@ -65,6 +95,42 @@ class GroupedLinear:
             out = out + self._bias
         return out if out.dtype == x.dtype else out.astype(x.dtype)
 
+    def parts(self, count: int) -> GroupedLinears:
+        """The rows as ``count`` linears, one below the other."""
+        arrays = [x.reshape(count, -1, x.shape[1]) for x in (self._packed, self._scales, self._biases)]
+        bias = None if self._bias is None else self._bias.reshape(count, -1)
+        return GroupedLinears(*arrays, bits=self._bits, group=self._group, bias=bias)
+
+
+class GroupedLinears:
+    """As many linears of one shape, held as in ``GroupedLinear`` with an axis (count) in front: an
+    ``ExpertLinears``."""
+
+    def __init__(
+        self,
+        packed: mx.array,
+        scales: mx.array,
+        biases: mx.array,
+        *,
+        bits: int,
+        group: int,
+        bias: mx.array | None,
+    ) -> None:
+        self._held = packed, scales, biases
+        self._bits, self._group, self._bias = bits, group, bias
+        mx.eval(list(self._held) if bias is None else [*self._held, bias])
+
+    def __call__(self, x: mx.array, experts: mx.array, *, in_order: bool) -> mx.array:
+        out = mx.gather_qmm(
+            *(x, *self._held),
+            rhs_indices=experts,
+            transpose=True,
+            group_size=self._group,
+            bits=self._bits,
+            sorted_indices=in_order,
+        )
+        return _with_bias(out, self._bias, experts, x.dtype)
+
 
 class StackedLinear:
     """Linears over one input whose outputs follow each other: matrices that are held in several forms."""
@@ -75,3 +141,9 @@ class StackedLinear:
 
     def __call__(self, x: mx.array) -> mx.array:
         return mx.concatenate([part(x) for part in self._parts], axis=-1)
+
+
+def _with_bias(out: mx.array, bias: mx.array | None, experts: mx.array, dtype: mx.Dtype) -> mx.array:
+    if bias is not None:
+        out = out + bias[experts][..., None, :]
+    return out if out.dtype == dtype else out.astype(dtype)

@@ -8,7 +8,8 @@ the same object for ever. One token's keys and values are a few KiB a block, whi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -27,24 +28,29 @@ _SMALLEST_LARGEST = 1e-30
 """An int8 scale is made of at least this magnitude, as in ``kv_pool``."""
 
 Stored = tuple[mx.array, ...]
-"""Rows as the pool holds them: (2 * kv_heads, T, head_dim); for int8 scales (2 * kv_heads, T) too."""
+"""Rows as the pool holds them: (vectors, T, key_dim); for int8 scales (vectors, T) too."""
 
 
 class MlxKvPool:
-    """``n_slots`` slots, a ``KvMemory``. Everything in it is finite at all times, as what a mask hides is
-    still multiplied by zero.
+    """``n_slots`` slots for blocks of ``shapes``, a ``KvMemory``. Everything in it is finite at all times, as
+    what a mask hides is still multiplied by zero.
 
-    ``data``: (2 * kv_heads, n_slots, PAGE_TOKENS, head_dim), a page's keys in the first half of heads, values
-    in the second: pages of one session, taken together, are then a contiguous matrix a head.
+    A token's keys in a block, then its values, are its vectors. ``data``: (units, n_slots, PAGE_TOKENS,
+    width), where a vector takes key_dim / width units. It is one unit where all blocks have the same key_dim:
+    pages of one session, taken together, are then a contiguous matrix a head. ``scales``, for int8: (vectors,
+    n_slots, PAGE_TOKENS).
     """
 
-    def __init__(self, n_slots: int, shape: KvShape, kv_dtype: str) -> None:
+    def __init__(self, n_slots: int, shapes: Collection[KvShape], kv_dtype: str) -> None:
         """Raises UsageError for an unknown ``kv_dtype``, RuntimeError where memory is short."""
-        n_kv_heads, head_dim = shape.heads, shape.key_dim
-        self.slot_bytes = slot_bytes(shape, kv_dtype)
+        self.slot_bytes = max(slot_bytes(shape, kv_dtype) for shape in shapes)
         self.n_slots, self.kv_dtype = n_slots, kv_dtype
-        self.data = mx.zeros((2 * n_kv_heads, n_slots, PAGE_TOKENS, head_dim), _STORED[kv_dtype])
-        self.scales = mx.zeros((2 * n_kv_heads, n_slots, PAGE_TOKENS)) if kv_dtype == "int8" else None
+        self._width = math.gcd(*(shape.key_dim for shape in shapes))
+        units = max(vectors(shape) * shape.key_dim for shape in shapes) // self._width
+        self.data = mx.zeros((units, n_slots, PAGE_TOKENS, self._width), _STORED[kv_dtype])
+        self.scales = None
+        if kv_dtype == "int8":
+            self.scales = mx.zeros((max(map(vectors, shapes)), n_slots, PAGE_TOKENS))
         arrays = [self.data] if self.scales is None else [self.data, self.scales]
         mx.eval(arrays)
         # Views that may be written: MLX's arrays lend their memory, and these two are never part of a result.
@@ -60,15 +66,21 @@ class MlxKvPool:
         if self._scale_cells is not None:
             self._scale_cells[:, written] = self._scale_cells[:, read]
 
-    def gather(self, slots: mx.array, dtype: mx.Dtype) -> mx.array:
-        """The pages in ``slots`` (any shape S) → (2 * kv_heads, *S, PAGE_TOKENS, head_dim) of ``dtype``."""
-        pages = mx.take(self.data, slots, axis=1)
+    def gather(self, slots: mx.array, shape: KvShape, dtype: mx.Dtype) -> mx.array:
+        """The pages in ``slots`` (any shape S) of blocks of ``shape`` → (vectors, *S, PAGE_TOKENS, key_dim),
+        of ``dtype``."""
+        count, parts = vectors(shape), shape.key_dim // self._width
+        pages = mx.take(self.data[: count * parts], slots, axis=1)
+        if parts > 1:
+            pages = mx.moveaxis(pages.reshape(count, parts, *pages.shape[1:]), 1, -2)
+            pages = pages.reshape(*pages.shape[:-2], shape.key_dim)
         if self.scales is None:
             return self._plain(pages).astype(dtype)
-        return (pages.astype(mx.float32) * mx.take(self.scales, slots, axis=1)[..., None]).astype(dtype)
+        scales = mx.take(self.scales[:count], slots, axis=1)
+        return (pages.astype(mx.float32) * scales[..., None]).astype(dtype)
 
     def narrow(self, rows: mx.array) -> Stored:
-        """``rows`` (2 * kv_heads, T, head_dim) as they are stored; what is not finite, or too large, becomes
+        """``rows`` (vectors, T, key_dim) as they are stored; what is not finite, or too large, becomes
         a number that is."""
         rows = fused(_FINITE[self.kv_dtype])(rows)
         if self.kv_dtype == "bfloat16":
@@ -85,15 +97,22 @@ class MlxKvPool:
         return (stored[0].astype(mx.float32) * stored[1][..., None]).astype(dtype)
 
     def write(self, slots: np.ndarray, offset: int, rows: Sequence[np.ndarray], first: int, end: int) -> None:
-        """Into each block's page, ``slots`` (blocks), from token ``offset`` of the page on, rows ``first`` to
-        ``end`` of ``rows``: evaluated ``Stored`` arrays with an axis (blocks) in front."""
-        cells = slice(offset, offset + end - first)
-        self._cells[:, slots, cells] = rows[0][:, :, first:end].swapaxes(0, 1)
+        """Into each block's page, ``slots`` (blocks of one shape), from token ``offset`` of the page on, rows
+        ``first`` to ``end`` of ``rows``: evaluated ``Stored`` arrays with an axis (blocks) in front."""
+        cells, part = slice(offset, offset + end - first), rows[0][:, :, first:end]
+        units = part.reshape(*part.shape[:3], -1, self._width).transpose(1, 3, 0, 2, 4)
+        units = units.reshape(-1, *units.shape[2:])  # (units, blocks, tokens, width)
+        self._cells[: len(units), slots, cells] = units
         if self._scale_cells is not None:
-            self._scale_cells[:, slots, cells] = rows[1][:, :, first:end].swapaxes(0, 1)
+            self._scale_cells[: len(rows[1][0]), slots, cells] = rows[1][:, :, first:end].swapaxes(0, 1)
 
     def _plain(self, stored: mx.array) -> mx.array:
         return stored.view(mx.bfloat16) if self.kv_dtype == "bfloat16" else stored
+
+
+def vectors(shape: KvShape) -> int:
+    """How many a token has in a block of ``shape``, each of ``key_dim`` values."""
+    return shape.heads if shape.shared else 2 * shape.heads
 
 
 def _finite(largest: float, dtype: mx.Dtype) -> Callable[[mx.array], mx.array]:

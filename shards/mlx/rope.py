@@ -13,35 +13,71 @@ from ..layers.rope import dynamic_inv_freq, frequencies
 from .device import evaluated
 
 if TYPE_CHECKING:
+    from ..formats.block_config import QueryScale
     from ..formats.rope_config import RopeConfig
 
 
 class MlxRope:
-    """For one model. ``attention_factor``: what scores are multiplied by, for the factor that YaRN puts on
-    queries and on keys."""
+    """One kind of rotation, of the first ``dim`` dimensions of a head. ``factor``: what YaRN and LongRoPE
+    multiply these by; whoever asks for a rotation does that first (``scaled``)."""
 
     def __init__(self, rope: RopeConfig) -> None:
-        inv_freq, factor = frequencies(rope)
+        inv_freq, self.factor = frequencies(rope)
+        self.dim = 2 * len(inv_freq)
         self._settings = rope
-        self._dim = rope.rotary_dim
-        self._wavelengths = _wavelengths(inv_freq)
-        self.attention_factor = factor**2
+        self._short = _wavelengths(inv_freq)
+        self._long = _wavelengths(frequencies(rope, long=True)[0]) if rope.type == "longrope" else self._short
 
-    def plan(self, slices: Sequence[BatchSlice]) -> Rotation:
-        """For slices whose rows follow each other."""
-        positions = np.concatenate(
+    def plan(self, slices: Sequence[BatchSlice], positions: mx.array) -> Rotation:
+        """For slices whose rows follow each other, at ``positions`` (T)."""
+        runs = [(len(positions), self._short)]
+        if self._settings.type in ("dynamic", "longrope"):
+            runs = [(part.count, self._of_session(part)) for part in slices]
+        return Rotation(self.dim, positions, runs)
+
+    def scaled(self, x: mx.array) -> mx.array:
+        """``x`` (..., head_dim) times the factor."""
+        if self.factor == 1.0:
+            return x
+        if x.shape[-1] == self.dim:
+            return x * self.factor
+        return mx.concatenate([x[..., : self.dim] * self.factor, x[..., self.dim :]], axis=-1)
+
+    def _of_session(self, part: BatchSlice) -> mx.array:
+        """NTK-aware scaling goes by how long the sequence is by now, LongRoPE by how long it may become."""
+        if self._settings.type == "longrope":
+            return self._long if part.long_context else self._short
+        length = part.start + part.count
+        if length <= self._settings.original_max_position_embeddings:
+            return self._short
+        return _wavelengths(dynamic_inv_freq(self._settings, length))
+
+
+class Positions:
+    """Where the rows of a batch stand, whose ``slices`` follow each other. What depends on that alone is made
+    once for all blocks."""
+
+    def __init__(self, slices: Sequence[BatchSlice]) -> None:
+        self._slices = slices
+        self._numbers = np.concatenate(
             [np.arange(part.start, part.start + part.count, dtype=np.int32) for part in slices]
         )
-        runs = [(len(positions), self._wavelengths)]
-        if self._settings.type == "dynamic":
-            runs = [(part.count, self._of_length(part.start + part.count)) for part in slices]
-        return Rotation(self._dim, mx.array(positions), runs)
+        self._array = mx.array(self._numbers)
+        self._rotations: dict[MlxRope, Rotation] = {}
+        self._scales: dict[QueryScale, mx.array] = {}
 
-    def _of_length(self, length: int) -> mx.array:
-        """NTK-aware scaling goes by how long the sequence is by now."""
-        if length <= self._settings.original_max_position_embeddings:
-            return self._wavelengths
-        return _wavelengths(dynamic_inv_freq(self._settings, length))
+    def rotation(self, rope: MlxRope) -> Rotation:
+        if rope not in self._rotations:
+            self._rotations[rope] = rope.plan(self._slices, self._array)
+        return self._rotations[rope]
+
+    def query_scale(self, scale: QueryScale, dtype: mx.Dtype) -> mx.array:
+        """What q is multiplied by: (T, 1, 1)."""
+        if scale not in self._scales:
+            periods = (self._numbers.astype(np.float64) + scale.offset) // scale.period
+            rows = 1 + scale.beta * np.log1p(periods)
+            self._scales[scale] = mx.array(rows.astype(np.float32)).astype(dtype)[:, None, None]
+        return self._scales[scale]
 
 
 class Rotation:
@@ -74,4 +110,5 @@ class Rotation:
 
 def _wavelengths(inv_freq: np.ndarray) -> mx.array:
     """As ``mx.fast.rope`` takes frequencies: one over what they are elsewhere."""
-    return evaluated((1 / inv_freq.astype(np.float64)).astype(np.float32), "float32")
+    with np.errstate(divide="ignore"):  # a dimension that never turns has an infinite one
+        return evaluated((1 / inv_freq.astype(np.float64)).astype(np.float32), "float32")

@@ -14,19 +14,19 @@ from ...swarm.types import Span
 from ..checkpoint.checkpoint import Checkpoint
 from ..layers.kv_pool import BatchSlice, resolve_kv_dtype
 from ..models.block_weights import bytes_in_file, load_block
-from ..models.llama_blocks import llama_blocks
 from ..models.load_plan import LoadOptions
 from .attention import PagedAttention
+from .block import MlxBlock
 from .device import DTYPES, device_name, on_gpu, prepare, to_mlx
-from .llama import MlxBlock
 from .pool import MlxKvPool, default_kv_dtype
-from .rope import MlxRope
+from .rope import MlxRope, Positions
 from .weights import MlxLoader, MlxPlan
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..formats.config import ModelConfig
+    from ..formats.rope_config import RopeConfig
     from ..models.weight_loader import Progress
 
 
@@ -51,11 +51,7 @@ class MlxSpan:
         self.weights = weights
         self.kernels = device_name()
         self._blocks = tuple(blocks)
-        self._attention = attention = llama_blocks(config, span).attention
-        if attention.rope is None:
-            raise UsageError("not a Llama block")
-        self._rope = MlxRope(attention.rope)
-        self._scale = attention.scale * self._rope.attention_factor
+        self._shapes = {block.attention.kv for block in config.blocks[span.start : span.end]}
 
     any_thread = False
 
@@ -69,7 +65,7 @@ class MlxSpan:
         return resolve_kv_dtype(wanted, self._dtype, exact)
 
     def new_pool(self, n_slots: int, kv_dtype: str) -> MlxKvPool:
-        return MlxKvPool(n_slots, self._attention.kv, kv_dtype)
+        return MlxKvPool(n_slots, self._shapes, kv_dtype)
 
     def forward(
         self,
@@ -84,12 +80,12 @@ class MlxSpan:
             raise UsageError(f"blocks {span} are not within {self.span}")
         if sum(part.count for part in slices) != len(x):
             raise LocalProtocolError(f"slices of other rows than the batch's {len(x)}")
-        attention = PagedAttention(self._attention, pool, slices, span, self._scale)
+        attention = PagedAttention(pool, slices, span)
         order = attention.order
         hidden = to_mlx(x if order is None else x[order]).astype(DTYPES[self._dtype])
-        rotation = self._rope.plan(attention.slices)
+        positions = Positions(attention.slices)
         for block in range(span.start, span.end):
-            hidden = self._blocks[block - self.span.start](block, hidden, rotation, attention)
+            hidden = self._blocks[block - self.span.start](block, hidden, positions, attention)
         result = hidden.astype(mx.float32)
         mx.eval(result, attention.pending())
         attention.commit()
@@ -117,8 +113,12 @@ def load_mlx_span(
     plan = MlxPlan.resolve(options, config.native_dtype)
     prepare()
     loader = MlxLoader(checkpoint, plan, bytes_in_file(checkpoint, span), progress, threads)
+    ropes: dict[RopeConfig | None, MlxRope | None] = {None: None}
     blocks: list[MlxBlock] = []
     for block in range(span.start, span.end):
-        blocks.append(MlxBlock(config.blocks[block], load_block(loader, config, block)))
+        settings = config.blocks[block]
+        if (rope := settings.attention.rope) is not None and rope not in ropes:
+            ropes[rope] = MlxRope(rope)
+        blocks.append(MlxBlock(settings, load_block(loader, config, block), ropes[rope], plan.dtype))
         checkpoint.release()
     return MlxSpan(config, span, blocks, plan.dtype, loader.nbytes, loader.summary())

@@ -25,14 +25,16 @@ from ..layers.quantize import (
     to_int8_groups,
 )
 from ..models.load_plan import LoadOptions
-from ..models.weight_loader import TensorReader, in_pieces, whole
+from ..models.weight_loader import TensorReader, check_shape, in_pieces, whole
 from .device import evaluated, on_gpu, to_mlx
-from .linear import DenseLinear, GroupedLinear, MlxLinear, StackedLinear
+from .experts import MlxExperts
+from .linear import DenseLinear, DenseLinears, ExpertLinears, GroupedLinear, MlxLinear, StackedLinear
+from .norm import MlxNorm
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..formats.block_config import NormConfig
+    from ..formats.block_config import ExpertsConfig, NormConfig
 
     Floats = NDArray[np.float32]
 
@@ -87,38 +89,74 @@ class _Grouped(NamedTuple):
 class MlxLoader(TensorReader[MlxPlan]):
     """Reads tensors as ``plan`` says, each evaluated when it is returned: other threads will use them."""
 
-    def norm(self, name: str, norm: NormConfig, size: int) -> mx.array:
-        """The weight of an RMSNorm."""
-        weight = evaluated(self._norm_weight(name, norm, size), self.plan.dtype)
-        self.nbytes += weight.nbytes
-        return weight
+    def norm(self, name: str, norm: NormConfig, size: int) -> MlxNorm:
+        weight = self._place(self._norm_weight(name, norm, size)) if norm.weighted else None
+        bias = self._place(self.vector(f"{name}.bias", size)) if norm.bias else None
+        return MlxNorm(norm, weight, bias)
 
     def linear(self, names: Sequence[str], sizes: Sequence[int], cols: int) -> MlxLinear:
         """One linear of the named weights stacked (``sizes[i]`` rows each, without ``.weight``)."""
         raws = self._matrices(names, sizes, cols)
-        bias = self._bias(names, sizes)
         held = [self._grouped(raw) for raw in raws]
-        linear: MlxLinear
-        if all(part is None for part in held):
-            linear = self._dense(raws, bias)
-        elif len({part and (part.bits, part.group) for part in held}) == 1:
-            linear = self._hold([part for part in held if part is not None], bias)
-        else:
-            biases = [None] * len(raws) if bias is None else np.split(bias, np.cumsum(sizes)[:-1])
-            linear = StackedLinear(
-                [
-                    self._dense([raw], own) if part is None else self._hold([part], own)
-                    for raw, part, own in zip(raws, held, biases, strict=True)
-                ]
-            )
+        bias = self._bias(names, sizes)
+        if len({part and (part.bits, part.group) for part in held}) == 1:
+            return self._uniform(raws, held, bias)
+        biases = [None] * len(raws) if bias is None else np.split(bias, np.cumsum(sizes)[:-1])
+        return StackedLinear(
+            [self._uniform([raw], [part], own) for raw, part, own in zip(raws, held, biases, strict=True)]
+        )
+
+    def heads(self, name: str, heads: int, cols: int) -> DenseLinears:
+        """Held dense: they are a small part of a model."""
+        raw = self._checkpoint.tensor(f"{name}.weight")
+        check_shape(raw, (raw.shape[0] // heads * heads, cols))
+        self._count(self.plan.dtype, [raw])
+        self._read(raw)
+        linear = self._dense([raw], None, self.plan.dtype)
+        self.nbytes += linear.nbytes
+        return linear.parts(heads)
+
+    def experts(self, prefix: str, experts: ExpertsConfig, hidden: int) -> MlxExperts:
+        inner, numbers = experts.mlp.inner, range(experts.count)
+        first = ("gate_proj", "up_proj") if experts.mlp.gated else ("up_proj",)
+        gate_up = [f"{prefix}.{number}.{part}" for number in numbers for part in first]
+        down = [f"{prefix}.{number}.down_proj" for number in numbers]
+        return MlxExperts(
+            experts,
+            self._expert_linears(gate_up, inner, hidden, experts.count),
+            self._expert_linears(down, hidden, inner, experts.count),
+        )
+
+    def _expert_linears(self, names: Sequence[str], rows: int, cols: int, count: int) -> ExpertLinears:
+        """The named matrices, ``rows`` each, as ``count`` linears. Held dense unless all come in one form."""
+        sizes = [rows] * len(names)
+        raws = self._matrices(names, sizes, cols)
+        held = [self._grouped(raw) for raw in raws]
+        if len({part and (part.bits, part.group) for part in held}) > 1:
+            held = [None] * len(held)
+        # MLX's CPU build has gathered products of float32 alone.
+        dtype = "float32" if self.plan.wide else self.plan.dtype
+        return self._uniform(raws, held, self._bias(names, sizes), dtype).parts(count)
+
+    def _uniform(
+        self,
+        raws: Sequence[RawTensor],
+        held: Sequence[_Grouped | None],
+        bias: Floats | None,
+        dtype: str | None = None,
+    ) -> DenseLinear | GroupedLinear:
+        """One linear of matrices that are held alike, one below the other. ``dtype``: of dense ones, if not
+        that of activations."""
+        dtype = dtype or self.plan.dtype
+        grouped = [part for part in held if part is not None]
+        linear = self._hold(grouped, bias) if grouped else self._dense(raws, bias, dtype)
         for raw, part in zip(raws, held, strict=True):
-            self._count(self.plan.dtype if part is None else part.form, [raw])
+            self._count(dtype if part is None else part.form, [raw])
             self._read(raw)
         self.nbytes += linear.nbytes
         return linear
 
-    def _dense(self, raws: Sequence[RawTensor], bias: Floats | None) -> DenseLinear:
-        dtype = self.plan.dtype
+    def _dense(self, raws: Sequence[RawTensor], bias: Floats | None, dtype: str) -> DenseLinear:
         weight = to_mlx(np.concatenate([raw.dequantize(dtype) for raw in raws]), dtype)
         mx.eval(weight)
         return DenseLinear(weight, self._place(bias))

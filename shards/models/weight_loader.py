@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -117,10 +117,10 @@ class TensorReader(Generic[Plan]):
             self._read(raw)
         return np.concatenate(parts)
 
-    def heads(self, name: str, heads: int, cols: int) -> NoReturn:
+    def heads(self, name: str, heads: int, cols: int) -> Any:
         raise UnsupportedModelError("latent attention is not supported by these kernels yet")
 
-    def experts(self, prefix: str, experts: ExpertsConfig, hidden: int) -> NoReturn:
+    def experts(self, prefix: str, experts: ExpertsConfig, hidden: int) -> Any:
         raise UnsupportedModelError("experts are not supported by these kernels yet")
 
     def _count(self, form: str, raws: Sequence[RawTensor]) -> None:

@@ -144,7 +144,7 @@ def test_float32_scales_beside_sixteen_bit_activations(
     monkeypatch.setattr(mlx_weights, "on_gpu", lambda: True)
     pair = both(quantize_directory(dense, tmp_path / "q"), ours=LoadOptions(device="mlx"))
     assert pair[1]._dtype == "bfloat16"
-    assert pair[1]._blocks[0]._down._scales.dtype == mx.float32
+    assert pair[1]._blocks[0]._feed_forward._down._scales.dtype == mx.float32
     agree(sessions, pair, {"atol": 8e-2, "rtol": 8e-2}, kv_dtype="bfloat16")
 
 

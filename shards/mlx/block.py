@@ -1,0 +1,68 @@
+"""One block of a model on MLX, over packed tokens: what ``BlockConfig`` says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from ..models.block_weights import AttentionWeights
+from .attention import PagedAttention
+from .experts import ExpertsLayer, MlxExperts
+from .heads import HeadsLayer
+from .latent import LatentLayer
+from .linear import DenseLinears, MlxLinear
+from .mlp import MlxMlp
+from .norm import MlxNorm, normed
+from .rope import MlxRope, Positions
+
+if TYPE_CHECKING:
+    from ..formats.block_config import BlockConfig
+    from ..models.block_weights import BlockWeights
+
+
+class MlxBlock:
+    """``dtype``: that of activations. ``rope`` belongs to the block's settings."""
+
+    def __init__(
+        self,
+        settings: BlockConfig,
+        weights: BlockWeights[MlxNorm, MlxLinear, MlxExperts, DenseLinears],
+        rope: MlxRope | None,
+        dtype: str,
+    ) -> None:
+        attention = weights.attention
+        self._attention: HeadsLayer | LatentLayer
+        if isinstance(attention, AttentionWeights):
+            self._attention = HeadsLayer(settings.attention, attention, rope, dtype)
+        else:
+            self._attention = LatentLayer(settings.attention, attention, rope)
+        dense = None
+        if settings.mlp is not None and weights.mlp is not None:
+            dense = MlxMlp(settings.mlp, weights.mlp)
+        self._feed_forward: MlxMlp | ExpertsLayer
+        if settings.experts is not None and weights.experts is not None:
+            self._feed_forward = ExpertsLayer(settings.experts, weights.experts, dense, dtype)
+        elif dense is not None:
+            self._feed_forward = dense
+        self._norm, self._mlp_norm = weights.norm, weights.mlp_norm
+        self._attention_out_norm, self._mlp_out_norm = weights.attention_out_norm, weights.mlp_out_norm
+        self._parallel = settings.parallel
+        self._multiplier, self._scalar = settings.residual_multiplier, weights.scalar
+
+    def __call__(self, block: int, x: mx.array, positions: Positions, attend: PagedAttention) -> mx.array:
+        """``x`` (T, hidden) → (T, hidden). ``block`` is absolute."""
+        read = normed(self._norm, x)
+        attended = normed(self._attention_out_norm, self._attention(block, read, positions, attend))
+        if self._parallel:
+            read = read if self._mlp_norm is None else self._mlp_norm(x)
+            out = normed(self._mlp_out_norm, self._feed_forward(read, x))
+            x = x + self._times(attended + out)
+        else:
+            x = x + self._times(attended)
+            out = self._feed_forward(normed(self._mlp_norm, x), x)
+            x = x + self._times(normed(self._mlp_out_norm, out))
+        return x if self._scalar == 1.0 else x * self._scalar
+
+    def _times(self, x: mx.array) -> mx.array:
+        return x if self._multiplier == 1.0 else x * self._multiplier

@@ -1,0 +1,70 @@
+"""The MLP of a block, and activations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from .device import fused
+from .linear import MlxLinear
+
+if TYPE_CHECKING:
+    from ..formats.block_config import MlpConfig
+    from ..models.block_weights import MlpWeights
+
+Function = Callable[[mx.array], mx.array]
+
+
+class MlxMlp:
+    """``mlp(x)``: x (T, hidden) → (T, hidden). A block hands over its residual stream too, which experts may
+    read."""
+
+    def __init__(self, settings: MlpConfig, weights: MlpWeights[MlxLinear]) -> None:
+        self._gate_up, self._down = weights
+        self._activate = activation(settings)
+
+    def __call__(self, x: mx.array, _residual: mx.array | None = None) -> mx.array:
+        return self._down(self._activate(self._gate_up(x)))
+
+
+@cache
+def activation(settings: MlpConfig) -> Function:
+    """What becomes of the rows (..., 2 * inner) of gate and up, or (..., inner) of up alone: (..., inner)."""
+    inner = settings.inner
+    if not settings.gated:
+        return fused(_ACTIVATIONS[settings.activation])
+    gate = fused(_clamped(settings) if settings.activation == "clamped" else _gated(settings.activation))
+    return lambda rows: gate(rows[..., :inner], rows[..., inner:])
+
+
+@cache
+def _gated(name: str) -> Callable[[mx.array, mx.array], mx.array]:
+    activate = _ACTIVATIONS[name]
+    return lambda gate, up: activate(gate) * up
+
+
+def _clamped(settings: MlpConfig) -> Callable[[mx.array, mx.array], mx.array]:
+    alpha, limit = settings.alpha, settings.limit
+
+    def gated(gate: mx.array, up: mx.array) -> mx.array:
+        gate = mx.minimum(gate, limit)
+        return gate * mx.sigmoid(alpha * gate) * (mx.clip(up, -limit, limit) + 1)
+
+    return gated
+
+
+def _relu(x: mx.array) -> mx.array:
+    return mx.maximum(x, 0)
+
+
+_ACTIVATIONS: dict[str, Function] = {
+    "silu": lambda x: x * mx.sigmoid(x),
+    "gelu": lambda x: x * (1 + mx.erf(x * math.sqrt(0.5))) * 0.5,
+    "gelu_tanh": lambda x: x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))) * 0.5,
+    "relu": _relu,
+    "relu2": lambda x: _relu(x) * _relu(x),
+}

@@ -1,0 +1,169 @@
+"""Blocks of every kind on MLX's CPU build, against what they compute in float64: prompts in ragged pieces and
+decode steps of several sessions, whose blocks give up the pages that they no longer see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from swarm_node.shards.checkpoint.checkpoint import Checkpoint
+from swarm_node.shards.formats.block_config import BlockConfig
+from swarm_node.shards.formats.qtypes import row_bytes
+from swarm_node.shards.layers.kv_pool import BatchSlice
+from swarm_node.shards.mlx import scores
+from swarm_node.shards.mlx.span import MlxSpan, load_mlx_span
+from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.shards.models.random_blocks import random_checkpoint
+from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
+from swarm_node.swarm.types import Span
+from tests.shards.conftest import soil
+from tests.shards.models.block_cases import CASES, HIDDEN, block_configs, checkpoint_of
+from tests.shards.models.block_reference import reference
+
+FEEDS = [
+    [(0, 40)],
+    [(1, 7), (0, 1)],
+    [(2, 1), (0, 1), (1, 1)],
+    [(1, 1), (0, 33), (2, 1)],
+    [(2, 64), (1, 1), (0, 1)],
+    *[[(2, 1), (0, 1), (1, 1)]] * 2,
+    [(1, 2)],
+]
+"""(session, tokens) of each batch: prompts and decode steps, past page ends, contexts of 1 to 80 tokens."""
+LENGTH = 128
+EXACT = LoadOptions(device="mlx", dtype="float32", quantize="none")
+
+
+def loaded(checkpoint: Checkpoint, options: LoadOptions = EXACT) -> MlxSpan:
+    return load_mlx_span(checkpoint, Span(0, checkpoint.config.n_blocks), options)
+
+
+def outputs(
+    model: MlxSpan,
+    inputs: np.ndarray,
+    feeds: list[list[tuple[int, int]]] = FEEDS,
+    *,
+    kv_dtype: str = "float32",
+    long: bool = False,
+) -> list[np.ndarray]:
+    """``inputs`` (sessions, LENGTH, hidden) → of each session the rows that were fed."""
+    sessions, blocks, pages = len(inputs), len(model.span), LENGTH // PAGE_TOKENS
+    used = sessions * blocks * pages
+    slots = np.random.default_rng(0).permutation(used + 5)[:used].astype(np.int32)
+    tables = slots.reshape(sessions, blocks, pages)
+    pool = model.new_pool(used + 5, kv_dtype)
+    soil(pool)
+    lengths, rows = [0] * sessions, [[np.empty((0, HIDDEN), np.float32)] for _ in inputs]
+    for feed in feeds:
+        parts, x = [], []
+        for session, count in feed:
+            start = lengths[session]
+            for block, config in enumerate(model.config.blocks):
+                tables[session, block, : first_page(config, start)] = -1
+            first = sum(part.count for part in parts)
+            parts.append(BatchSlice(tables[session].copy(), 0, first, start, count, long))
+            x.append(inputs[session, start : start + count])
+            lengths[session] += count
+        out = model.forward(np.concatenate(x), parts, pool)
+        for (session, _), part in zip(feed, parts, strict=True):
+            rows[session].append(out[part.row : part.row + part.count].copy())
+    return [np.concatenate(parts) for parts in rows]
+
+
+def first_page(config: BlockConfig, start: int) -> int:
+    """The first that a token at ``start`` sees."""
+    window, chunk = config.attention.window, config.attention.chunk
+    first = max(0, start - window + 1) if window else start // chunk * chunk if chunk else 0
+    return first // PAGE_TOKENS
+
+
+def inputs_of(sessions: int = 3, seed: int = 7) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((sessions, LENGTH, HIDDEN), np.float32)
+
+
+def check(checkpoint: Checkpoint, tolerance: float = 2e-5, **options: Any) -> None:
+    inputs = inputs_of()
+    long = options.get("long", False)
+    for rows, x in zip(outputs(loaded(checkpoint), inputs, **options), inputs, strict=True):
+        wanted = reference(checkpoint, x[: len(rows)], long=long)
+        np.testing.assert_allclose(rows, wanted, atol=tolerance * np.abs(wanted).max(), rtol=0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_blocks_of_every_kind(name: str) -> None:
+    check(checkpoint_of(CASES[name]))
+
+
+@settings(deadline=None, max_examples=60)
+@given(blocks=st.lists(block_configs(), min_size=1, max_size=3), data=st.data())
+def test_blocks_such_as_no_model_has(blocks: list[BlockConfig], data: st.DataObject) -> None:
+    assume(not any(b.attention.latent and b.attention.sinks for b in blocks))
+    checkpoint, inputs = checkpoint_of(tuple(blocks)), inputs_of()
+    left, feeds = [LENGTH] * 3, []
+    for _ in range(data.draw(st.integers(1, 5))):
+        feed = []
+        for session in data.draw(st.permutations(range(3)))[: data.draw(st.integers(1, 3))]:
+            count = min(left[session], data.draw(st.sampled_from([1, 1, 1, 2, 31, 33, 50])))
+            left[session] -= count
+            feed += [(session, count)] if count else []
+        feeds += [feed] if feed else []
+    for rows, x in zip(outputs(loaded(checkpoint), inputs, feeds), inputs, strict=True):
+        if len(rows):
+            wanted = reference(checkpoint, x[: len(rows)])
+            np.testing.assert_allclose(rows, wanted, atol=1e-4 * np.abs(wanted).max(), rtol=0)
+
+
+@pytest.mark.parametrize(("kv_dtype", "tolerance"), [("float16", 5e-3), ("bfloat16", 3e-2), ("int8", 8e-2)])
+@pytest.mark.parametrize("name", ["latent", "gemma", "mixed"])
+def test_shapes_of_keys_and_values_share_a_pool(name: str, kv_dtype: str, tolerance: float) -> None:
+    dense = tuple(block for block in CASES[name] if block.experts is None)  # rounding changes who is chosen
+    check(checkpoint_of(dense), tolerance, kv_dtype=kv_dtype)
+
+
+def test_long_sessions_turn_by_other_factors() -> None:
+    check(checkpoint_of(CASES["longrope"]), long=True)
+
+
+def test_rows_of_long_prompts_are_attended_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores, "MOST_SCORES", 500)
+    for name in ("llama", "window", "chunk", "softcap", "latent"):
+        check(checkpoint_of(CASES[name]))
+
+
+def with_experts_of(name: str, qtypes: Sequence[str]) -> Checkpoint:
+    """A case whose experts' matrices have each one of ``qtypes``, the first ones the first."""
+    plain = checkpoint_of(CASES[name])
+    manifest = dict(plain.manifest)
+    for tensor, info in plain.manifest.items():
+        if ".experts." in tensor and tensor.endswith(".weight"):
+            qtype = qtypes[min(int(tensor.split(".")[5]), len(qtypes) - 1)]
+            size = info.shape[0] * row_bytes(qtype, info.shape[1])
+            manifest[tensor] = replace(info, qtype=qtype, nbytes=size)
+    return random_checkpoint(plain.config, manifest, range(plain.config.n_blocks))
+
+
+@pytest.mark.parametrize(
+    ("qtypes", "held"),
+    [
+        (["BF16"], "float32"),
+        (["Q4_0"], "int4 (Q4_0)"),
+        (["Q8_0"], "int8 (Q8_0)"),
+        (["MLX4_32_F32"], "int4 (MLX4_32_F32)"),
+        (["MLX6_32"], "int6 (MLX6_32)"),
+        (["Q8_0", "Q4_0"], "float32"),  # several forms
+    ],
+)
+@pytest.mark.parametrize("name", ["experts", "gpt-oss", "weighted inputs", "deepseek"])
+def test_experts_are_held_as_in_the_file(name: str, qtypes: list[str], held: str) -> None:
+    checkpoint, inputs = with_experts_of(name, qtypes), inputs_of()
+    model = loaded(checkpoint, LoadOptions(device="mlx"))
+    assert set(model.weights.split(" + ")) == {held, "float32"}
+    for rows, x in zip(outputs(model, inputs), inputs, strict=True):
+        wanted = reference(checkpoint, x[: len(rows)])
+        np.testing.assert_allclose(rows, wanted, atol=2e-5 * np.abs(wanted).max(), rtol=0)
