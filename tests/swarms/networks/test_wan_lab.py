@@ -322,21 +322,16 @@ def test_a_hop_that_is_partitioned_away_is_replaced(
     wan_swarm: WanSwarm, model: SwarmModel, undisturbed: Generation
 ) -> None:
     lab = wan_swarm.lab
-    before = {name: _sent(lab, name) for name in ("hop1", "hop2")}
     stream = model.stream(PROMPT, **OPTIONS)
     text = next(stream)
-    lost = max(before, key=lambda name: _sent(lab, name) - before[name])
-    lab.partition(lost)
+    assert stream.route is not None
+    lost = stream.route.hops[1].peer_id
+    lab.partition(next(name for name, peer_id in wan_swarm.peer_ids.items() if peer_id == lost))
     try:
         text += "".join(stream)
     finally:
         lab.heal()
     assert text == undisturbed.text
     assert stream.result.token_ids == undisturbed.token_ids
-    assert wan_swarm.peer_ids[lost] in {peer for repair in stream.result.repaired for peer in repair.lost}
-    assert wan_swarm.peer_ids[lost] not in {hop.peer_id for hop in stream.result.hops}
-
-
-def _sent(lab: WanLab, name: str) -> int:
-    """Bytes that have left a machine for others."""
-    return sum(count.bytes for (source, _), count in lab.all_traffic().items() if source == name)
+    assert lost in {peer for repair in stream.result.repaired for peer in repair.lost}
+    assert lost not in {hop.peer_id for hop in stream.result.hops}
