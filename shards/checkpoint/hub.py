@@ -36,9 +36,9 @@ from ..formats.hf.safetensors_reader import (
     read_index,
     shard_names,
 )
-from ..formats.hf.tensors import checked_tensors
+from ..formats.hf.tensors import checked_tensors, stored_places
 from ..formats.raw_tensor import RawTensor
-from ..formats.tensors import needed_tensors, with_own_head
+from ..formats.tensors import needed_tensors
 from ..pieces.digest import SMALL_FILES, FileHash, ModelIdentity, identity_of
 from ..pieces.file_hashes import Progress
 from ..pieces.hashing import hashed
@@ -310,8 +310,10 @@ def _open_shards(
     if index is None:
         return {SINGLE: _open_shard(repo, SINGLE, weights)}
     weight_map = read_index(index)
-    needed = needed_tensors(with_own_head(config, weight_map), blocks, client) if weights else []
-    wanted = {weight_map[part] for name in needed for part in stored_names(name) if part in weight_map}
+    config, found = stored_places(config, weight_map)
+    needed = needed_tensors(config, blocks, client) if weights else []
+    parts = {part for name in needed for part in stored_names(found[name].stored)}
+    wanted = {weight_map[part] for part in parts if part in weight_map}
     shards: dict[str, ShardFile] = {}
     try:
         for file in shard_names(weight_map):

@@ -9,6 +9,7 @@ from pathlib import Path
 from ...swarm.errors import CheckpointError, UsageError
 from ...swarm.types import Span
 from ..formats.gguf.reader import GGUFSource
+from ..formats.gguf.tensors import gguf_tensors
 from ..formats.hf.safetensors_reader import open_directory
 from ..formats.hf.tensors import checked_tensors
 from ..formats.not_a_model import no_path_error
@@ -95,11 +96,12 @@ def _open_file(path: Path, pieces: bool, progress: Progress | None) -> Checkpoin
         raise CheckpointError(f"{path} has holes", hint=f"Give the directory {path.parent.parent}.")
     source = GGUFSource(path)
     try:
+        config, tensors = gguf_tensors(source)
         identity = _identified(path, pieces, progress)
     except BaseException:
         source.close()
         raise
-    return Checkpoint(path.stem, source.config, source, GGUFTokenizer(source.header), *identity)
+    return Checkpoint(path.stem, config, tensors, GGUFTokenizer(source.header), *identity)
 
 
 def is_hub_name(text: str) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ...swarm.errors import CheckpointError
 from ...swarm.types import Span
 from ..formats.gguf.reader import GGUFSource
+from ..formats.gguf.tensors import gguf_tensors
 from ..formats.hf.mlx_affine import stored_names
 from ..formats.hf.safetensors_reader import LocalShard, SafetensorsSource
 from ..formats.hf.tensors import checked_tensors
@@ -56,8 +57,9 @@ class StoredCheckpoint(Checkpoint):
         if manifest.has_file(GGUF_NAME):
             source = self._places = GGUFSource(store.path(GGUF_NAME), FilePresence(store, GGUF_NAME))
             _check_head(store, GGUF_NAME, min(source.header.length, source.file.size))
+            config, self._tensors = gguf_tensors(source)
             super().__init__(
-                *(store.model.name, source.config, source, GGUFTokenizer(source.header)),
+                *(store.model.name, config, self._tensors, GGUFTokenizer(source.header)),
                 manifest.identity,
                 manifest.root,
             )
@@ -69,9 +71,9 @@ class StoredCheckpoint(Checkpoint):
         try:
             for name in names:
                 _check_head(store, name, head_of(name, store.path(name)))
-            config, tensors = checked_tensors(config, shards, store.model.name)
+            config, self._tensors = checked_tensors(config, shards, store.model.name)
             super().__init__(
-                *(store.model.name, config, tensors, _StoredTokenizer(store)),
+                *(store.model.name, config, self._tensors, _StoredTokenizer(store)),
                 manifest.identity,
                 manifest.root,
             )
@@ -85,7 +87,8 @@ class StoredCheckpoint(Checkpoint):
 
     def _pieces(self, name: str) -> list[int]:
         """The pieces that hold a tensor. A matrix that MLX has quantized is stored as three tensors."""
-        parts = [part for part in stored_names(name) if part in self._places.manifest]
+        stored = stored_names(self._tensors.stored(name))
+        parts = [part for part in stored if part in self._places.manifest]
         pieces: list[int] = []
         for path, offset, size in map(self._places.place, parts):
             pieces += self._store.manifest.pieces_of(path.name.removesuffix(PART), offset, size)

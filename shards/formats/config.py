@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...swarm.errors import CheckpointError, UnsupportedModelError
+from ...swarm.errors import CheckpointError
 from ...swarm.types import MAX_BLOCKS
 from .block_config import MAX_SOFTCAP, BlockConfig, NormConfig
 from .bounds import MAX_CONTEXT, MAX_VOCAB, MAX_WIDTH, SCALES, check_between, check_count
@@ -58,11 +58,3 @@ class ModelConfig:
     @property
     def n_blocks(self) -> int:
         return len(self.blocks)
-
-
-def unsupported_family(family: object) -> UnsupportedModelError:
-    """``family``: the value in the file, of any type."""
-    return UnsupportedModelError(
-        f"model family {shown(family)} is not supported",
-        hint="Supported: Llama-architecture models (LlamaForCausalLM; Mistral without sliding window).",
-    )

@@ -32,17 +32,21 @@ REQUIRED: Final = _Required.REQUIRED
 
 class Fields:
     """``values``: the object. ``where``: the file, for messages. ``inside``: the object's own key in the
-    file, with a dot behind it, or nothing for the outermost.
+    file, with a dot behind it, or nothing for the outermost. ``names``: what the file calls a key, with the
+    keys of objects that it is in, where that is another name.
 
     Methods named ``optional_…`` give None for null and for a key that is missing, unless ``default`` says
     otherwise; for all others null is a value of the wrong type. CheckpointError for a value of another type,
     or outside its bounds.
     """
 
-    def __init__(self, values: Mapping[str, Any], where: str, inside: str = "") -> None:
+    def __init__(
+        self, values: Mapping[str, Any], where: str, inside: str = "", names: Mapping[str, str] | None = None
+    ) -> None:
         self._values = values
         self.where = where
         self._inside = inside
+        self._names = names or {}
         self._read: set[str] = set()
 
     def has(self, key: str) -> bool:
@@ -57,13 +61,29 @@ class Fields:
     def is_text(self, key: str) -> bool:
         return self.has(key) and isinstance(self._values[key], str)
 
+    def all_keys(self) -> list[str]:
+        """Every key."""
+        return sorted(self._values)
+
+    def key(self, key: str) -> str:
+        """The key as the file has it, with those of the objects that it is in."""
+        return f"{self._inside}{key}"
+
+    def value(self, key: str) -> Any:
+        """The value, of any type; None for a missing key."""
+        return self._get(key, REQUIRED)
+
+    def was_read(self, key: str) -> bool:
+        return key in self._read
+
     def unread(self) -> list[str]:
         """Keys that were not read."""
         return sorted(self._values.keys() - self._read)
 
     def named(self, key: str) -> str:
         """File and key, as a message begins."""
-        return f"{self.where}: {self._inside}{key}"
+        key = self.key(key)
+        return f"{self.where}: {self._names.get(key, key)}"
 
     def shown(self, key: str) -> str:
         """The value as a message shows it."""
@@ -144,17 +164,25 @@ class Fields:
         value = None if self._is_none(key) else self._values[key]
         if value is not None and not isinstance(value, Mapping):
             raise self.wrong(key, "an object")
-        return Fields(value, self.where, f"{self._inside}{key}.") if value else None
+        return self._within(value, key) if value else None
 
     def sections(self, key: str) -> list[Fields]:
         """Every object of a list; none for null and for a missing key."""
         found = self._list(key, Mapping, "a list of objects")
-        return [Fields(each, self.where, f"{self._inside}{key}[{at}].") for at, each in enumerate(found)]
+        return [self._within(each, f"{key}[{at}]") for at, each in enumerate(found)]
 
     def inner(self) -> list[tuple[str, Fields]]:
         """The values that are objects, under their keys."""
         objects = [(key, value) for key, value in self._values.items() if isinstance(value, Mapping)]
-        return [(key, Fields(value, self.where, f"{self._inside}{key}.")) for key, value in objects]
+        return [(key, self._within(value, key)) for key, value in objects]
+
+    def numbers(
+        self, key: str, *, above: float = -sys.float_info.max, below: float = sys.float_info.max
+    ) -> tuple[float, ...]:
+        """A list of finite numbers between the bounds; empty for null and for a missing key."""
+        found = self._list(key, (int, float), "a list of numbers")
+        each = self._within({str(at): value for at, value in enumerate(found)}, key)
+        return tuple(each.number(str(at), above=above, below=below) for at in range(len(found)))
 
     def is_one_of(self, key: str, allowed: tuple[Any, ...]) -> bool:
         """Whether the key is missing, or its value, of any type, is among ``allowed``."""
@@ -165,6 +193,9 @@ class Fields:
         there = f"is {self.shown(key)}" if key in self._values else "is missing"
         return CheckpointError(f"{self.named(key)} {there}, expected {expected}")
 
+    def _within(self, values: Mapping[str, Any], key: str) -> Fields:
+        return Fields(values, self.where, f"{self._inside}{key}.", self._names)
+
     def _is_none(self, key: str) -> bool:
         return not self.has(key) or self._values[key] is None
 
@@ -173,7 +204,7 @@ class Fields:
             return self._values[key]
         return None if default is REQUIRED else default
 
-    def _list(self, key: str, kind: type, expected: str) -> list[Any]:
+    def _list(self, key: str, kind: type | tuple[type, ...], expected: str) -> list[Any]:
         value = [] if self._is_none(key) else self._values[key]
         if (
             not isinstance(value, list)

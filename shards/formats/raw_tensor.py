@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -48,6 +48,31 @@ class RawTensor:
     stored: np.ndarray
     row_order: np.ndarray | None = None
     check: Callable[[], None] | None = None
+
+    def part(self, name: str, shape: tuple[int, ...], rows: slice | np.ndarray) -> RawTensor:
+        """Some rows, in this order: a tensor of ``shape``. Of a vector, some values."""
+        if len(self.shape) == 1:
+            values = self.data.reshape(self.cols, -1)[rows]
+            return replace(self, name=name, shape=shape, stored=values.reshape(1, -1), row_order=None)
+        if len(shape) == 1 or isinstance(rows, slice) or self.row_order is not None:
+            return replace(self, name=name, shape=shape, stored=self.data[rows], row_order=None)
+        return replace(self, name=name, shape=shape, row_order=rows)
+
+    def turned(self, name: str, groups: int = 1) -> RawTensor:
+        """Each of ``groups`` equal parts, one below the other, transposed; a quantized matrix as float32."""
+        rows, cols = self.stored.shape[0], self.cols
+        if self.is_dense:
+            qtype, values = self.qtype, np.ascontiguousarray(self.data).view(STORED[DENSE[self.qtype]])
+        else:
+            qtype, values = "F32", self.dequantize().reshape(rows, cols)
+        turned = values.reshape(groups, rows // groups, cols).swapaxes(1, 2).reshape(groups * cols, -1)
+        stored = np.ascontiguousarray(turned).view(np.uint8)
+        return RawTensor(name, turned.shape, qtype, stored, check=self.check)
+
+    def named(self, name: str, shape: tuple[int, ...]) -> RawTensor:
+        """The same values under another name, and in a shape of as many rows."""
+        rows = 1 if len(shape) == 1 else len(self.stored)
+        return replace(self, name=name, shape=shape, stored=self.stored.reshape(rows, -1))
 
     @property
     def data(self) -> np.ndarray:

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
-from ...swarm.errors import CheckpointError, UnsupportedModelError
 from ...swarm.types import Span
 from .block_config import AttentionConfig, ExpertsConfig, LatentConfig, MlpConfig, NormConfig
 from .config import ModelConfig
-from .qtypes import QTYPES, SUPPORTED
 from .raw_tensor import RawTensor
-from .shown import shown
 
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
 HEAD_BIAS = "lm_head.bias"
-_HARMLESS = re.compile(r"(model\.layers\.[0-9]{1,4}\.self_attn\.|model\.)rotary_emb\.inv_freq")
-"""Tensors that need not be read: the frequencies follow from the configuration, as in transformers."""
-_NAMED = 3
-"""A message names at most this many of the tensors that are not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,52 +187,6 @@ def needed_tensors(config: ModelConfig, blocks: Span | None, client: bool) -> li
     for block in range(blocks.start, blocks.end) if blocks else ():
         names += block_tensors(config, block)
     return names
-
-
-def with_own_head(config: ModelConfig, names: Container[str]) -> ModelConfig:
-    """``config`` of a checkpoint that has tensors ``names``: a head in the file is the model's head, whatever
-    ``tie_word_embeddings`` says, as in transformers and llama.cpp."""
-    return replace(config, tie_word_embeddings=False) if HEAD in names else config
-
-
-def check_manifest(
-    manifest: Mapping[str, TensorInfo], config: ModelConfig, where: str, *, bias_optional: bool = False
-) -> None:
-    """Raise CheckpointError unless every tensor of the model is there in its right shape, and
-    UnsupportedModelError if there are more: a tensor that is not read belongs to another computation.
-
-    ``bias_optional``: GGUF files may hold some biases and not others.
-    """
-    needed = model_tensors(config)
-    for name, shape in needed.items():
-        info = manifest.get(name)
-        if info is None:
-            if bias_optional and name.endswith(".bias"):
-                continue
-            raise CheckpointError(
-                f"{where} has no tensor {name}", hint="The file is damaged, or is not a complete model."
-            )
-        if info.shape != shape:
-            raise CheckpointError(
-                f"tensor {name} of {where} has shape {list(info.shape)}, the configuration says {list(shape)}"
-            )
-        if info.qtype not in QTYPES:
-            raise UnsupportedModelError(
-                f"tensor {name} of {where} has type {info.qtype}, which is not supported", hint=SUPPORTED
-            )
-    refuse_unread((name for name in manifest if name not in needed), where)
-
-
-def refuse_unread(names: Iterable[str], where: str) -> None:
-    """UnsupportedModelError if any of these tensors, which are not read, would change what is computed."""
-    unread = sorted(name for name in names if not _HARMLESS.fullmatch(name))
-    if unread:
-        named = ", ".join(map(shown, unread[:_NAMED]))
-        more = f" and {len(unread) - _NAMED} more" if len(unread) > _NAMED else ""
-        raise UnsupportedModelError(
-            f"{where} has tensors that its configuration does not use: {named}{more}",
-            hint="The configuration belongs to another model, or the model needs what is not supported.",
-        )
 
 
 def main_qtype(manifest: Mapping[str, TensorInfo]) -> str:

@@ -43,6 +43,8 @@ FLOORS = {
     "dht": (("dht",), ("dht/records",), ("dht/kademlia", "dht/delegated"), ("dht/joining",)),
     "shards": (
         ("shards/formats",),
+        ("shards/families",),
+        ("shards/families/rows",),
         ("shards/formats/gguf", "shards/formats/hf"),
         ("shards/chat", "shards/layers", "shards/pieces"),
         ("shards/tokenizer", "shards/kernels"),

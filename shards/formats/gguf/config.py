@@ -1,7 +1,7 @@
 """A ``ModelConfig`` from the metadata of a GGUF file, read as llama.cpp reads it.
 
-Keys of the architecture that change what a model computes are read, or have to have the value at which they
-change nothing; a key that is not known here is refused by name.
+Its keys become transformers' by one table, and the family's row reads these. A key of the architecture that
+is not read, or not known here, has to have a value with which it changes nothing, or is refused by name.
 """
 
 from __future__ import annotations
@@ -14,52 +14,104 @@ import numpy as np
 
 from ....swarm.errors import CheckpointError, UnsupportedModelError
 from ....swarm.types import MAX_BLOCKS
-from ..block_config import AttentionConfig, BlockConfig, MlpConfig, NormConfig
+from ...families.family import Family
+from ...families.model import model_config
+from ...families.rows.table import BY_GGUF, unsupported_family
+from ...families.settings import FULL, SLIDING, Settings
 from ..bounds import MAX_CONTEXT, MAX_VOCAB, MAX_WIDTH, SCALES
-from ..config import ModelConfig, unsupported_family
+from ..config import ModelConfig
 from ..fields import Fields
-from ..rope_config import THETAS, RopeConfig, lengthened
+from ..rope_config import THETAS
 from ..tensors import TensorInfo, main_qtype
 from .header import GGUFArray, GGUFHeader
 
-ARCHITECTURE = "llama"
-READ_WITH_METADATA = frozenset(("rope_freqs.weight",))
+FREQUENCIES = "rope_freqs.weight"
+LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 """Tensors that belong to the settings."""
 HARMLESS = frozenset(
     ("vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "pooling_type", "decoder_start_token_id")
-    + ("attention.layer_norm_epsilon", "attention.group_norm_epsilon")
+    + ("attention.layer_norm_epsilon", "attention.group_norm_epsilon", "rope.dimension_count")
 )
-"""Keys that change nothing: those of other heads than a language model's, or of norms that Llama does not
+"""Keys that change nothing: those of other heads than a language model's, or of norms that a family does not
 have. Keys of experts and windows change nothing if there are none."""
+KEYS = {
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.layer_norm_epsilon": "layer_norm_eps",
+    "attention.sliding_window": "sliding_window",
+    "attention.scale": "attention_multiplier",
+    "attention.temperature_scale": "llama_4_scaling_beta",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "logit_scale": "logit_scale",
+    "residual_scale": "residual_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "use_parallel_residual": "use_parallel_residual",
+    "rope.freq_base_swa": "rope_local_base_freq",
+    "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_count": "n_shared_experts",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+    "expert_weights_scale": "routed_scaling_factor",
+    "expert_weights_norm": "norm_topk_prob",
+    "expert_gating_func": "scoring_func",
+    "expert_group_count": "n_group",
+    "expert_group_used_count": "topk_group",
+    "leading_dense_block_count": "first_k_dense_replace",
+    "attention.q_lora_rank": "q_lora_rank",
+    "attention.kv_lora_rank": "kv_lora_rank",
+    "attention.key_length_mla": "qk_head_dim",
+    "attention.value_length_mla": "v_head_dim",
+}
+"""Keys of an architecture, without its name → transformers'."""
+OFF_AT_ZERO = frozenset(
+    ("sliding_window", "attention_multiplier", "llama_4_scaling_beta", "attn_logit_softcapping")
+    + ("final_logit_softcapping", "logit_scale", "residual_multiplier", "embedding_multiplier")
+    + ("q_lora_rank", "kv_lora_rank")
+)
+"""Keys with which zero means the same as nothing."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("attention.causal",), (True,)),
     **dict.fromkeys(
         ("attention.clamp_kqv", "attention.max_alibi_bias", "attn_logit_softcapping")
         + ("final_logit_softcapping", "use_parallel_residual", "nextn_predict_layers", "expert_shared_count")
-        + ("rope.scaling.yarn_log_multiplier", "attention.shared_kv_layers"),
+        + ("rope.scaling.yarn_log_multiplier", "attention.shared_kv_layers", "expert_count"),
         (0,),
     ),
     **dict.fromkeys(("logit_scale", "residual_scale", "embedding_scale"), (0, 1)),
     **dict.fromkeys(("rope.scaling.yarn_ext_factor",), (1, -1)),
     **dict.fromkeys(("rope.scaling.yarn_attn_factor",), (1,)),
 }
-"""Keys that we do not read, and the values with which they change nothing."""
-_OF_HEADS = {
-    "attention.value_length": "keys and values of different sizes are",
-    "rope.dimension_count": "rotary embedding over part of a head is",
+"""Keys that a family's row may not read, and the values with which they change nothing."""
+GATING = {0: "softmax", 1: "softmax", 2: "sigmoid", 3: "softmax_of_used"}
+"""llama.cpp's numbers of what makes scores of the router's outputs."""
+_ATTENTION_BIAS = r"blk\.[0-9]+\.attn_(q|k|v|qkv|output)\.bias"
+_MLP_BIAS = r"blk\.[0-9]+\.ffn_(gate|up|down)\.bias"
+BIASES = {
+    "attention_bias": _ATTENTION_BIAS,
+    "use_qkv_bias": r"blk\.[0-9]+\.attn_(q|k|v|qkv)\.bias",
+    "mlp_bias": _MLP_BIAS,
+    "use_bias": f"{_ATTENTION_BIAS}|{_MLP_BIAS}",
 }
-_BIAS = {
-    "attention": re.compile(r"blk\.[0-9]+\.attn_(q|k|v|output)\.bias"),
-    "mlp": re.compile(r"blk\.[0-9]+\.ffn_(gate|up|down)\.bias"),
-}
+"""Flags of transformers that a GGUF file does not have, and the tensors that say them."""
 
 
 def gguf_config(header: GGUFHeader) -> ModelConfig:
     """CheckpointError for metadata missing or wrong, UnsupportedModelError for other architectures."""
-    file = Fields(header.metadata, str(header.file.path))
-    architecture = file.optional_text("general.architecture")
-    if architecture != ARCHITECTURE:
-        raise unsupported_family(architecture)
+    where = str(header.file.path)
+    file = Fields(header.metadata, where)
+    architecture = file.optional_text("general.architecture") or ""
+    has_experts = not file.is_one_of(f"{architecture}.expert_count", (0,))
+    family = BY_GGUF.get((architecture, has_experts)) or BY_GGUF.get((architecture, not has_experts))
+    if family is None:
+        raise unsupported_family(architecture or None)
     if file.integer("split.count", 1) > 1:
         raise UnsupportedModelError(
             f"{header.file.path} is one part of a split GGUF model",
@@ -67,40 +119,11 @@ def gguf_config(header: GGUFHeader) -> ModelConfig:
         )
     if "token_embd.weight" not in header.tensors:
         raise CheckpointError(f"{header.file.path} has no tensor token_embd.weight")
-    read = Fields(_settings(header), str(header.file.path), f"{ARCHITECTURE}.")
-    hidden = read.integer("embedding_length", least=1, most=MAX_WIDTH)
-    n_heads = read.integer("attention.head_count", least=1, most=MAX_WIDTH)
-    head_dim = read.integer("attention.key_length", hidden // n_heads, least=1, most=MAX_WIDTH)
-    context = read.integer("context_length", least=1, most=MAX_CONTEXT)
-    rope = _rope(read, context, head_dim, _frequency_factors(header))
-    norm = NormConfig(read.number("attention.layer_norm_rms_epsilon", above=0.0, below=SCALES[1]))
-    bias = any(map(_BIAS["attention"].fullmatch, header.tensors))
-    block = BlockConfig(
-        attention=AttentionConfig(
-            heads=n_heads,
-            kv_heads=read.integer("attention.head_count_kv", n_heads, least=1, most=MAX_WIDTH),
-            head_dim=head_dim,
-            scale=head_dim**-0.5,
-            rope=rope,
-            bias=bias,
-            out_bias=bias,
-        ),
-        mlp=MlpConfig(
-            read.integer("feed_forward_length", least=1, most=MAX_WIDTH),
-            bias=any(map(_BIAS["mlp"].fullmatch, header.tensors)),
-        ),
-        norm=norm,
-        mlp_norm=norm,
-    )
-    config = ModelConfig(
-        family="llama",
-        blocks=(block,) * read.integer("block_count", least=1, most=MAX_BLOCKS),
-        hidden_size=hidden,
-        vocab_size=header.tensors["token_embd.weight"].shape[0],
-        final_norm=norm,
-        max_position_embeddings=lengthened(context, rope),
-        tie_word_embeddings="output.weight" not in header.tensors,
-        bos_token_id=file.optional_integer("tokenizer.ggml.bos_token_id", most=MAX_VOCAB - 1),
+    own = Fields(_own_values(header, f"{architecture}."), where, f"{architecture}.")
+    settings = _Translation(header, family, own).settings(file)
+    config = model_config(
+        family,
+        settings,
         eos_token_ids=gguf_eos_ids(header),
         native_dtype=main_qtype(
             {
@@ -110,7 +133,7 @@ def gguf_config(header: GGUFHeader) -> ModelConfig:
             }
         ),
     )
-    _check_neutral(read, config)
+    _check_unread(own, settings, config, family)
     return config
 
 
@@ -124,103 +147,190 @@ def gguf_eos_ids(header: GGUFHeader) -> tuple[int, ...]:
     return tuple(dict.fromkeys(token for token in found if token is not None))
 
 
-def _settings(header: GGUFHeader) -> dict[str, Any]:
+def _own_values(header: GGUFHeader, prefix: str) -> dict[str, Any]:
     """The keys of the architecture, without its name. What llama.cpp allows to differ from block to block may
     be a list: of one number many times, it is that number."""
     found: dict[str, Any] = {}
     for key, value in header.metadata.items():
-        if not key.startswith(f"{ARCHITECTURE}."):
-            continue
-        if isinstance(value, GGUFArray):
-            numbers = header.numbers(key) if value.count <= MAX_BLOCKS else []
-            if not numbers or any(number != numbers[0] for number in numbers):
-                raise UnsupportedModelError(
-                    f"{header.file.path}: {key} differs from block to block, which is not supported"
-                )
-            value = numbers[0]
-        found[key.removeprefix(f"{ARCHITECTURE}.")] = value
+        if key.startswith(prefix):
+            if isinstance(value, GGUFArray) and value.count <= MAX_BLOCKS:
+                numbers = header.numbers(key)
+                value = numbers[0] if len(set(numbers)) == 1 else value
+            found[key.removeprefix(prefix)] = value
     return found
 
 
-def _check_neutral(read: Fields, config: ModelConfig) -> None:
+class _Translation:
+    """Of one file's keys. ``own``: those of its architecture."""
+
+    def __init__(self, header: GGUFHeader, family: Family, own: Fields) -> None:
+        assert family.gguf is not None
+        self._header, self._family, self._gguf, self._own = header, family, family.gguf, own
+        self._values: dict[str, Any] = {}
+        self._names: dict[str, str] = {}
+        self._per_block: dict[str, list[Any]] = {}
+
+    def settings(self, file: Fields) -> Settings:
+        keys = {**KEYS, **self._gguf.keys}
+        for key, theirs in keys.items():
+            self._names[theirs] = self._own.key(key)
+            if self._own.has(key):
+                value = self._value(key, theirs)
+                if not (theirs in OFF_AT_ZERO and value == 0):
+                    self._values[theirs] = value
+        if "scoring_func" in self._values:
+            self._values["scoring_func"] = GATING.get(self._values["scoring_func"])
+        for flag, pattern in BIASES.items():
+            if flag in self._family.defaults:
+                self._values[flag] = any(re.fullmatch(pattern, name) for name in self._header.tensors)
+        self._values |= {
+            "vocab_size": self._header.tensors["token_embd.weight"].shape[0],
+            "tie_word_embeddings": "output.weight" not in self._header.tensors,
+            "bos_token_id": file.optional_integer("tokenizer.ggml.bos_token_id", most=MAX_VOCAB - 1),
+        }
+        self._layer_types()
+        self._rope()
+        defaults = {key: value for key, value in self._family.defaults.items() if key not in keys.values()}
+        return Settings(
+            {**defaults, **self._gguf.settings, **self._values},
+            self._own.where,
+            self._names,
+            self._per_block,
+            interleaved=self._gguf.neighbours,
+            frequency_factors=self._factors(FREQUENCIES),
+            is_gguf=True,
+        )
+
+    def _value(self, key: str, theirs: str) -> Any:
+        """Of a list, which has a number for each block, the first."""
+        value = self._own.value(key)
+        if not isinstance(value, GGUFArray):
+            return value
+        blocks = self._own.integer("block_count", least=1, most=MAX_BLOCKS)
+        if value.count != blocks:
+            raise CheckpointError(
+                f"{self._own.named(key)} is a list of {value.count} items, "
+                f"expected one for each of {blocks} blocks"
+            )
+        self._per_block[theirs] = self._header.numbers(self._own.key(key))
+        return self._per_block[theirs][0]
+
+    def _layer_types(self) -> None:
+        """``sliding_window_pattern``: of each block, whether it has a window; or n: each n-th has none."""
+        key = "attention.sliding_window_pattern"
+        if not self._own.has(key):
+            return
+        blocks = self._own.integer("block_count", least=1, most=MAX_BLOCKS)
+        if isinstance(self._own.value(key), GGUFArray):
+            found = self._header.numbers(self._own.key(key))
+            kinds = [SLIDING if slides else FULL for slides in found]
+        else:
+            period = self._own.integer(key, least=1, most=MAX_BLOCKS)
+            kinds = [FULL if (block + 1) % period == 0 else SLIDING for block in range(blocks)]
+        self._names["layer_types"] = self._own.key(key)
+        self._values["layer_types"] = kinds[:blocks]
+
+    def _rope(self) -> None:
+        """A factor without a type scales linearly, one of 0 does nothing, and type none ignores it."""
+        read = self._own
+        kind = read.text("rope.scaling.type", "linear")
+        name = "rope.scaling.factor" if read.has("rope.scaling.factor") else "rope.scale_linear"
+        factor = read.number(name, 0.0, above=-SCALES[0], below=SCALES[1]) or 1.0
+        if kind == "none" or (kind == "linear" and factor == 1.0):
+            kind, factor = "default", 1.0
+        long, short = self._factors(LONG), self._factors(SHORT)
+        if long and short:
+            kind = "longrope"
+        elif kind == "longrope":
+            raise UnsupportedModelError(f"{read.named('rope.scaling.type')} is longrope, without its factors")
+        if kind not in ("default", "linear", "yarn", "longrope"):
+            raise UnsupportedModelError(
+                f"{read.named('rope.scaling.type')} is {read.shown('rope.scaling.type')}, "
+                "expected none, linear, yarn or longrope"
+            )
+        context = read.integer("context_length", least=1, most=MAX_CONTEXT)
+        original = read.integer("rope.scaling.original_context_length", 0, most=MAX_CONTEXT) or context
+        found: dict[str, Any] = {
+            "rope_type": kind,
+            "original_max_position_embeddings": original,
+            "factor": context / original if kind == "longrope" else factor,
+            "beta_fast": read.number("rope.scaling.yarn_beta_fast", 32.0, above=SCALES[0], below=SCALES[1]),
+            "beta_slow": read.number("rope.scaling.yarn_beta_slow", 1.0, above=SCALES[0], below=SCALES[1]),
+        }
+        if kind == "longrope":
+            found |= {
+                "long_factor": list(long),
+                "short_factor": list(short),
+            }
+        own = read.number("rope.scaling.attn_factor", 1.0, above=0.0, below=SCALES[1])
+        if own != 1.0:  # times what YaRN's formula has; else that alone counts
+            stretched = kind == "yarn" and factor > 1
+            found["attention_factor"] = own * (0.1 * math.log(factor) + 1.0) if stretched else own
+        self._values["rope_parameters"] = found
+        self._values["rope_theta"] = read.number("rope.freq_base", 10_000.0, above=THETAS[0], below=THETAS[1])
+        self._names["rope_theta"] = read.key("rope.freq_base")
+        self._turned_part()
+
+    def _turned_part(self) -> None:
+        read = self._own
+        hidden = read.integer("embedding_length", least=1, most=MAX_WIDTH)
+        heads = self._values.get("num_attention_heads")
+        if type(heads) is not int or heads < 1 or "rope.dimension_count" in self._gguf.keys:
+            return
+        head_dim = read.integer("attention.key_length", hidden // heads, least=1, most=MAX_WIDTH)
+        turned = read.integer("rope.dimension_count", head_dim, least=1, most=head_dim)
+        self._names["partial_rotary_factor"] = read.key("rope.dimension_count")
+        if turned != head_dim:
+            # A little more, so that times the head's size it is not less than ``turned``.
+            self._values["partial_rotary_factor"] = math.nextafter(turned / head_dim, math.inf)
+
+    def _factors(self, name: str) -> tuple[float, ...]:
+        """``rope_freqs.weight``: how the converter stores llama3 scaling, as one divisor per frequency."""
+        tensor = self._header.tensors.get(name)
+        if tensor is None:
+            return ()
+        if tensor.qtype != "F32":
+            raise UnsupportedModelError(f"{name} has type {tensor.qtype}, expected F32")
+        if tensor.nbytes > 4 * MAX_WIDTH:
+            raise CheckpointError(f"{self._header.file.path}: {name} has {tensor.nbytes} bytes")
+        raw = self._header.file.slice(tensor.offset, tensor.nbytes)
+        return tuple(raw.copy().view(np.dtype("<f4")).tolist())
+
+
+def _check_unread(own: Fields, settings: Settings, config: ModelConfig, family: Family) -> None:
     """Check that the model has everything that we compute, and nothing else."""
-    head_dim = config.blocks[0].attention.head_dim
-    for key, what in _OF_HEADS.items():
-        if read.integer(key, head_dim) != head_dim:
-            raise UnsupportedModelError(
-                f"{read.named(key)} is {read.shown(key)} in heads of {head_dim}: {what} not supported"
-            )
-    if read.integer("expert_count", 0):
+    attention = config.blocks[0].attention
+    if (
+        attention.latent is None
+        and own.integer("attention.value_length", attention.head_dim) != attention.head_dim
+    ):
         raise UnsupportedModelError(
-            f"{read.named('expert_count')} is {read.shown('expert_count')}: mixture-of-experts models are "
-            "not supported"
+            f"{own.named('attention.value_length')} is {own.shown('attention.value_length')} in heads of "
+            f"{attention.head_dim}: keys and values of different sizes are not supported"
         )
-    window = read.integer("attention.sliding_window", 0)
-    if 0 < window < config.max_position_embeddings:
-        raise UnsupportedModelError(
-            f"{read.named('attention.sliding_window')} is {window}: sliding-window attention is not "
-            f"supported in a context of {config.max_position_embeddings}"
-        )
-    scale = read.number("attention.scale", 0.0)
-    if scale and not math.isclose(scale, head_dim**-0.5, rel_tol=1e-6):
-        raise UnsupportedModelError(f"{read.named('attention.scale')} is {scale}, which is not supported")
-    for key, values in NEUTRAL.items():
-        if not read.is_one_of(key, values):
-            raise UnsupportedModelError(f"{read.named(key)} is {read.shown(key)}, which is not supported")
-    for key in read.unread():
-        # Zero means off: some tools write every key that llama.cpp has, for any architecture.
-        of_others = key.startswith("expert_") or key.endswith("_swa")
-        if not (key in HARMLESS or of_others or read.is_one_of(key, (0,))):
-            raise UnsupportedModelError(
-                f"{read.named(key)} is {read.shown(key)}: what it means is not known here",
-                hint="Use a file that a current converter of llama.cpp has made.",
-            )
+    assert family.gguf is not None
+    translated = {**KEYS, **family.gguf.keys}
+    unread = {*settings.unread()}
+    for key in own.all_keys():
+        if (key in translated and translated[key] in unread) or not own.was_read(key):
+            _check_neutral(own, key, config)
 
 
-def _frequency_factors(header: GGUFHeader) -> tuple[float, ...]:
-    """``rope_freqs.weight``: how the converter stores llama3 scaling, as one divisor per frequency."""
-    tensor = header.tensors.get("rope_freqs.weight")
-    if tensor is None:
-        return ()
-    if tensor.qtype != "F32":
-        raise UnsupportedModelError(f"rope_freqs.weight has type {tensor.qtype}, expected F32")
-    if tensor.nbytes > 4 * MAX_WIDTH:
-        raise CheckpointError(f"{header.file.path}: rope_freqs.weight has {tensor.nbytes} bytes")
-    raw = header.file.slice(tensor.offset, tensor.nbytes)
-    return tuple(raw.copy().view(np.dtype("<f4")).tolist())
-
-
-def _rope(read: Fields, context: int, rotary_dim: int, factors: tuple[float, ...]) -> RopeConfig:
-    """A factor without a type scales linearly, one of 0 does nothing, and type none ignores it."""
-    kind = read.text("rope.scaling.type", "linear")
-    name = "rope.scaling.factor" if read.has("rope.scaling.factor") else "rope.scale_linear"
-    factor = read.number(name, 0.0, above=-SCALES[0], below=SCALES[1]) or 1.0
-    if kind == "none" or (kind == "linear" and factor == 1.0):
-        kind, factor = "default", 1.0
-    if kind not in ("default", "linear", "yarn"):
-        raise UnsupportedModelError(
-            f"{read.named('rope.scaling.type')} is {read.shown('rope.scaling.type')}, "
-            "expected none, linear or yarn"
-        )
-    return RopeConfig(
-        rotary_dim,
-        theta=read.number("rope.freq_base", 10_000.0, above=THETAS[0], below=THETAS[1]),
-        type=kind,
-        factor=factor,
-        original_max_position_embeddings=read.integer(
-            "rope.scaling.original_context_length", 0, most=MAX_CONTEXT
-        )
-        or context,
-        beta_fast=read.number("rope.scaling.yarn_beta_fast", 32.0, above=SCALES[0], below=SCALES[1]),
-        beta_slow=read.number("rope.scaling.yarn_beta_slow", 1.0, above=SCALES[0], below=SCALES[1]),
-        attention_factor=_attention_factor(read, kind, factor),
-        frequency_factors=factors,
+def _check_neutral(own: Fields, key: str, config: ModelConfig) -> None:
+    """Zero means off: some tools write every key that llama.cpp has, for any architecture."""
+    if key in NEUTRAL:
+        neutral = own.is_one_of(key, NEUTRAL[key])
+    elif key == "attention.scale":
+        neutral = math.isclose(own.number(key), config.blocks[0].attention.scale, rel_tol=1e-6)
+    elif key == "attention.sliding_window":
+        neutral = own.integer(key) >= config.max_position_embeddings
+    else:
+        neutral = key in HARMLESS or key.startswith("expert_") or key.endswith("_swa")
+    if neutral or (key not in NEUTRAL and own.is_one_of(key, (0,))):
+        return
+    known = key in NEUTRAL or key == "attention.scale"
+    raise UnsupportedModelError(
+        f"{own.named(key)} is {own.shown(key)}"
+        + (", which is not supported" if known else ": what it means is not known here"),
+        hint="" if known else "Use a file that a current converter of llama.cpp has made.",
     )
-
-
-def _attention_factor(read: Fields, kind: str, factor: float) -> float | None:
-    """Of the file, times what YaRN's formula has; None where that alone counts."""
-    own = read.number("rope.scaling.attn_factor", 1.0, above=0.0, below=SCALES[1])
-    if own == 1.0:
-        return None
-    return own * (0.1 * math.log(factor) + 1.0) if kind == "yarn" and factor > 1 else own

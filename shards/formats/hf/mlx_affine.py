@@ -9,16 +9,15 @@ packed into 32-bit words; ``X.scales`` and ``X.biases``, one each for a group of
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ....swarm.errors import CheckpointError, UnsupportedModelError
-from ..config import ModelConfig
 from ..qtypes import AFFINE, AFFINE_BITS, AFFINE_GROUPS, affine_qtype
 from ..raw_tensor import RawTensor
-from ..tensors import TensorInfo, TensorSource, model_tensors
+from ..tensors import TensorInfo, TensorSource
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,6 +48,14 @@ class AffineTensor(RawTensor):
         digits = np.unpackbits(packed, axis=1, bitorder="little").reshape(len(packed), self.cols, self.bits)
         return np.packbits(digits, axis=-1, bitorder="little")[..., 0]
 
+    def part(self, name: str, shape: tuple[int, ...], rows: slice | np.ndarray) -> RawTensor:
+        groups = (shape[0], self.scales.cols)
+        scales, biases = (
+            replace(each, shape=groups, stored=each.stored[rows]) for each in (self.scales, self.biases)
+        )
+        stored = self.stored[rows]
+        return replace(self, name=name, shape=shape, stored=stored, scales=scales, biases=biases)
+
     def values(self, rows: slice | np.ndarray) -> NDArray[np.float32]:
         q = self.integers(rows)
         scale, bias = self.scales.values(rows)[..., None], self.biases.values(rows)[..., None]
@@ -75,11 +82,11 @@ class AffineSource:
         if info is None:
             return self._inner.tensor(name)
         packed, scales, biases = (self._inner.tensor(part) for part in stored_names(name))
-        cols = info.shape[1]
+        cols = info.shape[-1]
         return AffineTensor(
             *(name, info.shape, info.qtype, packed.stored),
-            bits=packed.shape[1] * 32 // cols,
-            group=cols // scales.shape[1],
+            bits=packed.shape[-1] * 32 // cols,
+            group=cols // scales.shape[-1],
             scales=scales,
             biases=biases,
             check=packed.check,
@@ -115,15 +122,15 @@ def stored_names(name: str) -> tuple[str, str, str]:
     return name, f"{stem}.scales", f"{stem}.biases"
 
 
-def with_affine(source: TensorSource, config: ModelConfig, where: str) -> TensorSource:
-    """``source``, with its quantized matrices put together where it has any.
+def with_affine(source: TensorSource, shapes: Mapping[str, tuple[int, ...]], where: str) -> TensorSource:
+    """``source``, with its quantized matrices, which have ``shapes``, put together where it has any.
 
     Bits and groups follow from the shapes, as they may differ from matrix to matrix. Raises CheckpointError
     for parts that do not belong together, UnsupportedModelError for what MLX cannot multiply by.
     """
     matrices: dict[str, TensorInfo] = {}
-    for name, shape in model_tensors(config).items():
-        if len(shape) == 2 and stored_names(name)[1] in source.manifest:
+    for name, shape in shapes.items():
+        if len(shape) > 1 and stored_names(name)[1] in source.manifest:
             matrices[name] = _matrix(source.manifest, name, shape, where)
     return AffineSource(source, matrices) if matrices else source
 
@@ -139,22 +146,22 @@ def _matrix(manifest: Mapping[str, TensorInfo], name: str, shape: tuple[int, ...
             )
         parts.append(info)
     packed, scales, biases = parts
-    rows, cols = shape
+    cols = shape[-1]
     sound = (
         packed.qtype == "U32"
         and scales.qtype in _SCALE_TYPES
         and biases.qtype == scales.qtype
-        and all(len(part.shape) == 2 and part.shape[0] == rows and part.shape[1] > 0 for part in parts)
+        and all(part.shape[:-1] == shape[:-1] and part.shape[-1] > 0 for part in parts)
         and biases.shape == scales.shape
-        and packed.shape[1] * 32 % cols == 0
-        and cols % scales.shape[1] == 0
+        and packed.shape[-1] * 32 % cols == 0
+        and cols % scales.shape[-1] == 0
     )
     if not sound:
         shapes = ", ".join(f"{part.qtype} {list(part.shape)}" for part in parts)
         raise CheckpointError(
             f"the quantized matrix {name} of {where} is {shapes}, the configuration says {list(shape)}"
         )
-    bits, group = packed.shape[1] * 32 // cols, cols // scales.shape[1]
+    bits, group = packed.shape[-1] * 32 // cols, cols // scales.shape[-1]
     if bits not in AFFINE_BITS or group not in AFFINE_GROUPS:
         raise UnsupportedModelError(
             f"{name} of {where} is quantized to {bits} bits in groups of {group}, which is not supported",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Protocol
 
@@ -54,7 +55,7 @@ class LocalShard:
 
     def tensor(self, name: str) -> RawTensor:
         stored = self.tensors[name]
-        rows = 1 if len(stored.shape) < 2 else stored.shape[0]
+        rows = prod(stored.shape[:-1])
         raw = self._file.slice(stored.offset, stored.nbytes).reshape(rows, -1)
         return RawTensor(name, stored.shape, stored.dtype, raw, check=self._file.check)
 

@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+from dataclasses import replace
+
+from ...families.named_source import NamedSource
+from ...families.names import Place, places
+from ...families.rows.table import FAMILIES
 from ..config import ModelConfig
-from ..tensors import TensorSource, check_manifest, with_own_head
+from ..tensors import EMBEDDING, HEAD, TensorSource
 from .mlx_affine import with_affine
 
+_ROOTS = ("model.", "language_model.model.", "model.language_model.", "language_model.")
+"""What names of the text part begin with: the last ones in models that see or hear, too."""
+_HEADS = (HEAD, f"language_model.{HEAD}", f"model.language_model.{HEAD}")
 
-def checked_tensors(
-    config: ModelConfig, source: TensorSource, where: str
-) -> tuple[ModelConfig, TensorSource]:
+
+def stored_places(config: ModelConfig, present: Container[str]) -> tuple[ModelConfig, dict[str, Place]]:
+    """Where each of our tensors is among ``present``, the names of all files; and the configuration with what
+    these names tell: a head in the file is the model's head, whatever ``tie_word_embeddings`` says, as in
+    transformers."""
+    head = next((name for name in _HEADS if name in present), None)
+    if head is not None:
+        config = replace(config, tie_word_embeddings=False)
+    first = EMBEDDING.removeprefix("model.")
+    root = next((root for root in _ROOTS if root + first in present), _ROOTS[0])
+    names = FAMILIES[config.family].tensors
+    shown = _Rooted(present, root, head)
+    found = places(config, names, "model.layers.{}.", shown)
+    return config, {name: place._replace(stored=shown.real(place.stored)) for name, place in found.items()}
+
+
+class _Rooted:
+    """Names as if the text part was alone."""
+
+    def __init__(self, present: Container[str], root: str, head: str | None) -> None:
+        self._present, self._root, self._head = present, root, (head or HEAD).removesuffix(HEAD)
+
+    def real(self, name: str) -> str:
+        if name.startswith("model."):
+            return self._root + name.removeprefix("model.")
+        return self._head + name if name.startswith("lm_head.") else name
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self.real(name) in self._present
+
+
+def checked_tensors(config: ModelConfig, source: TensorSource, where: str) -> tuple[ModelConfig, NamedSource]:
     """The configuration, with what only the tensors tell, and all of the model's tensors, those that MLX has
-    quantized put together. CheckpointError, UnsupportedModelError: see ``check_manifest``."""
-    config = with_own_head(config, source.manifest)
-    source = with_affine(source, config, where)
-    check_manifest(source.manifest, config, where)
-    return config, source
+    quantized put together. CheckpointError, UnsupportedModelError: see ``NamedSource``."""
+    config, found = stored_places(config, source.manifest)
+    source = with_affine(source, {place.stored: place.whole for place in found.values()}, where)
+    return config, NamedSource(source, found, where, ignored=FAMILIES[config.family].ignored)

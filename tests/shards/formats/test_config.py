@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from swarm_node.shards.formats.config import ModelConfig
 from swarm_node.shards.formats.hf.config import hf_config
 from swarm_node.shards.formats.rope_config import RopeConfig
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
+from tests.shards.tokenizer.transformers_words import our_shape, rope_of, shape_of
 
 BASE: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -80,21 +82,18 @@ def test_equals_transformers(tmp_path: Path, changes: dict[str, Any]) -> None:
     theirs.save_pretrained(again)
     ours = directory_config(tmp_path)
     assert directory_config(again) == ours
-    assert ours.n_kv_heads == theirs.num_key_value_heads
-    assert ours.head_dim == theirs.head_dim
+    assert our_shape(ours) == shape_of(theirs)
     assert ours.tie_word_embeddings == theirs.tie_word_embeddings
-    assert (ours.attention_bias, ours.mlp_bias) == (theirs.attention_bias, theirs.mlp_bias)
-    assert ours.rms_norm_eps == theirs.rms_norm_eps
-    rope = dict(theirs.rope_parameters)
+    rope, our_rope = dict(theirs.rope_parameters), rope_of(ours)
     rope.pop("type", None)
-    assert ours.rope.type == rope.pop("rope_type")
-    stretch = rope.get("factor", 1) if ours.rope.type in ("linear", "yarn") else 1
+    assert our_rope.type == rope.pop("rope_type")
+    stretch = rope.get("factor", 1) if our_rope.type in ("linear", "yarn") else 1
     trained = rope.get("original_max_position_embeddings", theirs.max_position_embeddings)
     assert ours.max_position_embeddings == max(theirs.max_position_embeddings, trained * stretch)
-    assert ours.rope.theta == rope.pop("rope_theta")
+    assert our_rope.theta == rope.pop("rope_theta")
     for name, value in rope.items():
-        if not (ours.rope.type == "yarn" and name in ("low_freq_factor", "high_freq_factor")):
-            assert getattr(ours.rope, name) == value
+        if not (our_rope.type == "yarn" and name in ("low_freq_factor", "high_freq_factor")):
+            assert getattr(our_rope, name) == value
 
 
 def test_end_of_text() -> None:
@@ -113,28 +112,28 @@ def test_mistral_without_window_is_llama() -> None:
         "num_key_value_heads": 2,
         "max_position_embeddings": 1024,
     }
-    assert read(**mistral, sliding_window=None) == read(num_key_value_heads=2, max_position_embeddings=1024)
-    assert read(**mistral).max_position_embeddings == 1024  # of a window of 4096
-    assert read(**mistral, sliding_window=1024).max_position_embeddings == 1024
-    with pytest.raises(UnsupportedModelError, match="sliding_window is 128: sliding-window") as caught:
-        read(**mistral, sliding_window=128)
-    assert '"max_position_embeddings": 128.' in caught.value.hint
-    assert (
-        read(**{**mistral, "max_position_embeddings": 128}, sliding_window=128).max_position_embeddings == 128
-    )
-    with pytest.raises(UnsupportedModelError, match="4096, transformers' default where the key is missing"):
-        read(**{**mistral, "max_position_embeddings": 8192})
+    llama = read(num_key_value_heads=2, max_position_embeddings=1024)
+    for window in (None, 1024, 4096):
+        assert read(**mistral, sliding_window=window) == replace(llama, family="mistral")
+    assert read(**mistral) == replace(llama, family="mistral")  # of a window of 4096
+    assert {block.attention.window for block in read(**mistral, sliding_window=128).blocks} == {128}
     del mistral["max_position_embeddings"]
-    with pytest.raises(UnsupportedModelError, match="in a context of 131072"):
-        read(**mistral, sliding_window=4096)
+    assert {block.attention.window for block in read(**mistral).blocks} == {4096}
 
 
 def test_a_window_shorter_than_what_scaling_makes_of_the_context() -> None:
-    scaled = {"rope_scaling": {"type": "linear", "factor": 2.0}, "sliding_window": 3000}
+    scaled = {
+        "rope_scaling": {"type": "linear", "factor": 2.0},
+        "sliding_window": 3000,
+        "num_key_value_heads": 4,
+    }
     assert read(sliding_window=3000).max_position_embeddings == 2048
-    with pytest.raises(UnsupportedModelError, match="in a context of 4096") as caught:
+    with pytest.raises(UnsupportedModelError, match="sliding_window is 3000: this family has no"):
         read(**scaled)
-    assert "max_position_embeddings" not in caught.value.hint
+    vain = read(model_type="mistral", architectures=[], **scaled, max_position_embeddings=1500)
+    assert vain.blocks[0].attention.window == 0
+    short = read(model_type="mistral", architectures=[], **scaled, max_position_embeddings=1501)
+    assert short.blocks[0].attention.window == 3000
 
 
 def test_the_first_name_of_the_architecture() -> None:
@@ -147,11 +146,10 @@ def test_the_first_name_of_the_architecture() -> None:
         ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, "gpt2"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
         ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
-        ({"hidden_act": "gelu"}, "gelu"),
-        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "longrope"),
+        ({"hidden_act": "mish"}, "hidden_act: activation 'mish'"),
         ({"partial_rotary_factor": 0.5}, "part of a head"),
         ({"model_type": "x" * 10**6}, r"^model family .{1,120} is not"),
-        ({"rope_scaling": {"rope_type": "proportional"}}, "rope type 'proportional'"),
+        ({"rope_scaling": {"rope_type": "mrope"}}, "rope type 'mrope'"),
     ],
 )
 def test_unsupported(changes: dict[str, Any], message: str) -> None:
@@ -169,7 +167,8 @@ def test_unsupported(changes: dict[str, Any], message: str) -> None:
         ({"hidden_size": -64}, "hidden_size"),
         ({"vocab_size": True}, "vocab_size is True"),
         ({"num_key_value_heads": 3}, "4 attention heads cannot be shared by 3"),
-        ({"head_dim": 15}, "odd"),
+        ({"head_dim": 15}, "15 rotated dimensions of a head are not an even number"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "0 rope short_factors, expected 8"),
         ({"rms_norm_eps": 0}, "rms_norm_eps"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
         ({"rope_theta": 0}, "theta"),

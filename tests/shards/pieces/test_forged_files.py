@@ -12,6 +12,7 @@ import pytest
 
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.checkpoint.stored import ForgedError, IncompleteError
+from swarm_node.shards.formats.gguf.reader import GGUFSource
 from swarm_node.shards.pieces import manifest as piece_manifest
 from swarm_node.shards.pieces.hashing import manifest_of, model_files
 from swarm_node.shards.pieces.holder import WholeFiles
@@ -91,8 +92,9 @@ async def test_nor_of_a_gguf_file_so_its_digest_proves_every_piece(
     monkeypatch.setattr(piece_manifest, "USUAL_PIECE", PIECE)
     path = gguf_llama("F32")
     honest = manifest_of(path)
-    with open_checkpoint(str(path)) as checkpoint:
-        _, offset, _ = checkpoint._source.place("model.embed_tokens.weight")  # type: ignore[attr-defined]
+    source = GGUFSource(path)
+    _, offset, _ = source.place("token_embd.weight")
+    source.close()
     data, row = bytearray(path.read_bytes()), 256 * 4
     first, second = slice(offset, offset + row), slice(offset + row, offset + 2 * row)
     data[first], data[second] = data[second], data[first]

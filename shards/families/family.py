@@ -1,0 +1,64 @@
+"""What a family is: a row of the table.
+
+How a row is written (``rows/``), in at most 30 lines:
+
+- ``types`` and ``architectures``: what config.json calls the family. ``wrappers``: model types of models that
+  see or hear, too, of which this family is the text part (``text_config``).
+- ``defaults``: every key of transformers' configuration class that the row reads, with its default there.
+  ``block`` and ``client`` find each of them in ``settings`` and need no default of their own.
+- ``block``: the settings of one block (``settings.block``) → ``BlockConfig``. ``pieces.py`` has the usual
+  parts; ``settings.layer_type(…)`` and ``settings.window()`` say what kind of layer a block is. A key that is
+  not read, and that would change the result (``NEUTRAL``), is refused by name: nothing to do in a row.
+- ``client``: fields of ``ModelConfig`` for embedding, final norm and head; ``final_norm`` always.
+- ``tensors``: for what HuggingFace files call otherwise, or have fused, transposed or alternating: our name
+  without ``.weight`` → their name, or what ``names.py`` makes (``fused``, ``stack``). A name is that in the
+  block (``self_attn.q_proj``) or, of the client's tensors, the whole one (``model.norm``).
+  Rotated pairs: ``rope(…, interleaved=True)`` is enough, the rows of q and k are put in order by that.
+- ``ignored``: pattern of names of tensors that a file may have and a text model does not use.
+- ``gguf``: what llama.cpp calls the family, and what is otherwise in its files. None: it does not know it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..formats.block_config import BlockConfig
+from .names import Names
+from .settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class GGUFFamily:
+    """``architecture``: ``general.architecture``. ``experts``: of files of that architecture with
+    experts, where one has both kinds. ``neighbours``: llama.cpp turns neighbours for it (its rope
+    type NORM), so rows of q and k lie so in files, whatever HuggingFace's have. ``settings``: transformers'
+    keys that its files mean and do not have. ``keys``: keys of the architecture for this family alone →
+    transformers'. ``tensors``: as of ``Family``, in llama.cpp's names."""
+
+    architecture: str
+    experts: bool = False
+    neighbours: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
+    tensors: Names = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """See the module."""
+
+    types: tuple[str, ...]
+    architectures: tuple[str, ...]
+    defaults: Mapping[str, Any]
+    block: Callable[[Settings], BlockConfig]
+    client: Callable[[Settings], dict[str, Any]]
+    tensors: Names = field(default_factory=dict)
+    ignored: str = ""
+    wrappers: tuple[str, ...] = ()
+    gguf: GGUFFamily | None = None
+
+    @property
+    def name(self) -> str:
+        return self.types[0]

@@ -1,0 +1,116 @@
+"""A ``ModelConfig`` from a family's row and the settings of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ...swarm.errors import UnsupportedModelError
+from ..formats.block_config import BlockConfig
+from ..formats.bounds import MAX_VOCAB
+from ..formats.config import ModelConfig
+from ..formats.rope_config import lengthened
+from .family import Family
+from .settings import FULL, Settings
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("is_causal",), (True,)),
+    **dict.fromkeys(("is_encoder_decoder", "attention_bias", "mlp_bias"), (False,)),
+    **dict.fromkeys(
+        ("use_bidirectional_attention", "use_qk_norm", "qk_layernorm", "alibi", "use_alibi")
+        + ("attn_temperature_tuning", "add_cross_attention", "use_bias", "use_qkv_bias", "qkv_bias")
+        + ("lm_head_bias", "use_parallel_residual", "parallel_attn"),
+        (False, None),
+    ),
+    **dict.fromkeys(
+        ("attention_chunk_size", "attn_logit_softcapping", "final_logit_softcapping", "clip_qkv")
+        + ("query_pre_attn_scalar", "attention_multiplier", "transformers_weights", "fusion_config")
+        + ("compression_config", "kv_lora_rank"),
+        (None,),
+    ),
+    **dict.fromkeys(
+        ("logit_scale", "logits_scaling", "embedding_multiplier", "residual_multiplier", "rotary_pct")
+        + ("partial_rotary_factor",),
+        (1, None),
+    ),
+    **dict.fromkeys(
+        ("num_local_experts", "num_experts", "n_routed_experts", "num_kv_shared_layers"), (0, None)
+    ),
+    **dict.fromkeys(("no_rope_layers", "per_layer_config"), ([], {}, None)),
+}
+"""Keys that change what some families compute, and the values with which they change nothing. A family whose
+row does not read them ignores them, in transformers as well: but a file that has them means another
+computation."""
+
+
+def model_config(
+    family: Family, settings: Settings, *, eos_token_ids: tuple[int, ...], native_dtype: str
+) -> ModelConfig:
+    """CheckpointError for values of the wrong type, UnsupportedModelError for models we cannot run."""
+    blocks = tuple(_blocks(family, settings))
+    context = _context(settings.positions, blocks)
+    _check_reach(settings, context)
+    return ModelConfig(
+        family=family.name,
+        blocks=tuple(_without_vain_windows(blocks, context)),
+        hidden_size=settings.hidden,
+        vocab_size=settings.integer("vocab_size", least=1, most=MAX_VOCAB),
+        max_position_embeddings=context,
+        bos_token_id=settings.optional_integer("bos_token_id", most=MAX_VOCAB - 1),
+        eos_token_ids=eos_token_ids,
+        native_dtype=native_dtype,
+        tie_word_embeddings=settings.flag("tie_word_embeddings", False),
+        **family.client(settings),
+    )
+
+
+def _blocks(family: Family, settings: Settings) -> list[BlockConfig]:
+    """Equal ones are one object."""
+    known: dict[BlockConfig, BlockConfig] = {}
+    found = []
+    for number in range(settings.n_blocks):
+        block = family.block(settings.of(number))
+        found.append(known.setdefault(block, block))
+    return found
+
+
+def _context(positions: int, blocks: tuple[BlockConfig, ...]) -> int:
+    ropes = {block.attention.rope for block in blocks} - {None}
+    return max((lengthened(positions, rope) for rope in ropes if rope is not None), default=positions)
+
+
+def _without_vain_windows(blocks: tuple[BlockConfig, ...], context: int) -> list[BlockConfig]:
+    """A window or a chunk as long as the context hides nothing."""
+    known: dict[BlockConfig, BlockConfig] = {}
+    for block in blocks:
+        if block not in known:
+            attention = block.attention
+            is_vain = attention.reach >= context
+            known[block] = (
+                replace(block, attention=replace(attention, window=0, chunk=0)) if is_vain else block
+            )
+    return [known[block] for block in blocks]
+
+
+def _check_reach(settings: Settings, context: int) -> None:
+    """Of a family without windows: that the file asks for none."""
+    unread = settings.unread()
+    if "layer_types" in unread and any(settings.of(n).layer_type() != FULL for n in range(settings.n_blocks)):
+        raise UnsupportedModelError(
+            f"{settings.named('layer_types')} has other types than {FULL}, which this family does not have"
+        )
+    window = settings.window() if "sliding_window" in unread else 0
+    if 0 < window < context:
+        raise UnsupportedModelError(
+            f"{settings.named('sliding_window')} is {window}: this family has no sliding-window attention"
+        )
+
+
+def refuse_unknown(settings: Settings, neutral: Mapping[str, tuple[Any, ...]] = NEUTRAL) -> None:
+    """UnsupportedModelError for a key that the family's row has not read, and that changes the result."""
+    for key in settings.unread():
+        if key in neutral and not settings.is_one_of(key, neutral[key]):
+            raise UnsupportedModelError(
+                f"{settings.named(key)} is {settings.shown(key)}, which is not supported"
+            )

@@ -1,0 +1,122 @@
+"""The tensors of a file as ours: renamed, split, taken from stacks, turned."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from ...swarm.errors import CheckpointError, UnsupportedModelError
+from ..formats.qtypes import DENSE, QTYPES, SUPPORTED, row_bytes
+from ..formats.raw_tensor import RawTensor
+from ..formats.shown import shown
+from ..formats.tensors import TensorInfo, TensorSource
+from .names import Place, flat, row_order
+
+_HARMLESS = r".*rotary_emb\.inv_freq"
+"""Tensors that need not be read: the frequencies follow from the configuration, as in transformers."""
+_NAMED = 3
+"""A message names at most this many of the tensors that are not read."""
+
+
+class NamedSource:
+    """Tensors under the names of ``block_tensors``, of a file with its own. Nothing is read before
+    ``tensor``; what only moves rows keeps their type, and what turns a quantized matrix decodes it."""
+
+    def __init__(
+        self,
+        inner: TensorSource,
+        places: Mapping[str, Place],
+        where: str,
+        *,
+        ignored: str = "",
+        bias_optional: bool = False,
+    ) -> None:
+        """``ignored``: pattern of names that the file may have besides. ``bias_optional``: it may hold some
+        biases and not others. CheckpointError unless every tensor of the model is there in its right shape;
+        UnsupportedModelError if there are more: a tensor that is not read belongs to another computation."""
+        self._inner = inner
+        self._where = where
+        self._places = {
+            name: place
+            for name, place in places.items()
+            if not (bias_optional and name.endswith(".bias") and place.stored not in inner.manifest)
+        }
+        self.manifest: Mapping[str, TensorInfo] = {
+            name: self._info(name, place) for name, place in self._places.items()
+        }
+        read = {place.stored for place in self._places.values()}
+        _refuse_unread((name for name in inner.manifest if name not in read), where, ignored)
+
+    def stored(self, name: str) -> str:
+        """What the file calls the tensor that holds ``name``."""
+        return self._find(name).stored
+
+    def tensor(self, name: str) -> RawTensor:
+        place = self._find(name)
+        raw = self._inner.tensor(place.stored)
+        if place.number is not None:
+            rows = flat(place.whole)[0] // place.whole[0]
+            inside = place.whole[1:]
+            raw = raw.part(name, inside, slice(place.number * rows, (place.number + 1) * rows))
+        if place.transposed:
+            raw = raw.turned(name)
+        if isinstance(place.rows, slice):
+            shape = place.shape if not place.transposed else (place.shape[0], raw.cols)
+            raw = raw.part(name, shape, place.rows)
+        elif place.rows is not None:
+            start, size, each = place.rows
+            groups = flat(raw.shape)[0] // each
+            wanted = (np.arange(groups)[:, None] * each + np.arange(start, start + size)).reshape(-1)
+            raw = raw.part(name, (len(wanted), *raw.shape[1:]), wanted)
+        if place.turned:
+            raw = raw.turned(name, place.turned)
+        if place.pairs is not None:
+            raw = raw.part(name, raw.shape, row_order(place.pairs))
+        return raw.named(name, place.shape)
+
+    def release(self) -> None:
+        self._inner.release()
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def _find(self, name: str) -> Place:
+        try:
+            return self._places[name]
+        except KeyError:
+            raise CheckpointError(f"{self._where} has no tensor {name}") from None
+
+    def _info(self, name: str, place: Place) -> TensorInfo:
+        info = self._inner.manifest.get(place.stored)
+        if info is None:
+            raise CheckpointError(
+                f"{self._where} has no tensor {place.stored}",
+                hint="The file is damaged, or is not a complete model.",
+            )
+        if flat(info.shape) != flat(place.whole):
+            raise CheckpointError(
+                f"tensor {place.stored} of {self._where} has shape {list(info.shape)}, "
+                f"the configuration says {list(place.whole)}"
+            )
+        if info.qtype not in QTYPES:
+            raise UnsupportedModelError(
+                f"tensor {place.stored} of {self._where} has type {info.qtype}, which is not supported",
+                hint=SUPPORTED,
+            )
+        qtype = info.qtype if info.qtype in DENSE or not (place.transposed or place.turned) else "F32"
+        rows, cols = flat(place.shape)
+        return TensorInfo(name, place.shape, qtype, rows * row_bytes(qtype, cols))
+
+
+def _refuse_unread(names: Iterable[str], where: str, ignored: str) -> None:
+    harmless = re.compile(f"{_HARMLESS}|{ignored}" if ignored else _HARMLESS)
+    unread = sorted(name for name in names if not harmless.fullmatch(name))
+    if unread:
+        named = ", ".join(map(shown, unread[:_NAMED]))
+        more = f" and {len(unread) - _NAMED} more" if len(unread) > _NAMED else ""
+        raise UnsupportedModelError(
+            f"{where} has tensors that its configuration does not use: {named}{more}",
+            hint="The configuration belongs to another model, or the model needs what is not supported.",
+        )

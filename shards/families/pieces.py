@@ -1,0 +1,80 @@
+"""Parts of a block as most families name them: what a row is put together from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...swarm.errors import UnsupportedModelError
+from ..formats.block_config import AttentionConfig, BlockConfig, MlpConfig, NormConfig
+from ..formats.bounds import MAX_WIDTH, SCALES
+from ..formats.shown import shown
+from .rope import rope
+from .settings import Settings
+
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+}
+"""transformers' names of activations, and ours."""
+
+
+def rms(settings: Settings, offset: float = 0.0, **more: Any) -> NormConfig:
+    """``offset``: of HuggingFace files; llama.cpp's converter has added it."""
+    return NormConfig(eps(settings, "rms_norm_eps"), offset=0.0 if settings.is_gguf else offset, **more)
+
+
+def layer_norm(
+    settings: Settings, key: str = "layer_norm_eps", offset: float = 0.0, **more: Any
+) -> NormConfig:
+    return NormConfig(eps(settings, key), "layer", offset=0.0 if settings.is_gguf else offset, **more)
+
+
+def eps(settings: Settings, key: str) -> float:
+    return settings.number(key, above=0.0, below=SCALES[1])
+
+
+def attention(settings: Settings, **more: Any) -> AttentionConfig:
+    """Of the usual keys; ``more``: fields that the family has otherwise, ``rope`` too."""
+    head_dim = settings.head_dim
+    own = {"scale": head_dim**-0.5, **more}
+    if "rope" not in own:
+        own["rope"] = rope(settings)
+    return AttentionConfig(settings.heads, settings.kv_heads, head_dim, **own)
+
+
+def mlp(
+    settings: Settings, inner: str = "intermediate_size", activation: str = "hidden_act", **more: Any
+) -> MlpConfig:
+    """``inner``, ``activation``: the keys that say them."""
+    return MlpConfig(
+        settings.integer(inner, least=1, most=MAX_WIDTH), activation_of(settings, activation), **more
+    )
+
+
+def activation_of(settings: Settings, key: str = "hidden_act") -> str:
+    name = settings.text(key)
+    if name not in _ACTIVATIONS:
+        raise UnsupportedModelError(
+            f"{settings.named(key)}: activation {shown(name)} is not supported",
+            hint=f"Supported: {', '.join(_ACTIVATIONS)}.",
+        )
+    return _ACTIVATIONS[name]
+
+
+def scalar(settings: Settings, key: str, default: float = 1.0) -> float:
+    """A factor, positive."""
+    return settings.number(key, default, above=0.0, below=SCALES[1])
+
+
+def pre_norm(settings: Settings, attention: AttentionConfig, mlp: MlpConfig, **more: Any) -> BlockConfig:
+    """Llama's block: a norm before attention and one before the MLP."""
+    norm = more.pop("norm", None) or rms(settings)
+    return BlockConfig(attention, mlp, norm=norm, mlp_norm=norm, **more)

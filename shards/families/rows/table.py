@@ -1,0 +1,26 @@
+"""All families, by their names."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+from ....swarm.errors import UnsupportedModelError
+from ...formats.shown import shown
+from ..family import Family
+from . import llama
+
+ROWS: tuple[Family, ...] = (*llama.ROWS,)
+FAMILIES = {row.name: row for row in ROWS}
+"""Under ``ModelConfig.family``."""
+BY_TYPE = {name: row for row in ROWS for name in (*row.types, *row.wrappers)}
+BY_ARCHITECTURE = {name.lower(): row for row in ROWS for name in row.architectures}
+BY_GGUF = {(row.gguf.architecture, row.gguf.experts): row for row in ROWS if row.gguf is not None}
+"""By llama.cpp's architecture, and whether the file has experts."""
+
+
+def unsupported_family(family: object) -> UnsupportedModelError:
+    """``family``: the value in the file, of any type."""
+    names = sorted(set(chain.from_iterable(row.types for row in ROWS)))
+    return UnsupportedModelError(
+        f"model family {shown(family)} is not supported", hint=f"Supported: {', '.join(names)}."
+    )

@@ -1,0 +1,64 @@
+"""The tensors of a GGUF file as its configuration describes them."""
+
+from __future__ import annotations
+
+import re
+
+from ...families.named_source import NamedSource
+from ...families.names import Names, places
+from ...families.rows.table import FAMILIES
+from ..config import ModelConfig
+from .config import FREQUENCIES, LONG, SHORT, gguf_config
+from .reader import GGUFSource
+
+NAMES: Names = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "self_attn.sinks.weight": "attn_sinks.weight",
+    "self_attn.out_norm": "post_attention_norm",
+    "self_attn.q_a_proj": "attn_q_a",
+    "self_attn.q_a_layernorm": "attn_q_a_norm",
+    "self_attn.q_b_proj": "attn_q_b",
+    "self_attn.kv_a_proj": "attn_kv_a_mqa",
+    "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+    "self_attn.k_b_proj": "attn_k_b",
+    "self_attn.v_b_proj": "attn_v_b",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "mlp.out_norm": "post_ffw_norm",
+    "mlp.router": "ffn_gate_inp",
+    "mlp.router.correction": "exp_probs_b.bias",
+    "mlp.experts.{}.gate_proj": "ffn_gate_exps",
+    "mlp.experts.{}.up_proj": "ffn_up_exps",
+    "mlp.experts.{}.down_proj": "ffn_down_exps",
+    "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_experts.up_proj": "ffn_up_shexp",
+    "mlp.shared_experts.down_proj": "ffn_down_shexp",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+}
+"""Our names → llama.cpp's, where a family's row has no other."""
+
+
+def gguf_tensors(source: GGUFSource) -> tuple[ModelConfig, NamedSource]:
+    """The configuration and all tensors of the model. CheckpointError, UnsupportedModelError: see
+    ``gguf_config`` and ``NamedSource``."""
+    config = gguf_config(source.header)
+    gguf = FAMILIES[config.family].gguf
+    names = {**NAMES, **(gguf.tensors if gguf else {})}
+    found = places(config, names, "blk.{}.", source.manifest)
+    where = str(source.file.path)
+    ropes = {block.attention.rope for block in config.blocks}
+    is_long = any(rope is not None and rope.long_factors for rope in ropes)
+    read = [FREQUENCIES, *((LONG, SHORT) if is_long else ())]
+    ignored = "|".join(map(re.escape, read))
+    return config, NamedSource(source, found, where, ignored=ignored, bias_optional=True)
