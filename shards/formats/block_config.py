@@ -172,9 +172,9 @@ class AttentionConfig:
     def _check_latent(self, latent: LatentConfig) -> None:
         if self.head_dim != latent.nope_dim + latent.rope_dim or self.kv_heads != 1:
             raise CheckpointError("the heads of latent attention do not have the sizes of their parts")
-        if self.qk_norm or self.v_norm or self.keys_as_values or self.bias or self.gate:
+        if self.qk_norm or self.v_norm or self.keys_as_values or self.bias or self.gate or self.sinks:
             raise UnsupportedModelError(
-                "latent attention with norms, biases or gates of heads is not supported"
+                "latent attention with norms, biases, gates or sinks of heads is not supported"
             )
 
     @property
@@ -269,6 +269,8 @@ class RouterConfig:
         check_between("the scaling of experts", self.scaling, (0.0, SCALES[1]))
         if not 0 <= self.sum_floor < 1 or not 0 <= self.jitter < 1:
             raise CheckpointError("the router's floor or jitter is not from 0 to 1")
+        if self.scores == "sparsemixer" and (self.correction or self.groups > 1):
+            raise UnsupportedModelError("sparsemixer with corrections or groups is not supported")
 
 
 @dataclass(frozen=True, slots=True)

@@ -246,6 +246,7 @@ def attentions(draw: st.DrawFn) -> AttentionConfig:
     if draw(st.integers(0, 4)) == 0:
         rank = draw(st.sampled_from([0, 40]))
         parts = LatentConfig(32, 16, 8, draw(st.sampled_from([16, 24])), RMS, q_rank=rank)
+        scores["sinks"] = False
         return latent(latent=parts, rope=draw(st.sampled_from([None, rope(8)])), **reach, **scores)
     dim = draw(st.sampled_from([8, 16, 40]))
     return attention(
@@ -271,11 +272,14 @@ def mlps(draw: st.DrawFn) -> MlpConfig:
 
 @st.composite
 def routers(draw: st.DrawFn) -> RouterConfig:
+    scores = draw(st.sampled_from(["softmax", "sigmoid", "softmax_of_used", "sparsemixer"]))
+    plain = scores == "sparsemixer"
+    groups = {"groups": 4, "used_groups": 2, "group_scores": "top2"}
     return RouterConfig(
-        scores=draw(st.sampled_from(["softmax", "sigmoid", "softmax_of_used", "sparsemixer"])),
+        scores=scores,
         bias=draw(st.booleans()),
-        correction=draw(st.booleans()),
-        **draw(st.sampled_from([{}, {"groups": 4, "used_groups": 2, "group_scores": "top2"}])),
+        correction=not plain and draw(st.booleans()),
+        **({} if plain or draw(st.booleans()) else groups),
         renormalise=draw(st.booleans()),
         sum_floor=draw(st.sampled_from([0.0, 1e-20, 0.1])),
         scaling=draw(st.sampled_from([1.0, 2.5])),
