@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..formats.block_config import ACTIVATIONS, SCORES
+from ..formats.block_config import SCORES
 from ..layers.memory import zeros
 from .library import ThreadPool, address, library
 from .linear import NativeLinear, SnLinear
+from .rows import SnMlp, mlp_struct
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,22 +21,6 @@ if TYPE_CHECKING:
     from ..formats.block_config import ExpertsConfig, MlpConfig, RouterConfig
 
     Floats = NDArray[np.float32]
-
-
-class SnActivation(ctypes.Structure):
-    _fields_ = (("kind", ctypes.c_int32), ("alpha", ctypes.c_float), ("limit", ctypes.c_float))
-
-
-class SnMlp(ctypes.Structure):
-    """``sn_mlp`` of ``csrc/mlp.h``."""
-
-    _fields_ = (
-        ("gate_up", SnLinear),
-        ("down", SnLinear),
-        ("activation", SnActivation),
-        ("inner", ctypes.c_int32),
-        ("gated", ctypes.c_int32),
-    )
 
 
 class SnRouter(ctypes.Structure):
@@ -156,12 +141,6 @@ def router_struct(
         *(config.group_scores == "top2", config.renormalise, config.scale_input),
         *(config.sum_floor, config.scaling, config.jitter),
     )
-
-
-def mlp_struct(config: MlpConfig, gate_up: SnLinear, down: SnLinear) -> SnMlp:
-    """The structs are copied; what they point at is not."""
-    activation = SnActivation(ACTIVATIONS.index(config.activation), config.alpha, config.limit)
-    return SnMlp(gate_up, down, activation, config.inner, config.gated)
 
 
 def _address(array: Floats | None) -> int | None:

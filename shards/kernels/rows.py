@@ -1,4 +1,4 @@
-"""Norms and activations as the C kernels see them (``csrc/rows.h``, ``csrc/activation.h``)."""
+"""Norms, activations and MLPs as the C kernels see them (``csrc/rows.h``, ``activation.h``, ``mlp.h``)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from ..formats.block_config import ACTIVATIONS, NORMS
 from .library import address
+from .linear import SnLinear
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,6 +34,16 @@ class SnActivation(ctypes.Structure):
     _fields_ = (("kind", ctypes.c_int32), ("alpha", ctypes.c_float), ("limit", ctypes.c_float))
 
 
+class SnMlp(ctypes.Structure):
+    _fields_ = (
+        ("gate_up", SnLinear),
+        ("down", SnLinear),
+        ("activation", SnActivation),
+        ("inner", ctypes.c_int32),
+        ("gated", ctypes.c_int32),
+    )
+
+
 class NativeNorm:
     """``struct``: what C code takes; valid for as long as this object lives."""
 
@@ -47,3 +58,8 @@ class NativeNorm:
 
 def activation_struct(mlp: MlpConfig) -> SnActivation:
     return SnActivation(ACTIVATIONS.index(mlp.activation), mlp.alpha, mlp.limit)
+
+
+def mlp_struct(mlp: MlpConfig, gate_up: SnLinear, down: SnLinear) -> SnMlp:
+    """Valid for as long as the owners of the two linears live."""
+    return SnMlp(gate_up, down, activation_struct(mlp), mlp.inner, mlp.gated)

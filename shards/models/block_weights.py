@@ -140,9 +140,9 @@ def block_stacks(config: ModelConfig, block: int) -> list[Stack]:
     else:
         found += [*_latent(prefix, settings.attention, settings.attention.latent, hidden).values()]
     if settings.mlp is not None:
-        found += _mlp(f"{prefix}.mlp", settings.mlp, hidden)
+        found += mlp_stacks(f"{prefix}.mlp", settings.mlp, hidden)
     if settings.experts is not None and settings.experts.shared is not None:
-        found += _mlp(f"{prefix}.mlp.shared_experts", settings.experts.shared, hidden)
+        found += mlp_stacks(f"{prefix}.mlp.shared_experts", settings.experts.shared, hidden)
     return found
 
 
@@ -174,7 +174,8 @@ def _latent(prefix: str, attention: AttentionConfig, latent: LatentConfig, hidde
     return parts | {"out": _out(prefix, attention, hidden)}
 
 
-def _mlp(name: str, mlp: MlpConfig, hidden: int) -> list[Stack]:
+def mlp_stacks(name: str, mlp: MlpConfig, hidden: int) -> list[Stack]:
+    """Those of the MLP ``name``: gate and up, then down."""
     parts = ["gate_proj", "up_proj"] if mlp.gated else ["up_proj"]
     return [
         Stack([f"{name}.{part}" for part in parts], [mlp.inner] * len(parts), hidden),
@@ -273,7 +274,11 @@ def _load_latent(
 def _load_mlp(
     loader: BlockLoader[Norm, Linear, Experts, Heads], name: str, mlp: MlpConfig | None, hidden: int
 ) -> MlpWeights[Linear] | None:
-    return None if mlp is None else MlpWeights(*(loader.linear(*stack) for stack in _mlp(name, mlp, hidden)))
+    return (
+        None
+        if mlp is None
+        else MlpWeights(*(loader.linear(*stack) for stack in mlp_stacks(name, mlp, hidden)))
+    )
 
 
 def _load_experts(

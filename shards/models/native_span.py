@@ -19,15 +19,14 @@ from ...swarm.types import Span
 from ..checkpoint.checkpoint import Checkpoint
 from ..kernels.bench import PRECISION_NAMES
 from ..kernels.library import ThreadPool, address, library
-from ..kernels.linear import NativeLinear, SnLinear
-from ..kernels.pages import SliceArray, SnAttention, attention_struct, kv_struct
-from ..kernels.rows import NativeNorm, SnNorm
+from ..kernels.pages import SliceArray, kv_struct
+from ..kernels.rotations import RotationArray
 from ..layers.kv_pool import BatchSlice, KvPool, resolve_kv_dtype
 from ..layers.memory import zeros
 from ..layers.rope import Rope
-from .block_weights import AttentionWeights, BlockWeights, block_stacks, bytes_in_file, load_block
-from .llama_blocks import llama_blocks
+from .block_weights import block_stacks, bytes_in_file, load_block
 from .load_plan import LoadPlan
+from .native_block import NativeBlock, NativeWeights, SnBlock
 from .weight_loader import Progress, WeightLoader
 
 if TYPE_CHECKING:
@@ -37,20 +36,6 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
-HEAD_DIM_MULTIPLE = 8
-"""``csrc/attention.c`` needs a head_dim that is a multiple of this."""
-
-
-class SnBlock(ctypes.Structure):
-    _fields_ = (
-        ("norm", SnNorm),
-        ("mlp_norm", SnNorm),
-        ("qkv", SnLinear),
-        ("out", SnLinear),
-        ("gate_up", SnLinear),
-        ("down", SnLinear),
-    )
-
 
 class SnSpan(ctypes.Structure):
     _fields_ = (
@@ -58,16 +43,7 @@ class SnSpan(ctypes.Structure):
         ("first_block", ctypes.c_int32),
         ("n_blocks", ctypes.c_int32),
         ("hidden", ctypes.c_int32),
-        ("intermediate", ctypes.c_int32),
-        ("attention", SnAttention),
     )
-
-
-class SnRotation(ctypes.Structure):
-    _fields_ = (("cos", ctypes.c_void_p), ("sin", ctypes.c_void_p))
-
-
-NativeBlock = BlockWeights[NativeNorm, NativeLinear, None, None]
 
 
 class NativeSpan:
@@ -82,7 +58,7 @@ class NativeSpan:
         self,
         config: ModelConfig,
         span: Span,
-        blocks: Sequence[NativeBlock],
+        blocks: Sequence[NativeWeights],
         threads: int = 1,
         *,
         weights: str = "",
@@ -93,22 +69,16 @@ class NativeSpan:
         """``threads`` compute, the caller's included. ``rowwise``: as ``Rope``'s."""
         self.config, self.span = config, span
         self.weights, self.weight_bytes, self.kernels = weights, weight_bytes, kernels
-        block = llama_blocks(config, span)
-        attention, mlp = block.attention, block.mlp
-        if attention.rope is None or mlp is None:
-            raise LocalProtocolError("not a Llama block")
-        self._rope = Rope(attention.rope, rowwise=rowwise)
-        self._kv = attention.kv
-        self._blocks = tuple(blocks)  # what the pointers point at
-        self._c_blocks = (SnBlock * len(blocks))(*map(_c_block, blocks))
-        self._c_span = SnSpan(
-            self._c_blocks,
-            span.start,
-            len(span),
-            config.hidden_size,
-            mlp.inner,
-            attention_struct(attention),
+        settings = config.blocks[span.start : span.end]
+        ropes = list(dict.fromkeys(block.attention.rope for block in settings if block.attention.rope))
+        numbers = {None: -1} | {rope: number for number, rope in enumerate(ropes)}
+        self._kv = frozenset(block.attention.kv for block in settings)
+        self._blocks = tuple(
+            NativeBlock(block, held, config.hidden_size, numbers[block.attention.rope])
+            for block, held in zip(settings, blocks, strict=True)
         )
+        self._c_blocks = (SnBlock * len(blocks))(*(block.struct for block in self._blocks))
+        self._c_span = SnSpan(self._c_blocks, span.start, len(span), config.hidden_size)
         functions = library()
         functions.sn_span_scratch.restype = ctypes.c_int64
         self._threads = ThreadPool(threads)
@@ -131,13 +101,13 @@ class NativeSpan:
             ctypes.c_void_p,  # scratch
         )
         self._slices = SliceArray()
-        self._rotations = (SnRotation * self._slices.size)()
+        self._rotations = RotationArray([Rope(rope, rowwise=rowwise) for rope in ropes])
 
     def kv_dtype(self, wanted: str, *, exact: bool) -> str:
         return resolve_kv_dtype(wanted, "float32", exact)
 
     def new_pool(self, n_slots: int, kv_dtype: str) -> KvPool:
-        return KvPool(n_slots, (self._kv,), kv_dtype)
+        return KvPool(n_slots, self._kv, kv_dtype)
 
     def use_threads(self, threads: int) -> None:
         self._threads.width = threads
@@ -152,10 +122,10 @@ class NativeSpan:
         rows = np.array(x, np.float32, order="C")  # a copy, which becomes the output
         if rows.shape[1] != self._c_span.hidden:
             raise LocalProtocolError(f"hidden size {rows.shape[1]}: this model has {self._c_span.hidden}")
-        if self._kv not in pool.shapes:
+        if not self._kv <= pool.shapes:
             raise LocalProtocolError(f"KV memory for {pool.shapes}: this model has {self._kv}")
         self._slices.fill(slices, len(rows), span)
-        tables = self._rotate(slices)  # must live during the call
+        self._rotations.fill(slices)
         self._forward(
             self._c_span,
             self._threads.handle,
@@ -164,52 +134,17 @@ class NativeSpan:
             address(rows),
             len(rows),
             self._slices.array,
-            self._rotations,
+            self._rotations.array,
             len(slices),
             ctypes.byref(kv_struct(pool)),
             address(self._scratch),
         )
-        del tables
         return rows
-
-    def _rotate(self, slices: Sequence[BatchSlice]) -> Sequence[Floats]:
-        """Fills in where each slice's cos and sin are; returns what holds them."""
-        if len(self._rotations) < len(slices):
-            self._rotations = (SnRotation * self._slices.size)()
-        table = self._rope.table(max(part.start + part.count for part in slices))
-        if table is not None:
-            cos, sin = map(address, table)
-            row_bytes = table[0].strides[0]
-            for rotation, part in zip(self._rotations, slices, strict=False):
-                rotation.cos = cos + part.start * row_bytes
-                rotation.sin = sin + part.start * row_bytes
-            return table
-        held: list[Floats] = []
-        for rotation, part in zip(self._rotations, slices, strict=False):
-            rows = self._rope.slice_rows(part.start, part.count)
-            rotation.cos, rotation.sin = map(address, rows)
-            held.extend(rows)
-        return held
-
-
-def _c_block(block: NativeBlock) -> SnBlock:
-    if (
-        not isinstance(block.attention, AttentionWeights)
-        or not block.mlp
-        or block.norm is None
-        or block.mlp_norm is None
-    ):
-        raise LocalProtocolError("not a Llama block")
-    parts = (block.attention.qkv, block.attention.out, block.mlp.gate_up, block.mlp.down)
-    return SnBlock(block.norm.struct, block.mlp_norm.struct, *(linear.struct for linear in parts))
 
 
 def unsupported(checkpoint: Checkpoint, span: Span, plan: LoadPlan) -> str | None:
     """Why ``load_native_span`` cannot or should not load these blocks; None if it should."""
     config = checkpoint.config
-    head_dim = llama_blocks(config, span).attention.head_dim
-    if head_dim % HEAD_DIM_MULTIPLE:
-        return f"head_dim {head_dim} is not a multiple of {HEAD_DIM_MULTIPLE}"
     native = total = 0
     for block in range(span.start, span.end):
         for stack in block_stacks(config, block):
@@ -225,7 +160,7 @@ def load_native_span(
 ) -> NativeSpan:
     """As ``loading.load_backend``, for a plan that ``unsupported`` has nothing against."""
     loader = WeightLoader(checkpoint, plan, bytes_in_file(checkpoint, span), progress, threads)
-    blocks: list[NativeBlock] = []
+    blocks: list[NativeWeights] = []
     for block in range(span.start, span.end):
         blocks.append(load_block(loader, checkpoint.config, block))
         checkpoint.release()

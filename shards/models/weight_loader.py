@@ -6,11 +6,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
 from ...swarm.errors import CheckpointError, UnsupportedModelError
+from ..kernels.experts import HeldExperts, NativeMlp
 from ..kernels.linear import (
     ActivationPrecision,
     NativeLinear,
@@ -31,6 +33,7 @@ from ..layers.quantize import (
     to_int4,
     to_int8_groups,
 )
+from .block_weights import mlp_stacks
 from .load_plan import LoadPlan, WeightKind
 from .rounding_bounds import RoundingBounds, RowErrors
 
@@ -174,7 +177,40 @@ class WeightLoader(TensorReader[LoadPlan]):
         weights are rounded.
         """
         raws = self._matrices(names, sizes, cols)
-        bias = self._bias(names, sizes)
+        linear = self._packed(raws, self._bias(names, sizes), kind, errors)
+        for raw in raws:
+            self._read(raw)
+        return linear
+
+    def heads(self, name: str, heads: int, cols: int) -> list[NativeLinear]:
+        raw = self._checkpoint.tensor(f"{name}.weight")
+        each = raw.shape[0] // heads
+        check_shape(raw, (heads * each, cols))
+        rows = raw.data
+        parts = (
+            replace(raw, shape=(each, cols), stored=rows[first : first + each], row_order=None)
+            for first in range(0, heads * each, each)
+        )
+        linears = [self._packed([part]) for part in parts]
+        self._read(raw)
+        return linears
+
+    def experts(self, prefix: str, experts: ExpertsConfig, hidden: int) -> HeldExperts:
+        mlps = [
+            NativeMlp(
+                *(self.linear(*stack) for stack in mlp_stacks(f"{prefix}.{number}", experts.mlp, hidden))
+            )
+            for number in range(experts.count)
+        ]
+        return HeldExperts(experts.mlp, mlps)
+
+    def _packed(
+        self,
+        raws: Sequence[RawTensor],
+        bias: Floats | None = None,
+        kind: WeightKind | None = None,
+        errors: RoundingBounds | None = None,
+    ) -> NativeLinear:
         form = self.plan.form(raws, kind)
         if form == WeightKind.INT4:
             linear = self._int4(raws, bias)
@@ -184,8 +220,6 @@ class WeightLoader(TensorReader[LoadPlan]):
             self._count(form, raws)
             linear = native_dense([raw.dequantize(form) for raw in raws], bias)
         self.nbytes += linear.nbytes + (0 if bias is None else bias.nbytes)
-        for raw in raws:
-            self._read(raw)
         return linear
 
     def _int4(self, raws: Sequence[RawTensor], bias: Floats | None) -> NativeLinear:

@@ -65,6 +65,7 @@ class Sessions:
         tokens: int = 64,
         kv_dtype: str = "float32",
         seed: int = 0,
+        long: bool = False,
     ) -> None:
         blocks, pages = len(model.span), -(-tokens // PAGE_TOKENS)
         used = count * blocks * pages
@@ -74,6 +75,7 @@ class Sessions:
         self.pool = model.new_pool(used + 5, kv_dtype)
         soil(self.pool)
         self.lengths = [0] * count
+        self._long = long
 
     def forward(
         self, x: torch.Tensor, steps: Sequence[tuple[int, int]] = (), span: Span | None = None
@@ -82,7 +84,8 @@ class Sessions:
         pieces, row = [], 0
         for session, count in steps or [(0, len(x))]:
             start = self.lengths[session]
-            pieces.append(BatchSlice(self.tables[session], self.model.span.start, row, start, count))
+            table, first = self.tables[session], self.model.span.start
+            pieces.append(BatchSlice(table, first, row, start, count, self._long))
             self.lengths[session] += count
             row += count
         return torch.from_numpy(self.model.forward(x.float().numpy(), pieces, self.pool, span))

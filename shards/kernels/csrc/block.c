@@ -1,243 +1,207 @@
 /* A block at a time, and within it TILE_ROWS rows at a time, so that what passes from step to step stays in the
-   cache: rows only look at rows before them, whose keys and values are in the pages by then. Threads share a
-   linear by its output tiles, norms by rows, attention by sequences and, of few, by KV heads. Threads wait for each
-   other five times a block and for the norms: whoever has computed some outputs goes on with them as far as nobody
-   else's are needed. Every row's result is the same bits however the rows are batched, cut and shared. */
+   cache: rows only look at rows before them, whose keys and values are in the pages by then. Experts take more rows
+   together, as each reads its weights once for all of them. Threads share a linear by its output tiles, norms by rows,
+   attention by sequences and, of few, by KV heads. Threads wait for each other five times a block and for the norms:
+   whoever has computed some outputs goes on with them as far as nobody else's are needed. Every row's result is the same
+   bits however the rows are batched, cut and shared. */
 #include "block.h"
 
 #include <stddef.h>
 
-#include "activation.h"
 #include "product.h"
+#include "tile.h"
 
 enum {
     TILE_ROWS = SN_BLOCK_ROWS, /* 0.8 MB of gate and up at 1536 intermediate */
+    EXPERTS_ROWS = 256,        /* 16 a expert where each takes one of 16 */
 };
-
-/* Rows of one piece within one page: what one thread appends, so that no two write to the same page. */
-typedef struct {
-    sn_piece piece; /* clipped */
-    const float *cos, *sin;
-} segment;
-
-typedef struct {
-    const sn_span *span;
-    const sn_kv *kv;
-    const sn_block *block;
-    int32_t number;   /* of the block, absolute */
-    int32_t segments; /* in this tile */
-    int32_t appended; /* before attention: segments see each other's keys. Else each appends its own */
-    int32_t splits;   /* ranges of KV heads that share a segment's attention */
-    int64_t rows;     /* in this tile */
-    float *x;         /* the tile's first row */
-    float *normed, *qkv, *attended, *gate_up, *attend_scratch;
-    int64_t attend_floats; /* of attend_scratch, each thread */
-    void *prepared, *gated; /* inputs of the next linear, and of down */
-    segment *segment;
-} tile;
 
 static int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
 
-static int32_t qkv_width(const sn_span *span)
+static int64_t smallest(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* Rows that go through a block's second half together. */
+static int64_t group_rows(const sn_block *block) { return block->experts != NULL ? EXPERTS_ROWS : TILE_ROWS; }
+
+/* What one row needs, over all blocks, in floats; and bytes of what depends on the rows otherwise. */
+typedef struct {
+    int64_t group; /* rows of a group */
+    int64_t qkv, q_latent, queries, attended, values, gate_up;
+    int64_t prepared, kv_prepared, mlp_prepared, gated, head, attend, experts;
+    int64_t branch, parallel, experts_out, experts_normed, router_normed; /* 1 where any block needs it */
+} needs;
+
+static void need(int64_t *most, int64_t wanted) { *most = largest(*most, wanted); }
+
+static void need_attention(needs *n, const sn_block *block, int64_t rows)
 {
-    return (span->attention.heads + 2 * span->attention.kv_heads) * span->attention.key_dim;
+    const sn_attention *a = &block->attention;
+    const sn_latent *latent = block->latent;
+    need(&n->attended, (int64_t)a->heads * a->value_dim);
+    need(&n->attend, sn_attend_scratch(a));
+    need(&n->prepared, sn_linear_scratch(&block->out, rows));
+    if (latent == NULL) {
+        need(&n->qkv, block->qkv.rows + (block->keys_as_values ? (int64_t)a->kv_heads * a->value_dim : 0));
+        need(&n->prepared, sn_linear_scratch(&block->qkv, rows));
+        return;
+    }
+    need(&n->qkv, latent->q.rows + a->key_dim);
+    need(&n->q_latent, latent->q_a.rows);
+    need(&n->queries, (int64_t)a->heads * a->key_dim);
+    need(&n->values, block->out.cols);
+    need(&n->prepared, sn_linear_scratch(&latent->q, rows));
+    if (latent->q_a.rows)
+        need(&n->prepared, sn_linear_scratch(&latent->q_a, rows));
+    need(&n->kv_prepared, sn_linear_scratch(&latent->kv_a, rows));
+    for (int32_t head = 0; head < a->heads; head++) {
+        need(&n->head, sn_linear_scratch(&latent->k_b[head], rows));
+        need(&n->head, sn_linear_scratch(&latent->v_b[head], rows));
+    }
 }
 
-/* Lays out scratch memory for tiles of up to `rows` rows. Returns its size. */
-static int64_t lay_out(tile *t, const sn_span *span, int32_t threads, int64_t rows, char *base)
+static void need_mlp(needs *n, const sn_block *block, int32_t threads, int64_t rows)
 {
-    int64_t used = 0, linear = 0, down = 0, row = (int64_t)sizeof(float) * rows;
+    need(&n->group, rows);
+    need(&n->branch, !sn_adds_attention(block) || !sn_adds_mlp(block));
+    need(&n->parallel, block->parallel);
+    if (block->mlp.inner) {
+        need(&n->gate_up, block->mlp.gate_up.rows);
+        need(block->parallel ? &n->mlp_prepared : &n->prepared, sn_linear_scratch(&block->mlp.gate_up, rows));
+        need(&n->gated, sn_linear_scratch(&block->mlp.down, rows));
+    }
+    if (block->experts != NULL) {
+        need(&n->experts, sn_experts_scratch(block->experts, threads, rows));
+        need(&n->experts_out, block->mlp.inner != 0);
+        need(&n->experts_normed, block->experts_norm.kind != SN_NO_NORM);
+        need(&n->router_normed, block->router_norm.kind != SN_NO_NORM);
+    }
+}
+
+/* Lays out scratch memory for batches of up to `rows` rows. Returns its size. */
+static int64_t lay_out(sn_tile *t, const sn_span *span, int32_t threads, int64_t rows, char *base)
+{
+    needs n = {0};
+    int64_t used = 0, number = (int64_t)sizeof(float), tile = smallest(rows, TILE_ROWS);
     for (int32_t index = 0; index < span->n_blocks; index++) {
         const sn_block *block = &span->blocks[index];
-        linear = largest(linear, sn_linear_scratch(&block->qkv, rows));
-        linear = largest(linear, sn_linear_scratch(&block->out, rows));
-        linear = largest(linear, sn_linear_scratch(&block->gate_up, rows));
-        down = largest(down, sn_linear_scratch(&block->down, rows));
+        need_attention(&n, block, tile);
+        need_mlp(&n, block, threads, smallest(rows, group_rows(block)));
     }
-    t->attend_floats = (sn_attend_scratch(&span->attention) + 15) / 16 * 16;
-    t->normed = sn_take(base, &used, row * span->hidden);
-    t->qkv = sn_take(base, &used, row * qkv_width(span));
-    t->attended = sn_take(base, &used, row * span->attention.heads * span->attention.key_dim);
-    t->gate_up = sn_take(base, &used, row * 2 * span->intermediate);
-    t->prepared = sn_take(base, &used, linear);
-    t->gated = sn_take(base, &used, down);
-    t->attend_scratch = sn_take(base, &used, (int64_t)sizeof(float) * t->attend_floats * threads);
-    t->segment = sn_take(base, &used, (int64_t)sizeof(segment) * rows);
+    int64_t group = number * n.group * span->hidden;
+    t->attend_floats = (n.attend + 15) / 16 * 16;
+    t->head_bytes = (n.head + 63) / 64 * 64;
+    t->normed = sn_take(base, &used, group);
+    t->qkv = sn_take(base, &used, number * tile * n.qkv);
+    t->attended = sn_take(base, &used, number * tile * n.attended);
+    t->gate_up = sn_take(base, &used, number * n.group * n.gate_up);
+    t->prepared = sn_take(base, &used, n.prepared);
+    t->gated = sn_take(base, &used, n.gated);
+    t->attend_scratch = sn_take(base, &used, number * t->attend_floats * threads);
+    t->segment = sn_take(base, &used, (int64_t)sizeof(sn_segment) * tile);
+    t->branch = sn_take(base, &used, group * n.branch);
+    t->mlp_normed = sn_take(base, &used, group * n.parallel);
+    t->mlp_prepared = sn_take(base, &used, n.mlp_prepared);
+    t->q_latent = sn_take(base, &used, number * tile * n.q_latent);
+    t->queries = sn_take(base, &used, number * tile * n.queries);
+    t->values = sn_take(base, &used, number * tile * n.values);
+    t->kv_prepared = sn_take(base, &used, n.kv_prepared);
+    t->head_scratch = sn_take(base, &used, t->head_bytes * threads);
+    t->experts_normed = sn_take(base, &used, group * n.experts_normed);
+    t->router_normed = sn_take(base, &used, group * n.router_normed);
+    t->experts_out = sn_take(base, &used, group * n.experts_out);
+    t->experts_scratch = sn_take(base, &used, n.experts);
     return used;
 }
 
 int64_t sn_span_scratch(const sn_span *span, int32_t threads)
 {
-    tile t;
-    return lay_out(&t, span, threads, TILE_ROWS, NULL);
+    sn_tile t;
+    return lay_out(&t, span, threads, EXPERTS_ROWS, NULL);
 }
 
-static void norm_rows(tile *t, const sn_norm *norm, const sn_linear *next, int32_t first, int32_t end)
+/* The tile's rows, first to first + rows of the batch, as segments. */
+static void cut_segments(sn_tile *t, int64_t first, const sn_piece *pieces)
 {
-    int64_t hidden = t->span->hidden;
-    for (int64_t row = first; row < end; row++)
-        sn_norm_row(norm, t->x + row * hidden, t->normed + row * hidden, (int32_t)hidden, 0);
-    sn_linear_prepare_part(next, t->normed, hidden, t->rows, t->prepared, first, end, 0, hidden);
-}
-
-static void attention_norm(void *arg, int32_t first, int32_t end, int32_t thread)
-{
-    tile *t = arg;
-    (void)thread;
-    norm_rows(t, &t->block->norm, &t->block->qkv, first, end);
-}
-
-static void mlp_norm(void *arg, int32_t first, int32_t end, int32_t thread)
-{
-    tile *t = arg;
-    (void)thread;
-    norm_rows(t, &t->block->mlp_norm, &t->block->gate_up, first, end);
-}
-
-/* Turns the segment's keys of KV heads first to end and their queries, and stores the keys and values. */
-static void rotate_and_append(tile *t, const segment *s, int32_t first, int32_t end)
-{
-    const sn_attention *a = &t->span->attention;
-    int32_t group = a->heads / a->kv_heads, head_dim = a->key_dim;
-    int64_t width = qkv_width(t->span), keys = (int64_t)a->heads * head_dim, values = (int64_t)a->kv_heads * head_dim;
-    for (int64_t i = 0; i < s->piece.count; i++) {
-        float *row = t->qkv + (s->piece.row + i) * width;
-        const float *cos = s->cos + i * head_dim, *sin = s->sin + i * head_dim;
-        sn_rotate(row + (int64_t)first * group * head_dim, head_dim, (end - first) * group, cos, sin, head_dim);
-        sn_rotate(row + keys + (int64_t)first * head_dim, head_dim, end - first, cos, sin, head_dim);
-    }
-    sn_kv_append(a, t->kv, &s->piece, t->number, t->qkv + keys, t->qkv + keys + values, width, first, end);
-}
-
-static void append(void *arg, int32_t first, int32_t end, int32_t thread)
-{
-    tile *t = arg;
-    (void)thread;
-    for (int32_t index = first; index < end; index++)
-        rotate_and_append(t, &t->segment[index], 0, t->span->attention.kv_heads);
-}
-
-/* Parts: ranges of KV heads of each segment. */
-static void attend(void *arg, int32_t first, int32_t end, int32_t thread)
-{
-    tile *t = arg;
-    const sn_attention *a = &t->span->attention;
-    int32_t group = a->heads / a->kv_heads, kv_heads = a->kv_heads / t->splits;
-    int64_t width = qkv_width(t->span), out = (int64_t)a->heads * a->key_dim, of_kv_head = out / a->kv_heads;
-    float *scratch = t->attend_scratch + thread * t->attend_floats;
-    for (int32_t index = first; index < end; index++) {
-        const segment *s = &t->segment[index / t->splits];
-        const sn_piece *piece = &s->piece;
-        int32_t kv_first = kv_heads * (index % t->splits), kv_end = kv_first + kv_heads;
-        if (!t->appended)
-            rotate_and_append(t, s, kv_first, kv_end);
-        sn_attend(a, t->kv, piece, t->number, 0, piece->count, t->qkv + piece->row * width, width,
-                  t->attended + piece->row * out, out, kv_first * group, kv_end * group, scratch);
-        sn_linear_prepare_part(&t->block->out, t->attended, out, t->rows, t->prepared, piece->row,
-                               piece->row + piece->count, kv_first * of_kv_head, kv_end * of_kv_head);
-    }
-}
-
-/* Into how many ranges the KV heads can be divided: the queries' channels of each are whole groups. */
-static int32_t head_ranges(const sn_span *span)
-{
-    const sn_attention *a = &span->attention;
-    int64_t channels = (int64_t)a->heads / a->kv_heads * a->key_dim;
-    int32_t together = 1;
-    while (together < SN_GROUP && together * channels % SN_GROUP)
-        together *= 2;
-    return a->kv_heads % together ? 1 : a->kv_heads / together;
-}
-
-/* Parts: tiles of the gate with the same tiles of what goes through it; all of them where they do not lie alike. */
-static void gate(void *arg, int32_t first, int32_t end, int32_t thread)
-{
-    tile *t = arg;
-    const sn_linear *linear = &t->block->gate_up;
-    int64_t hidden = t->span->hidden, inner = t->span->intermediate, tiles = inner / SN_TILE;
-    int64_t first_col = (int64_t)first * SN_TILE, columns = (int64_t)(end - first) * SN_TILE;
-    (void)thread;
-    if (inner % SN_TILE) {
-        first_col = 0, columns = inner;
-        sn_linear_run(linear, t->normed, hidden, t->rows, t->gate_up, 2 * inner, 0, t->prepared, 0,
-                      sn_linear_parts(linear));
-    } else {
-        sn_linear_run(linear, t->normed, hidden, t->rows, t->gate_up, 2 * inner, 0, t->prepared, first, end);
-        sn_linear_run(linear, t->normed, hidden, t->rows, t->gate_up, 2 * inner, 0, t->prepared,
-                      (int32_t)tiles + first, (int32_t)tiles + end);
-    }
-    for (int64_t row = 0; row < t->rows; row++) {
-        float *at = t->gate_up + row * 2 * inner + first_col;
-        sn_activate(&(sn_activation){SN_SILU, 0, 0}, at, at + inner, (int32_t)columns);
-    }
-    sn_linear_prepare_part(&t->block->down, t->gate_up, 2 * inner, t->rows, t->gated, 0, t->rows, first_col,
-                           first_col + columns);
-}
-
-/* The tile's rows, first to first + rows of the batch, as segments with rows counted from the tile's first. */
-static void cut_segments(tile *t, int64_t first, const sn_piece *pieces, const sn_rotation *rotations,
-                         int32_t n_pieces)
-{
-    int64_t head_dim = t->span->attention.key_dim;
     t->segments = t->appended = 0;
-    for (int32_t index = 0; index < n_pieces; index++) {
+    for (int32_t index = 0; index < t->n_pieces; index++) {
         const sn_piece *piece = &pieces[index];
-        int64_t row = largest(first, piece->row), end = piece->row + piece->count;
-        if (end > first + t->rows)
-            end = first + t->rows;
+        int64_t row = largest(first, piece->row), end = smallest(piece->row + piece->count, first + t->rows);
         for (int64_t begin = row; row < end;) {
-            t->appended |= row > begin;
+            t->appended |= row > begin; /* segments of one piece see each other's keys */
             int64_t offset = row - piece->row, position = piece->start + offset;
-            int64_t count = SN_PAGE - position % SN_PAGE;
-            if (count > end - row)
-                count = end - row;
-            segment *s = &t->segment[t->segments++];
-            s->piece = *piece;
+            int64_t count = smallest(SN_PAGE - position % SN_PAGE, end - row);
+            sn_segment *s = &t->segment[t->segments++];
+            *s = (sn_segment){*piece, index, (int32_t)offset};
             s->piece.row = (int32_t)(row - first);
             s->piece.start = (int32_t)position;
             s->piece.count = (int32_t)count;
-            s->cos = rotations[index].cos + offset * head_dim;
-            s->sin = rotations[index].sin + offset * head_dim;
             row += count;
         }
     }
 }
 
-static void block_forward(tile *t, sn_pool *pool)
+static void read_inputs(void *arg, int32_t first, int32_t end, int32_t thread)
 {
-    const sn_span *span = t->span;
+    (void)thread;
+    sn_mlp_inputs(arg, first, end);
+}
+
+/* Parts: rows, to which attention's output is added where it waits in branch; then what the MLP reads. */
+static void between(void *arg, int32_t first, int32_t end, int32_t thread)
+{
+    sn_tile *t = arg;
     const sn_block *block = t->block;
-    int64_t rows = t->rows, hidden = span->hidden, width = qkv_width(span);
-    int64_t attended = (int64_t)span->attention.heads * span->attention.key_dim, inner = span->intermediate;
+    int32_t hidden = t->hidden;
+    (void)thread;
+    for (int64_t row = first; row < end && !sn_adds_attention(block); row++) {
+        float *x = t->x + row * hidden, *branch = t->branch + row * hidden;
+        sn_norm_row(&block->attention_out_norm, branch, branch, hidden, 0);
+        for (int32_t i = 0; i < hidden; i++)
+            x[i] += block->residual_multiplier * branch[i];
+    }
+    if (!block->parallel)
+        sn_mlp_inputs(t, first, end);
+}
 
-    sn_pool_run(pool, attention_norm, t, (int32_t)rows, 1);
-    sn_multiply(pool, &block->qkv, t->normed, hidden, rows, t->qkv, width, 0, t->prepared);
-    if (t->appended)
-        sn_pool_run(pool, append, t, t->segments, 1);
-    t->splits = t->segments < 2 * sn_pool_width(pool) ? head_ranges(span) : 1;
-    sn_pool_run(pool, attend, t, t->segments * t->splits, 1);
-    sn_multiply(pool, &block->out, t->attended, attended, rows, t->x, hidden, 1, t->prepared);
-
-    sn_pool_run(pool, mlp_norm, t, (int32_t)rows, 1);
-    sn_pool_run(pool, gate, t, inner % SN_TILE ? 1 : (int32_t)(inner / SN_TILE), 1);
-    sn_multiply(pool, &block->down, t->gate_up, 2 * inner, rows, t->x, hidden, 1, t->gated);
+/* Rows first to first + rows of the batch. */
+static void block_forward(const sn_tile *batch, sn_pool *pool, int64_t first, int64_t rows, const sn_piece *pieces)
+{
+    sn_tile group = *batch;
+    const sn_block *block = group.block;
+    group.x += first * group.hidden;
+    group.rows = rows;
+    if (block->parallel)
+        sn_pool_run(pool, read_inputs, &group, (int32_t)rows, 1);
+    else
+        group.mlp_normed = group.normed, group.mlp_prepared = group.prepared;
+    for (int64_t done = 0; done < rows; done += TILE_ROWS) {
+        sn_tile t = group;
+        t.rows = smallest(rows - done, TILE_ROWS);
+        t.x += done * t.hidden;
+        t.branch += done * t.hidden;
+        cut_segments(&t, first + done, pieces);
+        if (block->latent != NULL)
+            sn_latent_attention(&t, pool);
+        else
+            sn_block_attention(&t, pool);
+    }
+    if (!block->parallel || !sn_adds_attention(block))
+        sn_pool_run(pool, between, &group, (int32_t)rows, 1);
+    sn_block_mlp(&group, pool);
 }
 
 void sn_span_forward(const sn_span *span, sn_pool *pool, int32_t first_block, int32_t end_block, float *x,
                      int64_t rows, const sn_piece *pieces, const sn_rotation *rotations, int32_t n_pieces,
                      const sn_kv *kv, void *scratch)
 {
-    tile t = {.span = span, .kv = kv};
-    lay_out(&t, span, sn_pool_threads(pool), rows < TILE_ROWS ? rows : TILE_ROWS, scratch);
+    sn_tile t = {.kv = kv, .rotations = rotations, .n_pieces = n_pieces, .hidden = span->hidden, .x = x};
+    lay_out(&t, span, sn_pool_threads(pool), smallest(rows, EXPERTS_ROWS), scratch);
     for (int32_t number = first_block; number < end_block; number++) {
         t.number = number;
         t.block = &span->blocks[number - span->first_block];
-        for (int64_t first = 0; first < rows; first += TILE_ROWS) {
-            t.rows = rows - first < TILE_ROWS ? rows - first : TILE_ROWS;
-            t.x = x + first * span->hidden;
-            cut_segments(&t, first, pieces, rotations, n_pieces);
-            block_forward(&t, pool);
-        }
+        int64_t step = group_rows(t.block);
+        for (int64_t first = 0; first < rows; first += step)
+            block_forward(&t, pool, first, smallest(rows - first, step), pieces);
     }
     sn_pool_rest(pool);
 }

@@ -1,33 +1,66 @@
-/* Llama blocks of a span, one after the other, over packed rows of many sessions. */
+/* Blocks of a span, one after the other, over packed rows of many sessions. What a block computes is said in
+   shards/formats/block_config.py. */
 #ifndef SN_BLOCK_H
 #define SN_BLOCK_H
 
 #include <stdint.h>
 
 #include "attention.h"
+#include "experts.h"
+#include "mlp.h"
 #include "pool.h"
 #include "rows.h"
 #include "sn.h"
 
+enum { SN_NO_GATE = 0, SN_CHANNEL_GATE = 1, SN_HEAD_GATE = 2 };
+
+/* What is particular to multi-head latent attention. */
+typedef struct sn_latent {
+    sn_linear q_a; /* hidden -> q_rank; 0 rows: q reads the block's input */
+    sn_norm q_norm;
+    sn_linear q;    /* -> heads * (nope_dim + rope_dim) */
+    sn_linear kv_a; /* hidden -> kv_rank + rope_dim */
+    sn_norm kv_norm;
+    const sn_linear *k_b; /* (heads): nope_dim -> kv_rank */
+    const sn_linear *v_b; /* (heads): kv_rank -> value_dim */
+    int32_t nope_dim, rope_dim, value_dim;
+} sn_latent;
+
 typedef struct sn_block {
-    sn_norm norm;     /* (hidden) */
-    sn_norm mlp_norm; /* (hidden) */
-    sn_linear qkv;         /* hidden -> q, k, v stacked: (heads + 2 kv_heads) * head_dim */
-    sn_linear out;         /* heads * head_dim -> hidden */
-    sn_linear gate_up;     /* hidden -> gate, up stacked: 2 * intermediate */
-    sn_linear down;        /* intermediate -> hidden */
+    sn_norm norm, attention_out_norm, mlp_norm, mlp_out_norm;
+    sn_attention attention;
+    const sn_latent *latent; /* NULL: the next nine */
+    sn_linear qkv;           /* hidden -> q, k, v (without keys_as_values) and the gate, stacked */
+    sn_norm q_norm, k_norm;  /* weights of all heads */
+    sn_norm v_norm;          /* of each head by itself */
+    int32_t norm_over_all;   /* q_norm and k_norm: all heads as one, else each by itself */
+    int32_t norm_after_rope;
+    int32_t keys_as_values; /* v is k before norm and rope */
+    int32_t gate;           /* SN_..._GATE: what the output is multiplied by the sigmoid of */
+    sn_linear out;
+    int32_t rope;         /* number of its rotations; -1: none */
+    int32_t rotary;       /* dimensions that are turned */
+    float scale_beta;     /* q at position p is multiplied by 1 + beta * ln(1 + floor((p + offset) / period)) */
+    int32_t scale_period; /* 0: it is not */
+    int32_t scale_offset;
+    sn_mlp mlp;                /* inner 0: none */
+    const sn_experts *experts; /* NULL: none */
+    sn_norm experts_norm;      /* of x for the experts, and */
+    sn_norm router_norm;       /* of x for the router; without: they read what the MLP reads */
+    sn_norm dense_out_norm, experts_out_norm; /* where there is an MLP beside experts */
+    int32_t parallel;                         /* attention and MLP read the same x */
+    float residual_multiplier;
+    float scalar; /* of the output */
 } sn_block;
 
 typedef struct sn_span {
     const sn_block *blocks;
     int32_t first_block; /* absolute number of blocks[0] */
     int32_t n_blocks;
-    int32_t hidden, intermediate;
-    sn_attention attention;
+    int32_t hidden;
 } sn_span;
 
-/* Of one piece: cos and sin for its first row; the next row's are head_dim floats on. The half-rotation's minus
-   is in sin: rotated = x * cos + (x with its halves swapped) * sin. */
+/* Of one piece: cos and sin for its first row; the next row's are as many floats on as are turned. See sn_rotate. */
 typedef struct sn_rotation {
     const float *cos, *sin;
 } sn_rotation;
@@ -36,7 +69,8 @@ typedef struct sn_rotation {
 int64_t sn_span_scratch(const sn_span *span, int32_t threads);
 
 /* x (rows, hidden), packed, becomes the output of blocks first_block to end_block (absolute). The pieces, in the
-   order of their rows, are all of x; their keys and values are appended to kv. pool may be NULL. */
+   order of their rows, are all of x; their keys and values are appended to kv. rotations: (kinds, pieces), a block's
+   `rope` being the number of its kind. pool may be NULL. */
 void sn_span_forward(const sn_span *span, sn_pool *pool, int32_t first_block, int32_t end_block, float *x,
                      int64_t rows, const sn_piece *pieces, const sn_rotation *rotations, int32_t n_pieces,
                      const sn_kv *kv, void *scratch);

@@ -143,8 +143,7 @@ def pair(
     def load(span: Span) -> SpanBackend[Any]:
         if span not in loaded:
             loaded[span] = load_backend(checkpoint, span, options)
-            fits = loaded[span].config.blocks[0].attention.head_dim % 8 == 0
-            assert loaded[span].kernels.startswith("native" if kernels == "native" and fits else "torch")
+            assert loaded[span].kernels.startswith(kernels)
         return loaded[span]
 
     with checkpoint:

@@ -163,7 +163,7 @@ def test_quantized_against_float32_products_with_the_same_weights(
 ) -> None:
     native = spans(quantize=quantize, kernels=kernels)
     blocks, config = [], native.config
-    for block in spans(quantize=quantize)._blocks:
+    for block in (block.weights for block in spans(quantize=quantize)._blocks):
         norm, mlp_norm = (
             RmsNorm(torch.from_numpy(norm.weight), config.final_norm.eps)
             for norm in (block.norm, block.mlp_norm)

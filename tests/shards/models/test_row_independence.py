@@ -180,7 +180,8 @@ class Leaky(NativeSpan):
     """A row depends on what the pages held before."""
 
     def forward(self, x: np.ndarray, pieces: Any, pool: Any, span: Span | None = None) -> np.ndarray:
-        before = pool.data[pieces[0].table[0, 0], 0, 0, -1].copy()
+        (shape,) = pool.shapes
+        before = pool.part(shape).keys[pieces[0].table[0, 0], 0, -1, -1].copy()
         return super().forward(x, pieces, pool, span) + before
 
 

@@ -1,0 +1,140 @@
+"""Blocks of every kind in C: against float64, and row by row the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from swarm_node.shards.formats.block_config import BlockConfig
+from swarm_node.shards.layers.kv_pool import KV_DTYPES
+from swarm_node.shards.models.determinism_check import check_determinism
+from swarm_node.shards.models.load_plan import LoadOptions, resolve
+from swarm_node.shards.models.native_span import NativeSpan, load_native_span
+from swarm_node.swarm.types import Span
+from tests.shards.models.block_cases import CASES, HIDDEN, block_configs, checkpoint_of
+from tests.shards.models.block_reference import reference
+
+MakeSessions = Callable[..., Any]
+Blocks = tuple[BlockConfig, ...]
+
+LENGTHS = (70, 41, 9)
+FEEDS = [[(0, 33), (1, 1)], [(1, 1), (0, 1), (2, 3)], [(0, 36), (1, 39), (2, 6)]]
+"""(session, tokens) of each batch; rows go past a page and a tile."""
+
+
+def load(
+    blocks: Blocks, qtype: str = "F32", *, threads: int = 1, kernels: str = "native", **options: Any
+) -> NativeSpan:
+    checkpoint = checkpoint_of(blocks, qtype)
+    plan = resolve(LoadOptions(quantize=options.pop("quantize", "none"), kernels=kernels, **options), qtype)
+    return load_native_span(checkpoint, Span(0, len(blocks)), plan, threads=threads)
+
+
+def rows(session: int) -> torch.Tensor:
+    return torch.randn(LENGTHS[session], HIDDEN, generator=torch.Generator().manual_seed(session))
+
+
+def fed(sessions: MakeSessions, model: NativeSpan, **options: Any) -> list[torch.Tensor]:
+    """What comes out for each session, in batches."""
+    memory = sessions(model, count=len(LENGTHS), tokens=max(LENGTHS), **options)
+    at, out = [0] * len(LENGTHS), [[] for _ in LENGTHS]
+    for feed in FEEDS:
+        x = torch.cat([rows(session)[at[session] : at[session] + count] for session, count in feed])
+        parts = memory.forward(x, feed).split([count for _, count in feed])
+        for (session, count), part in zip(feed, parts, strict=True):
+            at[session] += count
+            out[session].append(part)
+    return [torch.cat(parts) for parts in out]
+
+
+def check_against_float64(
+    sessions: MakeSessions, blocks: Blocks, *, threads: int, long: bool = False
+) -> None:
+    model = load(blocks, threads=threads)
+    for session, got in enumerate(fed(sessions, model, long=long)):
+        want = reference(checkpoint_of(blocks), rows(session).numpy(), long=long)
+        error = np.linalg.norm(got.numpy() - want, axis=1) / np.linalg.norm(want, axis=1)
+        assert error.max() < 1e-5
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("case", CASES)
+def test_against_float64(sessions: MakeSessions, case: str, threads: int) -> None:
+    check_against_float64(sessions, CASES[case], threads=threads)
+
+
+def test_a_long_session(sessions: MakeSessions) -> None:
+    check_against_float64(sessions, CASES["longrope"], threads=1, long=True)
+
+
+@settings(max_examples=40)
+@given(blocks=st.lists(block_configs(), min_size=1, max_size=3), threads=st.integers(1, 2))
+def test_any_blocks_against_float64(sessions: MakeSessions, blocks: list[BlockConfig], threads: int) -> None:
+    check_against_float64(sessions, tuple(blocks), threads=threads)
+
+
+WEIGHTS: dict[str, dict[str, str]] = {
+    "float32": {"qtype": "F32"},
+    "float16": {"qtype": "F16"},
+    "bfloat16": {"qtype": "BF16"},
+    "int8": {"qtype": "F32", "quantize": "int8"},
+    "int4": {"qtype": "Q4_0", "quantize": "auto"},
+    "int4, one digit": {"qtype": "Q4_1", "quantize": "auto", "kernels": "fast"},
+}
+
+
+def check_rows(sessions: MakeSessions, blocks: Blocks, weights: str, kv_dtype: str) -> None:
+    """In batches, in chunks and alone, on one thread to three: the same bits."""
+    want = None
+    for threads in (1, 2, 3):
+        model = load(blocks, threads=threads, **WEIGHTS[weights])
+        if want is None:
+            check_determinism(model, kv_dtype)
+            want = fed(sessions, model, kv_dtype=kv_dtype)
+        for got, expected in zip(fed(sessions, model, kv_dtype=kv_dtype, seed=threads), want, strict=True):
+            assert torch.equal(got, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_a_rows_bits_depend_on_its_own_past_alone(sessions: MakeSessions, case: str) -> None:
+    number = list(CASES).index(case)
+    weights = list(WEIGHTS)[number % len(WEIGHTS)]
+    check_rows(sessions, CASES[case], weights, KV_DTYPES[number % len(KV_DTYPES)])
+
+
+@pytest.mark.slow
+@settings(max_examples=40)
+@given(
+    blocks=st.lists(block_configs(), min_size=1, max_size=2),
+    weights=st.sampled_from(list(WEIGHTS)),
+    kv_dtype=st.sampled_from(KV_DTYPES),
+)
+def test_rows_of_any_blocks(
+    sessions: MakeSessions, blocks: list[BlockConfig], weights: str, kv_dtype: str
+) -> None:
+    check_rows(sessions, tuple(blocks), weights, kv_dtype)
+
+
+@pytest.mark.parametrize("qtype", ["F16", "BF16", "Q4_0", "Q4_1", "Q8_0"])
+@pytest.mark.parametrize("case", ["latent of q", "parallel", "output gate", "experts", "relu2 without gate"])
+def test_the_files_own_weights(sessions: MakeSessions, case: str, qtype: str) -> None:
+    """Made-up integers are large weights: a rounding may choose another expert for a row."""
+    model = load(CASES[case], qtype, quantize="auto")
+    for session, got in enumerate(fed(sessions, model)):
+        want = reference(checkpoint_of(CASES[case], qtype), rows(session).numpy())
+        error = np.linalg.norm(got.numpy() - want, axis=1) / np.linalg.norm(want, axis=1)
+        assert np.median(error) < 1e-4
+
+
+def test_weights_that_are_rounded_to_int8(sessions: MakeSessions) -> None:
+    for case in ("latent of q", "parallel", "output gate", "experts, all used", "gelu without gate"):
+        wants = fed(sessions, load(CASES[case]))
+        for got, want in zip(fed(sessions, load(CASES[case], **WEIGHTS["int8"])), wants, strict=True):
+            assert 0 < ((got - want).norm() / want.norm()).item() < 0.02
