@@ -6,7 +6,7 @@ an array that one thread hands to another must be evaluated first. Evaluated arr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 
 import mlx.core as mx
@@ -16,6 +16,8 @@ import psutil
 from ..formats.floats import narrow
 
 DTYPES: dict[str, mx.Dtype] = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+_WRITABLE = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.uint16, "uint32": mx.uint32}
+"""Types as numpy can write them: it has no bfloat16."""
 GPU_SHARE = 0.75
 """The part of unified memory that Metal lets the GPU use by default. It counts where Metal does not say."""
 KEPT_BYTES = 256 << 20
@@ -65,6 +67,22 @@ def to_mlx(x: np.ndarray, dtype: str = "float32") -> mx.array:
 def evaluated(x: np.ndarray, dtype: str) -> mx.array:
     """``x``, float32, rounded to ``dtype`` and ready for other threads."""
     array = to_mlx(narrow(x, dtype), dtype)
+    mx.eval(array)
+    return array
+
+
+def stacked(parts: Iterable[np.ndarray], rows: int, dtype: str) -> mx.array:
+    """``parts`` (some, cols), of ``dtype`` as ``floats.STORED`` has it or of uint32, one below the other: an
+    array of ``rows``. Each part is let go before the next is asked for: there are never two copies of all."""
+    at = 0
+    for part in parts:
+        if not at:
+            array = mx.zeros((rows, part.shape[1]), _WRITABLE[dtype])
+            mx.eval(array)
+            cells = np.array(array, copy=False)
+        cells[at : at + len(part)] = part
+        at += len(part)
+    array = array.view(DTYPES.get(dtype, array.dtype))
     mx.eval(array)
     return array
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import mlx.core as mx
 
@@ -63,70 +63,54 @@ class DenseLinears:
         return (x.swapaxes(0, 1) @ self._turned).swapaxes(0, 1)
 
 
+class Groups(NamedTuple):
+    """Weights ``q * scale + bias`` in MLX's layout: ``packed`` uint32 (..., out, in * bits / 32), ``scales``
+    and ``biases`` (..., out, in / group). A product is computed in the wider of x's type and theirs."""
+
+    packed: mx.array
+    scales: mx.array
+    biases: mx.array
+    bits: int
+    group: int
+
+
 class GroupedLinear:
-    """Weights ``q * scale + bias`` in MLX's layout: ``packed`` uint32 (out, in * bits / 32), ``scales`` and
-    ``biases`` (out, in / group).
+    """``weight`` of out rows, ``bias`` (out) or None; all evaluated."""
 
-    Computed in the wider of x's type and theirs.
-    """
-
-    def __init__(
-        self,
-        packed: mx.array,
-        scales: mx.array,
-        biases: mx.array,
-        *,
-        bits: int,
-        group: int,
-        bias: mx.array | None,
-    ) -> None:
-        self._packed, self._scales, self._biases = packed, scales, biases
-        self._bits, self._group, self._bias = bits, group, bias
-        self.nbytes: int = packed.nbytes + scales.nbytes + biases.nbytes
+    def __init__(self, weight: Groups, bias: mx.array | None) -> None:
+        self._weight, self._bias = weight, bias
+        self.nbytes: int = sum(part.nbytes for part in weight[:3])
 
     def __call__(self, x: mx.array) -> mx.array:
-        out = mx.quantized_matmul(
-            *(x, self._packed, self._scales, self._biases),
-            transpose=True,
-            group_size=self._group,
-            bits=self._bits,
-        )
+        weight = self._weight
+        out = mx.quantized_matmul(x, *weight[:3], transpose=True, group_size=weight.group, bits=weight.bits)
         if self._bias is not None:
             out = out + self._bias
         return out if out.dtype == x.dtype else out.astype(x.dtype)
 
     def parts(self, count: int) -> GroupedLinears:
         """The rows as ``count`` linears, one below the other."""
-        arrays = [x.reshape(count, -1, x.shape[1]) for x in (self._packed, self._scales, self._biases)]
-        bias = None if self._bias is None else self._bias.reshape(count, -1)
-        return GroupedLinears(*arrays, bits=self._bits, group=self._group, bias=bias)
+        packed, scales, biases = (part.reshape(count, -1, part.shape[1]) for part in self._weight[:3])
+        weight = self._weight._replace(packed=packed, scales=scales, biases=biases)
+        return GroupedLinears(weight, None if self._bias is None else self._bias.reshape(count, -1))
 
 
 class GroupedLinears:
-    """As many linears of one shape, held as in ``GroupedLinear`` with an axis (count) in front: an
+    """As many linears of one shape, ``weight`` (count, out, in), ``bias`` (count, out): an
     ``ExpertLinears``."""
 
-    def __init__(
-        self,
-        packed: mx.array,
-        scales: mx.array,
-        biases: mx.array,
-        *,
-        bits: int,
-        group: int,
-        bias: mx.array | None,
-    ) -> None:
-        self._held = packed, scales, biases
-        self._bits, self._group, self._bias = bits, group, bias
-        mx.eval(list(self._held) if bias is None else [*self._held, bias])
+    def __init__(self, weight: Groups, bias: mx.array | None) -> None:
+        self._weight, self._bias = weight, bias
+        mx.eval(list(weight[:3]) if bias is None else [*weight[:3], bias])
 
     def __call__(self, x: mx.array, experts: mx.array, *, in_order: bool) -> mx.array:
+        weight = self._weight
         out = mx.gather_qmm(
-            *(x, *self._held),
+            *(x, *weight[:3]),
             rhs_indices=experts,
             transpose=True,
-            group_size=self._group,
-            bits=self._bits,
+            group_size=weight.group,
+            bits=weight.bits,
             sorted_indices=in_order,
         )
         return _with_bias(out, self._bias, experts, x.dtype)

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from ..formats.rope_config import RopeConfig
 
 
+_SLOWEST = 1e-30
+"""A dimension that never turns has this frequency: one over it is finite, and an angle too small to show."""
+
+
 class MlxRope:
     """One kind of rotation, of the first ``dim`` dimensions of a head. ``factor``: what YaRN and LongRoPE
     multiply these by; whoever asks for a rotation does that first (``scaled``)."""
@@ -110,5 +114,4 @@ class Rotation:
 
 def _wavelengths(inv_freq: np.ndarray) -> mx.array:
     """As ``mx.fast.rope`` takes frequencies: one over what they are elsewhere."""
-    with np.errstate(divide="ignore"):  # a dimension that never turns has an infinite one
-        return evaluated((1 / inv_freq.astype(np.float64)).astype(np.float32), "float32")
+    return evaluated((1 / np.maximum(inv_freq.astype(np.float64), _SLOWEST)).astype(np.float32), "float32")

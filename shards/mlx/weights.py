@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,9 +26,17 @@ from ..layers.quantize import (
 )
 from ..models.load_plan import LoadOptions
 from ..models.weight_loader import TensorReader, check_shape, in_pieces, whole
-from .device import evaluated, on_gpu, to_mlx
+from .device import evaluated, on_gpu, stacked
 from .experts import MlxExperts
-from .linear import DenseLinear, DenseLinears, ExpertLinears, GroupedLinear, MlxLinear, StackedLinear
+from .linear import (
+    DenseLinear,
+    DenseLinears,
+    ExpertLinears,
+    GroupedLinear,
+    Groups,
+    MlxLinear,
+    StackedLinear,
+)
 from .norm import MlxNorm
 
 if TYPE_CHECKING:
@@ -73,16 +81,21 @@ class MlxPlan:
         return MlxPlan(dtype, options.quantize, "float32" if exact else dtype, not on_gpu())
 
 
+class _Layout(NamedTuple):
+    """How MLX lays out a matrix of integers: of so many ``bits``, ``group`` of which share scale and bias."""
+
+    bits: int
+    group: int
+
+
 class _Grouped(NamedTuple):
     """A matrix in MLX's layout: ``packed`` uint32 (rows, cols * bits / 32), ``scales`` and ``biases`` float32
-    (rows, cols / group).
+    (rows, cols / group). ``form``: its name, for people.
     """
 
     packed: np.ndarray
     scales: Floats
     biases: Floats
-    bits: int
-    group: int
     form: str
 
 
@@ -97,21 +110,19 @@ class MlxLoader(TensorReader[MlxPlan]):
     def linear(self, names: Sequence[str], sizes: Sequence[int], cols: int) -> MlxLinear:
         """One linear of the named weights stacked (``sizes[i]`` rows each, without ``.weight``)."""
         raws = self._matrices(names, sizes, cols)
-        held = [self._grouped(raw) for raw in raws]
         bias = self._bias(names, sizes)
-        if len({part and (part.bits, part.group) for part in held}) == 1:
-            return self._uniform(raws, held, bias)
+        layouts = [self._layout(raw) for raw in raws]
+        if len(set(layouts)) == 1:
+            return self._alike(raws, layouts[0], bias)
         biases = [None] * len(raws) if bias is None else np.split(bias, np.cumsum(sizes)[:-1])
         return StackedLinear(
-            [self._uniform([raw], [part], own) for raw, part, own in zip(raws, held, biases, strict=True)]
+            [self._alike([raw], layout, own) for raw, layout, own in zip(raws, layouts, biases, strict=True)]
         )
 
     def heads(self, name: str, heads: int, cols: int) -> DenseLinears:
         """Held dense: they are a small part of a model."""
         raw = self._checkpoint.tensor(f"{name}.weight")
         check_shape(raw, (raw.shape[0] // heads * heads, cols))
-        self._count(self.plan.dtype, [raw])
-        self._read(raw)
         linear = self._dense([raw], None, self.plan.dtype)
         self.nbytes += linear.nbytes
         return linear.parts(heads)
@@ -128,53 +139,55 @@ class MlxLoader(TensorReader[MlxPlan]):
         )
 
     def _expert_linears(self, names: Sequence[str], rows: int, cols: int, count: int) -> ExpertLinears:
-        """The named matrices, ``rows`` each, as ``count`` linears. Held dense unless all come in one form."""
+        """The named matrices, ``rows`` each, as ``count`` linears. Held dense unless all have one layout."""
         sizes = [rows] * len(names)
         raws = self._matrices(names, sizes, cols)
-        held = [self._grouped(raw) for raw in raws]
-        if len({part and (part.bits, part.group) for part in held}) > 1:
-            held = [None] * len(held)
+        layouts = {self._layout(raw) for raw in raws}
         # MLX's CPU build has gathered products of float32 alone.
         dtype = "float32" if self.plan.wide else self.plan.dtype
-        return self._uniform(raws, held, self._bias(names, sizes), dtype).parts(count)
+        layout = layouts.pop() if len(layouts) == 1 else None
+        return self._alike(raws, layout, self._bias(names, sizes), dtype).parts(count)
 
-    def _uniform(
-        self,
-        raws: Sequence[RawTensor],
-        held: Sequence[_Grouped | None],
-        bias: Floats | None,
-        dtype: str | None = None,
+    def _alike(
+        self, raws: Sequence[RawTensor], layout: _Layout | None, bias: Floats | None, dtype: str | None = None
     ) -> DenseLinear | GroupedLinear:
-        """One linear of matrices that are held alike, one below the other. ``dtype``: of dense ones, if not
-        that of activations."""
-        dtype = dtype or self.plan.dtype
-        grouped = [part for part in held if part is not None]
-        linear = self._hold(grouped, bias) if grouped else self._dense(raws, bias, dtype)
-        for raw, part in zip(raws, held, strict=True):
-            self._count(dtype if part is None else part.form, [raw])
-            self._read(raw)
+        """One linear of matrices one below the other. Without ``layout`` dense: of type ``dtype``, or that of
+        activations."""
+        linear: DenseLinear | GroupedLinear
+        if layout is None:
+            linear = self._dense(raws, bias, dtype or self.plan.dtype)
+        else:
+            linear = self._integers(raws, layout, bias)
         self.nbytes += linear.nbytes
         return linear
 
     def _dense(self, raws: Sequence[RawTensor], bias: Floats | None, dtype: str) -> DenseLinear:
-        weight = to_mlx(np.concatenate([raw.dequantize(dtype) for raw in raws]), dtype)
-        mx.eval(weight)
-        return DenseLinear(weight, self._place(bias))
+        def values() -> Iterator[np.ndarray]:
+            for raw in raws:
+                yield raw.dequantize(dtype)
+                self._count(dtype, [raw])
+                self._read(raw)
 
-    def _hold(self, parts: Sequence[_Grouped], bias: Floats | None) -> GroupedLinear:
-        packed = mx.array(np.concatenate([part.packed for part in parts]))
-        mx.eval(packed)
-        scales = np.concatenate([part.scales for part in parts])
-        biases = np.concatenate([part.biases for part in parts])
+        return DenseLinear(stacked(values(), _rows(raws), dtype), self._place(bias))
+
+    def _integers(self, raws: Sequence[RawTensor], layout: _Layout, bias: Floats | None) -> GroupedLinear:
+        factors: list[tuple[Floats, Floats]] = []
+
+        def integers() -> Iterator[np.ndarray]:
+            for raw in raws:
+                part = self._grouped(raw)
+                factors.append((part.scales, part.biases))
+                yield part.packed
+                self._count(part.form, [raw])
+                self._read(raw)
+
+        packed = stacked(integers(), _rows(raws), "uint32")
+        scales, biases = (np.concatenate(parts) for parts in zip(*factors, strict=True))
         dtype = self.plan.dtype
         if self.plan.wide or not (_fits(scales, dtype) and _fits(biases, dtype)):
             dtype = self.plan.scales
-        return GroupedLinear(
-            *(packed, evaluated(scales, dtype), evaluated(biases, dtype)),
-            bits=parts[0].bits,
-            group=parts[0].group,
-            bias=self._place(bias),
-        )
+        weight = Groups(packed, evaluated(scales, dtype), evaluated(biases, dtype), *layout)
+        return GroupedLinear(weight, self._place(bias))
 
     def _place(self, bias: Floats | None) -> mx.array | None:
         if bias is None:
@@ -183,18 +196,27 @@ class MlxLoader(TensorReader[MlxPlan]):
         self.nbytes += array.nbytes
         return array
 
-    def _grouped(self, raw: RawTensor) -> _Grouped | None:
-        """The matrix as integers in groups; None where it is to be dense."""
+    def _layout(self, raw: RawTensor) -> _Layout | None:
+        """How the matrix is held; None: dense."""
         wanted, bits = self.plan.quantize, _file_bits(raw)
         if wanted == "none" or raw.cols % GROUP:
             return None
         if bits and wanted in ("auto", f"int{bits}"):
+            return _Layout(bits, raw.group if isinstance(raw, AffineTensor) else GROUP)
+        return None if wanted == "auto" else _Layout(4 if wanted == "int4" else 8, GROUP)
+
+    def _grouped(self, raw: RawTensor) -> _Grouped:
+        """A matrix that has a layout, in it."""
+        wanted, bits = self.plan.quantize, _file_bits(raw)
+        if bits and wanted in ("auto", f"int{bits}"):
             return _as_in_file(raw)
-        if wanted == "auto":
-            return None
         if wanted == "int4":
             return _int4(whole(in_pieces(to_int4, raw, self._threads)), "int4")
         return _int8(whole(in_pieces(to_int8_groups, raw, self._threads)), "int8")
+
+
+def _rows(raws: Sequence[RawTensor]) -> int:
+    return sum(raw.shape[0] for raw in raws)
 
 
 def _file_bits(raw: RawTensor) -> int:
@@ -211,8 +233,6 @@ def _as_in_file(raw: RawTensor) -> _Grouped:
             np.ascontiguousarray(raw.stored).view(np.uint32),
             raw.scales.dequantize(),
             raw.biases.dequantize(),
-            raw.bits,
-            raw.group,
             f"int{raw.bits} ({raw.qtype})",
         )
     if raw.qtype in INT4_SOURCES:
@@ -223,13 +243,13 @@ def _as_in_file(raw: RawTensor) -> _Grouped:
 def _int4(groups: Int4Groups, form: str) -> _Grouped:
     q = groups.q
     packed = np.ascontiguousarray(q[:, ::2] | q[:, 1::2] << 4)  # the first integer in the low bits
-    return _Grouped(packed.view(np.uint32), groups.scale, groups.minimum, 4, GROUP, form)
+    return _Grouped(packed.view(np.uint32), groups.scale, groups.minimum, form)
 
 
 def _int8(groups: Int8Groups, form: str) -> _Grouped:
     """MLX's integers begin at 0: these are moved up by 128, which the bias takes back."""
     packed = np.ascontiguousarray(groups.q).view(np.uint8) ^ 128
-    return _Grouped(packed.view(np.uint32), groups.scale, groups.scale * np.float32(-128), 8, GROUP, form)
+    return _Grouped(packed.view(np.uint32), groups.scale, groups.scale * np.float32(-128), form)
 
 
 def _fits(x: Floats, dtype: str) -> bool:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from swarm_node.shards.checkpoint.opening import open_checkpoint
+from swarm_node.shards.layers.quantize import GROUP
 from swarm_node.shards.loading import load_backend
 from swarm_node.shards.mlx import weights as mlx_weights
 from swarm_node.shards.models.load_plan import LoadOptions
@@ -43,8 +44,8 @@ def test_grouped_weights_are_the_files_values(gguf_llama: Any) -> None:
                 mx.array(held.packed),
                 mx.array(held.scales),
                 mx.array(held.biases),
-                group_size=held.group,
-                bits=held.bits,
+                group_size=GROUP,
+                bits=8 if qtype == "Q8_0" else 4,
             )
             np.testing.assert_allclose(np.array(values), raw.dequantize(), atol=1e-6, rtol=1e-5)
 
@@ -107,10 +108,11 @@ def test_scales_keep_their_values_where_sixteen_bits_do_not_hold_them(wide: Path
     ):
         folder = quantize_directory(wide, tmp_path / f"{of_file}{scales}", dtype=of_file)
         with open_checkpoint(str(folder)) as checkpoint:
-            raw = checkpoint.tensor("model.layers.0.mlp.down_proj.weight")
             plan = mlx_weights.MlxPlan("bfloat16", "auto", scales, wide=False)
-            held = mlx_weights.MlxLoader(checkpoint, plan)._hold([mlx_weights._as_in_file(raw)], None)
-        assert held._scales.dtype == held_in
+            held = mlx_weights.MlxLoader(checkpoint, plan).linear(
+                ["model.layers.0.mlp.down_proj"], [128], 256
+            )
+        assert held._weight.scales.dtype == held_in
         assert held(mx.zeros((1, 256), mx.bfloat16)).dtype == mx.bfloat16
 
 
@@ -144,7 +146,7 @@ def test_float32_scales_beside_sixteen_bit_activations(
     monkeypatch.setattr(mlx_weights, "on_gpu", lambda: True)
     pair = both(quantize_directory(dense, tmp_path / "q"), ours=LoadOptions(device="mlx"))
     assert pair[1]._dtype == "bfloat16"
-    assert pair[1]._blocks[0]._feed_forward._down._scales.dtype == mx.float32
+    assert pair[1]._blocks[0]._feed_forward._down._weight.scales.dtype == mx.float32
     agree(sessions, pair, {"atol": 8e-2, "rtol": 8e-2}, kv_dtype="bfloat16")
 
 
