@@ -1,4 +1,5 @@
-"""Causal grouped-query attention of a packed batch over paged keys and values, in plain torch.
+"""Causal attention of a packed batch over paged keys and values, in plain torch: grouped queries, a window or
+chunks, softcap, sinks, values that are part of the keys.
 
 Works on any device and for any head size. It is the path of devices other than the CPU, of machines without
 a compiler, and what ``csrc/attention.c`` is tested against. A loop over sessions that gathers each one's
@@ -9,6 +10,8 @@ tables are copied once a batch and nothing else crosses over.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,34 +21,81 @@ from torch import Tensor
 from ...swarm.errors import LocalProtocolError
 from ...swarm.protocol.field_types import PAGE_TOKENS
 from ..layers.kv_pool import BatchSlice
-from .kv_pool import TorchKvPart
+from .kv_pool import TorchKvPool
+
+if TYPE_CHECKING:
+    from ..formats.block_config import AttentionConfig, KvShape
 
 QUERY_ROWS = 128
 """On CPU this many prompt rows are attended at once. Its SDPA computes masked keys too, so cutting a chunk
 into rows that see only the keys before their own end saves up to a third of the time (512 rows, 2 threads:
 4.2 against 3.3 ms a block); fewer rows a call cost more in calls than they save."""
+SCORE_VALUES = 1 << 24
+"""Where SDPA does not serve, at most this many scores are held at once: 64 MiB."""
+
+At = TypeVar("At", int, Tensor)
+
+
+class Scores(NamedTuple):
+    """How a block's queries and keys become weights: see ``AttentionConfig``. ``sinks``: (heads) float32."""
+
+    kv: KvShape
+    scale: float
+    softcap: float = 0.0
+    window: int = 0
+    chunk: int = 0
+    sinks: Tensor | None = None
+
+    @classmethod
+    def of(cls, settings: AttentionConfig, sinks: Tensor | None) -> Scores:
+        return cls(settings.kv, settings.scale, settings.softcap, settings.window, settings.chunk, sinks)
+
+    def first_seen(self, position: At) -> At:
+        """The first position that a token at ``position`` sees; it may be below 0."""
+        if self.chunk:
+            return position // self.chunk * self.chunk
+        return position - self.window + 1 if self.window else position * 0
+
+    def weights(self, scores: Tensor, sinks: Tensor | None) -> Tensor:
+        """``scores`` (..., keys), -inf for what is not seen, and ``sinks`` (..., 1) → shares (..., keys)."""
+        if sinks is None:
+            return scores.softmax(-1)
+        return torch.cat((scores, sinks), -1).softmax(-1)[..., :-1]
+
+    def capped(self, scores: Tensor) -> Tensor:
+        return (scores / self.softcap).tanh_().mul_(self.softcap) if self.softcap else scores
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What of a slice's keys its rows see, in blocks of one window or chunk. ``first_page``: the first that
+    any row sees; keys and ``mask`` (rows, keys; additive) begin there. No mask: rows go one by one."""
+
+    first_page: int
+    mask: Tensor | None
 
 
 class PagedAttention:
     """The ``attend`` function of one forward pass over ``slices``: stores keys and values, then attends.
 
     The slices, in their order, are the rows of the batch. Index tensors and masks are built once and shared
-    by all blocks. ``rowwise``: each row is attended as one token that is decoded, page by page from the
-    first, so that its bits depend on its own past alone.
+    by all blocks that see as far. ``rowwise``: each row is attended as one token that is decoded, page by
+    page from the first it sees, so that its bits depend on its own past alone.
     """
 
     def __init__(
-        self, pool: TorchKvPart, slices: Sequence[BatchSlice], dtype: torch.dtype, *, rowwise: bool = False
+        self, pool: TorchKvPool, slices: Sequence[BatchSlice], dtype: torch.dtype, *, rowwise: bool = False
     ) -> None:
         device = pool.device
-        self._pool, self._slices = pool, slices
+        self._pool, self._slices, self._rowwise = pool, slices, rowwise
         # The CPU's kernels are fastest in float32 even with the conversion (512 rows, 1 thread: 5.6 against
         # 7.8 ms).
         self._dtype = torch.float32 if device.type == "cpu" else dtype
+        self._seen: dict[tuple[int, int], list[_Seen]] = {}
         # Blocks that every slice holds, so that one table serves the whole batch.
         self._first_block = max(part.first_block for part in slices)
         end_block = min(part.first_block + len(part.table) for part in slices)
-        slots, offsets, self._pages, self._masks = [], [], [], []
+        slots, offsets, self._pages = [], [], []
         for part in slices:
             end = part.start + part.count
             blocks = slice(self._first_block - part.first_block, end_block - part.first_block)
@@ -55,89 +105,115 @@ class PagedAttention:
             slots.append(table[:, positions // PAGE_TOKENS])
             offsets.append(positions % PAGE_TOKENS)
             self._pages.append(table)
-            self._masks.append(
-                None
-                if rowwise or part.count == 1
-                else _causal_mask(part.start, part.count, self._dtype, device)
-            )
         self._slots = torch.cat(slots, 1)  # (blocks, rows of all slices in their order)
         self._offsets = torch.cat(offsets)
 
-    def __call__(self, block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """``q`` (T, heads, head_dim), ``k`` and ``v`` (T, kv_heads, head_dim) → (T, heads * head_dim).
+    def __call__(self, block: int, scores: Scores, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """``q`` (T, heads, key_dim), ``k`` (T, kv_heads, key_dim), ``v`` (T, kv_heads, value_dim) → (T, heads
+        * value_dim). Where ``scores.kv`` is shared, ``v`` is not read.
 
         ``block`` is absolute and held by every slice. Raises LocalProtocolError when the slices are not T
         rows.
         """
-        rows, heads, head_dim = q.shape
+        rows, heads, _ = q.shape
         at = block - self._first_block
         if len(self._offsets) != rows:
             raise LocalProtocolError(f"slices of {len(self._offsets)} rows for a batch of {rows}")
-        self._pool.store(self._slots[at], self._offsets, k, v)
-        out = q.new_empty((rows, heads, head_dim))
-        for part, pages, mask in zip(self._slices, self._pages, self._masks, strict=True):
-            end = part.start + part.count
+        held = self._pool.part(scores.kv)
+        held.store(self._slots[at], self._offsets, k, v)
+        out = q.new_empty((rows, heads, scores.kv.value_dim))
+        reach = (scores.window, scores.chunk)
+        if reach not in self._seen:
+            self._seen[reach] = [self._see(part, scores) for part in self._slices]
+        for part, pages, seen in zip(self._slices, self._pages, self._seen[reach], strict=True):
             queries = q[part.row : part.row + part.count].to(self._dtype)
             attended = out[part.row : part.row + part.count]
-            if mask is None:
-                keys, values = self._pool.pages(pages[at], self._dtype)
+            first = seen.first_page * PAGE_TOKENS
+            used = pages[at, seen.first_page :]
+            if seen.mask is None:
+                keys, values = held.pages(used, self._dtype)
                 # From the last row to the first: each clears the values behind its own place.
                 for row in range(part.count - 1, -1, -1):
-                    seen = part.start + row + 1
-                    used = -(-seen // PAGE_TOKENS)
-                    attended[row] = _decode(queries[row], keys[:used], values[:used], seen)
+                    position = part.start + row
+                    start = max(0, scores.first_seen(position)) - first
+                    attended[row] = _decode(queries[row], keys, values, start, position + 1 - first, scores)
             else:
-                keys, values = self._pool.gather(pages[at], self._dtype)  # (kv_heads, whole pages, head_dim)
-                _prefill(queries, keys[:, :end], values[:, :end], mask, attended)
-        return out.view(rows, heads * head_dim)
+                keys, values = held.gather(used, self._dtype)  # (kv_heads, whole pages, dim)
+                _prefill(queries, keys, values, seen.mask, attended, scores, part.start - first)
+        return out.view(rows, heads * scores.kv.value_dim)
+
+    def _see(self, part: BatchSlice, scores: Scores) -> _Seen:
+        first_page = max(0, scores.first_seen(part.start)) // PAGE_TOKENS
+        if self._rowwise or part.count == 1:
+            return _Seen(first_page, None)
+        end, device = part.start + part.count, self._pool.device
+        positions = torch.arange(part.start, end, device=device)[:, None]
+        keys = torch.arange(first_page * PAGE_TOKENS, end, device=device)
+        hidden = (keys > positions).logical_or_(keys < scores.first_seen(positions))
+        mask = torch.zeros(hidden.shape, dtype=self._dtype, device=device)
+        return _Seen(first_page, mask.masked_fill_(hidden, float("-inf")))
 
 
-def _decode(q: Tensor, keys: Tensor, values: Tensor, end: int) -> Tensor:
-    """One row, ``q`` (heads, head_dim), that sees the first ``end`` tokens of keys and values as
-    ``TorchKvPart.pages`` gives them → (heads, head_dim).
+def _decode(q: Tensor, keys: Tensor, values: Tensor, start: int, end: int, settings: Scores) -> Tensor:
+    """One row, ``q`` (heads, key_dim), that sees tokens ``start`` to ``end`` of keys and values as
+    ``TorchKvPart.pages`` gives them → (heads, value_dim).
 
     Page by page, so that no page is moved. The query heads of a KV head stand in as the rows of one product.
     """
-    heads, head_dim = q.shape
+    first_page, end_page = start // PAGE_TOKENS, -(-end // PAGE_TOKENS)
+    keys, values = keys[first_page:end_page], values[first_page:end_page]
+    heads, key_dim = q.shape
     pages, kv_heads = keys.shape[:2]
-    scaled = (q * head_dim**-0.5).view(kv_heads, heads // kv_heads, head_dim)
-    scores = torch.matmul(scaled, keys)  # (pages, kv_heads, group, PAGE_TOKENS)
-    unseen = pages * PAGE_TOKENS - end
+    scaled = (q * settings.scale).view(kv_heads, heads // kv_heads, key_dim)
+    scores = settings.capped(torch.matmul(scaled, keys))  # (pages, kv_heads, group, PAGE_TOKENS)
+    unseen = end_page * PAGE_TOKENS - end
     if unseen:
         scores[-1, ..., PAGE_TOKENS - unseen :] = float("-inf")
         values[-1, :, PAGE_TOKENS - unseen :] = 0.0  # what was never written may not even be finite
-    weights = scores.permute(1, 2, 0, 3).flatten(2).softmax(-1)  # (kv_heads, group, all tokens)
-    weights = weights.unflatten(-1, (pages, PAGE_TOKENS)).permute(2, 0, 1, 3)
-    return torch.matmul(weights, values).sum(0).view(heads, head_dim)
+    if start > first_page * PAGE_TOKENS:
+        scores[0, ..., : start - first_page * PAGE_TOKENS] = float("-inf")
+    scores = scores.permute(1, 2, 0, 3).flatten(2)  # (kv_heads, group, all tokens)
+    sinks = None if settings.sinks is None else settings.sinks.to(scores.dtype).view(kv_heads, -1, 1)
+    weights = settings.weights(scores, sinks).unflatten(-1, (pages, PAGE_TOKENS)).permute(2, 0, 1, 3)
+    return torch.matmul(weights, values).sum(0).view(heads, -1)
 
 
-def _prefill(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, out: Tensor) -> None:
-    """``q`` (n, heads, head_dim) against keys and values (kv_heads, end, head_dim) → ``out`` as ``q``.
+def _prefill(
+    q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, out: Tensor, settings: Scores, start: int
+) -> None:
+    """``q`` (n, heads, key_dim), of which the first is key number ``start``, against keys (kv_heads, keys,
+    key_dim) and values (kv_heads, keys, value_dim) → ``out`` (n, heads, value_dim). ``mask``: (n, keys).
 
-    ``mask`` (n, end) is additive. The query heads of a KV head stand in as a batch dimension: ``enable_gqa``
-    is several times slower.
+    The query heads of a KV head stand in as a batch dimension: ``enable_gqa`` is several times slower.
     """
-    count, heads, head_dim = q.shape
-    kv_heads, end, _ = keys.shape
-    group = heads // kv_heads
-    queries = q.reshape(count, kv_heads, group, head_dim).permute(1, 2, 0, 3)  # (kv_heads, group, n, hd)
-    wide_keys = keys[:, None].expand(kv_heads, group, end, head_dim)
-    wide_values = values[:, None].expand(kv_heads, group, end, head_dim)
-    grouped_out = out.view(count, kv_heads, group, head_dim)
+    count, heads, key_dim = q.shape
+    kv_heads = len(keys)
+    queries = q.reshape(count, kv_heads, -1, key_dim).permute(1, 2, 0, 3)  # (kv_heads, group, n, key_dim)
+    wide_keys = keys[:, None].expand(-1, heads // kv_heads, -1, -1)
+    wide_values = values[:, None].expand(-1, heads // kv_heads, -1, -1)
+    grouped_out = out.unflatten(1, (kv_heads, -1))
+    plain = not settings.softcap and settings.sinks is None and settings.kv.key_dim == settings.kv.value_dim
     rows = QUERY_ROWS if q.device.type == "cpu" else count
+    if not plain:
+        rows = min(rows, max(1, SCORE_VALUES // (heads * mask.shape[1])))
     for first in range(0, count, rows):
         last = min(first + rows, count)
-        seen = end - count + last
-        attended = F.scaled_dot_product_attention(
-            queries[:, :, first:last],
-            wide_keys[:, :, :seen],
-            wide_values[:, :, :seen],
-            attn_mask=mask[first:last, :seen],
-        )
+        end = start + last
+        seen = slice(max(0, settings.first_seen(start + first)), end) if settings.window else slice(end)
+        part = queries[:, :, first:last], wide_keys[:, :, seen], wide_values[:, :, seen]
+        if plain:
+            attended = F.scaled_dot_product_attention(
+                *part, attn_mask=mask[first:last, seen], scale=settings.scale
+            )
+        else:
+            attended = _written_out(*part, mask[first:last, seen], settings)
         grouped_out[first:last] = attended.permute(2, 0, 1, 3)
 
 
-def _causal_mask(start: int, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(count, start + count): 0 where row i may see key j (j <= start + i), -inf elsewhere."""
-    mask = torch.full((count, start + count), float("-inf"), dtype=dtype, device=device)
-    return mask.triu_(start + 1)
+def _written_out(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, settings: Scores) -> Tensor:
+    """As ``scaled_dot_product_attention``, with a softcap and sinks; in float32."""
+    scores = settings.capped(torch.matmul(q * settings.scale, keys.transpose(-1, -2)).float()) + mask
+    sinks = settings.sinks
+    if sinks is not None:
+        sinks = sinks.view(*q.shape[:2], 1, 1).expand(-1, -1, q.shape[2], 1)
+    return torch.matmul(settings.weights(scores, sinks).to(values.dtype), values)

@@ -86,6 +86,18 @@ class DenseLinear:
         return out.copy_(self.weight[start:stop]).t()
 
 
+class HeadProducts:
+    """``products(x)``: x (T, heads, in) → (T, heads, out), each head's part by its own matrix. ``weight``
+    (heads, out, in)."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight = weight.transpose(1, 2)
+        self.nbytes = weight.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.bmm(x.to(self._weight.dtype).transpose(0, 1), self._weight).transpose(0, 1)
+
+
 class Int8Linear:
     """One scale a row. Few rows: ``torch._weight_int8pack_mm`` in bfloat16, accumulating in float32.
 
@@ -252,7 +264,7 @@ PACKED_ROWS = min(ROW_TILE, PACKED_ROWS_INT8)
 
 
 class RowTiles:
-    """``linear`` given at most ROW_TILE rows at a time. ``pad``: always exactly that many.
+    """``linear``, of rows (T, ...), given at most ROW_TILE rows at a time. ``pad``: always exactly that many.
 
     So there is one way to compute a row, whatever rows are computed beside it. Products on torch's kernels
     depend on how many rows they have, as the library picks another kernel for each shape. Dense products
@@ -279,6 +291,6 @@ class RowTiles:
         count = x.shape[0]
         if count == ROW_TILE:
             return self._linear(x.contiguous())
-        tile = x.new_zeros(ROW_TILE, x.shape[1])
+        tile = x.new_zeros(ROW_TILE, *x.shape[1:])
         tile[:count] = x
         return self._linear(tile)[:count]

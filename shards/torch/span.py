@@ -14,19 +14,19 @@ from ...swarm.types import Span
 from ..checkpoint.checkpoint import Checkpoint
 from ..layers.kv_pool import BatchSlice, resolve_kv_dtype
 from ..models.block_weights import bytes_in_file, load_block
-from ..models.llama_blocks import llama_blocks
 from ..models.load_plan import LoadPlan
 from .attention import PagedAttention
-from .device import DTYPES, to_array
+from .block import Block
+from .device import Target, to_array
 from .kv_pool import TorchKvPool
-from .llama import LlamaBlock, RowwiseBlock
-from .rope import TorchRope
+from .rope import Positions, TorchRope
 from .weights import TorchLoader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..formats.config import ModelConfig
+    from ..formats.rope_config import RopeConfig
     from ..models.weight_loader import Progress
 
 
@@ -37,7 +37,7 @@ class TorchSpan:
         self,
         config: ModelConfig,
         span: Span,
-        blocks: Sequence[LlamaBlock],
+        blocks: Sequence[Block],
         plan: LoadPlan,
         threads: int = 1,
         *,
@@ -45,22 +45,14 @@ class TorchSpan:
         weight_bytes: int = 0,
         kernels: str = "torch",
     ) -> None:
-        """On the CPU torch uses ``threads`` in the thread that calls ``forward``. If the plan is
-        ``deterministic``, the blocks are RowwiseBlocks: a row's result is the same bits in any batch and in
-        chunks of any size."""
+        """On the CPU torch uses ``threads`` in the thread that calls ``forward``."""
+        target = Target.of(plan)
         self.config, self.span = config, span
         self.weights, self.weight_bytes, self.kernels = weights, weight_bytes, kernels
         self.device = plan.device
-        self.limit = min(torch.finfo(DTYPES[plan.dtype]).max, MAX_MAGNITUDE)
+        self.limit = min(torch.finfo(target.dtype).max, MAX_MAGNITUDE)
         self._plan, self._threads = plan, threads
-        self._place, self._dtype = torch.device(plan.device), DTYPES[plan.dtype]
-        self._blocks = tuple(blocks)
-        self._rowwise = plan.options.deterministic
-        attention = llama_blocks(config, span).attention
-        if attention.rope is None:
-            raise ValueError("not a Llama block")
-        self._kv = attention.kv
-        self._rope = TorchRope(attention.rope, self._place, self._dtype, rowwise=self._rowwise)
+        self._target, self._blocks = target, tuple(blocks)
 
     any_thread = False
 
@@ -73,7 +65,8 @@ class TorchSpan:
         return resolve_kv_dtype(wanted, self._plan.dtype, exact, self.device)
 
     def new_pool(self, n_slots: int, kv_dtype: str) -> TorchKvPool:
-        return TorchKvPool(n_slots, (self._kv,), kv_dtype, self._place)
+        shapes = {block.attention.kv for block in self.config.blocks[self.span.start : self.span.end]}
+        return TorchKvPool(n_slots, shapes, kv_dtype, self._target.device)
 
     def use_threads(self, threads: int) -> None:
         """Not on torch, whose results may depend on them."""
@@ -92,14 +85,13 @@ class TorchSpan:
             raise UsageError(f"blocks {span} are not within {self.span}")
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
-        cos, sin = self._rope.rows([(part.start, part.count) for part in slices])
-        attend = PagedAttention(pool.part(self._kv), slices, self._dtype, rowwise=self._rowwise)
-        rows = torch.from_numpy(np.array(x, np.float32)).to(
-            self._place, self._dtype
-        )  # the blocks work in place
+        target = self._target
+        positions = Positions(slices, target.device, target.dtype)
+        attend = PagedAttention(pool, slices, target.dtype, rowwise=target.rowwise)
+        rows = target.tensor(np.array(x, np.float32))  # a copy, in which the blocks work
         first = self.span.start
         for block in range(span.start, span.end):
-            self._blocks[block - first](block, rows, cos, sin, attend)
+            self._blocks[block - first](block, rows, positions, attend)
         return to_array(rows)
 
 
@@ -116,14 +108,19 @@ def load_torch_span(
     this machine."""
     config = checkpoint.config
     loader = TorchLoader(checkpoint, plan, bytes_in_file(checkpoint, span), progress, threads)
-    rowwise = plan.options.deterministic
-    make = RowwiseBlock if rowwise else LlamaBlock
-    blocks: list[LlamaBlock] = []
+    target = loader.target
+    ropes: dict[RopeConfig, TorchRope] = {}
+    blocks: list[Block] = []
     with torch.inference_mode():
         for block in range(span.start, span.end):
-            blocks.append(make(config.blocks[block], load_block(loader, config, block)))
+            settings = config.blocks[block]
+            rope = settings.attention.rope
+            if rope is not None and rope not in ropes:
+                ropes[rope] = TorchRope(rope, target.device, target.dtype, rowwise=target.rowwise)
+            weights = load_block(loader, config, block)
+            blocks.append(Block(settings, weights, None if rope is None else ropes[rope], target))
             checkpoint.release()
-    kernels = ("torch rowwise" if rowwise else "torch") + (f" ({reason})" if reason else "")
+    kernels = ("torch rowwise" if target.rowwise else "torch") + (f" ({reason})" if reason else "")
     return TorchSpan(
         config,
         span,

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 
 from ..layers.quantize import INT4_SOURCES, Int4Groups, as_torch_holds, to_int8
+from ..models.block_weights import MlpWeights, mlp_stacks
 from ..models.load_plan import LoadPlan, WeightKind
 from ..models.rounding_bounds import RoundingBounds, RowErrors
-from ..models.weight_loader import Progress, TensorReader, in_pieces, int4_groups, whole
-from .device import DTYPES, tensor_of
-from .linear import DenseLinear, Int4Linear, Int8Linear, Linear, RowTiles, Scratch
-from .norm import RmsNorm
+from ..models.weight_loader import Progress, TensorReader, check_shape, in_pieces, int4_groups, whole
+from .device import DTYPES, Target, tensor_of
+from .linear import DenseLinear, HeadProducts, Int4Linear, Int8Linear, Linear, RowTiles, Scratch
+from .norm import Norm, norm_of
 
 if TYPE_CHECKING:
     from ..checkpoint.checkpoint import Checkpoint
-    from ..formats.block_config import NormConfig
+    from ..formats.block_config import ExpertsConfig, NormConfig
     from ..formats.raw_tensor import RawTensor
 
 _PIECE_ROWS = 1024
@@ -38,14 +39,34 @@ class TorchLoader(TensorReader[LoadPlan]):
         threads: int = 1,
     ) -> None:
         super().__init__(checkpoint, plan, total_bytes, progress, threads)
-        self._place, self._dtype = torch.device(plan.device), DTYPES[plan.dtype]
+        self.target = Target.of(plan)
         self._scratch = Scratch()
 
-    def norm(self, name: str, norm: NormConfig, size: int) -> RmsNorm:
-        """An RMSNorm, its weight in the activation type."""
-        weight = torch.from_numpy(self._norm_weight(name, norm, size)).to(self._place, self._dtype)
-        self.nbytes += weight.nbytes
-        return RmsNorm(weight, norm.eps)
+    def norm(self, name: str, norm: NormConfig, size: int) -> Norm:
+        """Its weight and bias are of the activation type."""
+        weight = self.target.tensor(self._norm_weight(name, norm, size))
+        bias = self.target.tensor(self.vector(f"{name}.bias", size)) if norm.bias else None
+        self.nbytes += weight.nbytes + (0 if bias is None else bias.nbytes)
+        return self.target.per_row(norm_of(norm, weight, bias))
+
+    def heads(self, name: str, heads: int, cols: int) -> Linear:
+        """In the activation type: they are few."""
+        raw = self._checkpoint.tensor(f"{name}.weight")
+        check_shape(raw, (raw.shape[0], cols))
+        weight = tensor_of(raw, self.target.dtype).unflatten(0, (heads, -1)).to(self.target.device)
+        self._read(raw)
+        products = self._plain(HeadProducts(weight), pad=True)
+        self.nbytes += products.nbytes
+        return products
+
+    def experts(self, prefix: str, experts: ExpertsConfig, hidden: int) -> list[MlpWeights[Linear]]:
+        """Each as a dense MLP is held."""
+        return [
+            MlpWeights(
+                *(self.linear(*stack) for stack in mlp_stacks(f"{prefix}.{number}", experts.mlp, hidden))
+            )
+            for number in range(experts.count)
+        ]
 
     def linear(
         self,
@@ -58,7 +79,7 @@ class TorchLoader(TensorReader[LoadPlan]):
         """As ``WeightLoader.linear``."""
         raws = self._matrices(names, sizes, cols)
         biases = self._bias(names, sizes)
-        bias = None if biases is None else torch.from_numpy(biases).to(self._place)
+        bias = None if biases is None else torch.from_numpy(biases).to(self.target.device)
         form = self.plan.form(raws, kind)
         if form == WeightKind.INT4:
             linear = self._int4(raws, bias, errors)
@@ -89,17 +110,17 @@ class TorchLoader(TensorReader[LoadPlan]):
         return self._plain(Int8Linear(held, bias, self._scratch, DTYPES[self.plan.wide]), pad=False)
 
     def _unpacked(self, values: np.ndarray, bias: Tensor | None) -> Linear:
-        return self._dense(torch.from_numpy(values).to(self._dtype), bias)
+        return self._dense(torch.from_numpy(values).to(self.target.dtype), bias)
 
     def _dense(self, weight: Tensor, bias: Tensor | None) -> Linear:
         wide = None
         if weight.dtype == torch.bfloat16 and self.plan.options.dtype == "auto":
             wide = DTYPES[self.plan.wide]
-        return self._plain(DenseLinear(weight.to(self._place), bias, self._scratch, wide), pad=True)
+        return self._plain(DenseLinear(weight.to(self.target.device), bias, self._scratch, wide), pad=True)
 
     def _plain(self, linear: Linear, *, pad: bool) -> Linear:
         """``linear`` as the plan wants it used."""
-        return RowTiles(linear, pad=pad) if self.plan.options.deterministic else linear
+        return RowTiles(linear, pad=pad) if self.target.rowwise else linear
 
 
 def _add_in_pieces(errors: RoundingBounds, groups: Int4Groups) -> None:

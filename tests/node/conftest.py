@@ -14,7 +14,6 @@ import pytest
 import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers import models
-from torch import Tensor
 
 from scripts.lab.tiny_model import BLOCKS, HIDDEN, write_llama
 from swarm_node.node.engine.engine import Engine, EngineSettings
@@ -25,7 +24,6 @@ from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.shards.torch.span import TorchSpan
 from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.links.message_stream import Connection
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
@@ -34,6 +32,7 @@ from swarm_node.swarm.protocol.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import ModelRef, Span
 from tests.node.chain_swarm import stalled
+from tests.shards.models.block_reference import reference
 
 VOCAB, CONTEXT = 128, 256
 MODEL = ModelRef("tiny", "ab" * 32, BLOCKS)
@@ -60,32 +59,14 @@ def tiny_span(tiny_dir: Path) -> Callable[..., SpanBackend[Any]]:
     return load
 
 
-def plain_forward(model: TorchSpan, rows: np.ndarray, span: Span) -> np.ndarray:
-    """The slow reference: the whole sequence (T, hidden) at once, softmax written out, no cache."""
-
-    def attend(block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        tokens, heads, head_dim = q.shape
-        group = heads // k.shape[1]
-        keys, values = (t.double().repeat_interleave(group, 1) for t in (k, v))
-        scores = torch.einsum("qhd,khd->hqk", q.double(), keys) * head_dim**-0.5
-        seen = torch.ones(tokens, tokens, dtype=torch.bool).tril()
-        weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
-        return torch.einsum("hqk,khd->qhd", weights, values).to(q.dtype).reshape(tokens, heads * head_dim)
-
-    with torch.inference_mode():
-        cos, sin = model._rope.rows([(0, len(rows))])
-        x = torch.from_numpy(rows.copy())
-        for block in range(span.start, span.end):
-            model._blocks[block - model.span.start](block, x, cos, sin, attend)
-        return np.asarray(x.numpy())
-
-
 @pytest.fixture
-def plain(tiny_span: Callable[..., SpanBackend[Any]]) -> Callable[..., np.ndarray]:
-    """``plain(model, rows, span=None)``: what ``model``, of tiny_span's weights, should compute."""
+def plain(tiny_dir: Path) -> Callable[..., np.ndarray]:
+    """``plain(model, rows, span=None)``: what ``model``, of tiny_span's weights, should compute of a whole
+    sequence."""
 
     def forward(model: SpanBackend[Any], rows: np.ndarray, span: Span | None = None) -> np.ndarray:
-        return plain_forward(tiny_span(model.span, kernels="torch"), rows, span or model.span)
+        with open_checkpoint(str(tiny_dir)) as checkpoint:
+            return reference(checkpoint, rows, span=span or model.span).astype(np.float32)
 
     return forward
 

@@ -238,7 +238,6 @@ def attentions(draw: st.DrawFn) -> AttentionConfig:
     reach = draw(st.sampled_from([{}, {"window": 3}, {"window": 33}, {"chunk": 8}, {"chunk": 40}]))
     scores = {
         "softcap": draw(st.sampled_from([0.0, 3.0])),
-        "sinks": draw(st.booleans()),
         "scale": draw(st.sampled_from([0.1, 0.4])),
         "query_scale": draw(st.sampled_from([None, QueryScale(0.3, 16)])),
         "out_bias": draw(st.booleans()),
@@ -257,6 +256,7 @@ def attentions(draw: st.DrawFn) -> AttentionConfig:
         v_norm=draw(NORMS.filter(lambda norm: norm is None or not norm.bias)),
         keys_as_values=draw(st.booleans()),
         gate=draw(st.sampled_from([None, "channel", "head"])),
+        sinks=draw(st.booleans()),
         bias=draw(st.booleans()),
         **reach,
         **scores,

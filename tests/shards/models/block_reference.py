@@ -21,15 +21,20 @@ if TYPE_CHECKING:
         NormConfig,
     )
     from swarm_node.shards.formats.rope_config import RopeConfig
+    from swarm_node.swarm.types import Span
 
     Doubles = NDArray[np.float64]
 
 
-def reference(checkpoint: Checkpoint, x: NDArray[Any], *, long: bool = False) -> Doubles:
-    """``x`` (T, hidden), positions from 0 → what leaves the last block. ``long``: as ``Rope``'s."""
+def reference(
+    checkpoint: Checkpoint, x: NDArray[Any], *, span: Span | None = None, long: bool = False
+) -> Doubles:
+    """``x`` (T, hidden), positions from 0 → what leaves the last block of ``span`` (None: all). ``long``: as
+    ``Rope``'s."""
+    blocks = checkpoint.config.blocks
     out = x.astype(np.float64)
-    for number, settings in enumerate(checkpoint.config.blocks):
-        out = _Block(checkpoint, number, settings, long)(out)
+    for number in range(len(blocks)) if span is None else range(span.start, span.end):
+        out = _Block(checkpoint, number, blocks[number], long)(out)
     return out
 
 

@@ -26,9 +26,11 @@ from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.shards.models.block_weights import AttentionWeights, BlockWeights, MlpWeights
 from swarm_node.shards.models.load_plan import LoadOptions, resolve
+from swarm_node.shards.torch.block import Block
+from swarm_node.shards.torch.device import Target
 from swarm_node.shards.torch.linear import DenseLinear, Scratch
-from swarm_node.shards.torch.llama import LlamaBlock
 from swarm_node.shards.torch.norm import RmsNorm
+from swarm_node.shards.torch.rope import TorchRope
 from swarm_node.shards.torch.span import TorchSpan
 from swarm_node.swarm.errors import LocalProtocolError
 from swarm_node.swarm.runtime.c_build import NativeUnavailableError
@@ -163,6 +165,10 @@ def test_quantized_against_float32_products_with_the_same_weights(
 ) -> None:
     native = spans(quantize=quantize, kernels=kernels)
     blocks, config = [], native.config
+    plan = resolve(LoadOptions(dtype="float32", kernels="torch"), "F32")
+    target, settings = Target.of(plan), config.blocks[0]
+    assert settings.attention.rope is not None
+    rope = TorchRope(settings.attention.rope, target.device, target.dtype)
     for block in (block.weights for block in spans(quantize=quantize)._blocks):
         norm, mlp_norm = (
             RmsNorm(torch.from_numpy(norm.weight), config.final_norm.eps)
@@ -170,10 +176,8 @@ def test_quantized_against_float32_products_with_the_same_weights(
         )
         attention = AttentionWeights(*map(dense, block.attention[:2]))
         weights = BlockWeights(attention, norm, mlp_norm=mlp_norm, mlp=MlpWeights(*map(dense, block.mlp)))
-        blocks.append(LlamaBlock(config.blocks[0], weights))
-    plain = TorchSpan(
-        config, native.span, blocks, resolve(LoadOptions(dtype="float32", kernels="torch"), "F32")
-    )
+        blocks.append(Block(settings, weights, rope, target))
+    plain = TorchSpan(config, native.span, blocks, plan)
     for got, want in zip(feed_all(sessions, native), feed_all(sessions, plain), strict=True):
         assert ((got - want).norm() / want.norm()).item() < tolerance
 

@@ -10,18 +10,20 @@ from torch import Tensor
 
 from swarm_node.shards.formats.block_config import KvShape
 from swarm_node.shards.layers.kv_pool import BatchSlice, KvPart
+from swarm_node.shards.torch.attention import Scores
 from swarm_node.shards.torch.kv_pool import TorchKvPart, TorchKvPool
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 
 CPU = torch.device("cpu")
 
 
-def used_part(n_slots: int, kv_heads: int, head_dim: int, kv_dtype: str) -> TorchKvPart:
-    """Of a pool full of what must never be read: a NaN that got into a result would show."""
+def used_pool(n_slots: int, kv_heads: int, head_dim: int, kv_dtype: str) -> tuple[TorchKvPool, Scores]:
+    """A pool full of what must never be read, and plain attention over it: a NaN that got into a result would
+    show."""
     shape = KvShape(kv_heads, head_dim, head_dim)
-    part = TorchKvPool(n_slots, (shape,), kv_dtype, CPU).part(shape)
-    soil(part.held)
-    return part
+    pool = TorchKvPool(n_slots, (shape,), kv_dtype, CPU)
+    soil(pool.part(shape).held)
+    return pool, Scores(shape, head_dim**-0.5)
 
 
 def soil(held: KvPart[Tensor]) -> None:

@@ -1,0 +1,92 @@
+"""A block, whatever its settings, over packed tokens of many sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..models.block_weights import AttentionWeights
+from .experts import Experts
+from .mlp import Mlp
+from .self_attention import LatentAttention, SelfAttention
+
+if TYPE_CHECKING:
+    from ..formats.block_config import BlockConfig
+    from ..models.block_weights import BlockWeights, MlpWeights
+    from .attention import PagedAttention
+    from .device import Target
+    from .linear import Linear
+    from .norm import Norm
+    from .rope import Positions, TorchRope
+
+    Transform = Callable[[Tensor, Tensor], Tensor]
+    """``transform(normed, stream)``: what it reads and the residual stream, both (T, hidden)."""
+    TorchWeights = BlockWeights[Norm, Linear, list[MlpWeights[Linear]], Linear]
+
+
+class Block:
+    """One block. Not an ``nn.Module``: its call overhead is most of a decode token at this size."""
+
+    def __init__(
+        self, settings: BlockConfig, weights: TorchWeights, rope: TorchRope | None, target: Target
+    ) -> None:
+        """``rope``: of ``settings.attention.rope``; blocks that are turned alike have the same one."""
+        attention = weights.attention
+        self._attention: SelfAttention | LatentAttention
+        if isinstance(attention, AttentionWeights):
+            self._attention = SelfAttention(settings.attention, attention, rope, target)
+        else:
+            self._attention = LatentAttention(settings.attention, attention, rope, target)
+        self._transform = _transform(settings, weights, target)
+        self._norm, self._mlp_norm = weights.norm or _same, weights.mlp_norm
+        self._attention_out_norm = weights.attention_out_norm or _same
+        self._mlp_out_norm = weights.mlp_out_norm or _same
+        self._parallel, self._multiplier = settings.parallel, settings.residual_multiplier
+        self._scalar = weights.scalar
+
+    def __call__(self, block: int, x: Tensor, positions: Positions, attend: PagedAttention) -> None:
+        """``x`` (T, hidden) becomes its own output. ``block`` is absolute."""
+        normed = self._norm(x)
+        attended = self._attention_out_norm(self._attention(block, normed, positions, attend))
+        if self._parallel:
+            made = self._transform(normed if self._mlp_norm is None else self._mlp_norm(x), x)
+            self._add(x, attended + self._mlp_out_norm(made))
+        else:
+            self._add(x, attended)
+            made = self._transform(x if self._mlp_norm is None else self._mlp_norm(x), x)
+            self._add(x, self._mlp_out_norm(made))
+        if self._scalar != 1:
+            x.mul_(self._scalar)
+
+    def _add(self, x: Tensor, part: Tensor) -> None:
+        """In place: keeps the type where a product is of a wider one."""
+        x.add_(part if self._multiplier == 1 else part * self._multiplier)
+
+
+def _transform(settings: BlockConfig, weights: TorchWeights, target: Target) -> Transform:
+    """By the dense MLP, the experts or both."""
+    held = weights.experts
+    dense = experts = None
+    if settings.mlp is not None and weights.mlp is not None:
+        dense = Mlp(settings.mlp, weights.mlp, target)
+    if settings.experts is not None and held is not None:
+        experts = Experts(settings.experts, held, target)
+    if dense is None or experts is None or held is None:
+        if experts is not None:
+            return experts
+        if dense is not None:
+            return lambda normed, _: dense(normed)
+        raise ValueError("a block with neither an MLP nor experts")
+    dense_out_norm, experts_out_norm = held.dense_out_norm or _same, held.out_norm or _same
+
+    def both(normed: Tensor, stream: Tensor) -> Tensor:
+        routed = normed if held.norm is None else held.norm(stream)
+        return dense_out_norm(dense(normed)) + experts_out_norm(experts(routed, stream))
+
+    return both
+
+
+def _same(x: Tensor) -> Tensor:
+    return x

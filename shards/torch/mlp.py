@@ -1,0 +1,55 @@
+"""MLPs, gated or not, and their activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..formats.block_config import MlpConfig
+    from ..models.block_weights import MlpWeights
+    from .device import Target
+    from .linear import Linear
+
+
+class Mlp:
+    """``mlp(x)``: x (T, hidden) → the same shape."""
+
+    def __init__(self, settings: MlpConfig, weights: MlpWeights[Linear], target: Target) -> None:
+        self._inner, self._gated = settings.inner, settings.gated
+        self._limit = settings.limit if settings.activation == "clamped" else 0.0
+        self.gate_up, self.down = weights
+        self._activation = target.per_row(_activation(settings))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        gate_up = self.gate_up(x)
+        if not self._gated:
+            return self.down(self._activation(gate_up))
+        up = gate_up[:, self._inner :]
+        if self._limit:
+            up = up.clamp(-self._limit, self._limit).add_(1)
+        return self.down(self._activation(gate_up[:, : self._inner]).mul_(up))
+
+
+def _activation(settings: MlpConfig) -> Callable[[Tensor], Tensor]:
+    """Its result is memory of its own."""
+    alpha, limit = settings.alpha, settings.limit
+
+    def clamped(gate: Tensor) -> Tensor:
+        gate = gate.clamp(max=limit)
+        return torch.sigmoid(gate * alpha).mul_(gate)
+
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "silu": F.silu,
+        "gelu": F.gelu,
+        "gelu_tanh": partial(F.gelu, approximate="tanh"),
+        "relu": F.relu,
+        "relu2": lambda x: F.relu(x).square_(),
+        "clamped": clamped,
+    }
+    return functions[settings.activation]
