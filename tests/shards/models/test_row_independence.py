@@ -20,10 +20,11 @@ from swarm_node.shards.layers.kv_pool import KV_DTYPES
 from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.shards.models.determinism_check import check_determinism
-from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.shards.models.native_span import NativeSpan
+from swarm_node.shards.models.load_plan import LoadOptions, resolve
+from swarm_node.shards.models.native_span import NativeSpan, load_native_span
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.types import Span
+from tests.shards.models.block_cases import CASES, checkpoint_of
 
 pytestmark = pytest.mark.slow
 
@@ -242,3 +243,22 @@ def test_other_instruction_sets_give_the_same_bits(
     afresh = {"bos_token_id": 1 + len(other_instructions)}  # so that the spans are loaded again
     for (way, digest), kv_dtype in zip(digests_here.items(), KV_DTYPES * 2, strict=False):
         assert check_determinism(load(way, shape=afresh), kv_dtype) == digest, way
+
+
+def digest_of_kind(case: str) -> str:
+    blocks = CASES[case]
+    plan = resolve(LoadOptions(kernels="native"), "F32")
+    with checkpoint_of(blocks) as checkpoint:
+        return check_determinism(load_native_span(checkpoint, Span(0, len(blocks)), plan), "float16")
+
+
+@pytest.fixture
+def digests_of_kinds() -> dict[str, str]:
+    return {case: digest_of_kind(case) for case in CASES}
+
+
+def test_other_instruction_sets_give_the_same_bits_of_any_block(
+    digests_of_kinds: dict[str, str], other_instructions: tuple[str, ...]
+) -> None:
+    differ = [case for case, digest in digests_of_kinds.items() if digest_of_kind(case) != digest]
+    assert not differ
