@@ -131,19 +131,23 @@ class Stack(NamedTuple):
     cols: int
 
 
-def block_stacks(config: ModelConfig, block: int) -> list[Stack]:
-    """The stacked matrices of block number ``block``, without those of experts, in the order of loading."""
+def block_stacks(config: ModelConfig, block: int) -> list[tuple[Stack, int]]:
+    """The stacked matrices of block number ``block``, and how many such: one expert stands for all."""
     settings, hidden, prefix = config.blocks[block], config.hidden_size, f"model.layers.{block}"
-    found = []
-    if settings.attention.latent is None:
-        found += [_qkv(prefix, settings.attention, hidden), _out(prefix, settings.attention, hidden)]
+    attention, experts = settings.attention, settings.experts
+    if attention.latent is None:
+        found = [_qkv(prefix, attention, hidden), _out(prefix, attention, hidden)]
     else:
-        found += [*_latent(prefix, settings.attention, settings.attention.latent, hidden).values()]
+        found = [*_latent(prefix, attention, attention.latent, hidden).values()]
     if settings.mlp is not None:
         found += mlp_stacks(f"{prefix}.mlp", settings.mlp, hidden)
-    if settings.experts is not None and settings.experts.shared is not None:
-        found += mlp_stacks(f"{prefix}.mlp.shared_experts", settings.experts.shared, hidden)
-    return found
+    if experts is not None and experts.shared is not None:
+        found += mlp_stacks(f"{prefix}.mlp.shared_experts", experts.shared, hidden)
+    counted = [(stack, 1) for stack in found]
+    if experts is not None:
+        first = mlp_stacks(f"{prefix}.mlp.experts.0", experts.mlp, hidden)
+        counted += [(stack, experts.count) for stack in first]
+    return counted
 
 
 def _qkv(prefix: str, attention: AttentionConfig, hidden: int) -> Stack:

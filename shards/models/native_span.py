@@ -147,9 +147,9 @@ def unsupported(checkpoint: Checkpoint, span: Span, plan: LoadPlan) -> str | Non
     config = checkpoint.config
     native = total = 0
     for block in range(span.start, span.end):
-        for stack in block_stacks(config, block):
+        for stack, count in block_stacks(config, block):
             raws = [checkpoint.tensor(f"{name}.weight") for name in stack.names]
-            nbytes = sum(raw.nbytes for raw in raws)
+            nbytes = count * sum(raw.nbytes for raw in raws)
             native += nbytes if plan.native(plan.form(raws)) else 0
             total += nbytes
     return None if 2 * native > total else "torch's are faster here"

@@ -11,13 +11,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_node.shards.formats.block_config import BlockConfig
+from swarm_node.shards.formats.block_config import BlockConfig, HeadNorm, LatentConfig, MlpConfig
 from swarm_node.shards.layers.kv_pool import KV_DTYPES
 from swarm_node.shards.models.determinism_check import check_determinism
 from swarm_node.shards.models.load_plan import LoadOptions, resolve
 from swarm_node.shards.models.native_span import NativeSpan, load_native_span
 from swarm_node.swarm.types import Span
-from tests.shards.models.block_cases import CASES, HIDDEN, block_configs, checkpoint_of
+from tests.shards.models.block_cases import (
+    CASES,
+    HIDDEN,
+    LAYER,
+    attention,
+    block,
+    block_configs,
+    checkpoint_of,
+    latent,
+    rope,
+)
 from tests.shards.models.block_reference import reference
 
 MakeSessions = Callable[..., Any]
@@ -77,6 +87,45 @@ def test_a_long_session(sessions: MakeSessions) -> None:
 @given(blocks=st.lists(block_configs(), min_size=1, max_size=3), threads=st.integers(1, 2))
 def test_any_blocks_against_float64(sessions: MakeSessions, blocks: list[BlockConfig], threads: int) -> None:
     check_against_float64(sessions, tuple(blocks), threads=threads)
+
+
+ODD: dict[str, Blocks] = {
+    "71 heads of one key": (block(attention(heads=71, kv_heads=1, head_dim=8, rope=rope(4))),),
+    "no width is a multiple of 8": (
+        block(
+            attention(
+                heads=6, kv_heads=3, head_dim=10, rope=rope(6), gate="channel", qk_norm=HeadNorm(LAYER)
+            ),
+            mlp=MlpConfig(33, "gelu", bias=True),
+        ),
+    ),
+    "50 heads of an odd latent": (
+        block(
+            latent(heads=50, head_dim=15, rope=rope(4), latent=LatentConfig(37, 9, 6, 11, LAYER, q_rank=13))
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("case", ODD)
+def test_odd_sizes(sessions: MakeSessions, case: str, weights: str) -> None:
+    check_against_float64(sessions, ODD[case], threads=3)
+    check_rows(sessions, ODD[case], weights, "float16")
+
+
+@pytest.mark.parametrize(
+    "case", ["experts beside a dense MLP", "parallel experts", "deepseek", "parallel, two norms"]
+)
+def test_more_rows_than_go_together(sessions: MakeSessions, case: str) -> None:
+    """Experts take 256 at a time, all else 64."""
+    x = torch.randn(330, HIDDEN, generator=torch.Generator().manual_seed(1))
+    want = sessions(load(CASES[case]), tokens=330).forward(x)
+    for threads, chunk in ((1, 50), (2, 257), (3, 330)):
+        memory = sessions(load(CASES[case], threads=threads), tokens=330)
+        assert torch.equal(torch.cat([memory.forward(rows) for rows in x.split(chunk)]), want)
+    exact = reference(checkpoint_of(CASES[case]), x.numpy())
+    assert np.linalg.norm(want.numpy() - exact) / np.linalg.norm(exact) < 1e-5
 
 
 WEIGHTS: dict[str, dict[str, str]] = {
