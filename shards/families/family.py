@@ -31,15 +31,17 @@ from .settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class GGUFFamily:
-    """``architecture``: ``general.architecture``. ``experts``: of files of that architecture with
-    experts, where one has both kinds. ``neighbours``: llama.cpp turns neighbours for it (its rope
-    type NORM), so rows of q and k lie so in files, whatever HuggingFace's have. ``settings``: transformers'
-    keys that its files mean and do not have. ``keys``: keys of the architecture for this family alone →
-    transformers'. ``tensors``: as of ``Family``, in llama.cpp's names."""
+    """``architecture``: ``general.architecture``. ``experts``: of files of that architecture with experts,
+    where one has both kinds. ``neighbours``: llama.cpp turns neighbours for it (its rope type NORM), so rows
+    of q and k lie so in files, whatever HuggingFace's have. ``mscale``: its
+    ``rope.scaling.yarn_log_multiplier`` is transformers' mscale and mscale_all_dim. ``settings``: keys of
+    transformers that its files mean and do not have. ``keys``: of the architecture, without its name, of
+    this family alone → transformers'. ``tensors``: as of ``Family``, in llama.cpp's names."""
 
     architecture: str
     experts: bool = False
     neighbours: bool = False
+    mscale: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
     tensors: Names = field(default_factory=dict)

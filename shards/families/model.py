@@ -16,9 +16,10 @@ from .settings import FULL, Settings
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("is_causal",), (True,)),
+    **dict.fromkeys(("use_bidirectional_attention",), (False, None, "vision")),
     **dict.fromkeys(("is_encoder_decoder", "attention_bias", "mlp_bias"), (False,)),
     **dict.fromkeys(
-        ("use_bidirectional_attention", "use_qk_norm", "qk_layernorm", "alibi", "use_alibi")
+        ("use_qk_norm", "qk_layernorm", "alibi", "use_alibi")
         + ("attn_temperature_tuning", "add_cross_attention", "use_bias", "use_qkv_bias", "qkv_bias")
         + ("lm_head_bias", "use_parallel_residual", "parallel_attn"),
         (False, None),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from math import prod
 
 import numpy as np
 
@@ -72,6 +73,8 @@ class NamedSource:
             raw = raw.part(name, (len(wanted), *raw.shape[1:]), wanted)
         if place.turned:
             raw = raw.turned(name, place.turned)
+        if len(place.shape) == 1:
+            raw = raw.named(name, place.shape)
         if place.pairs is not None:
             raw = raw.part(name, raw.shape, row_order(place.pairs))
         return raw.named(name, place.shape)
@@ -95,7 +98,8 @@ class NamedSource:
                 f"{self._where} has no tensor {place.stored}",
                 hint="The file is damaged, or is not a complete model.",
             )
-        if flat(info.shape) != flat(place.whole):
+        is_vector = len(place.whole) == 1 and prod(info.shape) == place.whole[0]
+        if flat(info.shape) != flat(place.whole) and not is_vector:
             raise CheckpointError(
                 f"tensor {place.stored} of {self._where} has shape {list(info.shape)}, "
                 f"the configuration says {list(place.whole)}"

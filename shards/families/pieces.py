@@ -8,6 +8,7 @@ from ...swarm.errors import UnsupportedModelError
 from ..formats.block_config import AttentionConfig, BlockConfig, MlpConfig, NormConfig
 from ..formats.bounds import MAX_WIDTH, SCALES
 from ..formats.shown import shown
+from .names import fused
 from .rope import rope
 from .settings import Settings
 
@@ -78,3 +79,43 @@ def pre_norm(settings: Settings, attention: AttentionConfig, mlp: MlpConfig, **m
     """Llama's block: a norm before attention and one before the MLP."""
     norm = more.pop("norm", None) or rms(settings)
     return BlockConfig(attention, mlp, norm=norm, mlp_norm=norm, **more)
+
+
+def usual(
+    vocab: int,
+    hidden: int,
+    inner: int,
+    blocks: int,
+    heads: int,
+    kv_heads: int | None,
+    positions: int,
+    **more: Any,
+) -> dict[str, Any]:
+    """Defaults of a configuration class, under transformers' names; ``more``: the others, under their own."""
+    return {
+        "vocab_size": vocab,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": positions,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        **more,
+    }
+
+
+def rms_client(settings: Settings) -> dict[str, Any]:
+    """Of most families: a final norm, and nothing else."""
+    return {"final_norm": rms(settings)}
+
+
+GATE_UP = fused("mlp.gate_up_proj", "mlp.gate_proj", "mlp.up_proj")
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+GGUF_GATE_UP = fused("ffn_up", "mlp.gate_proj", "mlp.up_proj")
+GGUF_QKV = {
+    part: (name, fused("attn_qkv", *QKV)[part])
+    for part, name in zip(QKV, ("attn_q", "attn_k", "attn_v"), strict=True)
+}
+"""What several families have in one tensor; of GGUF files q, k and v alone, too."""

@@ -10,7 +10,8 @@ from ..formats.fields import Fields
 from ..formats.rope_config import THETAS, RopeConfig
 from .settings import Settings
 
-_SCALED = ("linear", "dynamic", "llama3", "yarn", "longrope")
+_SCALED = ("linear", "dynamic", "llama3", "yarn", "longrope", "proportional")
+_ALIASES = {"su": "longrope"}
 _WITH_ORIGINAL = ("llama3", "yarn", "longrope")
 """Types that know how long the context was before it was stretched; for the others it is the model's own."""
 
@@ -24,13 +25,15 @@ def rope(
     partial: bool = False,
     interleaved: bool = False,
     head_dim: int | None = None,
+    stretched: float | None = None,
 ) -> RopeConfig:
     """Of ``rope_parameters`` (transformers 5) or ``rope_scaling`` and ``rope_theta`` beside it (before).
 
     ``kind``: the type of layer, of a family whose settings may differ between types; in files of before,
     ``theta_key`` has that type's theta, and ``scaled`` says whether ``rope_scaling`` is for it. ``partial``:
     the family knows ``partial_rotary_factor``. ``interleaved``: it turns neighbours. ``head_dim``: dimensions
-    that rotation is for, where that is not the head.
+    that rotation is for, where that is not the head. ``stretched``: theta is so far as to make the slowest
+    wave this many times as long, in place of what the type says.
     """
     part, is_own = _section(settings, kind, scaled)
     home = part if part.has("rope_theta") else settings
@@ -38,11 +41,15 @@ def rope(
         "rope_theta" if home is part else theta_key, 10_000.0, above=THETAS[0], below=THETAS[1]
     )
     size = head_dim or settings.head_dim
-    kind_of_scaling = part.text("rope_type", part.text("type", "default"))
+    name = part.text("rope_type", part.text("type", "default"))
+    rotary_dim, turned = _rotary_dim(settings, part, size, partial, name)
+    if stretched is not None:
+        name, theta = "default", theta * stretched ** (rotary_dim / max(rotary_dim - 2, 1))
     common: dict[str, Any] = {
-        "rotary_dim": _rotary_dim(settings, part, size, partial),
+        "rotary_dim": rotary_dim,
+        "turned_dim": turned,
         "theta": theta,
-        "type": kind_of_scaling,
+        "type": _ALIASES.get(name, name),
         "interleaved": interleaved if settings.interleaved is None else settings.interleaved,
         "frequency_factors": settings.frequency_factors,
     }
@@ -63,17 +70,20 @@ def _section(settings: Settings, kind: str, scaled: bool) -> tuple[Fields, bool]
     return (found if scaled else Fields({}, "")), False
 
 
-def _rotary_dim(settings: Settings, part: Fields, size: int, partial: bool) -> int:
-    home = part if part.has("partial_rotary_factor") else settings
+def _rotary_dim(settings: Settings, part: Fields, size: int, partial: bool, kind: str) -> tuple[int, int]:
+    """Dimensions that are rotated, and of the type "proportional" those among them that turn."""
+    beside = settings.has("partial_rotary_factor")
+    home = settings if beside and not part.has("partial_rotary_factor") else part
     factor = home.optional_number("partial_rotary_factor", above=0.0, below=1.0 + 1e-9)
     if factor is None or factor == 1.0:
-        return size
+        return size, size if kind == "proportional" else 0
     if not partial:
         raise UnsupportedModelError(
             f"{home.named('partial_rotary_factor')} is {factor}: this family has no rotary embedding over "
             "part of a head"
         )
-    return int(size * factor)
+    turned = int(size * factor)
+    return (size, int(size * factor // 2) * 2) if kind == "proportional" else (turned, 0)
 
 
 def _scaled(settings: Settings, part: Fields, common: dict[str, Any], is_own: bool) -> RopeConfig:
@@ -94,7 +104,10 @@ def _scaled(settings: Settings, part: Fields, common: dict[str, Any], is_own: bo
     is_implied = kind in ("yarn", "longrope") and (
         part.is_null("factor") or (kind == "longrope" and not part.has("factor"))
     )
-    common["factor"] = positions / original if is_implied else _scale(part, "factor")
+    if is_implied:
+        common["factor"] = positions / original
+    elif kind != "proportional" or part.has("factor"):
+        common["factor"] = _scale(part, "factor")
     if kind == "llama3":
         common |= {name: _scale(part, name) for name in ("low_freq_factor", "high_freq_factor")}
     elif kind == "yarn":

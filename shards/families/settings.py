@@ -51,6 +51,12 @@ class Settings(Fields):
             found._values = {**self._values, **own}
         return found
 
+    def with_values(self, values: Mapping[str, Any]) -> Self:
+        """These settings with other values for some keys."""
+        found = self.of(self.block)
+        found._values = {**found._values, **values}
+        return found
+
     @property
     def n_blocks(self) -> int:
         return self.integer("num_hidden_layers", least=1, most=MAX_BLOCKS)

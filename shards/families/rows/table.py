@@ -7,9 +7,11 @@ from itertools import chain
 from ....swarm.errors import UnsupportedModelError
 from ...formats.shown import shown
 from ..family import Family
-from . import llama
+from . import gemma, glm, layer_norm, llama, olmo, qwen
 
-ROWS: tuple[Family, ...] = (*llama.ROWS,)
+ROWS: tuple[Family, ...] = tuple(
+    chain(llama.ROWS, qwen.ROWS, gemma.ROWS, glm.ROWS, olmo.ROWS, layer_norm.ROWS)
+)
 FAMILIES = {row.name: row for row in ROWS}
 """Under ``ModelConfig.family``."""
 BY_TYPE = {name: row for row in ROWS for name in (*row.types, *row.wrappers)}

@@ -94,11 +94,13 @@ GATING = {0: "softmax", 1: "softmax", 2: "sigmoid", 3: "softmax_of_used"}
 """llama.cpp's numbers of what makes scores of the router's outputs."""
 _ATTENTION_BIAS = r"blk\.[0-9]+\.attn_(q|k|v|qkv|output)\.bias"
 _MLP_BIAS = r"blk\.[0-9]+\.ffn_(gate|up|down)\.bias"
-BIASES = {
+FLAGS = {
     "attention_bias": _ATTENTION_BIAS,
     "use_qkv_bias": r"blk\.[0-9]+\.attn_(q|k|v|qkv)\.bias",
     "mlp_bias": _MLP_BIAS,
     "use_bias": f"{_ATTENTION_BIAS}|{_MLP_BIAS}",
+    "attention_out_bias": r"blk\.[0-9]+\.attn_output\.bias",
+    "use_qk_norm": r"blk\.[0-9]+\.attn_q_norm\.weight",
 }
 """Flags of transformers that a GGUF file does not have, and the tensors that say them."""
 
@@ -180,7 +182,7 @@ class _Translation:
                     self._values[theirs] = value
         if "scoring_func" in self._values:
             self._values["scoring_func"] = GATING.get(self._values["scoring_func"])
-        for flag, pattern in BIASES.items():
+        for flag, pattern in FLAGS.items():
             if flag in self._family.defaults:
                 self._values[flag] = any(re.fullmatch(pattern, name) for name in self._header.tensors)
         self._values |= {
@@ -257,6 +259,9 @@ class _Translation:
             "beta_fast": read.number("rope.scaling.yarn_beta_fast", 32.0, above=SCALES[0], below=SCALES[1]),
             "beta_slow": read.number("rope.scaling.yarn_beta_slow", 1.0, above=SCALES[0], below=SCALES[1]),
         }
+        if self._gguf.mscale and read.has("rope.scaling.yarn_log_multiplier"):
+            one = read.number("rope.scaling.yarn_log_multiplier", above=-1e-9, below=SCALES[1])
+            found |= {"mscale": one, "mscale_all_dim": one}
         if kind == "longrope":
             found |= {
                 "long_factor": list(long),
@@ -266,7 +271,7 @@ class _Translation:
         if own != 1.0:  # times what YaRN's formula has; else that alone counts
             stretched = kind == "yarn" and factor > 1
             found["attention_factor"] = own * (0.1 * math.log(factor) + 1.0) if stretched else own
-        self._values["rope_parameters"] = found
+        self._values |= {"rope_parameters": found, "original_max_position_embeddings": original}
         self._values["rope_theta"] = read.number("rope.freq_base", 10_000.0, above=THETAS[0], below=THETAS[1])
         self._names["rope_theta"] = read.key("rope.freq_base")
         self._turned_part()

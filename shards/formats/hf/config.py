@@ -26,6 +26,8 @@ BOUNDS = JsonBounds(nbytes=16 << 20, values=1 << 19)
 """The bounds of each small file: config.json has some kilobytes, a tokenizer_config.json up to 1.2 MB."""
 MAX_END_TOKENS = 256
 """At most this many tokens may end a text; models have three at most."""
+_WHOLE = "ForConditionalGeneration"
+"""How architectures of models end that see or hear, too."""
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -70,6 +72,8 @@ def _family(document: dict[str, Any], where: str) -> tuple[Family, dict[str, Any
     if family is None:
         raise unsupported_family(name or (architectures[0] if architectures else None))
     if name in family.wrappers:
+        if architectures and not any(each.endswith(_WHOLE) for each in architectures) and not known:
+            raise unsupported_family(architectures[0])
         text = read.section("text_config") or Fields({}, where)
         inner = text.optional_text("model_type")
         family = family if inner is None else BY_TYPE.get(inner, family)

@@ -1,0 +1,252 @@
+"""Gemma, of all generations. Gemma 3 and 4 that see are served as their text part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ....swarm.errors import UnsupportedModelError
+from ...formats.block_config import MAX_SOFTCAP, AttentionConfig, BlockConfig, HeadNorm, MlpConfig
+from ...formats.bounds import MAX_WIDTH
+from ..family import Family, GGUFFamily
+from ..names import Names
+from ..pieces import attention, mlp, pre_norm, rms, usual
+from ..rope import rope
+from ..settings import FULL, SLIDING, Settings, every
+from .llama import VISION
+
+SANDWICH: Names = {
+    "self_attn.out_norm": "post_attention_layernorm",
+    "post_attention_layernorm": "pre_feedforward_layernorm",
+    "mlp.out_norm": "post_feedforward_layernorm",
+}
+"""Norms before and after attention and MLP."""
+_BLOCKS_OF_27B = (46, 62)
+"""Of Gemma 2 and 3: the models whose scale of attention is not that of a head's size."""
+
+
+def _client(s: Settings, offset: float = 1.0) -> dict[str, Any]:
+    return {
+        "final_norm": rms(s, offset),
+        "embedding_multiplier": s.hidden**0.5,
+        "logit_softcap": _softcap(s, "final_logit_softcapping"),
+    }
+
+
+def _softcap(s: Settings, key: str) -> float:
+    return s.optional_number(key, above=0.0, below=MAX_SOFTCAP) or 0.0
+
+
+def _scale(s: Settings) -> float:
+    """``query_pre_attn_scalar``, which GGUF files leave to the number of blocks."""
+    if not s.is_gguf:
+        return s.number("query_pre_attn_scalar", above=0.0, below=MAX_WIDTH) ** -0.5
+    return (s.hidden / s.heads if s.n_blocks in _BLOCKS_OF_27B else s.head_dim) ** -0.5
+
+
+def sandwich(
+    s: Settings, attention: AttentionConfig, mlp: MlpConfig, offset: float, **more: Any
+) -> BlockConfig:
+    norm = rms(s, offset)
+    return BlockConfig(
+        attention, mlp, norm=norm, mlp_norm=norm, attention_out_norm=norm, mlp_out_norm=norm, **more
+    )
+
+
+def _activation(s: Settings) -> MlpConfig:
+    """Files of the first Gemma say "gelu" and mean its approximation."""
+    found = mlp(s)
+    return MlpConfig(found.inner, "gelu_tanh" if found.activation == "gelu" else found.activation)
+
+
+GEMMA = Family(
+    types=("gemma",),
+    architectures=("GemmaForCausalLM",),
+    defaults=usual(
+        *(256000, 3072, 24576, 28, 16, 16, 8192),
+        head_dim=256,
+        hidden_act="gelu_pytorch_tanh",
+        bos_token_id=2,
+        tie_word_embeddings=True,
+        attention_bias=False,
+    ),
+    block=lambda s: pre_norm(
+        s,
+        attention(s, bias=s.flag("attention_bias"), out_bias=s.flag("attention_bias")),
+        _activation(s),
+        norm=rms(s, 1.0),
+    ),
+    client=lambda s: {"final_norm": rms(s, 1.0), "embedding_multiplier": s.hidden**0.5},
+    gguf=GGUFFamily("gemma"),
+)
+
+
+def _gemma2_block(s: Settings) -> BlockConfig:
+    bias = s.flag("attention_bias")
+    slides = s.layer_type(every(2)) == SLIDING
+    return sandwich(
+        s,
+        attention(
+            s,
+            scale=_scale(s),
+            window=s.window() if slides else 0,
+            softcap=_softcap(s, "attn_logit_softcapping"),
+            bias=bias,
+            out_bias=bias,
+        ),
+        mlp(s, activation="hidden_activation"),
+        1.0,
+    )
+
+
+GEMMA2 = Family(
+    types=("gemma2",),
+    architectures=("Gemma2ForCausalLM",),
+    defaults=usual(
+        *(256000, 2304, 9216, 26, 8, 4, 8192),
+        head_dim=256,
+        hidden_activation="gelu_pytorch_tanh",
+        bos_token_id=2,
+        tie_word_embeddings=True,
+        attention_bias=False,
+        query_pre_attn_scalar=256,
+        sliding_window=4096,
+        final_logit_softcapping=30.0,
+        attn_logit_softcapping=50.0,
+    ),
+    block=_gemma2_block,
+    client=_client,
+    tensors=SANDWICH,
+    gguf=GGUFFamily("gemma2"),
+)
+
+
+def _gemma3_block(s: Settings) -> BlockConfig:
+    pattern = s.integer("sliding_window_pattern", least=1)
+    kind = s.layer_type(every(pattern))
+    turned = (
+        rope(s, FULL) if kind == FULL else rope(s, SLIDING, theta_key="rope_local_base_freq", scaled=False)
+    )
+    return sandwich(
+        s,
+        attention(
+            s,
+            scale=_scale(s),
+            rope=turned,
+            window=s.window() if kind == SLIDING else 0,
+            qk_norm=HeadNorm(rms(s, 1.0)),
+            bias=s.flag("attention_bias"),
+            out_bias=s.flag("attention_bias"),
+        ),
+        mlp(s, activation="hidden_activation"),
+        1.0,
+    )
+
+
+GEMMA3 = Family(
+    types=("gemma3_text",),
+    architectures=("Gemma3ForCausalLM",),
+    defaults=usual(
+        *(262208, 2304, 9216, 26, 8, 4, 131072),
+        head_dim=256,
+        hidden_activation="gelu_pytorch_tanh",
+        bos_token_id=2,
+        tie_word_embeddings=True,
+        attention_bias=False,
+        query_pre_attn_scalar=256,
+        sliding_window=4096,
+        final_logit_softcapping=None,
+        sliding_window_pattern=6,
+        rope_theta=1e6,
+        rope_local_base_freq=1e4,
+    ),
+    block=_gemma3_block,
+    client=_client,
+    tensors=SANDWICH,
+    ignored=VISION,
+    wrappers=("gemma3",),
+    gguf=GGUFFamily("gemma3", settings={"rope_local_base_freq": 1e4}),
+)
+
+
+def _gemma4_block(s: Settings) -> BlockConfig:
+    last = s.block == s.n_blocks - 1
+    kind = FULL if last else s.layer_type(every(6))
+    bias = s.flag("attention_bias")
+    own: dict[str, Any] = {"window": s.window()}
+    if kind == FULL:
+        shares = s.flag("attention_k_eq_v")
+        own = {"keys_as_values": shares}
+        s = s.with_values(_of_full_layers(s, shares))
+    return sandwich(
+        s,
+        attention(
+            s,
+            scale=1.0,
+            rope=rope(s, kind, partial=True),
+            qk_norm=HeadNorm(rms(s)),
+            v_norm=rms(s, weighted=False),
+            bias=bias,
+            out_bias=bias,
+            **own,
+        ),
+        mlp(s, activation="hidden_activation"),
+        0.0,
+        scalar=True,
+    )
+
+
+def _of_full_layers(s: Settings, shares: bool) -> dict[str, Any]:
+    """Head sizes of blocks without a window, of ``per_layer_config`` or of keys of their own."""
+    if (layers := s.section("per_layer_config")) is not None:
+        own = (part for name, part in layers.inner() if name.isdecimal() and int(name) == s.block)
+        return {
+            key: part.integer(key, least=1, most=MAX_WIDTH)
+            for part in own
+            for key in ("head_dim", "num_key_value_heads")
+            if part.has(key)
+        }
+    heads = s.optional_integer("num_global_key_value_heads", least=1, most=MAX_WIDTH) if shares else None
+    size = s.integer("global_head_dim", least=1, most=MAX_WIDTH)
+    return {"head_dim": size, **({} if heads is None else {"num_key_value_heads": heads})}
+
+
+def _gemma4_client(s: Settings) -> dict[str, Any]:
+    for key in (
+        "hidden_size_per_layer_input",
+        "num_kv_shared_layers",
+        "enable_moe_block",
+        "use_double_wide_mlp",
+    ):
+        if not s.is_one_of(key, (0, False, None)):
+            raise UnsupportedModelError(f"{s.named(key)} is {s.shown(key)}, which is not supported")
+    return _client(s, 0.0)
+
+
+GEMMA4 = Family(
+    types=("gemma4_text",),
+    architectures=("Gemma4ForCausalLM",),
+    defaults=usual(
+        *(262144, 2304, 9216, 30, 8, 4, 131072),
+        head_dim=256,
+        global_head_dim=512,
+        hidden_activation="gelu_pytorch_tanh",
+        bos_token_id=2,
+        tie_word_embeddings=True,
+        attention_bias=False,
+        sliding_window=512,
+        final_logit_softcapping=None,
+        hidden_size_per_layer_input=256,
+        attention_k_eq_v=False,
+        rope_parameters={
+            SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+            FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+        },
+    ),
+    block=_gemma4_block,
+    client=_gemma4_client,
+    tensors={**SANDWICH, "scalar.weight": "layer_scalar"},
+    ignored=VISION,
+    wrappers=("gemma4",),
+)
+
+ROWS = (GEMMA, GEMMA2, GEMMA3, GEMMA4)

@@ -1,0 +1,65 @@
+"""Which keys of transformers' configuration classes families read, and what they take for missing ones."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+from swarm_node.shards.families.model import NEUTRAL
+from swarm_node.shards.families.rows.table import FAMILIES
+from swarm_node.shards.formats.hf.config import hf_config
+
+CHANGES_NOTHING = {
+    *("attention_dropout", "hidden_dropout", "embedding_dropout", "residual_dropout", "resid_pdrop"),
+    *("embd_pdrop", "initializer_range", "use_cache", "pad_token_id", "eod_token_id"),
+    *(
+        "chunk_size_feed_forward",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "output_hidden_states",
+        "return_dict",
+    ),
+    *("transformers_version", "pretraining_tp", "vocab_size_per_layer_input", "output_router_logits"),
+    *("router_aux_loss_coef", "router_jitter_noise", "moe_intermediate_size", "top_k_experts"),
+    *("max_window_layers", "layer_types", "original_max_position_embeddings"),
+}
+"""Of training, of other heads than a language model's, of what a call gives back, and of parts that are not
+there if keys that are read say so."""
+NEEDED: dict[str, dict[str, Any]] = {"gemma4_text": {"hidden_size_per_layer_input": 0}}
+"""What has to be said, as the class's default is a model that is not supported."""
+
+
+class Asked(dict[str, Any]):
+    """Remembers which keys somebody looked for."""
+
+    def __init__(self, *values: Any) -> None:
+        super().__init__(*values)
+        self.keys_asked: set[object] = set()
+
+    def __contains__(self, key: object) -> bool:
+        self.keys_asked.add(key)
+        return super().__contains__(key)
+
+
+def document_of(family: str) -> dict[str, Any]:
+    return {"model_type": family, **NEEDED.get(family, {})}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_key_of_the_class_is_read_or_changes_nothing(family: str) -> None:
+    document = Asked(document_of(family))
+    hf_config(document, {}, "config.json")
+    keys = {field.name for field in fields(type(AutoConfig.for_model(family)))}
+    assert keys - CHANGES_NOTHING - NEUTRAL.keys() <= document.keys_asked
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_missing_keys_have_transformers_defaults(family: str) -> None:
+    theirs = AutoConfig.for_model(family, **NEEDED.get(family, {})).to_dict()
+    whole = hf_config(json.loads(json.dumps(theirs, default=str)), {}, "config.json")
+    assert replace(whole, eos_token_ids=()) == hf_config(document_of(family), {}, "config.json")
