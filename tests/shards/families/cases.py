@@ -109,7 +109,7 @@ CASES: dict[str, dict[str, Any]] = {
     "olmo3-yarn": {
         **MIXED,
         "rope_parameters": {
-            "full_attention": YARN,
+            "full_attention": {**YARN, "rope_theta": 5e5},
             "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
         },
     },

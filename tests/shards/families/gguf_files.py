@@ -1,0 +1,131 @@
+"""A model of transformers as a GGUF file: names of the gguf package, and what llama.cpp's converter does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from swarm_node.shards.families.rows.table import FAMILIES
+
+NEIGHBOURS = {"llama", "ministral3", "granite", "smollm3", "arcee"}
+"""Families with rotated halves for which llama.cpp turns neighbours: rows of q and k are put so."""
+ONE_MORE = {"gemma", "gemma2", "gemma3_text", "nemotron"}
+"""Families that keep weights of norms less one; the file has them whole."""
+NUMBERS = {
+    "hidden_size": "embedding_length",
+    "num_hidden_layers": "block_count",
+    "max_position_embeddings": "context_length",
+    "intermediate_size": "feed_forward_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "layer_norm_eps": "attention.layer_norm_epsilon",
+    "norm_epsilon": "attention.layer_norm_epsilon",
+    "norm_eps": "attention.layer_norm_epsilon",
+    "sliding_window": "attention.sliding_window",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "logit_scale": "logit_scale",
+    "logits_scaling": "logit_scale",
+    "residual_multiplier": "residual_scale",
+    "embedding_multiplier": "embedding_scale",
+    "attention_multiplier": "attention.scale",
+}
+WINDOWED = {"gemma2", "gemma3_text", "cohere2", "olmo2", "olmo3", "exaone4"}
+
+
+def write_gguf(model: Any, path: Path, *, quantize: str | None = None) -> Path:
+    """``quantize``: a type for matrices whose columns it fits."""
+    config = model.config.get_text_config()
+    family = "olmo2" if config.model_type == "olmo3" else config.model_type
+    row = FAMILIES[family].gguf
+    assert row is not None
+    arch = row.architecture
+    writer = gguf.GGUFWriter(path, arch)
+    _add_settings(writer, arch, config)
+    number = next(each for each, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
+    names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
+    for name, value in _state(model).items():
+        stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert stored is not None, name
+        _add(writer, stored, _converted(family, name, value, config), quantize)
+    if factors := _rope_factors(config):
+        for kind, each in factors.items():
+            writer.add_tensor(f"rope_factors_{kind}.weight", np.array(each, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _state(model: Any) -> dict[str, np.ndarray]:
+    tied = model.config.get_text_config().tie_word_embeddings
+    return {
+        name: value.float().numpy()
+        for name, value in model.state_dict().items()
+        if not (tied and name == "lm_head.weight")
+    }
+
+
+def _add(writer: gguf.GGUFWriter, name: str, value: np.ndarray, quantize: str | None) -> None:
+    if quantize is not None and value.ndim > 1 and value.shape[-1] % 32 == 0:
+        kind = gguf.GGMLQuantizationType[quantize]
+        writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)
+    else:
+        writer.add_tensor(name, np.ascontiguousarray(value))
+
+
+def _converted(family: str, name: str, value: np.ndarray, config: Any) -> np.ndarray:
+    if family in ONE_MORE and name.endswith("norm.weight"):
+        return value + 1
+    part = name.split(".")[-2]
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(part)
+    if family in NEIGHBOURS and heads is not None:
+        halves = value.reshape(heads, 2, len(value) // heads // 2, *value.shape[1:])
+        return halves.swapaxes(1, 2).reshape(value.shape)
+    return value
+
+
+def _add_settings(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
+    for key, name in NUMBERS.items():
+        value = getattr(config, key, None)
+        if isinstance(value, float):
+            writer.add_float32(f"{arch}.{name}", value)
+        elif isinstance(value, int):
+            writer.add_uint32(f"{arch}.{name}", value)
+    if getattr(config, "use_parallel_residual", False):
+        writer.add_bool(f"{arch}.use_parallel_residual", True)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    kinds = getattr(config, "layer_types", None)
+    if config.model_type in WINDOWED and kinds and getattr(config, "sliding_window", None):
+        writer.add_array(
+            f"{arch}.attention.sliding_window_pattern", [kind == "sliding_attention" for kind in kinds]
+        )
+    rope = config.rope_parameters
+    if "full_attention" in rope:
+        if (local := rope["sliding_attention"]["rope_theta"]) != rope["full_attention"]["rope_theta"]:
+            writer.add_float32(f"{arch}.rope.freq_base_swa", local)
+        rope = rope["full_attention"]
+    writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
+    writer.add_rope_freq_base(rope["rope_theta"] * rope.get("alpha", 1.0) ** (head_dim / (head_dim - 2)))
+    if rope["rope_type"] in ("linear", "yarn"):
+        writer.add_string(f"{arch}.rope.scaling.type", rope["rope_type"])
+        writer.add_rope_scaling_factor(rope["factor"])
+    if "original_max_position_embeddings" in rope:
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if "mscale_all_dim" in rope:
+        writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
+    if "llama_4_scaling_beta" in rope:
+        writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
+
+
+def _rope_factors(config: Any) -> dict[str, list[float]]:
+    rope = config.rope_parameters
+    if rope.get("rope_type") != "longrope":
+        return {}
+    return {"long": rope["long_factor"], "short": rope["short_factor"]}
