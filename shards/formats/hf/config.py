@@ -79,13 +79,12 @@ def _family(document: dict[str, Any], where: str) -> tuple[Family, dict[str, Any
         family = family if inner is None else BY_TYPE.get(inner, family)
         if inner is not None and inner not in family.types:
             raise unsupported_family(inner)
-        merged = {
-            key: value
-            for key, value in document.items()
-            if not key.endswith("_config") or key == "quantization_config"
-        }
-        own = document.get("text_config") or {}
-        return family, {**merged, **own}, {key: f"text_config.{key}" for key in own}
+        of_parts = [key for key in document if key.endswith("_config") and key != "quantization_config"]
+        whole = {"tie_word_embeddings": True, **document}
+        own = {**(document.get("text_config") or {}), "tie_word_embeddings": whole["tie_word_embeddings"]}
+        merged = {key: value for key, value in whole.items() if key not in of_parts}
+        names = {key: f"text_config.{key}" for key in own.keys() - {"tie_word_embeddings"}}
+        return family, {**merged, **own}, names
     if architectures and not known:
         raise unsupported_family(architectures[0])
     return family, document, {}

@@ -14,16 +14,19 @@ TOKENS = 29
 
 
 def small_model(case: str) -> Any:
-    """Weights of a size that lets every part count; norms near one."""
+    """A random one."""
     name = case.split("-")[0]
     torch.manual_seed(len(case))
     config = transformers.AutoConfig.for_model(name, **{**SMALL, **CASES[case]})
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    return randomise(model)
+
+
+def randomise(model: Any) -> Any:
+    """``model`` in float32, its weights of a size that lets every part count; norms near one."""
+    scalars = [value for name, value in model.named_buffers() if name.endswith("layer_scalar")]
     with torch.no_grad():
-        for each in [
-            *model.parameters(),
-            *(b for n, b in model.named_buffers() if n.endswith("layer_scalar")),
-        ]:
+        for each in [*model.parameters(), *scalars]:
             if each.ndim < 2:
                 each += 0.3 * torch.randn_like(each)
             else:
