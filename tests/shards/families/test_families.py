@@ -59,9 +59,9 @@ def test_equals_transformers(case: str, tmp_path: Path, sessions: Callable[..., 
     with open_checkpoint(str(folder)) as checkpoint:
         assert checkpoint.config.family == case.split("-")[0]
         assert_close(computed(checkpoint, tokens), theirs)
-        for kernels in ("native", "torch"):
-            options = LoadOptions(dtype="float32", quantize="none", kernels=kernels)
-            client = load_client_model(checkpoint, options)
+        client = load_client_model(checkpoint, LoadOptions(dtype="float32", quantize="none"))
+        for kind in ({"kernels": "native"}, {"kernels": "torch"}, {"device": "mlx"}):
+            options = LoadOptions(dtype="float32", quantize="none", **kind)
             span = sessions(load_backend(checkpoint, Span(0, checkpoint.config.n_blocks), options))
             parts = np.split(client.embed(tokens.numpy()), np.cumsum(CHUNKS)[:-1])
             hidden = np.concatenate([span.forward(torch.from_numpy(part)).numpy() for part in parts])
