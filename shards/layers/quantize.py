@@ -34,8 +34,8 @@ INT4_SOURCES = (
 """File types that are four-bit integers with scale and minimum for 32 of them or more: held as they are."""
 
 
-INT8_SOURCES = ("Q8_0",)
-"""File types that are groups of 32 eight-bit integers with a scale."""
+INT8_SOURCES = ("Q8_0", "Q5_0")
+"""File types that are groups of 32 integers of up to eight bits with a scale."""
 
 
 class Int4Groups(NamedTuple):
@@ -148,8 +148,22 @@ def file_groups(raw: RawTensor) -> Int4Groups:
 
 def file_int8_groups(raw: RawTensor) -> Int8Groups:
     """The file's own integers and scales, for a ``raw`` matrix in INT8_SOURCES."""
+    if raw.qtype == "Q5_0":
+        return q5_0_groups(raw.data)
     q, scale, _ = raw.blocks()
     return Int8Groups(q, scale)
+
+
+def q5_0_groups(data: np.ndarray) -> Int8Groups:
+    """Q5_0 rows, uint8 (rows, bytes), taken apart (layout: ``block_q5_0`` of ggml): a float16 scale, the
+    fifth bits of 32 integers, and their lower four; 16 stands for 0."""
+    rows = data.shape[0]
+    groups = np.ascontiguousarray(data).reshape(rows, -1, 22)
+    scale = np.ascontiguousarray(groups[..., :2]).view(np.float16)[..., 0].astype(np.float32)
+    high = np.unpackbits(groups[..., 2:6], axis=-1, bitorder="little")
+    low = np.concatenate((groups[..., 6:] & 15, groups[..., 6:] >> 4), -1)
+    q = (low | high << 4).view(np.int8) - np.int8(16)
+    return Int8Groups(q.reshape(rows, -1), scale)
 
 
 def q4_k_groups(data: np.ndarray) -> Int4Groups:

@@ -11,6 +11,7 @@ from swarm_node.shards.formats.floats import narrow, widen
 from swarm_node.shards.formats.raw_tensor import RawTensor
 from swarm_node.shards.layers.quantize import (
     GROUP,
+    INT8_SOURCES,
     file_groups,
     file_int8_groups,
     q4_k_groups,
@@ -68,10 +69,10 @@ def test_int8_groups_are_within_half_a_step() -> None:
         to_int8_groups(np.zeros((4, 40), np.float32))
 
 
-def test_int8_groups_of_a_file_are_the_file_exactly() -> None:
-    kind = gguf.GGMLQuantizationType.Q8_0
+@pytest.mark.parametrize("kind", [gguf.GGMLQuantizationType[name] for name in INT8_SOURCES])
+def test_int8_groups_of_a_file_are_the_file_exactly(kind: gguf.GGMLQuantizationType) -> None:
     data = quantize(weights(24, 256), kind)
-    groups = file_int8_groups(RawTensor("w", (24, 256), "Q8_0", data))
+    groups = file_int8_groups(RawTensor("w", (24, 256), kind.name, data))
     assert np.array_equal(groups.dequantize(), dequantize(data, kind))
 
 
