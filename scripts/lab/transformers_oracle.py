@@ -9,7 +9,12 @@ from unittest.mock import patch
 
 
 def load_transformers(path: Path) -> tuple[Any, Any]:
-    """(model, tokenizer) of a llama GGUF file, read and dequantized by transformers itself.
+    """(model, tokenizer) of a GGUF file, read and dequantized by transformers itself."""
+    return load_transformers_model(path), load_transformers_tokenizer(path)
+
+
+def load_transformers_model(path: Path) -> Any:
+    """The model of a GGUF file, in float32.
 
     Not ``from_pretrained(gguf_file=...)`` for the weights: that asks for accelerate, for nothing we need.
     """
@@ -26,10 +31,9 @@ def load_transformers(path: Path) -> tuple[Any, Any]:
         config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         weights = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
-        tokenizer = load_transformers_tokenizer(path)
     model.load_state_dict(weights, strict=False)  # a tied head is not in the file
     model.tie_weights()
-    return model.eval(), tokenizer
+    return model.eval()
 
 
 def load_transformers_tokenizer(path: Path) -> Any:
