@@ -51,7 +51,7 @@ def rope(
         "theta": theta,
         "type": _ALIASES.get(name, name),
         "interleaved": interleaved if settings.interleaved is None else settings.interleaved,
-        "frequency_factors": settings.frequency_factors,
+        "frequency_factors": settings.frequency_factors if scaled else (),
     }
     return _scaled(settings, part, common, is_own)
 

@@ -20,6 +20,8 @@ SANDWICH: Names = {
     "mlp.out_norm": "post_feedforward_layernorm",
 }
 """Norms before and after attention and MLP."""
+_THETA = {FULL: "rope_theta", SLIDING: "rope_local_base_freq"}
+"""Where files without rope settings of each type have its theta."""
 _BLOCKS_OF_27B = (46, 62)
 """Of Gemma 2 and 3: the models whose scale of attention is not that of a head's size."""
 
@@ -123,9 +125,7 @@ GEMMA2 = Family(
 def _gemma3_block(s: Settings) -> BlockConfig:
     pattern = s.integer("sliding_window_pattern", least=1)
     kind = s.layer_type(every(pattern))
-    turned = (
-        rope(s, FULL) if kind == FULL else rope(s, SLIDING, theta_key="rope_local_base_freq", scaled=False)
-    )
+    turned = rope(s, kind, theta_key=_THETA[kind], scaled=kind == FULL)
     return sandwich(
         s,
         attention(
@@ -182,7 +182,7 @@ def _gemma4_block(s: Settings) -> BlockConfig:
         attention(
             s,
             scale=1.0,
-            rope=rope(s, kind, partial=True),
+            rope=rope(s, kind, theta_key=_THETA[kind], scaled=kind == FULL, partial=True),
             qk_norm=HeadNorm(rms(s)),
             v_norm=rms(s, weighted=False),
             bias=bias,
@@ -247,6 +247,16 @@ GEMMA4 = Family(
     tensors={**SANDWICH, "scalar.weight": "layer_scalar"},
     ignored=VISION,
     wrappers=("gemma4",),
+    gguf=GGUFFamily(
+        "gemma4",
+        settings={"rope_local_base_freq": 1e4},
+        keys={
+            "attention.key_length": "global_head_dim",
+            "attention.key_length_swa": "head_dim",
+            "embedding_length_per_layer_input": "hidden_size_per_layer_input",
+            "attention.shared_kv_layers": "num_kv_shared_layers",
+        },
+    ),
 )
 
 ROWS = (GEMMA, GEMMA2, GEMMA3, GEMMA4)

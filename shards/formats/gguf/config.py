@@ -92,6 +92,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Keys that a family's row may not read, and the values with which they change nothing."""
 GATING = {0: "softmax", 1: "softmax", 2: "sigmoid", 3: "softmax_of_used"}
 """llama.cpp's numbers of what makes scores of the router's outputs."""
+_NEVER = 1e20
+"""A frequency that is divided by so much, or more, turns nothing."""
 _ATTENTION_BIAS = r"blk\.[0-9]+\.attn_(q|k|v|qkv|output)\.bias"
 _MLP_BIAS = r"blk\.[0-9]+\.ffn_(gate|up|down)\.bias"
 FLAGS = {
@@ -171,6 +173,7 @@ class _Translation:
         self._values: dict[str, Any] = {}
         self._names: dict[str, str] = {}
         self._per_block: dict[str, list[Any]] = {}
+        self._turned = _turned(self._factors(FREQUENCIES))
 
     def settings(self, file: Fields) -> Settings:
         keys = {**KEYS, **self._gguf.keys}
@@ -185,6 +188,9 @@ class _Translation:
         for flag, pattern in FLAGS.items():
             if flag in self._family.defaults:
                 self._values[flag] = any(re.fullmatch(pattern, name) for name in self._header.tensors)
+        if "attention_k_eq_v" in self._family.defaults:
+            values = [name for name in self._header.tensors if name.endswith(".attn_v.weight")]
+            self._values["attention_k_eq_v"] = len(values) < self._own.integer("block_count", most=MAX_BLOCKS)
         self._values |= {
             "vocab_size": self._header.tensors["token_embd.weight"].shape[0],
             "tie_word_embeddings": "output.weight" not in self._header.tensors,
@@ -199,7 +205,7 @@ class _Translation:
             self._names,
             self._per_block,
             interleaved=self._gguf.neighbours,
-            frequency_factors=self._factors(FREQUENCIES),
+            frequency_factors=() if self._turned else self._factors(FREQUENCIES),
             is_gguf=True,
         )
 
@@ -267,6 +273,12 @@ class _Translation:
                 "long_factor": list(long),
                 "short_factor": list(short),
             }
+        if self._turned:
+            if kind not in ("default", "linear"):
+                raise UnsupportedModelError(
+                    f"{read.named('rope.scaling.type')} is {kind}, beside {FREQUENCIES}"
+                )
+            found |= {"rope_type": "proportional", "partial_rotary_factor": self._turned}
         own = read.number("rope.scaling.attn_factor", 1.0, above=0.0, below=SCALES[1])
         if own != 1.0:  # times what YaRN's formula has; else that alone counts
             stretched = kind == "yarn" and factor > 1
@@ -302,16 +314,22 @@ class _Translation:
         return tuple(raw.copy().view(np.dtype("<f4")).tolist())
 
 
+def _turned(factors: tuple[float, ...]) -> float:
+    """The part of the dimensions that turn, if factors say nothing but that the others do not; else 0.0."""
+    first = sum(factor == 1.0 for factor in factors)
+    if not 0 < first < len(factors) or factors[:first] != (1.0,) * first or min(factors[first:]) < _NEVER:
+        return 0.0
+    return math.nextafter(first / len(factors), math.inf)
+
+
 def _check_unread(own: Fields, settings: Settings, config: ModelConfig, family: Family) -> None:
     """Check that the model has everything that we compute, and nothing else."""
     attention = config.blocks[0].attention
-    if (
-        attention.latent is None
-        and own.integer("attention.value_length", attention.head_dim) != attention.head_dim
-    ):
+    keys = own.integer("attention.key_length", attention.head_dim)
+    if attention.latent is None and own.integer("attention.value_length", keys) != keys:
         raise UnsupportedModelError(
             f"{own.named('attention.value_length')} is {own.shown('attention.value_length')} in heads of "
-            f"{attention.head_dim}: keys and values of different sizes are not supported"
+            f"{keys}: keys and values of different sizes are not supported"
         )
     assert family.gguf is not None
     translated = {**KEYS, **family.gguf.keys}

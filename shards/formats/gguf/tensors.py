@@ -31,6 +31,7 @@ NAMES: Names = {
     "self_attn.kv_a_layernorm": "attn_kv_a_norm",
     "self_attn.k_b_proj": "attn_k_b",
     "self_attn.v_b_proj": "attn_v_b",
+    "scalar.weight": "layer_output_scale.weight",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",

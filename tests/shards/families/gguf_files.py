@@ -35,7 +35,7 @@ NUMBERS = {
     "embedding_multiplier": "embedding_scale",
     "attention_multiplier": "attention.scale",
 }
-WINDOWED = {"gemma2", "gemma3_text", "cohere2", "olmo2", "olmo3", "exaone4"}
+WINDOWED = {"gemma4_text", "gemma2", "gemma3_text", "cohere2", "olmo2", "olmo3", "exaone4"}
 
 
 def write_gguf(model: Any, path: Path, *, quantize: str | None = None) -> Path:
@@ -50,6 +50,7 @@ def write_gguf(model: Any, path: Path, *, quantize: str | None = None) -> Path:
     number = next(each for each, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
     names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
     for name, value in _state(model).items():
+        name = name.replace("layer_scalar", "layer_scalar.weight")
         stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert stored is not None, name
         _add(writer, stored, _converted(family, name, value, config), quantize)
@@ -83,24 +84,24 @@ def _add(writer: gguf.GGUFWriter, name: str, value: np.ndarray, quantize: str | 
 def _converted(family: str, name: str, value: np.ndarray, config: Any) -> np.ndarray:
     if family in ONE_MORE and name.endswith("norm.weight"):
         return value + 1
-    part = name.split(".")[-2]
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(part)
-    if family in NEIGHBOURS and heads is not None:
+    counts = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
+    if family in NEIGHBOURS and (count := counts.get(name.split(".")[-2])):
+        heads = getattr(config, count)
         halves = value.reshape(heads, 2, len(value) // heads // 2, *value.shape[1:])
         return halves.swapaxes(1, 2).reshape(value.shape)
     return value
 
 
 def _add_settings(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
+    special = _add_gemma4(writer, arch, config) if config.model_type == "gemma4_text" else ()
     for key, name in NUMBERS.items():
-        value = getattr(config, key, None)
+        value = None if key in special else getattr(config, key, None)
         if isinstance(value, float):
             writer.add_float32(f"{arch}.{name}", value)
         elif isinstance(value, int):
             writer.add_uint32(f"{arch}.{name}", value)
     if getattr(config, "use_parallel_residual", False):
         writer.add_bool(f"{arch}.use_parallel_residual", True)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     kinds = getattr(config, "layer_types", None)
     if config.model_type in WINDOWED and kinds and getattr(config, "sliding_window", None):
         writer.add_array(
@@ -111,6 +112,10 @@ def _add_settings(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
         if (local := rope["sliding_attention"]["rope_theta"]) != rope["full_attention"]["rope_theta"]:
             writer.add_float32(f"{arch}.rope.freq_base_swa", local)
         rope = rope["full_attention"]
+    if special:
+        writer.add_rope_freq_base(rope["rope_theta"])
+        return
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
     writer.add_rope_freq_base(rope["rope_theta"] * rope.get("alpha", 1.0) ** (head_dim / (head_dim - 2)))
     if rope["rope_type"] in ("linear", "yarn"):
@@ -122,6 +127,26 @@ def _add_settings(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
         writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
     if "llama_4_scaling_beta" in rope:
         writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
+
+
+def _add_gemma4(writer: gguf.GGUFWriter, arch: str, config: Any) -> tuple[str, ...]:
+    """Blocks without a window have heads of their own; gives the keys that say so."""
+    layers = [config.per_layer_config[block] for block in range(config.num_hidden_layers)]
+    full, own = layers[-1].head_dim, layers[0].head_dim
+    writer.add_key_length(full)
+    writer.add_value_length(full)
+    writer.add_key_length_swa(own)
+    writer.add_value_length_swa(own)
+    writer.add_rope_dimension_count(full)
+    writer.add_rope_dimension_count_swa(own)
+    writer.add_head_count_kv([layer.num_key_value_heads for layer in layers])
+    writer.add_shared_kv_layers(0)
+    writer.add_embedding_length_per_layer_input(0)
+    turned = int(full * config.rope_parameters["full_attention"]["partial_rotary_factor"] / 2)
+    writer.add_tensor(
+        "rope_freqs.weight", np.array([1.0] * turned + [1e30] * (full // 2 - turned), np.float32)
+    )
+    return "head_dim", "num_key_value_heads"
 
 
 def _rope_factors(config: Any) -> dict[str, list[float]]:

@@ -74,8 +74,8 @@ def test_every_family_has_a_case() -> None:
     assert {case.split("-")[0] for case in CASES} == FAMILIES.keys()
 
 
-NO_GGUF = {"mistral", "gemma4_text"}
-"""llama.cpp's converter writes Mistral as Llama, without its window."""
+NO_GGUF = {"mistral"}
+"""llama.cpp's converter writes it as Llama, without its window."""
 NOT_IN_GGUF = {
     "llama-llama3": "its factors are in a tensor that test_reader reads",
     "gemma2-options": "llama.cpp knows the scale of attention of the models that there are",
