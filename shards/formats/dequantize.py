@@ -18,6 +18,8 @@ _CODEBOOK = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.float32
 )
 """What IQ4's integers stand for."""
+_FP4 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], dtype=np.float32)
+"""Twice what the four bits of a float of type E2M1 stand for (OCP Microscaling Formats 1.0)."""
 
 
 def _unpacked(packed: np.ndarray, bits: int, run: int) -> np.ndarray:
@@ -118,6 +120,11 @@ def _iq4_xs(block: np.ndarray) -> np.ndarray:
     return _scaled(scale, _CODEBOOK[_unpacked(block["q"], 4, 16)])
 
 
+def _mxfp4(block: np.ndarray) -> np.ndarray:
+    scale = np.ldexp(np.float32(1), block["e"].astype(np.int32) - 128)  # half of it: _FP4 is doubled
+    return _scaled(scale[:, None], _FP4[_unpacked(block["q"], 4, 16)])
+
+
 _D, _M = ("d", "<f2"), ("m", "<f2")
 _WAYS: dict[str, tuple[int, list[Any], Callable[[np.ndarray], np.ndarray]]] = {
     "Q4_0": (32, [_D, ("q", "u1", 16)], _q4_0),
@@ -131,6 +138,7 @@ _WAYS: dict[str, tuple[int, list[Any], Callable[[np.ndarray], np.ndarray]]] = {
     "Q5_K": (256, [_D, _M, ("scales", "u1", 12), ("high", "u1", 32), ("q", "u1", 128)], _q5_k),
     "Q6_K": (256, [("q", "u1", 128), ("high", "u1", 64), ("scales", "i1", 16), _D], _q6_k),
     "IQ4_NL": (32, [_D, ("q", "u1", 16)], _iq4_nl),
+    "MXFP4": (32, [("e", "u1"), ("q", "u1", 16)], _mxfp4),
     "IQ4_XS": (256, [_D, ("high", "<u2"), ("scales", "u1", 4), ("q", "u1", 128)], _iq4_xs),
 }
 """np.ndarray of a block, its struct, and what its values are."""

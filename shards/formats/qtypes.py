@@ -24,11 +24,12 @@ _TABLE: dict[str, tuple[int, int, int]] = {
     "IQ4_NL": (20, 32, 18),
     "IQ4_XS": (23, 256, 136),
     "BF16": (30, 1, 2),
+    "MXFP4": (39, 32, 17),
 }
 _BY_NUMBER = {number: name for name, (number, _, _) in _TABLE.items()}
 _OTHERS = dict(
     [(16, "IQ2_XXS"), (17, "IQ2_XS"), (18, "IQ3_XXS"), (19, "IQ1_S"), (21, "IQ3_S"), (22, "IQ2_S")]
-    + [(28, "F64"), (29, "IQ1_M"), (34, "TQ1_0"), (35, "TQ2_0"), (39, "MXFP4"), (40, "NVFP4")]
+    + [(28, "F64"), (29, "IQ1_M"), (34, "TQ1_0"), (35, "TQ2_0"), (40, "NVFP4")]
 )
 """Further types of ggml.h that occur in files of models, and that are not read."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 
@@ -65,13 +65,26 @@ class DenseLinears:
 
 class Groups(NamedTuple):
     """Weights ``q * scale + bias`` in MLX's layout: ``packed`` uint32 (..., out, in * bits / 32), ``scales``
-    and ``biases`` (..., out, in / group). A product is computed in the wider of x's type and theirs."""
+    and ``biases`` (..., out, in / group). A product is computed in the wider of x's type and theirs.
+
+    Of ``mode`` "mxfp4", q are floats of four bits, scales are exponents (uint8), and there is no bias.
+    """
 
     packed: mx.array
     scales: mx.array
-    biases: mx.array
+    biases: mx.array | None
     bits: int
     group: int
+    mode: str = "affine"
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        return [part for part in self[:3] if part is not None]
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """As MLX's products take it."""
+        return {"transpose": True, "group_size": self.group, "bits": self.bits, "mode": self.mode}
 
 
 class GroupedLinear:
@@ -79,19 +92,23 @@ class GroupedLinear:
 
     def __init__(self, weight: Groups, bias: mx.array | None) -> None:
         self._weight, self._bias = weight, bias
-        self.nbytes: int = sum(part.nbytes for part in weight[:3])
+        self.nbytes: int = sum(part.nbytes for part in weight.arrays)
 
     def __call__(self, x: mx.array) -> mx.array:
-        weight = self._weight
-        out = mx.quantized_matmul(x, *weight[:3], transpose=True, group_size=weight.group, bits=weight.bits)
+        out = mx.quantized_matmul(x, *self._weight[:3], **self._weight.form)
         if self._bias is not None:
             out = out + self._bias
         return out if out.dtype == x.dtype else out.astype(x.dtype)
 
     def parts(self, count: int) -> GroupedLinears:
         """The rows as ``count`` linears, one below the other."""
-        packed, scales, biases = (part.reshape(count, -1, part.shape[1]) for part in self._weight[:3])
-        weight = self._weight._replace(packed=packed, scales=scales, biases=biases)
+        weight = self._weight
+        biases = weight.biases
+        weight = weight._replace(
+            packed=_divided(weight.packed, count),
+            scales=_divided(weight.scales, count),
+            biases=None if biases is None else _divided(biases, count),
+        )
         return GroupedLinears(weight, None if self._bias is None else self._bias.reshape(count, -1))
 
 
@@ -101,17 +118,11 @@ class GroupedLinears:
 
     def __init__(self, weight: Groups, bias: mx.array | None) -> None:
         self._weight, self._bias = weight, bias
-        mx.eval(list(weight[:3]) if bias is None else [*weight[:3], bias])
+        mx.eval(weight.arrays if bias is None else [*weight.arrays, bias])
 
     def __call__(self, x: mx.array, experts: mx.array, *, in_order: bool) -> mx.array:
-        weight = self._weight
         out = mx.gather_qmm(
-            *(x, *weight[:3]),
-            rhs_indices=experts,
-            transpose=True,
-            group_size=weight.group,
-            bits=weight.bits,
-            sorted_indices=in_order,
+            *(x, *self._weight[:3]), rhs_indices=experts, sorted_indices=in_order, **self._weight.form
         )
         return _with_bias(out, self._bias, experts, x.dtype)
 
@@ -125,6 +136,10 @@ class StackedLinear:
 
     def __call__(self, x: mx.array) -> mx.array:
         return mx.concatenate([part(x) for part in self._parts], axis=-1)
+
+
+def _divided(rows: mx.array, count: int) -> mx.array:
+    return rows.reshape(count, -1, rows.shape[1])
 
 
 def _with_bias(out: mx.array, bias: mx.array | None, experts: mx.array, dtype: mx.Dtype) -> mx.array:

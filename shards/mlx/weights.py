@@ -82,20 +82,22 @@ class MlxPlan:
 
 
 class _Layout(NamedTuple):
-    """How MLX lays out a matrix of integers: of so many ``bits``, ``group`` of which share scale and bias."""
+    """How MLX lays out a matrix: numbers of so many ``bits``, ``group`` of which share a scale. ``mode`` is
+    MLX's name for what they are: "affine" ones are integers and have a bias too."""
 
     bits: int
     group: int
+    mode: str = "affine"
 
 
 class _Grouped(NamedTuple):
     """A matrix in MLX's layout: ``packed`` uint32 (rows, cols * bits / 32), ``scales`` and ``biases`` float32
-    (rows, cols / group). ``form``: its name, for people.
+    (rows, cols / group); of mode "mxfp4" scales are exponents, uint8. ``form``: its name, for people.
     """
 
     packed: np.ndarray
-    scales: Floats
-    biases: Floats
+    scales: np.ndarray
+    biases: Floats | None
     form: str
 
 
@@ -171,7 +173,7 @@ class MlxLoader(TensorReader[MlxPlan]):
         return DenseLinear(stacked(values(), _rows(raws), dtype), self._place(bias))
 
     def _integers(self, raws: Sequence[RawTensor], layout: _Layout, bias: Floats | None) -> GroupedLinear:
-        factors: list[tuple[Floats, Floats]] = []
+        factors: list[tuple[np.ndarray, Floats | None]] = []
 
         def integers() -> Iterator[np.ndarray]:
             for raw in raws:
@@ -182,8 +184,13 @@ class MlxLoader(TensorReader[MlxPlan]):
                 self._read(raw)
 
         packed = stacked(integers(), _rows(raws), "uint32")
-        scales, biases = (np.concatenate(parts) for parts in zip(*factors, strict=True))
-        dtype = self.plan.dtype
+        scales = np.concatenate([scales for scales, _ in factors])
+        own = [biases for _, biases in factors if biases is not None]
+        if not own:
+            exponents = mx.array(scales)
+            mx.eval(exponents)
+            return GroupedLinear(Groups(packed, exponents, None, *layout), self._place(bias))
+        biases, dtype = np.concatenate(own), self.plan.dtype
         if self.plan.wide or not (_fits(scales, dtype) and _fits(biases, dtype)):
             dtype = self.plan.scales
         weight = Groups(packed, evaluated(scales, dtype), evaluated(biases, dtype), *layout)
@@ -202,7 +209,8 @@ class MlxLoader(TensorReader[MlxPlan]):
         if wanted == "none" or raw.cols % GROUP:
             return None
         if bits and wanted in ("auto", f"int{bits}"):
-            return _Layout(bits, raw.group if isinstance(raw, AffineTensor) else GROUP)
+            mode = "mxfp4" if raw.qtype == "MXFP4" else "affine"
+            return _Layout(bits, raw.group if isinstance(raw, AffineTensor) else GROUP, mode)
         return None if wanted == "auto" else _Layout(4 if wanted == "int4" else 8, GROUP)
 
     def _grouped(self, raw: RawTensor) -> _Grouped:
@@ -220,10 +228,10 @@ def _rows(raws: Sequence[RawTensor]) -> int:
 
 
 def _file_bits(raw: RawTensor) -> int:
-    """Bits of the integers that MLX's layout can hold as they are; 0 for other forms."""
+    """Bits of the numbers that MLX's layout can hold as they are; 0 for other forms."""
     if isinstance(raw, AffineTensor):
         return raw.bits
-    return 4 if raw.qtype in INT4_SOURCES else 8 if raw.qtype in INT8_SOURCES else 0
+    return 4 if raw.qtype in (*INT4_SOURCES, "MXFP4") else 8 if raw.qtype in INT8_SOURCES else 0
 
 
 def _as_in_file(raw: RawTensor) -> _Grouped:
@@ -235,15 +243,27 @@ def _as_in_file(raw: RawTensor) -> _Grouped:
             raw.biases.dequantize(),
             f"int{raw.bits} ({raw.qtype})",
         )
+    if raw.qtype == "MXFP4":
+        return _fp4(raw)
     if raw.qtype in INT4_SOURCES:
         return _int4(file_groups(raw), f"int4 ({raw.qtype})")
     return _int8(file_int8_groups(raw), f"int8 ({raw.qtype})")
 
 
+def _fp4(raw: RawTensor) -> _Grouped:
+    """A group is a byte with its exponent and 16 with two floats of four bits each, which lie 16 apart."""
+    groups = raw.data.reshape(raw.shape[0], -1, 17)
+    q = np.concatenate((groups[..., 1:] & 15, groups[..., 1:] >> 4), axis=-1).reshape(raw.shape)
+    return _Grouped(_nibbles(q), groups[..., 0], None, f"fp4 ({raw.qtype})")
+
+
 def _int4(groups: Int4Groups, form: str) -> _Grouped:
-    q = groups.q
-    packed = np.ascontiguousarray(q[:, ::2] | q[:, 1::2] << 4)  # the first integer in the low bits
-    return _Grouped(packed.view(np.uint32), groups.scale, groups.minimum, form)
+    return _Grouped(_nibbles(groups.q), groups.scale, groups.minimum, form)
+
+
+def _nibbles(q: np.ndarray) -> np.ndarray:
+    """Numbers of four bits, uint8 (rows, cols), in words of eight: the first in the lowest bits."""
+    return np.ascontiguousarray(q[:, ::2] | q[:, 1::2] << 4).view(np.uint32)
 
 
 def _int8(groups: Int8Groups, form: str) -> _Grouped:

@@ -28,6 +28,8 @@ from ..tokenizer.tokenizer import Tokenizer
 _LOW, _HIGH = 0x20, 0x30
 """Bytes of quantized groups lie between these. Any two of them, read as the float16 scale of a group, are
 0.008 to 0.13."""
+_EXPONENT = 123
+"""The first byte of a group of MXFP4: a scale of 1 / 16."""
 _FACTOR = re.compile(r"(norm|scalar|scale)(\.weight)?$")
 """Names of what a row is multiplied by: numbers about one."""
 _SPREAD = np.float32(0.2)
@@ -83,6 +85,8 @@ def _made(info: TensorInfo) -> RawTensor:
         stored = narrow(values, DENSE[info.qtype]).view(np.uint8)
     else:
         stored = _cut(_random_bytes(), info.name, rows, row_bytes(info.qtype, cols))
+        if info.qtype == "MXFP4":
+            stored[:, ::17] = _EXPONENT
     if info.qtype in AFFINE:
         return affine_tensor(info, stored)
     return RawTensor(info.name, info.shape, info.qtype, stored)

@@ -178,6 +178,7 @@ def with_experts_of(name: str, qtypes: Sequence[str]) -> Checkpoint:
         (["Q8_0"], "int8 (Q8_0)"),
         (["MLX4_32_F32"], "int4 (MLX4_32_F32)"),
         (["MLX6_32"], "int6 (MLX6_32)"),
+        (["MXFP4"], "fp4 (MXFP4)"),
         (["Q8_0", "Q4_0"], "float32"),  # several forms
     ],
 )

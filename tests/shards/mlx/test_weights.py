@@ -21,11 +21,12 @@ from tests.shards.mlx.mlx_cases import agree, both, outputs
 from tests.shards.mlx.mlx_checkpoints import quantize_directory
 
 
-@pytest.mark.parametrize("qtype", ["F16", "BF16", "Q4_0", "Q4_1", "Q4_K", "Q8_0", "Q6_K"])
+@pytest.mark.parametrize("qtype", ["F16", "BF16", "Q4_0", "Q4_1", "Q4_K", "Q8_0", "Q6_K", "MXFP4"])
 def test_gguf_files_lose_nothing(gguf_llama: Any, sessions: Any, qtype: str) -> None:
     path = gguf_llama(qtype)
     pair = both(path, Span(0, 2), ours=LoadOptions(device="mlx"))
-    held = {"F16": "float32", "BF16": "float32", "Q6_K": "float32", "Q8_0": "int8 (Q8_0)"}
+    held = {"F16": "float32", "BF16": "float32", "Q6_K": "float32"}
+    held |= {"Q8_0": "int8 (Q8_0)", "MXFP4": "fp4 (MXFP4)"}
     assert pair[1].weights == held.get(qtype, f"int4 ({qtype})")
     # Random blocks have scales of any size: these hidden states are large.
     wanted, got = (outputs(sessions, model) for model in pair)
@@ -36,18 +37,21 @@ def test_gguf_files_lose_nothing(gguf_llama: Any, sessions: Any, qtype: str) -> 
 
 def test_grouped_weights_are_the_files_values(gguf_llama: Any) -> None:
     """The integers and scales that MLX gets, taken apart by MLX."""
-    for qtype in ("Q4_0", "Q4_1", "Q4_K", "Q8_0"):
+    for qtype in ("Q4_0", "Q4_1", "Q4_K", "Q8_0", "MXFP4"):
         with open_checkpoint(str(gguf_llama(qtype, name=f"{qtype}.gguf"))) as checkpoint:
             raw = checkpoint.tensor("model.layers.0.self_attn.q_proj.weight")
             held = mlx_weights._as_in_file(raw)
             values = mx.dequantize(
                 mx.array(held.packed),
                 mx.array(held.scales),
-                mx.array(held.biases),
+                None if held.biases is None else mx.array(held.biases),
                 group_size=GROUP,
                 bits=8 if qtype == "Q8_0" else 4,
+                mode="affine" if held.biases is not None else "mxfp4",
             )
-            np.testing.assert_allclose(np.array(values), raw.dequantize(), atol=1e-6, rtol=1e-5)
+            np.testing.assert_allclose(
+                np.array(values.astype(mx.float32)), raw.dequantize(), atol=1e-6, rtol=1e-5
+            )
 
 
 @pytest.fixture(scope="module")
