@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
-from ...swarm.errors import CheckpointError, UnsupportedModelError
+from ...swarm.errors import CheckpointError
 from ..kernels.experts import HeldExperts, NativeMlp
 from ..kernels.linear import (
     ActivationPrecision,
@@ -119,12 +119,6 @@ class TensorReader(Generic[Plan]):
             parts.append(raw.dequantize())
             self._read(raw)
         return np.concatenate(parts)
-
-    def heads(self, name: str, heads: int, cols: int) -> Any:
-        raise UnsupportedModelError("latent attention is not supported by these kernels yet")
-
-    def experts(self, prefix: str, experts: ExpertsConfig, hidden: int) -> Any:
-        raise UnsupportedModelError("experts are not supported by these kernels yet")
 
     def _count(self, form: str, raws: Sequence[RawTensor]) -> None:
         self._held[form] += sum(raw.nbytes for raw in raws)
