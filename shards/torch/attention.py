@@ -60,19 +60,21 @@ class Scores(NamedTuple):
         """``scores`` (..., keys), -inf for what is not seen, and ``sinks`` (..., 1) → shares (..., keys)."""
         if sinks is None:
             return scores.softmax(-1)
-        return torch.cat((scores, sinks), -1).softmax(-1)[..., :-1]
+        return torch.cat((scores, sinks.to(scores.dtype)), -1).softmax(-1)[..., :-1]
 
     def capped(self, scores: Tensor) -> Tensor:
-        return (scores / self.softcap).tanh_().mul_(self.softcap) if self.softcap else scores
+        return (scores / self.softcap).tanh_().mul_(self.softcap)
 
 
 @dataclass(slots=True)
 class _Seen:
     """What of a slice's keys its rows see, in blocks of one window or chunk. ``first_page``: the first that
-    any row sees; keys and ``mask`` (rows, keys; additive) begin there. No mask: rows go one by one."""
+    any row sees; keys are counted from there. ``mask`` (rows, keys) is additive. No mask: rows go one by one,
+    and ``rows`` has the keys, start to end, that each sees."""
 
     first_page: int
-    mask: Tensor | None
+    mask: Tensor | None = None
+    rows: Sequence[tuple[int, int]] = ()
 
 
 class PagedAttention:
@@ -128,27 +130,27 @@ class PagedAttention:
         for part, pages, seen in zip(self._slices, self._pages, self._seen[reach], strict=True):
             queries = q[part.row : part.row + part.count].to(self._dtype)
             attended = out[part.row : part.row + part.count]
-            first = seen.first_page * PAGE_TOKENS
             used = pages[at, seen.first_page :]
             if seen.mask is None:
                 keys, values = held.pages(used, self._dtype)
                 # From the last row to the first: each clears the values behind its own place.
                 for row in range(part.count - 1, -1, -1):
-                    position = part.start + row
-                    start = max(0, scores.first_seen(position)) - first
-                    attended[row] = _decode(queries[row], keys, values, start, position + 1 - first, scores)
+                    attended[row] = _decode(queries[row], keys, values, *seen.rows[row], scores)
             else:
                 keys, values = held.gather(used, self._dtype)  # (kv_heads, whole pages, dim)
-                _prefill(queries, keys, values, seen.mask, attended, scores, part.start - first)
+                start = part.start - seen.first_page * PAGE_TOKENS
+                _prefill(queries, keys, values, seen.mask, attended, scores, start)
         return out.view(rows, heads * scores.kv.value_dim)
 
     def _see(self, part: BatchSlice, scores: Scores) -> _Seen:
         first_page = max(0, scores.first_seen(part.start)) // PAGE_TOKENS
+        first, end, device = first_page * PAGE_TOKENS, part.start + part.count, self._pool.device
         if self._rowwise or part.count == 1:
-            return _Seen(first_page, None)
-        end, device = part.start + part.count, self._pool.device
+            places = range(part.start, end)
+            rows = [(max(0, scores.first_seen(at)) - first, at + 1 - first) for at in places]
+            return _Seen(first_page, rows=rows)
         positions = torch.arange(part.start, end, device=device)[:, None]
-        keys = torch.arange(first_page * PAGE_TOKENS, end, device=device)
+        keys = torch.arange(first, end, device=device)
         hidden = (keys > positions).logical_or_(keys < scores.first_seen(positions))
         mask = torch.zeros(hidden.shape, dtype=self._dtype, device=device)
         return _Seen(first_page, mask.masked_fill_(hidden, float("-inf")))
@@ -165,7 +167,9 @@ def _decode(q: Tensor, keys: Tensor, values: Tensor, start: int, end: int, setti
     heads, key_dim = q.shape
     pages, kv_heads = keys.shape[:2]
     scaled = (q * settings.scale).view(kv_heads, heads // kv_heads, key_dim)
-    scores = settings.capped(torch.matmul(scaled, keys))  # (pages, kv_heads, group, PAGE_TOKENS)
+    scores = torch.matmul(scaled, keys)  # (pages, kv_heads, group, PAGE_TOKENS)
+    if settings.softcap:
+        scores = settings.capped(scores)
     unseen = end_page * PAGE_TOKENS - end
     if unseen:
         scores[-1, ..., PAGE_TOKENS - unseen :] = float("-inf")
@@ -173,8 +177,9 @@ def _decode(q: Tensor, keys: Tensor, values: Tensor, start: int, end: int, setti
     if start > first_page * PAGE_TOKENS:
         scores[0, ..., : start - first_page * PAGE_TOKENS] = float("-inf")
     scores = scores.permute(1, 2, 0, 3).flatten(2)  # (kv_heads, group, all tokens)
-    sinks = None if settings.sinks is None else settings.sinks.to(scores.dtype).view(kv_heads, -1, 1)
-    weights = settings.weights(scores, sinks).unflatten(-1, (pages, PAGE_TOKENS)).permute(2, 0, 1, 3)
+    sinks = settings.sinks
+    weights = settings.weights(scores, None if sinks is None else sinks.view(kv_heads, -1, 1))
+    weights = weights.unflatten(-1, (pages, PAGE_TOKENS)).permute(2, 0, 1, 3)
     return torch.matmul(weights, values).sum(0).view(heads, -1)
 
 
@@ -189,8 +194,6 @@ def _prefill(
     count, heads, key_dim = q.shape
     kv_heads = len(keys)
     queries = q.reshape(count, kv_heads, -1, key_dim).permute(1, 2, 0, 3)  # (kv_heads, group, n, key_dim)
-    wide_keys = keys[:, None].expand(-1, heads // kv_heads, -1, -1)
-    wide_values = values[:, None].expand(-1, heads // kv_heads, -1, -1)
     grouped_out = out.unflatten(1, (kv_heads, -1))
     plain = not settings.softcap and settings.sinks is None and settings.kv.key_dim == settings.kv.value_dim
     rows = QUERY_ROWS if q.device.type == "cpu" else count
@@ -200,20 +203,26 @@ def _prefill(
         last = min(first + rows, count)
         end = start + last
         seen = slice(max(0, settings.first_seen(start + first)), end) if settings.window else slice(end)
-        part = queries[:, :, first:last], wide_keys[:, :, seen], wide_values[:, :, seen]
-        if plain:
-            attended = F.scaled_dot_product_attention(
-                *part, attn_mask=mask[first:last, seen], scale=settings.scale
-            )
-        else:
-            attended = _written_out(*part, mask[first:last, seen], settings)
+        part = queries[:, :, first:last], keys[:, seen], values[:, seen], mask[first:last, seen]
+        attended = _fused(*part, settings) if plain else _written_out(*part, settings)
         grouped_out[first:last] = attended.permute(2, 0, 1, 3)
 
 
+def _fused(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, settings: Scores) -> Tensor:
+    """``q`` (kv_heads, group, n, key_dim), keys (kv_heads, seen, key_dim), values (kv_heads, seen,
+    value_dim), ``mask`` (n, seen) → (kv_heads, group, n, value_dim)."""
+    keys, values = (part[:, None].expand(-1, q.shape[1], -1, -1) for part in (keys, values))
+    return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=settings.scale)
+
+
 def _written_out(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, settings: Scores) -> Tensor:
-    """As ``scaled_dot_product_attention``, with a softcap and sinks; in float32."""
-    scores = settings.capped(torch.matmul(q * settings.scale, keys.transpose(-1, -2)).float()) + mask
+    """As ``_fused``, with a softcap, sinks, and values of another size than keys; scores are float32."""
+    kv_heads, group, rows, _ = q.shape
+    scores = torch.bmm(q.flatten(1, 2) * settings.scale, keys.transpose(1, 2)).float()
+    scores = scores.view(kv_heads, group, rows, -1)
+    scores = (settings.capped(scores) if settings.softcap else scores) + mask
     sinks = settings.sinks
     if sinks is not None:
-        sinks = sinks.view(*q.shape[:2], 1, 1).expand(-1, -1, q.shape[2], 1)
-    return torch.matmul(settings.weights(scores, sinks).to(values.dtype), values)
+        sinks = sinks.view(kv_heads, group, 1, 1).expand(-1, -1, rows, 1)
+    weights = settings.weights(scores, sinks).to(values.dtype)
+    return torch.bmm(weights.flatten(1, 2), values).view(kv_heads, group, rows, -1)

@@ -55,7 +55,7 @@ class Positions:
         """(T, 1, 1)"""
         if scale not in self._scales:
             at = np.concatenate([np.arange(start, start + count) for start, count, _ in self._slices])
-            factors = 1 + scale.beta * np.log1p((at + scale.offset) // scale.period)
+            factors = (1 + scale.beta * np.log1p((at + scale.offset) // scale.period)).astype(np.float32)
             self._scales[scale] = torch.from_numpy(factors)[:, None, None].to(self._device, self._dtype)
         return self._scales[scale]
 
