@@ -34,9 +34,13 @@ class MlxRope:
 
     def plan(self, slices: Sequence[BatchSlice], positions: mx.array) -> Rotation:
         """For slices whose rows follow each other, at ``positions`` (T)."""
-        runs = [(len(positions), self._short)]
-        if self._settings.type in ("dynamic", "longrope"):
-            runs = [(part.count, self._of_session(part)) for part in slices]
+        runs: list[tuple[int, mx.array]] = []
+        for part in slices:
+            wavelengths = self._of_session(part)
+            if runs and runs[-1][1] is wavelengths:
+                runs[-1] = runs[-1][0] + part.count, wavelengths
+            else:
+                runs.append((part.count, wavelengths))
         return Rotation(self.dim, positions, runs)
 
     def scaled(self, x: mx.array) -> mx.array:
@@ -52,7 +56,7 @@ class MlxRope:
         if self._settings.type == "longrope":
             return self._long if part.long_context else self._short
         length = part.start + part.count
-        if length <= self._settings.original_max_position_embeddings:
+        if self._settings.type != "dynamic" or length <= self._settings.original_max_position_embeddings:
             return self._short
         return _wavelengths(dynamic_inv_freq(self._settings, length))
 
