@@ -131,7 +131,8 @@ void sn_latent_attention(sn_tile *t, sn_pool *pool)
     sn_multiply(pool, &latent->q, input, latent->q.cols, rows, t->qkv, row_width(block), 0, t->prepared);
     sn_pool_run(pool, append, t, t->segments, 1);
     sn_pool_run(pool, make_queries, t, heads, 1);
-    t->splits = t->segments >= 2 * width ? 1 : heads < 2 * width ? heads : 2 * width;
+    /* Each range of heads turns every page anew: no more of them than threads. */
+    t->splits = t->segments >= 2 * width ? 1 : heads < width ? heads : width;
     sn_pool_run(pool, attend, t, t->segments * t->splits, 1);
     sn_pool_run(pool, make_values, t, heads, 1);
     sn_pool_run(pool, prepare_out, t, rows, 1);
