@@ -18,7 +18,7 @@ import numpy as np
 
 from ..formats.floats import narrow, widen
 from ..formats.qtypes import row_bytes
-from ..layers.memory import zeros
+from ..layers.memory import lasting_zeros, zeros
 from ..layers.quantize import GROUP, Int4Groups, Int8Groups
 from .library import address, library
 
@@ -247,7 +247,7 @@ def _struct(kind: int, precision: int, parts: Sequence[NDArray[Any]]) -> SnLinea
 
 
 def _memory(struct: SnLinear) -> NDArray[np.uint8]:
-    return zeros(_kernels().sn_packed_bytes(struct), np.uint8)
+    return lasting_zeros(_kernels().sn_packed_bytes(struct))
 
 
 def _pack_int(

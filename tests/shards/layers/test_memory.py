@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 import pytest
 
-from swarm_node.shards.layers.memory import zeros
+from swarm_node.shards.layers.memory import CHUNK_BYTES, lasting_zeros, zeros
 
 
 @pytest.mark.parametrize("shape", [1, (3, 5), (0,), (7, 0, 2), (1000, 33)])
@@ -37,3 +37,20 @@ def test_more_than_can_be() -> None:
     for size in (1 << 50, 1 << 70):
         with pytest.raises(MemoryError):
             zeros(size, np.uint8)
+
+
+def test_lasting_zeros_lie_together_and_go_together() -> None:
+    process = psutil.Process()
+    before = process.memory_info().rss
+    held = [
+        lasting_zeros(nbytes) for nbytes in (5, CHUNK_BYTES // 2, CHUNK_BYTES // 2 - 64, 100, 2 * CHUNK_BYTES)
+    ]
+    assert [len(array) for array in held][-2:] == [100, 2 * CHUNK_BYTES]
+    assert not any(array.any() or array.ctypes.data % 64 for array in held)
+    for number, array in enumerate(held):
+        array[...] = number + 1
+    assert all((array == number + 1).all() for number, array in enumerate(held))
+    assert held[2].ctypes.data - held[0].ctypes.data == 64 + CHUNK_BYTES // 2
+    del array
+    held = held[3:4]
+    assert process.memory_info().rss - before < 2 * CHUNK_BYTES

@@ -17,6 +17,7 @@ import torch
 
 from scripts.studies.client_memory import DOCUMENT, MODELS, table
 from swarm_node.shards.checkpoint.opening import open_checkpoint
+from swarm_node.shards.layers.memory import CHUNK_BYTES
 from swarm_node.shards.loading import load_client_model
 from swarm_node.shards.models.client_memory import HeadShape, client_memory
 from swarm_node.shards.models.load_plan import LoadOptions
@@ -29,7 +30,7 @@ GGUFLlama = Callable[..., Path]
 
 def held(thing: object) -> int:
     """Bytes of all tensors and arrays that ``thing`` leads to, each storage once; those over the file do not
-    count."""
+    count, nor what else lies in a chunk of memory."""
     storages: dict[int, int] = {}
     seen: set[int] = set()
     waiting = [thing]
@@ -43,7 +44,7 @@ def held(thing: object) -> int:
             storages[storage.data_ptr()] = storage.nbytes()
             continue
         if isinstance(one, np.ndarray):
-            while isinstance(one.base, np.ndarray):
+            while isinstance(one.base, np.ndarray) and one.base.nbytes < CHUNK_BYTES:
                 one = one.base
             if one.flags.owndata or (one.base is not None and one.flags.writeable):
                 storages[one.ctypes.data] = one.nbytes
