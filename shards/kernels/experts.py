@@ -96,6 +96,7 @@ class NativeExperts:
     ) -> None:
         self._held = (router, experts, correction, expert_scale, shared, shared_gate)
         self._next: NativeExperts | None = None
+        self._scratch = zeros(0, np.uint8)
         self.struct = SnExperts(
             router=router_struct(config.router, router.struct, correction, expert_scale),
             experts=experts.structs,
@@ -123,10 +124,13 @@ class NativeExperts:
         if x.shape != router_x.shape or x.shape[1] != self.struct.hidden:
             raise ValueError(f"{x.shape} and {router_x.shape} for experts of {self.struct.hidden} columns")
         out, rows = np.empty_like(x), len(x)
-        scratch = zeros(_kernels().sn_experts_scratch(self.struct, 1, rows), np.uint8)
+        threads = 1 if pool is None else pool.width
+        needed = _kernels().sn_experts_scratch(self.struct, threads, rows)
+        if len(self._scratch) < needed:
+            self._scratch = zeros(needed, np.uint8)
         _kernels().sn_experts_forward(
             *(None if pool is None else pool.handle, self.struct, address(x), address(router_x), rows),
-            *(address(out), address(scratch)),
+            *(address(out), address(self._scratch)),
         )
         return out
 

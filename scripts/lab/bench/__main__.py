@@ -7,6 +7,7 @@ single runs are in the JSON. Parts:
   streams       1 to 32 answers side by side: together, fairness, time between tokens; llama.cpp's batches
   interference  one decodes while another sends long prompts
   engine        the compute alone, batch 1 to 16, against the memory's bandwidth
+  experts       one block's experts alone, batch 1 to 16, against the memory's bandwidth
   prefix        the second turn of a long chat, with and without the prefix cache
   pipeline      a prompt over two hops, in chunks and whole
   memory        a node's memory against its weights and KV cache

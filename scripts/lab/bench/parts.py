@@ -26,7 +26,17 @@ from .memory import memory
 from .pipeline import pipeline
 from .starts import starts
 
-PARTS = ("one-stream", "streams", "interference", "engine", "prefix", "pipeline", "memory", "start")
+PARTS = (
+    "one-stream",
+    "streams",
+    "interference",
+    "engine",
+    "experts",
+    "prefix",
+    "pipeline",
+    "memory",
+    "start",
+)
 SWARM_PARTS = {"one-stream", "streams", "interference", "prefix"}
 CLIENTS = 8
 """Client processes that decode side by side."""
@@ -202,6 +212,18 @@ class Bench:
             )
         return found
 
+    def experts(self) -> list[dict[str, Any]]:
+        say("experts")
+        return [
+            run_in_process(
+                "scripts.lab.bench.experts:experts_alone",
+                threads=threads,
+                batches=[1, 8] if self.arguments.quick else [1, 2, 4, 8, 16],
+                seconds=1 if self.arguments.quick else 4,
+            )
+            for threads in self.local_threads
+        ]
+
     def prefix(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
         answers = {}
@@ -235,6 +257,7 @@ class Bench:
             "streams": self.streams,
             "interference": self.interference,
             "engine": self.engine,
+            "experts": self.experts,
             "prefix": self.prefix,
             "pipeline": self.pipeline,
             "memory": self.memory,

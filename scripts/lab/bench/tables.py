@@ -17,6 +17,7 @@ def print_report(report: dict[str, Any]) -> None:
         "streams": _streams,
         "interference": _interference,
         "engine": _engine,
+        "experts": _experts,
         "prefix": _prefix,
         "pipeline": _pipeline,
         "memory": _memory,
@@ -150,6 +151,24 @@ def _engine(found: list[dict[str, Any]]) -> None:
             f"{run['read_bytes_per_s'] / 1e9:.1f} GB/s, copy {run['copy_bytes_per_s'] / 1e9:.1f} GB/s "
             f"(read and written); KV {run['kv_dtype']}, {run['context']} tokens a session"
         )
+
+
+def _experts(found: list[dict[str, Any]]) -> None:
+    for run in found:
+        threads = run["threads"]
+        title = f"64 experts, 8 a row, int4, {threads} thread{'s' * (threads > 1)}"
+        headings = ("step ms", "MB read a step", "GB/s", "share of memory's", "in the quietest tenth")
+        table = _table(title, headings)
+        for figures in run["batches"]:
+            table.add_row(
+                f"{figures['rows']} row{'s' * (figures['rows'] > 1)}",
+                f"{figures['step_ms']:.2f}",
+                f"{figures['step_bytes'] / 1e6:.0f}",
+                f"{figures['read_bytes_per_s'] / 1e9:.1f}",
+                f"{100 * figures['share_of_bandwidth']:.0f} %",
+                f"{100 * figures['share_of_best_bandwidth']:.0f} %",
+            )
+        console.print(table)
 
 
 def _prefix(found: dict[str, Any]) -> None:
