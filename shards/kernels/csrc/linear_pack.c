@@ -85,11 +85,27 @@ void sn_pack_int(const sn_linear *w, int64_t first_row, int64_t n, const uint8_t
     }
 }
 
-/* 32 nibbles as GGUF has them: the low ones of 16 bytes, then the high ones. */
-static void split_nibbles(const uint8_t *bytes, uint8_t *q, int count) {
-    for (int i = 0; i < count; i++) {
+/* A group's 32 nibbles as most of GGUF's types have them, the low ones of 16 bytes, then the high ones, to row `lane` of
+ * its tile. */
+static void store_nibbles(uint8_t *out, int64_t lane, const uint8_t *bytes) {
+    const uint32_t low = 0x0f0f0f0f;
+    uint8_t *target = out + lane / 16 * (SN_TILE * SN_GROUP / 4) + lane % 16 * 4;
+    for (int half = 0; half < 2; half++, target += 64) {
+        uint32_t first, second, packed;
+        memcpy(&first, bytes + 8 * half, 4);
+        memcpy(&second, bytes + 8 * half + 4, 4);
+        packed = (first & low) | (second & low) << 4;
+        memcpy(target, &packed, 4);
+        packed = (first >> 4 & low) | (second & ~low);
+        memcpy(target + 2 * 64, &packed, 4);
+    }
+}
+
+/* The nibbles of two groups as Q4_K has them: the low ones of 32 bytes, then the high ones. */
+static void split_nibbles(const uint8_t *bytes, uint8_t *q) {
+    for (int i = 0; i < SN_GROUP; i++) {
         q[i] = bytes[i] & 15;
-        q[count + i] = bytes[i] >> 4;
+        q[SN_GROUP + i] = bytes[i] >> 4;
     }
 }
 
@@ -103,7 +119,7 @@ static void pack_q4_k_row(uint8_t *tile, int64_t lane, const uint8_t *in, int64_
         tile += SN_K_BYTES;
         const uint8_t *scales = in + 4, *nibbles = in + 16;
         for (int group = 0; group < SN_K_GROUPS; group++, tile += integers + 2 * SN_TILE) {
-            if (group % 2 == 0) split_nibbles(nibbles + group / 2 * SN_GROUP, q, SN_GROUP);
+            if (group % 2 == 0) split_nibbles(nibbles + group / 2 * SN_GROUP, q);
             store_integers(tile, lane, q + group % 2 * SN_GROUP, 1);
             int low = group & 3;
             uint8_t rest = scales[8 + low];
@@ -121,7 +137,6 @@ void sn_pack_file(const sn_linear *w, int64_t first_row, int64_t n, const uint8_
     const int four = (w->kind & SN_BASE) == SN_INT4;
     const int factors = w->kind & SN_MINIMUM ? 2 : 1; /* float16 scale, or scale and minimum, lead a group */
     const int64_t integers = SN_TILE * SN_GROUP / (four ? 2 : 1);
-    uint8_t q[SN_GROUP];
     for (int64_t i = 0; i < n; i++) {
         const uint8_t *in = rows + (order ? order[i] : i) * row_bytes;
         int64_t lane = (first_row + i) % SN_TILE;
@@ -133,8 +148,7 @@ void sn_pack_file(const sn_linear *w, int64_t first_row, int64_t n, const uint8_
         for (int64_t group = 0; group < groups; group++, out += group_bytes) {
             for (int f = 0; f < factors; f++, in += 2) memcpy(out + integers + (f * SN_TILE + lane) * 2, in, 2);
             if (four) {
-                split_nibbles(in, q, SN_GROUP / 2);
-                store_integers(out, lane, q, 1);
+                store_nibbles(out, lane, in);
             } else {
                 store_integers(out, lane, in, 0);
             }
@@ -149,7 +163,10 @@ void sn_pack_dense(const sn_linear *w, int64_t first_row, int64_t n, const void 
         int64_t row = first_row + i;
         const uint8_t *in = (const uint8_t *)values + i * cols * size;
         uint8_t *out = (uint8_t *)packed + (row / SN_TILE * cols * SN_TILE + row % SN_TILE) * size;
-        for (int64_t col = 0; col < cols; col++) memcpy(out + col * SN_TILE * size, in + col * size, (size_t)size);
+        if (size == 4)
+            for (int64_t col = 0; col < cols; col++) memcpy(out + col * SN_TILE * 4, in + col * 4, 4);
+        else
+            for (int64_t col = 0; col < cols; col++) memcpy(out + col * SN_TILE * 2, in + col * 2, 2);
     }
 }
 
