@@ -30,7 +30,7 @@ from .engine.page_tables import slots_for
 from .engine.self_bench import SelfMeasurement, measure_decode, measure_self
 from .limits.quotas import Limits
 from .presence.presence import AGENT
-from .resources import MemoryShortError, available_memory, default_kv_tokens
+from .resources import MemoryShortError, available_memory, default_kv_tokens, usable_memory
 from .sessions.next_hops import OnLink
 from .sessions.server import NodeServer, ServerStatistics
 
@@ -184,7 +184,13 @@ class LoadedSpan:
         config = self._config
         try:
             model = await asyncio.to_thread(
-                load_backend, checkpoint, self.span, load_options(config), on_progress, threads=threads
+                load_backend,
+                checkpoint,
+                self.span,
+                load_options(config),
+                on_progress,
+                threads=threads,
+                memory=usable_memory(config.device, config.memory),
             )
         except (MemoryError, RuntimeError) as error:
             if not is_memory_error(error):

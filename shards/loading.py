@@ -37,8 +37,12 @@ def load_backend(
     progress: Progress | None = None,
     *,
     threads: int = 1,
+    memory: int | None = None,
 ) -> SpanBackend[Any]:
     """Blocks ``span`` of the checkpoint on ``options.device``, be it torch's or MLX's.
+
+    ``memory``: bytes that there are for weights and KV cache. Where the weights are more and our kernels
+    compute, experts stay in the file, and the hottest in memory.
 
     ``progress(done_bytes, total_bytes, label)`` is called after each tensor, bytes being the file's.
     Raises UsageError for a span outside the model or a missing device, CheckpointError for a damaged file.
@@ -52,7 +56,7 @@ def load_backend(
     plan = resolve(options, checkpoint.config.native_dtype)
     reason = None if plan.precision is None else unsupported(checkpoint, span, plan)
     if plan.precision is not None and reason is None:
-        return load_native_span(checkpoint, span, plan, progress, threads=threads)
+        return load_native_span(checkpoint, span, plan, progress, threads=threads, memory=memory)
     _check_torch(plan, reason)
     from .torch.span import load_torch_span
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import weakref
 from pathlib import Path
 from typing import Protocol
 
@@ -49,6 +50,7 @@ class MappedFile:
     def __init__(self, path: Path, presence: PresentBytes | None = None) -> None:
         """``presence`` None: all of the file is there."""
         self.path = path
+        self.grows = presence is not None
         self._presence = presence
         try:
             with path.open("rb") as file:
@@ -60,6 +62,7 @@ class MappedFile:
             raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
         self._array: np.ndarray = np.frombuffer(self._map, dtype=np.uint8)
         self.size = len(self._map)
+        _open_files.add(self)
 
     def slice(self, offset: int, length: int) -> np.ndarray:
         """``length`` bytes from ``offset`` on, (length,) uint8, not copied; fewer past the end of the file.
@@ -87,6 +90,26 @@ class MappedFile:
                 f"{self.path} was changed while it was in use", hint="Start again once it is written."
             )
 
+    def descriptor(self) -> int:
+        """A new one for reading, which the caller closes. CheckpointError where the path leads to another
+        file, or to one that was changed."""
+        self.check()
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise CheckpointError(f"cannot read {self.path}: {error.strerror or error}") from None
+        if _identity(os.fstat(descriptor))[0] != self._identity[0]:
+            os.close(descriptor)
+            raise CheckpointError(
+                f"{self.path} was replaced while it was in use", hint="Start again once it is written."
+            )
+        return descriptor
+
+    def offset_of(self, view: np.ndarray) -> int | None:
+        """Where the first byte of ``view`` lies in the file; None: in another one, or in none."""
+        offset = _address(view) - _address(self._array)
+        return offset if 0 <= offset < len(self._array) else None
+
     def head(self) -> memoryview:
         """The file from its start on, as far as it is there without a gap; drop it before ``close``."""
         if self._presence is None:
@@ -104,6 +127,21 @@ class MappedFile:
             self._map.close()
         except BufferError:
             self.release()  # tensors still hold views: the map goes with the last of them
+
+
+_open_files: weakref.WeakSet[MappedFile] = weakref.WeakSet()
+
+
+def place_in_file(view: np.ndarray) -> tuple[MappedFile, int] | None:
+    """The open file whose bytes ``view`` shows, and where they begin; None: it shows a copy."""
+    for file in tuple(_open_files):
+        if (offset := file.offset_of(view)) is not None:
+            return file, offset
+    return None
+
+
+def _address(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])
 
 
 def _identity(status: os.stat_result) -> tuple[tuple[int, int], int]:

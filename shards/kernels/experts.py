@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -65,8 +65,19 @@ class NativeMlp(NamedTuple):
     down: NativeLinear
 
 
+class ExpertWeights(Protocol):
+    """Of one block. ``structs``: an ``SnMlp`` of each. Those of a ``store`` get their weights from it, as its
+    block ``number``."""
+
+    structs: ctypes.Array[SnMlp]
+    number: int
+
+    @property
+    def store(self) -> int | None: ...
+
+
 class HeldExperts:
-    """The experts of a block, all in memory. ``structs``: an ``SnMlp`` of each."""
+    """All in memory. ``structs``: an ``SnMlp`` of each."""
 
     store: int | None = None
     number = 0
@@ -87,7 +98,7 @@ class NativeExperts:
         config: ExpertsConfig,
         hidden: int,
         router: NativeLinear,
-        experts: HeldExperts,
+        experts: ExpertWeights,
         *,
         correction: Floats | None = None,
         expert_scale: Floats | None = None,

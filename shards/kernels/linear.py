@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..formats.floats import narrow, widen
-from ..formats.qtypes import row_bytes
+from ..formats.qtypes import DENSE, row_bytes
 from ..layers.memory import lasting_zeros, zeros
 from ..layers.quantize import GROUP, Int4Groups, Int8Groups
 from .library import address, library
@@ -42,6 +42,7 @@ _FILE_KINDS = {
     "Q8_0": _KIND_INT8 | 1 << 4,
 }
 """The kinds that GGUF's types are packed as, with their bytes unchanged: see ``sn_pack_file``."""
+_FORMS = {_KIND_INT8: "int8", _KIND_INT4: "int4"}
 _SCALE_TYPES = {"float32": 0 << 4, "float16": 1 << 4, "bfloat16": 2 << 4}
 _CENTRED, _MINIMUM = 1 << 6, 1 << 7
 _DENSE_KINDS = {"f": _KIND_F32, "e": _KIND_F16, "H": _KIND_BF16}
@@ -76,10 +77,7 @@ class NativeLinear:
         self, struct: SnLinear, weights: NDArray[np.uint8], bias: NDArray[np.float32] | None
     ) -> None:
         self._weights = weights
-        self._bias = None
-        if bias is not None:
-            self._bias = np.zeros(-(-struct.rows // TILE) * TILE, np.float32)
-            self._bias[: struct.rows] = bias
+        self._bias = None if bias is None else padded_bias(bias)
         struct.weights = address(weights)
         struct.bias = None if self._bias is None else address(self._bias)
         self.struct = struct
@@ -102,6 +100,25 @@ class NativeLinear:
             self.struct, address(x), cols, rows, address(out), out.shape[1], 0, address(scratch)
         )
         return out
+
+
+def padded_bias(bias: NDArray[np.float32]) -> NDArray[np.float32]:
+    """As kernels read it: zeros up to the end of the last tile."""
+    padded = np.zeros(-(-len(bias) // TILE) * TILE, np.float32)
+    padded[: len(bias)] = bias
+    return padded
+
+
+def file_struct(raws: Sequence[RawTensor], form: str, precision: ActivationPrecision) -> SnLinear | None:
+    """For one linear of the rows of all ``raws`` (equal columns), held in ``form`` ("int4", "int8" or a type
+    of floats) by moving the file's bytes alone. None where these would have to be decoded or rounded."""
+    qtype, rows, cols = raws[0].qtype, sum(raw.shape[0] for raw in raws), raws[0].cols
+    if any(raw.qtype != qtype or raw.cols != cols for raw in raws):
+        return None
+    if DENSE.get(qtype) == form:
+        return SnLinear(list(DENSE).index(qtype), 0, rows, cols)
+    kind = _FILE_KINDS.get(qtype, -1)
+    return SnLinear(kind, precision, rows, cols) if _FORMS.get(kind & _BASE) == form else None
 
 
 def native_file(

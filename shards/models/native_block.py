@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...swarm.errors import LocalProtocolError
-from ..kernels.experts import HeldExperts, NativeExperts, NativeMlp, SnExperts
+from ..kernels.experts import ExpertWeights, NativeExperts, NativeMlp, SnExperts
 from ..kernels.linear import NativeLinear, SnLinear
 from ..kernels.pages import SnAttention, attention_struct
 from ..kernels.rows import NativeNorm, SnMlp, SnNorm, mlp_struct
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 NativeHeads = Sequence[NativeLinear]
-NativeWeights = BlockWeights[NativeNorm, NativeLinear, HeldExperts, NativeHeads]
+NativeWeights = BlockWeights[NativeNorm, NativeLinear, ExpertWeights, NativeHeads]
 NativeLatent = LatentWeights[NativeNorm, NativeLinear, NativeHeads]
 _GATES = (None, "channel", "head")
 
@@ -83,6 +83,7 @@ class NativeBlock:
     def __init__(self, settings: BlockConfig, weights: NativeWeights, hidden: int, rope: int) -> None:
         """``rope``: the number of the block's rotations, -1 for none."""
         self.weights = weights
+        self.experts: NativeExperts | None = None
         self._held: list[object] = []
         self.struct = SnBlock(
             norm=_norm(weights.norm),
@@ -105,7 +106,7 @@ class NativeBlock:
     def _add_experts(
         self,
         experts: ExpertsConfig,
-        weights: ExpertsWeights[NativeNorm, NativeLinear, HeldExperts],
+        weights: ExpertsWeights[NativeNorm, NativeLinear, ExpertWeights],
         hidden: int,
     ) -> None:
         struct = self.struct
@@ -116,7 +117,7 @@ class NativeBlock:
             shared=None if weights.shared is None else NativeMlp(*weights.shared),
             shared_gate=weights.shared_gate,
         )
-        self._held.append(made)
+        self.experts = made
         struct.experts = ctypes.pointer(made.struct)
         struct.experts_norm = _norm(weights.norm)
         struct.dense_out_norm = _norm(weights.dense_out_norm)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,8 @@ from ...swarm.codecs.activations import MAX_MAGNITUDE
 from ...swarm.errors import LocalProtocolError, UsageError
 from ...swarm.types import Span
 from ..checkpoint.checkpoint import Checkpoint
+from ..experts.file_linear import can_stay
+from ..experts.store import ExpertStore
 from ..kernels.bench import PRECISION_NAMES
 from ..kernels.library import ThreadPool, address, library
 from ..kernels.pages import SliceArray, kv_struct
@@ -35,6 +38,10 @@ if TYPE_CHECKING:
     from ..formats.config import ModelConfig
 
     Floats = NDArray[np.float32]
+
+
+WEIGHTS_SHARE = 0.75
+"""This part of the memory that is allowed goes to weights where not all fit; the KV cache needs the rest."""
 
 
 class SnSpan(ctypes.Structure):
@@ -65,8 +72,11 @@ class NativeSpan:
         weight_bytes: int = 0,
         kernels: str = "native",
         rowwise: bool = False,
+        store: ExpertStore | None = None,
     ) -> None:
-        """``threads`` compute, the caller's included. ``rowwise``: as ``Rope``'s."""
+        """``threads`` compute, the caller's included. ``rowwise``: as ``Rope``'s. ``store``: of the experts,
+        started."""
+        self.store = store
         self.config, self.span = config, span
         self.weights, self.weight_bytes, self.kernels = weights, weight_bytes, kernels
         settings = config.blocks[span.start : span.end]
@@ -77,6 +87,9 @@ class NativeSpan:
             NativeBlock(block, held, config.hidden_size, numbers[block.attention.rope])
             for block, held in zip(settings, blocks, strict=True)
         )
+        for block, following in pairwise(self._blocks) if store is not None else ():
+            if block.experts is not None and following.experts is not None:
+                block.experts.precede(following.experts)
         self._c_blocks = (SnBlock * len(blocks))(*(block.struct for block in self._blocks))
         self._c_span = SnSpan(self._c_blocks, span.start, len(span), config.hidden_size)
         functions = library()
@@ -139,6 +152,8 @@ class NativeSpan:
             ctypes.byref(kv_struct(pool)),
             address(self._scratch),
         )
+        if self.store is not None:
+            self.store.check()
         return rows
 
 
@@ -156,21 +171,49 @@ def unsupported(checkpoint: Checkpoint, span: Span, plan: LoadPlan) -> str | Non
 
 
 def load_native_span(
-    checkpoint: Checkpoint, span: Span, plan: LoadPlan, progress: Progress | None = None, *, threads: int = 1
+    checkpoint: Checkpoint,
+    span: Span,
+    plan: LoadPlan,
+    progress: Progress | None = None,
+    *,
+    threads: int = 1,
+    memory: int | None = None,
 ) -> NativeSpan:
     """As ``loading.load_backend``, for a plan that ``unsupported`` has nothing against."""
-    loader = WeightLoader(checkpoint, plan, bytes_in_file(checkpoint, span), progress, threads)
+    config, in_file = checkpoint.config, bytes_in_file(checkpoint, span)
+    is_short = memory is not None and in_file > memory and _experts_may_stay(checkpoint, span, plan)
+    store = ExpertStore() if is_short else None
+    loader = WeightLoader(checkpoint, plan, in_file, progress, threads, store)
     blocks: list[NativeWeights] = []
     for block in range(span.start, span.end):
-        blocks.append(load_block(loader, checkpoint.config, block))
+        blocks.append(load_block(loader, config, block))
         checkpoint.release()
+    weights = loader.summary()
+    if store is not None and memory is not None:
+        store.start(int(memory * WEIGHTS_SHARE) - loader.nbytes)
+        weights += f", {100 * store.slots // store.count} % of experts"
     return NativeSpan(
-        checkpoint.config,
+        config,
         span,
         blocks,
         threads,
-        weights=loader.summary(),
-        weight_bytes=loader.nbytes,
+        weights=weights,
+        weight_bytes=loader.nbytes + (0 if store is None else store.nbytes),
         kernels=f"native {PRECISION_NAMES[loader.precision]}",
         rowwise=plan.options.deterministic,
+        store=store,
     )
+
+
+def _experts_may_stay(checkpoint: Checkpoint, span: Span, plan: LoadPlan) -> bool:
+    """Whether there are experts, all of them in a form that is read from the file as it is needed."""
+    found = False
+    for block in range(span.start, span.end):
+        for stack, _ in block_stacks(checkpoint.config, block):
+            if ".mlp.experts." not in stack.names[0]:
+                continue
+            raws = [checkpoint.tensor(f"{name}.weight") for name in stack.names]
+            if plan.precision is None or not can_stay(raws, plan.form(raws), plan.precision):
+                return False
+            found = True
+    return found

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import numpy as np
 
 from ...swarm.errors import CheckpointError
-from ..kernels.experts import HeldExperts, NativeMlp
+from ..experts.file_linear import FileLinear
+from ..experts.store import ExpertStore, FileMlp
+from ..kernels.experts import ExpertWeights, HeldExperts, NativeMlp
 from ..kernels.linear import (
     ActivationPrecision,
     NativeLinear,
@@ -145,8 +147,11 @@ class WeightLoader(TensorReader[LoadPlan]):
         total_bytes: int = 0,
         progress: Progress | None = None,
         threads: int = 1,
+        store: ExpertStore | None = None,
     ) -> None:
+        """``store``: what experts are added to, in the place of reading them."""
         super().__init__(checkpoint, plan, total_bytes, progress, threads)
+        self._store = store
         if plan.precision is None:
             raise ValueError("the plan is not one for the C kernels")
         self.precision: ActivationPrecision = plan.precision
@@ -189,14 +194,24 @@ class WeightLoader(TensorReader[LoadPlan]):
         self._read(raw)
         return linears
 
-    def experts(self, prefix: str, experts: ExpertsConfig, hidden: int) -> HeldExperts:
-        mlps = [
-            NativeMlp(
-                *(self.linear(*stack) for stack in mlp_stacks(f"{prefix}.{number}", experts.mlp, hidden))
+    def experts(self, prefix: str, experts: ExpertsConfig, hidden: int) -> ExpertWeights:
+        mlp = experts.mlp
+        each = [mlp_stacks(f"{prefix}.{number}", mlp, hidden) for number in range(experts.count)]
+        if self._store is None:
+            return HeldExperts(
+                mlp, [NativeMlp(*(self.linear(*stack) for stack in stacks)) for stacks in each]
             )
-            for number in range(experts.count)
-        ]
-        return HeldExperts(experts.mlp, mlps)
+        return self._store.add(
+            mlp, [FileMlp(*(self._in_file(*stack) for stack in stacks)) for stacks in each]
+        )
+
+    def _in_file(self, names: Sequence[str], sizes: Sequence[int], cols: int) -> FileLinear:
+        raws = self._matrices(names, sizes, cols)
+        form = self.plan.form(raws)
+        self._count(f"{form} ({raws[0].qtype})" if form in (WeightKind.INT4, WeightKind.INT8) else form, raws)
+        linear = FileLinear(raws, self._bias(names, sizes), form, self.precision)
+        self.nbytes += linear.nbytes
+        return linear
 
     def _packed(
         self,

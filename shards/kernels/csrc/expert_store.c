@@ -139,11 +139,15 @@ static void point_at(const sn_expert_store *store, const entry *e, uint8_t *slot
     mlp->down.weights = slot ? slot + aligned(sn_packed_bytes(&mlp->gate_up)) : NULL;
 }
 
-static int64_t first_absent(const sn_expert_store *store, const list *among)
+/* The first of the wanted experts, or of the expected ones, that has to be read; -1: there is none. */
+static int64_t first_absent(const sn_expert_store *store, int wanted)
 {
-    for (int32_t i = 0; i < among->n; i++)
-        if (store->entries[among->items[i]].state == ABSENT)
+    const list *among = wanted ? &store->wanted : &store->expected;
+    for (int32_t i = 0; i < among->n; i++) {
+        const entry *e = &store->entries[among->items[i]];
+        if (e->state == ABSENT && (e->wanted || !wanted))
             return among->items[i];
+    }
     return -1;
 }
 
@@ -171,10 +175,10 @@ static int32_t find_slot(const sn_expert_store *store, int for_wanted)
 static int read_one(reader *self)
 {
     sn_expert_store *store = self->store;
-    int64_t index = first_absent(store, &store->wanted);
+    int64_t index = first_absent(store, 1);
     int for_wanted = index >= 0;
     if (!for_wanted)
-        index = first_absent(store, &store->expected);
+        index = first_absent(store, 0);
     int32_t slot = index < 0 || store->failure ? -1 : find_slot(store, for_wanted);
     if (slot < 0)
         return 0;
@@ -224,12 +228,20 @@ static void cool(sn_expert_store *store)
     store->one = 1.0;
 }
 
+static void expect_nothing(sn_expert_store *store)
+{
+    for (int32_t i = 0; i < store->expected.n; i++)
+        store->entries[store->expected.items[i]].expected = 0;
+    store->expected.n = 0;
+}
+
 void sn_store_want(sn_expert_store *store, int32_t number, const int32_t *wanted, int32_t n)
 {
     pthread_mutex_lock(&store->mutex);
     store->one *= store->growth;
     if (store->one > MOST_HEAT / 1e10)
         cool(store);
+    expect_nothing(store); /* it came true, or did not */
     store->wanted.n = n;
     for (int32_t i = 0; i < n; i++) {
         entry *e = &store->entries[store->firsts[number] + wanted[i]];
@@ -240,7 +252,7 @@ void sn_store_want(sn_expert_store *store, int32_t number, const int32_t *wanted
         store->state.late += e->state == COMING;
     }
     store->state.wanted += n;
-    if (first_absent(store, &store->wanted) >= 0)
+    if (first_absent(store, 1) >= 0)
         pthread_cond_broadcast(&store->work);
     pthread_mutex_unlock(&store->mutex);
 }
@@ -283,7 +295,7 @@ int32_t sn_store_take(sn_expert_store *store, int32_t *places)
     int32_t taken = 0;
     pthread_mutex_lock(&store->mutex);
     int32_t left = let_go(store, 0);
-    if (left && first_absent(store, &store->wanted) >= 0)
+    if (left && first_absent(store, 1) >= 0)
         pthread_cond_broadcast(&store->work); /* there may be room for it now */
     if (left && !(taken = take(store, places))) {
         int64_t since = now_ns();
@@ -302,14 +314,13 @@ int32_t sn_store_take(sn_expert_store *store, int32_t *places)
 void sn_store_expect(sn_expert_store *store, int32_t number, const int32_t *experts, int32_t n)
 {
     pthread_mutex_lock(&store->mutex);
-    for (int32_t i = 0; i < store->expected.n; i++)
-        store->entries[store->expected.items[i]].expected = 0;
+    expect_nothing(store);
     store->expected.n = n;
     for (int32_t i = 0; i < n; i++) {
         store->expected.items[i] = store->firsts[number] + experts[i];
         store->entries[store->expected.items[i]].expected = 1;
     }
-    if (first_absent(store, &store->expected) >= 0)
+    if (first_absent(store, 0) >= 0)
         pthread_cond_broadcast(&store->work);
     pthread_mutex_unlock(&store->mutex);
 }

@@ -1,0 +1,269 @@
+"""Experts that stay in the file: the same bits as with all in memory, whatever the budget."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from swarm_node.shards.experts.file_linear import FileLinear
+from swarm_node.shards.experts.store import ExpertStore, FileMlp
+from swarm_node.shards.formats.block_config import ExpertsConfig, MlpConfig, RouterConfig
+from swarm_node.shards.formats.mapped_file import MappedFile
+from swarm_node.shards.formats.qtypes import DENSE, row_bytes
+from swarm_node.shards.formats.raw_tensor import RawTensor
+from swarm_node.shards.kernels import library
+from swarm_node.shards.kernels.experts import HeldExperts, NativeExperts, NativeMlp
+from swarm_node.shards.kernels.linear import ActivationPrecision, NativeLinear, native_dense, native_file
+from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError, UsageError
+from swarm_node.swarm.runtime.c_build import NativeUnavailableError
+
+try:
+    library.library()
+except NativeUnavailableError as unavailable:
+    pytest.skip(str(unavailable), allow_module_level=True)
+
+HIDDEN, INNER, COUNT, BLOCKS = 256, 256, 12, 3
+CONFIG = ExpertsConfig(COUNT, 3, MlpConfig(INNER), RouterConfig())
+EXACT = ActivationPrecision.EXACT
+FORMS = {"Q4_0": "int4", "Q4_1": "int4", "Q4_K": "int4", "Q8_0": "int8", "F32": "float32", "BF16": "bfloat16"}
+
+
+class Model(NamedTuple):
+    """Blocks of experts: their tensors in a file, and experts that are all in memory."""
+
+    file: MappedFile
+    tensors: list[list[list[RawTensor]]]  # of each block, of each expert: gate, up, down
+    form: str
+    routers: list[NativeLinear]
+    held: list[NativeExperts]
+
+
+def bytes_of(qtype: str, rows: int, rng: np.random.Generator) -> np.ndarray:
+    size = row_bytes(qtype, HIDDEN)
+    if qtype in DENSE:
+        values = rng.standard_normal((rows, HIDDEN), np.float32) * np.float32(0.1)
+        return (
+            values.view(np.uint8)
+            if qtype == "F32"
+            else (values.view(np.uint32) >> 16).astype("<u2").view(np.uint8)
+        )
+    return rng.integers(0x20, 0x30, (rows, size), dtype=np.uint8)
+
+
+def linear(raws: list[RawTensor], form: str) -> NativeLinear:
+    made = native_file(raws, None, EXACT) or native_dense([raw.dequantize(form) for raw in raws], None)
+    assert made is not None
+    return made
+
+
+def model(folder: Path, qtype: str) -> Model:
+    """``up`` and ``gate`` lie interleaved, row by row, as some files have them."""
+    rng = np.random.default_rng(len(qtype))
+    path, size = folder / f"{qtype}.bin", row_bytes(qtype, HIDDEN)
+    rows = INNER * 2 + HIDDEN
+    path.write_bytes(b"head" + bytes_of(qtype, BLOCKS * COUNT * rows, rng).tobytes())
+    file, form = MappedFile(path), FORMS[qtype]
+    stored = file.slice(4, BLOCKS * COUNT * rows * size).reshape(BLOCKS, COUNT, rows, size)
+    tensors = [
+        [
+            [
+                RawTensor("gate", (INNER, HIDDEN), qtype, expert[0 : 2 * INNER : 2]),
+                RawTensor("up", (INNER, HIDDEN), qtype, expert[: 2 * INNER], np.arange(1, 2 * INNER, 2)),
+                RawTensor("down", (HIDDEN, INNER), qtype, expert[2 * INNER :]),
+            ]
+            for expert in block
+        ]
+        for block in stored
+    ]
+    # native_file orders whole tensors: those of the plain reference are copies in order.
+    plain = [[[RawTensor(r.name, r.shape, qtype, np.array(r.data)) for r in e] for e in b] for b in tensors]
+    routers = [native_dense([rng.standard_normal((COUNT, HIDDEN), np.float32)], None) for _ in range(BLOCKS)]
+    held = [
+        NativeExperts(
+            CONFIG,
+            HIDDEN,
+            router,
+            HeldExperts(CONFIG.mlp, [NativeMlp(linear(e[:2], form), linear(e[2:], form)) for e in block]),
+        )
+        for router, block in zip(routers, plain, strict=True)
+    ]
+    return Model(file, tensors, form, routers, held)
+
+
+def stored(
+    made: Model, slots: int, *, ahead: bool = True, half_life: float = 8.0
+) -> tuple[ExpertStore, list[NativeExperts]]:
+    store = ExpertStore()
+    blocks = [
+        store.add(
+            CONFIG.mlp,
+            [FileMlp(*(FileLinear(part, None, made.form, EXACT) for part in (e[:2], e[2:]))) for e in block],
+        )
+        for block in made.tensors
+    ]
+    store.start(slots * store.needed_bytes // store.count, half_life=half_life)
+    experts = [
+        NativeExperts(CONFIG, HIDDEN, router, block)
+        for router, block in zip(made.routers, blocks, strict=True)
+    ]
+    for one, following in pairwise(experts) if ahead else ():
+        one.precede(following)
+    return store, experts
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("experts")
+
+
+@pytest.fixture(scope="module")
+def q4_0(folder: Path) -> Model:
+    return model(folder, "Q4_0")
+
+
+def rows(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, HIDDEN), np.float32)
+
+
+@pytest.mark.parametrize("qtype", FORMS)
+def test_every_form_is_packed_as_in_memory(folder: Path, qtype: str) -> None:
+    made = model(folder, qtype)
+    store, experts = stored(made, 5)
+    for seed in range(4):
+        x = rows(3, seed)
+        for held, read in zip(made.held, experts, strict=True):
+            assert np.array_equal(read(x), held(x))
+    store.check()
+    assert store.state().read >= 5
+    assert store.nbytes <= 5 * store.needed_bytes // store.count
+
+
+@settings(max_examples=25)
+@given(
+    slots=st.integers(1, BLOCKS * COUNT + 2),
+    ahead=st.booleans(),
+    steps=st.lists(st.tuples(st.integers(0, BLOCKS - 1), st.integers(1, 9), st.integers(0, 5)), max_size=12),
+)
+def test_any_budget_gives_the_same_bits(
+    q4_0: Model, slots: int, ahead: bool, steps: list[tuple[int, int, int]]
+) -> None:
+    store, experts = stored(q4_0, slots, ahead=ahead)
+    for block, count, seed in steps:
+        x = rows(count, seed)
+        assert np.array_equal(experts[block](x), q4_0.held[block](x))
+    store.check()
+    assert store.slots == min(slots, store.count)
+
+
+def test_the_hot_stay_and_the_cold_make_room(q4_0: Model) -> None:
+    store, experts = stored(q4_0, 6, ahead=False)
+    hot, cold = rows(1, 1), rows(40, 2)
+    for _ in range(8):
+        experts[0](hot)
+    before = store.state()
+    for row in cold:
+        experts[1](row[None])
+        experts[0](hot)
+    after = store.state()
+    assert after.wanted - before.wanted == 40 * 6
+    assert after.held - before.held >= 40 * 3, "the three hot ones were read again"
+
+
+def test_all_that_fits_is_read_once(q4_0: Model) -> None:
+    store, experts = stored(q4_0, 100)
+    for _ in range(3):
+        for block in experts:
+            block(rows(64))
+    state = store.state()
+    assert state.read == store.count == BLOCKS * COUNT
+    assert state.read_bytes >= q4_0.file.size - 4
+
+
+def test_what_the_next_block_will_want_is_read_ahead(q4_0: Model) -> None:
+    made = q4_0._replace(routers=[q4_0.routers[0]] * BLOCKS)  # then the guess is right
+    store, experts = stored(made, 20)
+    x = rows(1)
+    experts[0](x)
+    until = time.monotonic() + 20
+    while store.state().read < 2 * CONFIG.used and time.monotonic() < until:
+        time.sleep(0.001)
+    experts[1](x)
+    state = store.state()
+    assert (state.wanted, state.held) == (2 * CONFIG.used, CONFIG.used)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Model:
+    return model(tmp_path, "Q8_0")
+
+
+def test_a_file_that_was_cut_is_an_error_and_no_crash(own: Model) -> None:
+    store, experts = stored(own, 4)
+    os.truncate(own.file.path, 1000)
+    experts[2](rows(9))
+    with pytest.raises(CheckpointError, match=r"Q8_0.bin.* was (cut short|changed) while it was in use"):
+        store.check()
+    store.check()
+    experts[2](rows(9))  # and again
+    with pytest.raises(CheckpointError):
+        store.check()
+
+
+def test_a_file_that_was_written_into_is_an_error(own: Model) -> None:
+    store, experts = stored(own, 4)
+    experts[0](rows(1))
+    store.check()
+    with own.file.path.open("r+b") as file:
+        file.write(b"HEAD")
+    os.utime(own.file.path, ns=(1, 1))
+    experts[0](rows(30))
+    with pytest.raises(CheckpointError, match="was changed"):
+        store.check()
+
+
+def test_a_file_that_was_replaced_before_the_start_is_an_error(own: Model) -> None:
+    other = own.file.path.with_suffix(".new")
+    other.write_bytes(own.file.path.read_bytes())
+    other.replace(own.file.path)
+    with pytest.raises(CheckpointError, match="was replaced"):
+        stored(own, 4)
+
+
+def test_a_budget_below_one_expert_is_refused(q4_0: Model) -> None:
+    with pytest.raises(UsageError, match="one of which takes"):
+        stored(q4_0, 0)
+
+
+def test_what_must_be_decoded_or_is_a_copy_cannot_stay_in_the_file(q4_0: Model) -> None:
+    raw = q4_0.tensors[0][0][0]
+    for form in ("int8", "float32"):
+        with pytest.raises(UnsupportedModelError, match="cannot stay in the file"):
+            FileLinear([raw], None, form, EXACT)
+    copied = RawTensor(raw.name, raw.shape, raw.qtype, np.array(raw.stored))
+    with pytest.raises(UnsupportedModelError, match="does not lie in the file"):
+        FileLinear([copied], None, "int4", EXACT)
+    shuffled = RawTensor(raw.name, raw.shape, raw.qtype, raw.stored, np.arange(INNER)[::-1])
+    with pytest.raises(UnsupportedModelError, match="in order"):
+        FileLinear([shuffled], None, "int4", EXACT)
+
+
+def test_the_store_ends_with_its_owner(q4_0: Model) -> None:
+    gc.collect()  # what other tests left
+    threads = len(os.listdir("/proc/self/task"))
+    descriptors = len(os.listdir("/proc/self/fd"))
+    store, experts = stored(q4_0, 4)
+    experts[0](rows(2))
+    assert len(os.listdir("/proc/self/task")) == threads + 2
+    del store, experts
+    gc.collect()
+    assert len(os.listdir("/proc/self/task")) == threads
+    assert len(os.listdir("/proc/self/fd")) == descriptors
