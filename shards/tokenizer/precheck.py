@@ -33,7 +33,8 @@ def check_directory(directory: Path) -> None:
 
 class GGUFKind(NamedTuple):
     """How a GGUF file's vocabulary is used: byte-level BPE (``gpt2`` in the file), or else SentencePiece
-    (``llama``). ``splitting``: of the former; None where the file names none."""
+    (``llama``, and ``gemma4``, whose merges are in the file). ``splitting``: of byte-level BPE; None where a
+    file names none."""
 
     is_byte_level: bool
     splitting: Splitting | None = None
@@ -50,12 +51,12 @@ def gguf_kind(header: GGUFHeader) -> GGUFKind:
     model = read.optional_text("tokenizer.ggml.model")
     if model == "llama":
         return GGUFKind(is_byte_level=False)
-    if model != "gpt2":
+    if model not in ("gpt2", "gemma4"):
         raise UnsupportedModelError(
             f"the tokenizer of {path.name} is {shown(model)} (tokenizer.ggml.model), which is not supported",
-            hint="Supported in GGUF files: gpt2 (BPE) and llama (SPM).",
+            hint="Supported in GGUF files: gpt2 (BPE), llama (SPM) and gemma4.",
         )
-    name = read.optional_text("tokenizer.ggml.pre")
+    name = read.optional_text("tokenizer.ggml.pre") if model == "gpt2" else None
     if name and name not in SPLITTINGS:
         reason = "spells its tokens in characters" if name in NOT_BYTE_LEVEL else "is not known"
         raise UnsupportedModelError(
@@ -67,4 +68,4 @@ def gguf_kind(header: GGUFHeader) -> GGUFKind:
             f"{path} has no merges, so its tokens cannot be put together",
             hint="Convert the model anew, or get it from another source.",
         )
-    return GGUFKind(is_byte_level=True, splitting=SPLITTINGS[name] if name else None)
+    return GGUFKind(is_byte_level=model == "gpt2", splitting=SPLITTINGS[name] if name else None)

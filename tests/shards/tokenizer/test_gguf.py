@@ -12,6 +12,9 @@ from typing import Any
 import gguf
 import pytest
 from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, normalizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
 
 from swarm_node.shards.formats.gguf.header import GGUFHeader
 from swarm_node.shards.formats.mapped_file import MappedFile
@@ -252,3 +255,37 @@ class TestEnds:
 
         ours = written(tmp_path, extra)
         assert ours.decode(ours.encode("a!b")) == "a!b"
+
+
+def test_gemma_4_has_the_ids_of_its_original(tmp_path: Path) -> None:
+    """Merges of tokens that are spelled in characters, with bytes for the rest."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    original = Backend(BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    original.normalizer = normalizers.Replace(" ", "▁")
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    original.decoder = decoders.Sequence(steps)
+    trainer = BpeTrainer(vocab_size=1200, limit_alphabet=100, special_tokens=special, show_progress=False)
+    original.train_from_iterator(TEXTS, trainer)
+    document = json.loads(original.to_str())
+    document["added_tokens"] = document["added_tokens"][:4]
+    original = Backend.from_str(json.dumps(document))
+    ids = document["model"]["vocab"]
+
+    def write(writer: gguf.GGUFWriter) -> None:
+        writer.add_tokenizer_model("gemma4")
+        writer.add_token_list(sorted(ids, key=ids.__getitem__))
+        writer.add_token_scores([0.0] * len(ids))
+        kinds = [3, 3, 3, 2, *[6] * 256]
+        writer.add_token_types([*kinds, *[1] * (len(ids) - len(kinds))])
+        writer.add_token_merges([" ".join(merge) for merge in document["model"]["merges"]])
+        writer.add_add_space_prefix(False)
+        writer.add_add_bos_token(True)
+        writer.add_bos_token_id(2)
+        writer.add_eos_token_id(1)
+        writer.add_unk_token_id(3)
+
+    tokenizer = written(tmp_path, write)
+    for text in TEXTS:
+        wanted = original.encode(text, add_special_tokens=False).ids
+        assert tokenizer.encode(text) == [2, *wanted]
+        assert tokenizer.decode(wanted) == original.decode(wanted)
