@@ -14,6 +14,9 @@ How a row is written (``rows/``), in at most 30 lines:
   without ``.weight`` → their name, or what ``names.py`` makes (``fused``, ``stack``). A name is that in the
   block (``self_attn.q_proj``) or, of the client's tensors, the whole one (``model.norm``).
   Rotated pairs: ``rope(…, interleaved=True)`` is enough, the rows of q and k are put in order by that.
+- ``aliases``: other names of keys that transformers' class knows → those that the row reads.
+- ``fixed``: keys that files of the family have and transformers does not read → the values that its models
+  have; any other is refused.
 - ``ignored``: pattern of names of tensors that a file may have and a text model does not use.
 - ``gguf``: what llama.cpp calls the family, and what is otherwise in its files. None: it does not know it.
 """
@@ -33,15 +36,17 @@ from .settings import Settings
 class GGUFFamily:
     """``architecture``: ``general.architecture``. ``experts``: of files of that architecture with experts,
     where one has both kinds. ``neighbours``: llama.cpp turns neighbours for it (its rope type NORM), so rows
-    of q and k lie so in files, whatever HuggingFace's have. ``mscale``: its
-    ``rope.scaling.yarn_log_multiplier`` is transformers' mscale and mscale_all_dim. ``settings``: keys of
-    transformers that its files mean and do not have. ``keys``: of the architecture, without its name, of
+    of q and k lie so in files, whatever HuggingFace's have. ``mscale``: what its
+    ``rope.scaling.yarn_log_multiplier`` is multiplied by, for transformers' mscale and mscale_all_dim; 0: it
+    has none. ``truncate``: of YaRN, as in ``RopeConfig``. ``settings``: keys of transformers that its files
+    mean and do not have. ``keys``: of the architecture, without its name, of
     this family alone → transformers'. ``tensors``: as of ``Family``, in llama.cpp's names."""
 
     architecture: str
     experts: bool = False
     neighbours: bool = False
-    mscale: bool = False
+    mscale: float = 0.0
+    truncate: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
     tensors: Names = field(default_factory=dict)
@@ -57,6 +62,8 @@ class Family:
     block: Callable[[Settings], BlockConfig]
     client: Callable[[Settings], dict[str, Any]]
     tensors: Names = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     ignored: str = ""
     wrappers: tuple[str, ...] = ()
     gguf: GGUFFamily | None = None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from ...swarm.errors import UnsupportedModelError
+from ...swarm.types import MAX_BLOCKS
 from ..formats.block_config import BlockConfig
 from ..formats.bounds import MAX_VOCAB
 from ..formats.config import ModelConfig
@@ -61,6 +61,7 @@ def model_config(
         bos_token_id=settings.optional_integer("bos_token_id", most=MAX_VOCAB - 1),
         eos_token_ids=eos_token_ids,
         native_dtype=native_dtype,
+        next_blocks=settings.optional_integer("num_nextn_predict_layers", most=MAX_BLOCKS) or 0,
         tie_word_embeddings=settings.flag("tie_word_embeddings", False),
         **family.client(settings),
     )
@@ -108,10 +109,11 @@ def _check_reach(settings: Settings, context: int) -> None:
         )
 
 
-def refuse_unknown(settings: Settings, neutral: Mapping[str, tuple[Any, ...]] = NEUTRAL) -> None:
+def refuse_unknown(family: Family, settings: Settings) -> None:
     """UnsupportedModelError for a key that the family's row has not read, and that changes the result."""
-    for key in settings.unread():
-        if key in neutral and not settings.is_one_of(key, neutral[key]):
+    unread = {key: NEUTRAL[key] for key in settings.unread() if key in NEUTRAL}
+    for key, allowed in {**unread, **family.fixed}.items():
+        if not settings.is_one_of(key, allowed):
             raise UnsupportedModelError(
                 f"{settings.named(key)} is {settings.shown(key)}, which is not supported"
             )

@@ -9,6 +9,7 @@ from math import prod
 import numpy as np
 
 from ...swarm.errors import CheckpointError, UnsupportedModelError
+from ..formats.config import ModelConfig
 from ..formats.qtypes import DENSE, QTYPES, SUPPORTED, row_bytes
 from ..formats.raw_tensor import RawTensor
 from ..formats.shown import shown
@@ -19,6 +20,13 @@ _HARMLESS = r".*rotary_emb\.inv_freq"
 """Tensors that need not be read: the frequencies follow from the configuration, as in transformers."""
 _NAMED = 3
 """A message names at most this many of the tensors that are not read."""
+
+
+def next_blocks(config: ModelConfig, in_block: str) -> str:
+    """Pattern of the names in blocks behind the last, which guess further tokens. ``in_block``: what names in
+    block ``{}`` begin with."""
+    numbers = "|".join(str(config.n_blocks + number) for number in range(config.next_blocks))
+    return rf"(.*\.)?{re.escape(in_block).replace(re.escape('{}'), f'({numbers})')}.*"
 
 
 class NamedSource:

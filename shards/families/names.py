@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 from math import prod
 from typing import NamedTuple
 
@@ -41,6 +42,46 @@ name without ``.weight`` or ``.bias`` is for both."""
 def fused(name: str, *parts: str, groups: str = "", transposed: bool = False) -> dict[str, Stored]:
     """The file's tensor ``name`` holds ``parts`` of ours."""
     return {part: Stored(name, parts, groups, transposed) for part in parts}
+
+
+def mlp_named(
+    ours: str, theirs: str, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj"
+) -> dict[str, str | Stored]:
+    """An MLP, or with ``{}`` each expert's, that the file calls ``theirs``, and its matrices ``gate`` …"""
+    return {
+        f"{ours}.gate_proj": f"{theirs}.{gate}",
+        f"{ours}.up_proj": f"{theirs}.{up}",
+        f"{ours}.down_proj": f"{theirs}.{down}",
+    }
+
+
+def stack(
+    gate_up: str, down: str, kind: str = "weight", *, groups: str = "", transposed: bool = False
+) -> dict[str, Stored]:
+    """The file has all experts' gates and ups in tensor ``gate_up`` and their downs in ``down``, as it calls
+    them whole. ``kind``: "weight" or "bias"."""
+    gate, up, own = (f"mlp.experts.{{}}.{part}_proj.{kind}" for part in ("gate", "up", "down"))
+    return {
+        **fused(gate_up, gate, up, groups=groups, transposed=transposed),
+        own: Stored(down, transposed=transposed),
+    }
+
+
+def latent_heads(name: str) -> dict[str, Stored]:
+    """The file's tensor ``name`` has what makes a head's keys and its values of the latent, head by head."""
+    keys = "self_attn.k_b_proj"
+    return {
+        part: replace(each, groups="heads", turned=(keys,))
+        for part, each in fused(name, keys, "self_attn.v_b_proj").items()
+    }
+
+
+def either(*names: Names) -> dict[str, tuple[str | Stored, ...]]:
+    """What some files have in one way, and others in another."""
+    return {
+        key: tuple(chain.from_iterable(_options(each[key]) for each in names if key in each))
+        for key in chain(*names)
+    }
 
 
 class Pairs(NamedTuple):

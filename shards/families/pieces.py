@@ -75,10 +75,21 @@ def scalar(settings: Settings, key: str, default: float = 1.0) -> float:
     return settings.number(key, default, above=0.0, below=SCALES[1])
 
 
-def pre_norm(settings: Settings, attention: AttentionConfig, mlp: MlpConfig, **more: Any) -> BlockConfig:
+def pre_norm(
+    settings: Settings, attention: AttentionConfig, mlp: MlpConfig | None, **more: Any
+) -> BlockConfig:
     """Llama's block: a norm before attention and one before the MLP."""
     norm = more.pop("norm", None) or rms(settings)
     return BlockConfig(attention, mlp, norm=norm, mlp_norm=norm, **more)
+
+
+def has_rope(settings: Settings) -> bool:
+    """Of families in which every so many blocks have none: ``no_rope_layers`` has 1 for those that do."""
+    given = settings.numbers("no_rope_layers")
+    interval = settings.integer("no_rope_layer_interval", least=1)
+    if given and len(given) != settings.n_blocks:
+        raise settings.wrong("no_rope_layers", f"a number for each of {settings.n_blocks} blocks")
+    return bool(given[settings.block]) if given else (settings.block + 1) % interval != 0
 
 
 def usual(

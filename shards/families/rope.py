@@ -108,14 +108,13 @@ def _scaled(settings: Settings, part: Fields, common: dict[str, Any], is_own: bo
         common["factor"] = positions / original
     elif kind != "proportional" or part.has("factor"):
         common["factor"] = _scale(part, "factor")
+    common |= {name: part.optional_number(name) for name in ("mscale", "mscale_all_dim")}
     if kind == "llama3":
         common |= {name: _scale(part, name) for name in ("low_freq_factor", "high_freq_factor")}
     elif kind == "yarn":
         common |= {
             "beta_fast": part.optional_number("beta_fast") or 32.0,
             "beta_slow": part.optional_number("beta_slow") or 1.0,
-            "mscale": part.optional_number("mscale"),
-            "mscale_all_dim": part.optional_number("mscale_all_dim"),
             "truncate": part.flag("truncate", True),
         }
     elif kind == "longrope":

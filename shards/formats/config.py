@@ -24,7 +24,9 @@ class ModelConfig:
     leaves the last one goes through ``final_norm`` and the head (``head_bias``: which has a bias), times
     ``logit_multiplier``, and where ``logit_softcap`` c is not 0, c * tanh(logit / c).
     ``max_position_embeddings``: tokens of the longest sequence, rope scaling counted (``lengthened``).
-    ``native_dtype``: the file's main weight type, such as ``BF16`` or ``Q4_1``; for people and for ``auto``.
+    ``next_blocks``: blocks that the file may have behind the last, to guess further tokens; nothing reads
+    them. ``native_dtype``: the file's main weight type, such as ``BF16`` or ``Q4_1``; for people and for
+    ``auto``.
     """
 
     family: str
@@ -40,6 +42,7 @@ class ModelConfig:
     tie_word_embeddings: bool = False
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    next_blocks: int = 0
     native_dtype: str = "F32"
 
     def __post_init__(self) -> None:

@@ -54,8 +54,10 @@ class RawTensor:
         if len(self.shape) == 1:
             values = self.data.reshape(self.cols, -1)[rows]
             return replace(self, name=name, shape=shape, stored=values.reshape(1, -1), row_order=None)
-        if len(shape) == 1 or isinstance(rows, slice) or self.row_order is not None:
+        if isinstance(rows, slice) or len(shape) == 1 or self.row_order is not None:
             return replace(self, name=name, shape=shape, stored=self.data[rows], row_order=None)
+        if len(rows) != len(self.stored):
+            return replace(self, name=name, shape=shape, stored=self.stored[rows])
         return replace(self, name=name, shape=shape, row_order=rows)
 
     def turned(self, name: str, groups: int = 1) -> RawTensor:

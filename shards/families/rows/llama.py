@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...formats.block_config import BlockConfig, HeadNorm, QueryScale
+from ...formats.block_config import AttentionConfig, BlockConfig, HeadNorm, QueryScale
 from ...formats.bounds import MAX_CONTEXT
 from ...formats.rope_config import RopeConfig
 from ..family import Family, GGUFFamily
-from ..pieces import attention, mlp, pre_norm, rms, rms_client, scalar, usual
+from ..pieces import attention, has_rope, mlp, pre_norm, rms, rms_client, scalar, usual
 from ..rope import rope
 from ..settings import FULL, SLIDING, Settings
 
@@ -75,7 +75,7 @@ MINISTRAL3 = Family(
     block=lambda s: pre_norm(s, attention(s, window=s.window(), query_scale=_query_scale(s)), mlp(s)),
     client=rms_client,
     ignored=VISION,
-    gguf=GGUFFamily("mistral3", neighbours=True, mscale=True),
+    gguf=GGUFFamily("mistral3", neighbours=True, mscale=1.0),
 )
 
 ARCEE = Family(
@@ -114,6 +114,25 @@ SEED_OSS = Family(
     gguf=GGUFFamily("seed_oss", tensors={"post_attention_layernorm": "post_attention_norm"}),
 )
 
+
+def granite_attention(s: Settings) -> AttentionConfig:
+    bias = s.flag("attention_bias")
+    scale = scalar(s, "attention_multiplier", s.head_dim**-0.5)
+    return attention(s, scale=scale, bias=bias, out_bias=bias)
+
+
+def granite_client(s: Settings) -> dict[str, Any]:
+    return {
+        "final_norm": rms(s),
+        "embedding_multiplier": scalar(s, "embedding_multiplier"),
+        "logit_multiplier": 1.0 / scalar(s, "logits_scaling"),
+    }
+
+
+GRANITE_FACTORS: dict[str, Any] = dict.fromkeys(
+    ("embedding_multiplier", "logits_scaling", "residual_multiplier", "attention_multiplier"), 1.0
+)
+
 GRANITE = Family(
     types=("granite",),
     architectures=("GraniteForCausalLM",),
@@ -122,38 +141,22 @@ GRANITE = Family(
         bos_token_id=1,
         attention_bias=False,
         mlp_bias=False,
-        embedding_multiplier=1.0,
-        logits_scaling=1.0,
-        residual_multiplier=1.0,
-        attention_multiplier=1.0,
+        **GRANITE_FACTORS,
     ),
     block=lambda s: pre_norm(
         s,
-        attention(
-            s,
-            scale=scalar(s, "attention_multiplier", s.head_dim**-0.5),
-            bias=s.flag("attention_bias"),
-            out_bias=s.flag("attention_bias"),
-        ),
+        granite_attention(s),
         mlp(s, bias=s.flag("mlp_bias")),
         residual_multiplier=scalar(s, "residual_multiplier"),
     ),
-    client=lambda s: {
-        "final_norm": rms(s),
-        "embedding_multiplier": scalar(s, "embedding_multiplier"),
-        "logit_multiplier": 1.0 / scalar(s, "logits_scaling"),
-    },
+    client=granite_client,
     gguf=GGUFFamily("granite", neighbours=True, keys={"logit_scale": "logits_scaling"}),
 )
 
 
 def _smollm3_block(s: Settings) -> BlockConfig:
     """Some blocks have no rope: those alone may have a window."""
-    given = s.numbers("no_rope_layers")
-    interval = s.integer("no_rope_layer_interval", least=1)
-    if given and len(given) != s.n_blocks:
-        raise s.wrong("no_rope_layers", f"a number for each of {s.n_blocks} blocks")
-    turns = bool(given[s.block]) if given else (s.block + 1) % interval != 0
+    turns = has_rope(s)
     slides = s.flag("use_sliding_window") and s.layer_type(FULL if turns else SLIDING) == SLIDING
     bias = s.flag("attention_bias")
     return pre_norm(
@@ -210,7 +213,7 @@ ERNIE4_5 = Family(
 )
 
 
-def _hunyuan_rope(s: Settings) -> RopeConfig:
+def hunyuan_rope(s: Settings) -> RopeConfig:
     """Its files call "dynamic" what only stretches theta, by ``alpha``."""
     found = s.section("rope_scaling") or s.section("rope_parameters")
     alpha = None if found is None else found.optional_number("alpha", above=0.0)
@@ -227,7 +230,7 @@ HUNYUAN_V1_DENSE = Family(
         s,
         attention(
             s,
-            rope=_hunyuan_rope(s),
+            rope=hunyuan_rope(s),
             qk_norm=HeadNorm(rms(s), after_rope=True),
             bias=s.flag("attention_bias"),
             out_bias=s.flag("attention_bias"),

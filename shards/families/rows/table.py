@@ -7,10 +7,13 @@ from itertools import chain
 from ....swarm.errors import UnsupportedModelError
 from ...formats.shown import shown
 from ..family import Family
-from . import gemma, glm, layer_norm, llama, olmo, qwen
+from . import deepseek, gemma, glm, gpt_oss, layer_norm, llama, llama4, olmo, qwen, sparse
 
 ROWS: tuple[Family, ...] = tuple(
-    chain(llama.ROWS, qwen.ROWS, gemma.ROWS, glm.ROWS, olmo.ROWS, layer_norm.ROWS)
+    chain(
+        *(llama.ROWS, qwen.ROWS, gemma.ROWS, glm.ROWS, olmo.ROWS, layer_norm.ROWS),
+        *(sparse.ROWS, deepseek.ROWS, gpt_oss.ROWS, llama4.ROWS),
+    )
 )
 FAMILIES = {row.name: row for row in ROWS}
 """Under ``ModelConfig.family``."""

@@ -54,6 +54,7 @@ KEYS = {
     "embedding_scale": "embedding_multiplier",
     "use_parallel_residual": "use_parallel_residual",
     "rope.freq_base_swa": "rope_local_base_freq",
+    "nextn_predict_layers": "num_nextn_predict_layers",
     "expert_count": "num_experts",
     "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "moe_intermediate_size",
@@ -74,18 +75,22 @@ KEYS = {
 OFF_AT_ZERO = frozenset(
     ("sliding_window", "attention_multiplier", "llama_4_scaling_beta", "attn_logit_softcapping")
     + ("final_logit_softcapping", "logit_scale", "residual_multiplier", "embedding_multiplier")
-    + ("q_lora_rank", "kv_lora_rank")
+    + ("q_lora_rank", "kv_lora_rank", "routed_scaling_factor")
 )
 """Keys with which zero means the same as nothing."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("attention.causal",), (True,)),
     **dict.fromkeys(
         ("attention.clamp_kqv", "attention.max_alibi_bias", "attn_logit_softcapping")
-        + ("final_logit_softcapping", "use_parallel_residual", "nextn_predict_layers", "expert_shared_count")
+        + ("final_logit_softcapping", "use_parallel_residual", "expert_shared_count")
         + ("rope.scaling.yarn_log_multiplier", "attention.shared_kv_layers", "expert_count"),
         (0,),
     ),
-    **dict.fromkeys(("logit_scale", "residual_scale", "embedding_scale"), (0, 1)),
+    **dict.fromkeys(
+        ("logit_scale", "residual_scale", "embedding_scale", "expert_weights_scale")
+        + ("expert_group_count", "expert_gating_func"),
+        (0, 1),
+    ),
     **dict.fromkeys(("rope.scaling.yarn_ext_factor",), (1, -1)),
     **dict.fromkeys(("rope.scaling.yarn_attn_factor",), (1,)),
 }
@@ -102,6 +107,9 @@ FLAGS = {
     "mlp_bias": _MLP_BIAS,
     "use_bias": f"{_ATTENTION_BIAS}|{_MLP_BIAS}",
     "attention_out_bias": r"blk\.[0-9]+\.attn_output\.bias",
+    "qkv_bias": r"blk\.[0-9]+\.attn_(q|k|v|qkv)\.bias",
+    "lm_head_bias": r"output\.bias",
+    "router_correction": r"blk\.[0-9]+\.exp_probs_b(\.bias)?",
     "use_qk_norm": r"blk\.[0-9]+\.attn_q_norm\.weight",
 }
 """Flags of transformers that a GGUF file does not have, and the tensors that say them."""
@@ -186,7 +194,7 @@ class _Translation:
         if "scoring_func" in self._values:
             self._values["scoring_func"] = GATING.get(self._values["scoring_func"])
         for flag, pattern in FLAGS.items():
-            if flag in self._family.defaults:
+            if flag in self._family.defaults and flag not in self._gguf.settings:
                 self._values[flag] = any(re.fullmatch(pattern, name) for name in self._header.tensors)
         if "attention_k_eq_v" in self._family.defaults:
             values = [name for name in self._header.tensors if name.endswith(".attn_v.weight")]
@@ -196,6 +204,8 @@ class _Translation:
             "tie_word_embeddings": "output.weight" not in self._header.tensors,
             "bos_token_id": file.optional_integer("tokenizer.ggml.bos_token_id", most=MAX_VOCAB - 1),
         }
+        if type(behind := self._values.get("num_nextn_predict_layers")) is int:
+            self._values["num_hidden_layers"] = self._own.integer("block_count", most=MAX_BLOCKS) - behind
         self._layer_types()
         self._rope()
         defaults = {key: value for key, value in self._family.defaults.items() if key not in keys.values()}
@@ -264,10 +274,11 @@ class _Translation:
             "factor": context / original if kind == "longrope" else factor,
             "beta_fast": read.number("rope.scaling.yarn_beta_fast", 32.0, above=SCALES[0], below=SCALES[1]),
             "beta_slow": read.number("rope.scaling.yarn_beta_slow", 1.0, above=SCALES[0], below=SCALES[1]),
+            "truncate": self._gguf.truncate,
         }
         if self._gguf.mscale and read.has("rope.scaling.yarn_log_multiplier"):
-            one = read.number("rope.scaling.yarn_log_multiplier", above=-1e-9, below=SCALES[1])
-            found |= {"mscale": one, "mscale_all_dim": one}
+            given = read.number("rope.scaling.yarn_log_multiplier", above=-1e-9, below=SCALES[1])
+            found |= dict.fromkeys(("mscale", "mscale_all_dim"), self._gguf.mscale * given)
         if kind == "longrope":
             found |= {
                 "long_factor": list(long),
@@ -297,9 +308,9 @@ class _Translation:
         head_dim = read.integer("attention.key_length", hidden // heads, least=1, most=MAX_WIDTH)
         turned = read.integer("rope.dimension_count", head_dim, least=1, most=head_dim)
         self._names["partial_rotary_factor"] = read.key("rope.dimension_count")
-        if turned != head_dim:
-            # A little more, so that times the head's size it is not less than ``turned``.
-            self._values["partial_rotary_factor"] = math.nextafter(turned / head_dim, math.inf)
+        # A little more, so that times the head's size it is not less than ``turned``.
+        part = 1.0 if turned == head_dim else math.nextafter(turned / head_dim, math.inf)
+        self._values["partial_rotary_factor"] = part
 
     def _factors(self, name: str) -> tuple[float, ...]:
         """``rope_freqs.weight``: how the converter stores llama3 scaling, as one divisor per frequency."""
@@ -341,10 +352,15 @@ def _check_unread(own: Fields, settings: Settings, config: ModelConfig, family: 
 
 def _check_neutral(own: Fields, key: str, config: ModelConfig) -> None:
     """Zero means off: some tools write every key that llama.cpp has, for any architecture."""
+    of_none = key.startswith("expert_") and not any(block.experts for block in config.blocks)
+    if of_none and key != "expert_count":
+        return
     if key in NEUTRAL:
         neutral = own.is_one_of(key, NEUTRAL[key])
     elif key == "attention.scale":
         neutral = math.isclose(own.number(key), config.blocks[0].attention.scale, rel_tol=1e-6)
+    elif key == "feed_forward_length":
+        neutral = all(block.mlp is None for block in config.blocks)
     elif key == "attention.sliding_window":
         neutral = own.integer(key) >= config.max_position_embeddings
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ...families.named_source import NamedSource
+from ...families.named_source import NamedSource, next_blocks
 from ...families.names import Names, places
 from ...families.rows.table import FAMILIES
 from ..config import ModelConfig
@@ -61,5 +61,5 @@ def gguf_tensors(source: GGUFSource) -> tuple[ModelConfig, NamedSource]:
     ropes = {block.attention.rope for block in config.blocks}
     is_long = any(rope is not None and rope.long_factors for rope in ropes)
     read = [FREQUENCIES, *((LONG, SHORT) if is_long else ())]
-    ignored = "|".join(map(re.escape, read))
+    ignored = "|".join([*map(re.escape, read), next_blocks(config, "blk.{}.")])
     return config, NamedSource(source, found, where, ignored=ignored, bias_optional=True)

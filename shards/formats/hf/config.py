@@ -7,6 +7,7 @@ compare that with the keys and the defaults of transformers' configuration class
 from __future__ import annotations
 
 from collections import ChainMap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def hf_config(document: dict[str, Any], generation: dict[str, Any], where: str) 
     CheckpointError for values of the wrong type, UnsupportedModelError for models we cannot run.
     """
     family, document, names = _family(document, where)
+    document = _renamed(document, family.aliases, names)
     read = Settings(ChainMap(document, dict(family.defaults)), where, names)
     config = model_config(
         family,
@@ -56,7 +58,7 @@ def hf_config(document: dict[str, Any], generation: dict[str, Any], where: str) 
             read.optional_text("dtype") or read.optional_text("torch_dtype") or "", "F32"
         ),
     )
-    refuse_unknown(read)
+    refuse_unknown(family, read)
     check_quantization(read)
     return config
 
@@ -88,6 +90,16 @@ def _family(document: dict[str, Any], where: str) -> tuple[Family, dict[str, Any
     if architectures and not known:
         raise unsupported_family(architectures[0])
     return family, document, {}
+
+
+def _renamed(document: dict[str, Any], aliases: Mapping[str, str], names: dict[str, str]) -> dict[str, Any]:
+    """Under the names that the family's row reads. ``names``, of the file, are put right."""
+    for key, name in aliases.items():
+        if key in document and name not in document:
+            document = {**document, name: document[key]}
+            del document[key]
+            names[name] = names.get(key, key)
+    return document
 
 
 def _end_ids(read: Fields, generation: Fields) -> tuple[int, ...]:

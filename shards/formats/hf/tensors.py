@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import replace
 
-from ...families.named_source import NamedSource
+from ...families.named_source import NamedSource, next_blocks
 from ...families.names import Place, places
 from ...families.rows.table import FAMILIES
 from ..config import ModelConfig
@@ -52,4 +52,6 @@ def checked_tensors(config: ModelConfig, source: TensorSource, where: str) -> tu
     quantized put together. CheckpointError, UnsupportedModelError: see ``NamedSource``."""
     config, found = stored_places(config, source.manifest)
     source = with_affine(source, {place.stored: place.whole for place in found.values()}, where)
-    return config, NamedSource(source, found, where, ignored=FAMILIES[config.family].ignored)
+    own = FAMILIES[config.family].ignored
+    ignored = "|".join(filter(None, (own, next_blocks(config, "layers.{}."))))
+    return config, NamedSource(source, found, where, ignored=ignored)

@@ -10,7 +10,7 @@ import numpy as np
 
 from swarm_node.shards.families.rows.table import FAMILIES
 
-NEIGHBOURS = {"llama", "ministral3", "granite", "smollm3", "arcee"}
+NEIGHBOURS = {"llama", "ministral3", "granite", "smollm3", "arcee", "mixtral", "granitemoeshared"}
 """Families with rotated halves for which llama.cpp turns neighbours: rows of q and k are put so."""
 ONE_MORE = {"gemma", "gemma2", "gemma3_text", "nemotron"}
 """Families that keep weights of norms less one; the file has them whole."""
@@ -34,14 +34,42 @@ NUMBERS = {
     "residual_multiplier": "residual_scale",
     "embedding_multiplier": "embedding_scale",
     "attention_multiplier": "attention.scale",
+    **dict.fromkeys(
+        ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"), "expert_count"
+    ),
+    **dict.fromkeys(("num_experts_per_tok", "moe_k"), "expert_used_count"),
+    **dict.fromkeys(("n_shared_experts", "moe_num_shared_experts"), "expert_shared_count"),
+    **dict.fromkeys(("first_k_dense_replace", "moe_layer_start_index"), "leading_dense_block_count"),
+    **dict.fromkeys(("interleave_moe_layer_step", "moe_layer_interval"), "interleave_moe_layer_step"),
+    **dict.fromkeys(
+        ("shared_expert_intermediate_size", "shared_intermediate_size"), "expert_shared_feed_forward_length"
+    ),
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "intermediate_size_mlp": "feed_forward_length",
+    "routed_scaling_factor": "expert_weights_scale",
+    "n_group": "expert_group_count",
+    "topk_group": "expert_group_used_count",
+    "q_lora_rank": "attention.q_lora_rank",
+    "kv_lora_rank": "attention.kv_lora_rank",
+    "qk_head_dim": "attention.key_length_mla",
+    "v_head_dim": "attention.value_length_mla",
 }
+SAME_FILES = {
+    "olmo3": "olmo2",
+    "deepseek_v2": "deepseek_v3",
+    "glm4_moe_lite": "deepseek_v3",
+    "granitemoe": "granitemoeshared",
+}
+"""Families whose files say that they are another's."""
+SIGMOID = {"deepseek_v3", "glm4_moe", "glm4_moe_lite", "minimax_m2", "dots1"}
+TRANSPOSED = {"gpt_oss", "llama4_text"}
 WINDOWED = {"gemma4_text", "gemma2", "gemma3_text", "cohere2", "olmo2", "olmo3", "exaone4"}
 
 
 def write_gguf(model: Any, path: Path, *, quantize: str | None = None) -> Path:
     """``quantize``: a type for matrices whose columns it fits."""
     config = model.config.get_text_config()
-    family = "olmo2" if config.model_type == "olmo3" else config.model_type
+    family = SAME_FILES.get(config.model_type, config.model_type)
     row = FAMILIES[family].gguf
     assert row is not None
     arch = row.architecture
@@ -51,9 +79,11 @@ def write_gguf(model: Any, path: Path, *, quantize: str | None = None) -> Path:
     names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
     for name, value in _state(model).items():
         name = name.replace("layer_scalar", "layer_scalar.weight")
-        stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        assert stored is not None, name
-        _add(writer, stored, _converted(family, name, value, config), quantize)
+        parts = _parts(family, name, value, config)
+        for part, each in parts or [(name, _converted(family, name, value, config))]:
+            stored = part if parts else names.get_name(part, try_suffixes=(".weight", ".bias"))
+            assert stored is not None, name
+            _add(writer, stored, each, quantize)
     if factors := _rope_factors(config):
         for kind, each in factors.items():
             writer.add_tensor(f"rope_factors_{kind}.weight", np.array(each, np.float32))
@@ -71,6 +101,35 @@ def _state(model: Any) -> dict[str, np.ndarray]:
         for name, value in model.state_dict().items()
         if not (tied and name == "lm_head.weight")
     }
+
+
+def _parts(family: str, name: str, value: np.ndarray, config: Any) -> list[tuple[str, np.ndarray]]:
+    """What the gguf package has no name for, or lies there otherwise: under llama.cpp's names."""
+    if ".layers." not in name:
+        return []
+    block, part = f"blk.{name.split('.')[2]}", name.split(".", 3)[3]
+    last, kind = part.split(".")[-1].removesuffix("_bias"), "bias" if part.endswith("_bias") else "weight"
+    if part.endswith("e_score_correction_bias"):
+        return [(f"{block}.exp_probs_b.bias", value.reshape(-1))]
+    if ".router." in part or part.endswith(("mlp.gate.weight", "gate.wg.weight")):
+        return [(f"{block}.ffn_gate_inp.{last}", value)]
+    if ".experts." in part or "shared_mlp.input_linear" in part or "shared_mlp.output_linear" in part:
+        end = "exps" if ".experts." in part else "shexp"
+        if family in TRANSPOSED and kind == "weight":
+            value = value.swapaxes(1, 2)
+        if last == "down_proj" or "output_linear" in part:
+            return [(f"{block}.ffn_down_{end}.{kind}", value)]
+        axis = 1 if end == "exps" else 0
+        both = (value[:, ::2], value[:, 1::2]) if family == "gpt_oss" else np.split(value, 2, axis)
+        return [
+            (f"{block}.ffn_{each}_{end}.{kind}", half)
+            for each, half in zip(("gate", "up"), both, strict=True)
+        ]
+    if "kv_b_proj" in part:
+        heads = value.reshape(config.num_attention_heads, -1, value.shape[1])
+        keys, values = np.split(heads, [config.qk_nope_head_dim], 1)
+        return [(f"{block}.attn_k_b.weight", keys.swapaxes(1, 2)), (f"{block}.attn_v_b.weight", values)]
+    return [(f"{block}.attn_sinks.weight", value)] if part.endswith("sinks") else []
 
 
 def _add(writer: gguf.GGUFWriter, name: str, value: np.ndarray, quantize: str | None) -> None:
@@ -94,8 +153,29 @@ def _converted(family: str, name: str, value: np.ndarray, config: Any) -> np.nda
 
 def _add_settings(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
     special = _add_gemma4(writer, arch, config) if config.model_type == "gemma4_text" else ()
-    for key, name in NUMBERS.items():
-        value = None if key in special else getattr(config, key, None)
+    of_experts = ("llama4_text", "gpt_oss", "minimax_m2", "hunyuan_v1_moe")
+    given = {
+        name: value
+        for key, name in NUMBERS.items()
+        if key not in special and (value := getattr(config, key, None)) is not None
+    }
+    if config.model_type in of_experts:
+        given["expert_feed_forward_length"] = config.intermediate_size
+    if latent := hasattr(config, "kv_lora_rank"):
+        given |= {
+            "attention.head_count_kv": 1,
+            "attention.key_length": config.kv_lora_rank + config.qk_rope_head_dim,
+            "attention.value_length": config.kv_lora_rank,
+        }
+    if isinstance(used := given.get("expert_used_count"), list):
+        given["expert_used_count"] = used[0]
+    if hasattr(config, "mlp_layer_types"):
+        given["leading_dense_block_count"] = config.mlp_layer_types.index("sparse")
+    if config.model_type in SIGMOID:
+        given["expert_gating_func"] = 2
+    if "expert_group_count" in given or latent:
+        writer.add_expert_weights_norm(config.norm_topk_prob)
+    for name, value in given.items():
         if isinstance(value, float):
             writer.add_float32(f"{arch}.{name}", value)
         elif isinstance(value, int):
@@ -116,6 +196,7 @@ def _add_settings(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
         writer.add_rope_freq_base(rope["rope_theta"])
         return
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_dim = config.qk_rope_head_dim if latent else head_dim
     writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
     writer.add_rope_freq_base(rope["rope_theta"] * rope.get("alpha", 1.0) ** (head_dim / (head_dim - 2)))
     if rope["rope_type"] in ("linear", "yarn"):
@@ -124,7 +205,9 @@ def _add_settings(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
     if "original_max_position_embeddings" in rope:
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
     if "mscale_all_dim" in rope:
-        writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
+        writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"] * (0.1 if latent else 1.0))
+    if "short_mscale" in rope:
+        writer.add_rope_scaling_attn_factors(rope["short_mscale"])
     if "llama_4_scaling_beta" in rope:
         writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
 

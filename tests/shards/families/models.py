@@ -24,9 +24,10 @@ def small_model(case: str) -> Any:
 
 def randomise(model: Any) -> Any:
     """``model`` in float32, its weights of a size that lets every part count; norms near one."""
-    scalars = [value for name, value in model.named_buffers() if name.endswith("layer_scalar")]
+    learned = ("layer_scalar", "correction_bias")
+    buffers = [value for name, value in model.named_buffers() if name.endswith(learned)]
     with torch.no_grad():
-        for each in [*model.parameters(), *scalars]:
+        for each in [*model.parameters(), *buffers]:
             if each.ndim < 2:
                 each += 0.3 * torch.randn_like(each)
             else:

@@ -13,7 +13,7 @@ import torch
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.families.rows.table import FAMILIES
-from swarm_node.shards.formats.tensors import EMBEDDING, FINAL_NORM, HEAD
+from swarm_node.shards.formats.tensors import EMBEDDING, FINAL_NORM, HEAD, HEAD_BIAS
 from swarm_node.shards.loading import load_backend, load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.types import Span
@@ -37,7 +37,10 @@ def computed(checkpoint: Checkpoint, tokens: torch.Tensor) -> np.ndarray:
     if norm.bias:
         x = x + checkpoint.tensor("model.norm.bias").dequantize()
     head = embedding if config.tie_word_embeddings else checkpoint.tensor(HEAD).dequantize()
-    out = x @ head.T * config.logit_multiplier
+    out = x @ head.T
+    if config.head_bias and checkpoint.has(HEAD_BIAS):
+        out = out + checkpoint.tensor(HEAD_BIAS).dequantize()
+    out = out * config.logit_multiplier
     if config.logit_softcap:
         out = config.logit_softcap * np.tanh(out / config.logit_softcap)
     return out
@@ -84,6 +87,23 @@ NOT_IN_GGUF = {
     "qwen3-window": "the same",
     "smollm3-window": "nor which blocks have a rope",
     "cohere-norms": "norms of q and k, per head",
+    "qwen2_moe-mixed": "nor which blocks have no experts, or that shares are made to a sum of 1",
+    "qwen2_moe-window": "the same",
+    "qwen3_moe-one": "the same",
+    "qwen3_moe-window": "the same",
+    "mixtral-window": "it knows no windows of Mistral's",
+    "phimoe-jitter": "other jitters of the router",
+    "glm4_moe_lite-yarn": "two mscales",
+    "gpt_oss-full": "the same of gpt-oss without windows",
+    "gpt_oss-plain": "nor other limits of its MLP",
+    "deepseek_v2-groups": "biases of MLPs",
+    "deepseek_v3-plain": "halves that turn",
+    "glm4_moe_lite-mixed": "which blocks have experts",
+    "llama4_text-mixed": "its chunks and periods have one length",
+    "llama4_text-plain": "the same",
+    "olmoe-biases": "its shares are never made to a sum of 1",
+    "ernie4_5_moe-mixed": "the last block with experts",
+    "dots1-window": "its windows",
 }
 
 

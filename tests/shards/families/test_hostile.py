@@ -38,7 +38,10 @@ VALUES += [
     ["sliding_attention"] * 2,
     {"rope_type": "yarn", "factor": 0},
 ]
-SMALL = {"num_hidden_layers": 2, "layer_types": None, "no_rope_layers": None}
+SMALL = {
+    "num_hidden_layers": 2,
+    **dict.fromkeys(("layer_types", "no_rope_layers", "mlp_layer_types", "moe_layers")),
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

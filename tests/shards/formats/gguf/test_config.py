@@ -131,7 +131,6 @@ def test_frequency_factors_beside_linear_scaling(gguf_llama: GGUFLlama) -> None:
         (lambda w: w.add_float32("llama.attention.clamp_kqv", 8.0), r"clamp_kqv is 8\.0"),
         (lambda w: w.add_float32("llama.final_logit_softcapping", 30.0), "final_logit_softcapping is 30"),
         (lambda w: w.add_uint32("llama.no_such_key", 3), r"llama\.no_such_key is 3: what it means is not"),
-        (lambda w: w.add_uint32("llama.expert_count", 8), "expert_count is 8, which is not supported"),
         (lambda w: w.add_sliding_window(64), "sliding_window is 64: this family has no"),
         (scaling(gguf.RopeScalingType.YARN, yarn_ext_factor=0.5), "yarn_ext_factor is 0.5"),
         (scaling(gguf.RopeScalingType.YARN, yarn_attn_factor=1.5), "yarn_attn_factor is 1.5"),

@@ -144,7 +144,6 @@ def test_llama3_frequency_factors(gguf_llama: GGUFLlama) -> None:
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (lambda w: w.add_expert_count(8), "expert_count is 8"),
         (lambda w: w.add_sliding_window(64), "sliding-window"),
         (lambda w: w.add_uint16("split.count", 3), "split"),
         (lambda w: w.add_value_length(32), "different sizes"),

@@ -1,0 +1,157 @@
+"""Blocks of experts and latent attention as most families name them: what rows are put together from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from ..formats.block_config import (
+    MAX_EXPERTS,
+    AttentionConfig,
+    BlockConfig,
+    ExpertsConfig,
+    LatentConfig,
+    MlpConfig,
+    NormConfig,
+    RouterConfig,
+)
+from ..formats.bounds import MAX_WIDTH
+from ..formats.rope_config import RopeConfig
+from .names import Names, either, latent_heads, mlp_named, stack
+from .pieces import mlp, pre_norm, scalar
+from .rope import rope
+from .settings import Settings
+
+EXPERTS: Names = {
+    "mlp.router": "mlp.gate",
+    "mlp.router.correction": "mlp.gate.e_score_correction_bias",
+    **either(
+        {
+            f"{name}.weight": f"{own}.weight"
+            for name, own in mlp_named("mlp.experts.{}", "mlp.experts.{}").items()
+        },
+        stack("mlp.experts.gate_up_proj", "mlp.experts.down_proj"),
+        {
+            f"{name}.weight": f"{own}.weight"
+            for name, own in mlp_named("mlp.experts.{}", "mlp.switch_mlp").items()
+        },
+    ),
+}
+"""Each expert's matrices, as on the hub; all experts' in one tensor, as transformers has them; MLX's way."""
+LATENT: Names = {"self_attn.kv_a_proj": "self_attn.kv_a_proj_with_mqa", **latent_heads("self_attn.kv_b_proj")}
+GGUF_LATENT: Names = either(
+    {"self_attn.k_b_proj": "attn_k_b", "self_attn.v_b_proj": "attn_v_b"}, latent_heads("attn_kv_b")
+)
+"""Files of before have one tensor for both."""
+LATENT_EPS = 1e-6
+"""Of the norms of latents: transformers' classes have it from no key."""
+
+
+def experts(
+    settings: Settings,
+    router: RouterConfig,
+    *,
+    count: str = "num_experts",
+    used: str = "num_experts_per_tok",
+    inner: str = "moe_intermediate_size",
+    **more: Any,
+) -> ExpertsConfig:
+    """``count``, ``used``, ``inner``: the keys that say them; ``more``: other fields."""
+    return ExpertsConfig(
+        settings.integer(count, least=1, most=MAX_EXPERTS),
+        settings.integer(used, least=1, most=MAX_EXPERTS),
+        more.pop("mlp", None) or mlp(settings, inner),
+        router,
+        **more,
+    )
+
+
+def shared(
+    settings: Settings, count: str = "n_shared_experts", inner: str = "moe_intermediate_size", **more: Any
+) -> MlpConfig | None:
+    """Experts for all tokens, which are one MLP of as many times the inner size; None for none."""
+    number = settings.optional_integer(count, most=MAX_EXPERTS) or 0
+    one = mlp(settings, inner, **more)
+    return replace(one, inner=number * one.inner) if number else None
+
+
+def sparse_or_dense(
+    settings: Settings, attention: AttentionConfig, experts: ExpertsConfig | None, **more: Any
+) -> BlockConfig:
+    """Llama's block, with experts where there are any in place of its MLP. ``more``: of the MLP."""
+    dense = mlp(settings, **more)
+    return pre_norm(settings, attention, None if experts else dense, experts=experts)
+
+
+def softmax_router(settings: Settings) -> RouterConfig:
+    """Shares of all experts, of which ``norm_topk_prob`` may make a sum of 1 for those used."""
+    return RouterConfig(renormalise=settings.flag("norm_topk_prob", False))
+
+
+def corrected_router(settings: Settings) -> RouterConfig:
+    """DeepSeek-V3's (arXiv 2412.19437) and, of GGUF files, DeepSeek-V2's, too."""
+    scores = settings.text("scoring_func", "sigmoid") if settings.is_gguf else "sigmoid"
+    return RouterConfig(
+        scores,
+        correction=settings.flag("router_correction"),
+        groups=settings.optional_integer("n_group", most=MAX_EXPERTS) or 1,
+        used_groups=settings.optional_integer("topk_group", most=MAX_EXPERTS) or 1,
+        group_scores="top2" if scores == "sigmoid" else "max",
+        renormalise=settings.flag("norm_topk_prob", False),
+        sum_floor=1e-20,
+        scaling=scalar(settings, "routed_scaling_factor"),
+    )
+
+
+def latent(settings: Settings, *, interleaved: bool = True) -> AttentionConfig:
+    """DeepSeek's attention."""
+    turned = settings.integer("qk_rope_head_dim", least=1, most=MAX_WIDTH)
+    nope, value = (
+        _gguf_sizes(settings, turned)
+        if settings.is_gguf
+        else (
+            settings.integer("qk_nope_head_dim", least=1, most=MAX_WIDTH),
+            settings.integer("v_head_dim", least=1, most=MAX_WIDTH),
+        )
+    )
+    turns = rope(settings, interleaved=interleaved, head_dim=turned)
+    bias = settings.flag("attention_bias", False)
+    for key in ("num_key_value_heads", "head_dim"):
+        settings.has(key)  # they say nothing here
+    return AttentionConfig(
+        settings.heads,
+        1,
+        nope + turned,
+        (nope + turned) ** -0.5 * _mscale(turns) ** 2,
+        turns,
+        bias=bias,
+        out_bias=bias,
+        latent=LatentConfig(
+            settings.integer("kv_lora_rank", least=1, most=MAX_WIDTH),
+            nope,
+            turned,
+            value,
+            NormConfig(LATENT_EPS),
+            settings.optional_integer("q_lora_rank", most=MAX_WIDTH) or 0,
+        ),
+    )
+
+
+def _gguf_sizes(settings: Settings, turned: int) -> tuple[int, int]:
+    """Of a head's key without its turned part, and of its value. Files of before have them as
+    ``key_length`` and ``value_length``, which now are those of what is cached."""
+    keys, cached = (settings.optional_integer(key, most=MAX_WIDTH) for key in ("qk_head_dim", "head_dim"))
+    values, before = (
+        settings.optional_integer(key, most=MAX_WIDTH) for key in ("v_head_dim", "value_length")
+    )
+    whole = keys or cached
+    if whole is None or whole <= turned:
+        raise settings.wrong("qk_head_dim", f"a whole number above {turned}, the turned dimensions")
+    return whole - turned, values or before or settings.integer("v_head_dim", least=1)
+
+
+def _mscale(turns: RopeConfig) -> float:
+    """YaRN's factor on the scale of attention, where the file has ``mscale_all_dim``."""
+    by = turns.mscale_all_dim or 0.0
+    return 0.1 * by * math.log(turns.factor) + 1.0 if by and turns.factor > 1 else 1.0
