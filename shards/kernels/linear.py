@@ -40,6 +40,7 @@ _FILE_KINDS = {
     "Q4_1": _KIND_INT4 | 1 << 4 | 1 << 7,
     "Q4_K": _KIND_INT4 | 3 << 4 | 1 << 7,
     "Q8_0": _KIND_INT8 | 1 << 4,
+    "MXFP4": _KIND_INT4 | 2 << 4 | 1 << 8,
 }
 """The kinds that GGUF's types are packed as, with their bytes unchanged: see ``sn_pack_file``."""
 _FORMS = {_KIND_INT8: "int8", _KIND_INT4: "int4"}
@@ -126,7 +127,7 @@ def native_file(
 ) -> NativeLinear | None:
     """One linear of the rows of all ``raws`` (equal columns), without loss, in about as many bits as there.
 
-    None if their types are not all the same one of Q4_0, Q4_1, Q4_K, Q8_0.
+    None if their types are not all the same one of Q4_0, Q4_1, Q4_K, Q8_0, MXFP4.
     """
     qtype = raws[0].qtype
     if qtype not in _FILE_KINDS or any(raw.qtype != qtype for raw in raws):

@@ -34,6 +34,10 @@ INT4_SOURCES = (
 """File types that are four-bit integers with scale and minimum for 32 of them or more: held as they are."""
 
 
+FP4_SOURCES = ("MXFP4",)
+"""File types that are groups of 32 floats of four bits: our kernels hold them as they are, as int4."""
+
+
 INT8_SOURCES = ("Q8_0", "Q5_0")
 """File types that are groups of 32 integers of up to eight bits with a scale."""
 

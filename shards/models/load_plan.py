@@ -17,7 +17,7 @@ from ..kernels.bench import PRECISION_NAMES
 from ..kernels.library import library
 from ..kernels.linear import ActivationPrecision
 from ..kernels.table import kernel_table
-from ..layers.quantize import GROUP, INT4_SOURCES, INT8_SOURCES
+from ..layers.quantize import FP4_SOURCES, GROUP, INT4_SOURCES, INT8_SOURCES
 from .devices import CONCRETE, resolve_device
 
 if TYPE_CHECKING:
@@ -123,6 +123,8 @@ class LoadPlan:
         groups = tensor.shape[-1] % GROUP == 0
         if wanted == "none" or not groups:
             return WeightKind.DENSE
+        if tensor.qtype in FP4_SOURCES and wanted != "int8" and self.native(WeightKind.INT4):
+            return WeightKind.INT4
         if wanted in ("int4", "int8"):
             return WeightKind(wanted)
         if not self.packed:

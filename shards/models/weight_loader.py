@@ -25,6 +25,7 @@ from ..kernels.linear import (
 )
 from ..kernels.rows import NativeNorm
 from ..layers.quantize import (
+    FP4_SOURCES,
     INT4_SOURCES,
     INT8_SOURCES,
     Int4Groups,
@@ -232,7 +233,7 @@ class WeightLoader(TensorReader[LoadPlan]):
         return linear
 
     def _int4(self, raws: Sequence[RawTensor], bias: Floats | None) -> NativeLinear:
-        if self._count_integers("int4", INT4_SOURCES, raws):
+        if self._count_integers("int4", (*INT4_SOURCES, *FP4_SOURCES), raws):
             linear = native_file(raws, bias, self.precision)
             if linear is not None:
                 return linear

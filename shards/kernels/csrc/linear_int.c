@@ -17,6 +17,10 @@
 #define INT8_BYTES (SN_TILE * SN_GROUP)
 #define INT4_BYTES (INT8_BYTES / 2)
 
+/* Twice the value of a float of four bits, plus the offset that makes it positive. */
+#define FP4_OFFSET 12
+static const uint8_t FP4[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+
 /* What follows the digits of a prepared group. */
 typedef struct {
     int32_t start[3]; /* what each digit's sum starts from: the weights' offset times the digits, taken off */
@@ -90,7 +94,10 @@ void sn_int_prepare(const sn_linear *w, const float *x, int64_t ldx, int64_t n, 
                     int64_t end, int64_t first_col, int64_t end_col) {
     int digits = w->variant;
     int64_t bytes = group_bytes(digits);
-    int32_t offset = (w->kind & SN_BASE) == SN_INT8 ? SN_INT8_OFFSET : w->kind & SN_CENTRED ? 8 : 0;
+    int32_t offset = (w->kind & SN_BASE) == SN_INT8 ? SN_INT8_OFFSET
+                     : w->kind & SN_FP4             ? FP4_OFFSET
+                     : w->kind & SN_CENTRED         ? 8
+                                                    : 0;
     for (int64_t row = first; row < end; row++)
         for (int64_t group = first_col / SN_GROUP; group * SN_GROUP < end_col; group++) {
             int64_t left = w->cols - group * SN_GROUP;
@@ -157,6 +164,9 @@ SN_INLINE void load_group(tile_group *g, const uint8_t *stored, const int base, 
                 g->w[v][2 * eight] = vi_and(packed, mask);
                 g->w[v][2 * eight + 1] = vi_and(vi_shr4(packed), mask);
             }
+        if (kind & SN_FP4)
+            for (int v = 0; v < SN_VECTORS; v++)
+                for (int quad = 0; quad < QUADS; quad++) g->w[v][quad] = vi_lookup(FP4, g->w[v][quad]);
         stored += INT4_BYTES;
     } else {
         for (int v = 0; v < SN_VECTORS; v++)

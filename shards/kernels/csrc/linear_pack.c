@@ -131,6 +131,9 @@ static void pack_q4_k_row(uint8_t *tile, int64_t lane, const uint8_t *in, int64_
     }
 }
 
+/* 2^(e - 128), half of what MXFP4's e means: its nibbles stand for twice their values. The same as ggml: no NaN. */
+static uint16_t scale_of_exponent(uint8_t e) { return e < 2 ? (uint16_t)(0x20 << e) : (uint16_t)((e - 1) << 7); }
+
 void sn_pack_file(const sn_linear *w, int64_t first_row, int64_t n, const uint8_t *rows, int64_t row_bytes,
                   const int64_t *order, void *packed) {
     const int64_t groups = w->cols / SN_GROUP, group_bytes = sn_group_bytes(w->kind);
@@ -146,7 +149,12 @@ void sn_pack_file(const sn_linear *w, int64_t first_row, int64_t n, const uint8_
             continue;
         }
         for (int64_t group = 0; group < groups; group++, out += group_bytes) {
-            for (int f = 0; f < factors; f++, in += 2) memcpy(out + integers + (f * SN_TILE + lane) * 2, in, 2);
+            if (w->kind & SN_FP4) {
+                uint16_t scale = scale_of_exponent(*in++);
+                memcpy(out + integers + lane * 2, &scale, 2);
+            } else {
+                for (int f = 0; f < factors; f++, in += 2) memcpy(out + integers + (f * SN_TILE + lane) * 2, in, 2);
+            }
             if (four) {
                 store_nibbles(out, lane, in);
             } else {

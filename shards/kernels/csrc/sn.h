@@ -33,6 +33,7 @@ enum {
     SN_SCALE_TYPE = 3 << 4,
     SN_CENTRED = 1 << 6, /* int4: q - 8 takes q's place */
     SN_MINIMUM = 1 << 7, /* int4: groups have a minimum (with SN_CENTRED: a centre) */
+    SN_FP4 = 1 << 8,     /* int4: q is a float of 1 sign bit, 2 of exponent and 1 of fraction; twice its value takes its place */
 };
 
 /* `weights` (64-byte aligned, rows padded to SN_TILE, columns to SN_GROUP with zero weights):
@@ -81,7 +82,8 @@ int64_t sn_packed_bytes(const sn_linear *w);
 
 /* Writes rows first_row.. of w's weights from n rows of a GGUF file, `row_bytes` apart, order[i] being the i-th
  * (NULL: as they lie). The file's type is told by kind: Q4_0 is SN_INT4|SN_SCALE_F16|SN_CENTRED, Q4_1
- * SN_INT4|SN_SCALE_F16|SN_MINIMUM, Q4_K SN_INT4|SN_SCALE_K|SN_MINIMUM, Q8_0 SN_INT8|SN_SCALE_F16. */
+ * SN_INT4|SN_SCALE_F16|SN_MINIMUM, Q4_K SN_INT4|SN_SCALE_K|SN_MINIMUM, Q8_0 SN_INT8|SN_SCALE_F16, MXFP4
+ * SN_INT4|SN_SCALE_BF16|SN_FP4. */
 void sn_pack_file(const sn_linear *w, int64_t first_row, int64_t n, const uint8_t *rows, int64_t row_bytes,
                   const int64_t *order, void *packed);
 

@@ -34,7 +34,8 @@ except NativeUnavailableError as unavailable:
 HIDDEN, INNER, COUNT, BLOCKS = 256, 256, 12, 3
 CONFIG = ExpertsConfig(COUNT, 3, MlpConfig(INNER), RouterConfig())
 EXACT = ActivationPrecision.EXACT
-FORMS = {"Q4_0": "int4", "Q4_1": "int4", "Q4_K": "int4", "Q8_0": "int8", "F32": "float32", "BF16": "bfloat16"}
+FORMS = dict.fromkeys(("Q4_0", "Q4_1", "Q4_K", "MXFP4"), "int4")
+FORMS |= {"Q8_0": "int8", "F32": "float32", "BF16": "bfloat16"}
 
 
 class Model(NamedTuple):
@@ -56,7 +57,10 @@ def bytes_of(qtype: str, rows: int, rng: np.random.Generator) -> np.ndarray:
             if qtype == "F32"
             else (values.view(np.uint32) >> 16).astype("<u2").view(np.uint8)
         )
-    return rng.integers(0x20, 0x30, (rows, size), dtype=np.uint8)
+    stored = rng.integers(0x20, 0x30, (rows, size), dtype=np.uint8)
+    if qtype == "MXFP4":
+        stored[:, :: row_bytes(qtype, 32)] = 123  # scales of 1 / 16
+    return stored
 
 
 def linear(raws: list[RawTensor], form: str) -> NativeLinear:

@@ -111,7 +111,7 @@ MAKERS: dict[str, Make] = {
     "int4, our own": integer(native_int4, to_int4),
     "Q4_0": integer(native_int4, q4_0),
     "Q4_1": integer(native_int4, q4_1),
-    "Q4_K": integer(native_int4, q4_k),
+    "Q4_K's groups": integer(native_int4, q4_k),
     "int8, our own": integer(native_int8, to_int8_groups),
     "Q8_0": integer(native_int8, all_bytes),
     "int8, bfloat16 scales": integer(native_int8, bf16_scales),
@@ -202,7 +202,7 @@ def test_what_is_not_finite_shows_and_stays_in_its_row(maker: str, value: float)
     assert np.array_equal(spoiled[[0, 2]], clean[[0, 2]])
 
 
-FILE_BITS = {"Q4_0": 4.5, "Q4_1": 5.0, "Q4_K": 4.625, "Q8_0": 8.5}
+FILE_BITS = {"Q4_0": 4.5, "Q4_1": 5.0, "Q4_K": 4.625, "Q8_0": 8.5, "MXFP4": 4.5}
 
 
 def file_tensor(qtype: str, rows: int, cols: int, shuffled: bool = False) -> RawTensor:
@@ -234,7 +234,18 @@ def test_file_blocks_are_held_exactly(qtype: str, precision: ActivationPrecision
         assert np.array_equal(linear(x[:tokens]), linear(x)[:tokens])
 
 
-@pytest.mark.parametrize("qtype", FILE_BITS)
+@pytest.mark.parametrize("exponent", [0, 1, 2, 127, 220])
+def test_any_scale_of_mxfp4_is_held_exactly(exponent: int) -> None:
+    """Down to those that are no normal numbers."""
+    data = np.tile(np.array([exponent, *range(0, 256, 16)], np.uint8), (3, 2))
+    raw = RawTensor("w", (3, 64), "MXFP4", data)
+    linear = native_file([raw], None, ActivationPrecision.EXACT)
+    assert linear is not None
+    x = np.float32(2.0 ** (127 - exponent if exponent > 1 else 100)) * np.eye(64, dtype=np.float32)
+    np.testing.assert_allclose(linear(x).T, raw.dequantize() * x.max(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("qtype", [qtype for qtype in FILE_BITS if qtype != "MXFP4"])
 def test_file_blocks_and_their_groups_are_the_same_linear(qtype: str) -> None:
     raw = file_tensor(qtype, 40, 256)
     direct = native_file([raw], None, ActivationPrecision.CLOSE)
@@ -401,11 +412,15 @@ def expected() -> dict[tuple[str, ActivationPrecision], np.ndarray]:
         (maker, precision): make(weight, bias, precision)[0](x)
         for maker, make in MAKERS.items()
         for precision in ActivationPrecision
-    } | {("Q4_K file", precision): q4_k_file(precision) for precision in ActivationPrecision}
+    } | {
+        (qtype, precision): of_file(qtype, precision)
+        for qtype in ("Q4_K", "MXFP4")
+        for precision in ActivationPrecision
+    }
 
 
-def q4_k_file(precision: ActivationPrecision) -> np.ndarray:
-    linear = native_file([file_tensor("Q4_K", 40, 256)], None, precision)
+def of_file(qtype: str, precision: ActivationPrecision) -> np.ndarray:
+    linear = native_file([file_tensor(qtype, 40, 256)], None, precision)
     assert linear is not None
     return linear(rows(5, 256))
 
@@ -416,5 +431,5 @@ def test_every_instruction_set_gives_the_same_bits(
 ) -> None:
     weight, x, bias = case(*EXPECTED_SHAPE, EXPECTED_ROWS)
     for (maker, precision), want in expected.items():
-        got = q4_k_file(precision) if maker == "Q4_K file" else MAKERS[maker](weight, bias, precision)[0](x)
+        got = MAKERS[maker](weight, bias, precision)[0](x) if maker in MAKERS else of_file(maker, precision)
         assert np.array_equal(got, want), (maker, precision)

@@ -84,6 +84,7 @@ def test_a_cpu_without_fast_kernels_gets_float32(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("qtype", "kind", "dtype"),
     [
+        ("MXFP4", WeightKind.INT4, None),
         ("Q4_K", WeightKind.INT4, None),
         ("Q8_0", WeightKind.INT8, None),
         ("Q6_K", WeightKind.DENSE, "bfloat16"),
