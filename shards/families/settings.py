@@ -40,6 +40,7 @@ class Settings(Fields):
         self.frequency_factors = frequency_factors
         self.is_gguf = is_gguf
         self.block = 0
+        self._kinds: list[tuple[str, ...]] = []  # read once for all blocks
 
     def of(self, block: int) -> Self:
         """These settings as block number ``block`` has them."""
@@ -90,7 +91,9 @@ class Settings(Fields):
     def layer_type(self, otherwise: Callable[[int], str] | str = FULL) -> str:
         """``layer_types`` of this block; ``otherwise``, which may be a function of its number, where the file
         has no list of them."""
-        kinds = self.texts("layer_types")
+        if not self._kinds:
+            self._kinds.append(self.texts("layer_types"))
+        kinds = self._kinds[0]
         if not kinds:
             return otherwise if isinstance(otherwise, str) else otherwise(self.block)
         if len(kinds) != self.n_blocks:
