@@ -18,7 +18,6 @@ from ..shards.models.backend import KvMemory, SpanBackend
 from ..shards.models.determinism_check import check_determinism
 from ..shards.models.load_plan import LoadOptions
 from ..swarm.codecs import native
-from ..swarm.protocol.field_types import PAGE_TOKENS
 from ..swarm.protocol.wire import DEFAULT_MAX_FRAME
 from ..swarm.runtime.c_build import NativeUnavailableError
 from ..swarm.runtime.tasks import first
@@ -26,11 +25,11 @@ from ..swarm.transport.interface import Transport
 from ..swarm.types import ModelRef, NodeInfo, Span
 from .config import NodeConfig
 from .engine.engine import Engine, EngineLoad, EngineSettings
-from .engine.page_tables import slots_for
+from .engine.kv_layout import KvLayout
 from .engine.self_bench import SelfMeasurement, measure_decode, measure_self
 from .limits.quotas import Limits
 from .presence.presence import AGENT
-from .resources import MemoryShortError, available_memory, default_kv_tokens, usable_memory
+from .resources import MemoryShortError, available_memory, default_kv_bytes, usable_memory
 from .sessions.next_hops import OnLink
 from .sessions.server import NodeServer, ServerStatistics
 
@@ -245,27 +244,26 @@ class LoadedSpan:
 
     def _kv_pool(self, model: SpanBackend[Any]) -> KvMemory:
         """Memory for the KV cache: as many whole pages as were asked for, or as free memory suggests."""
-        config, blocks = model.config, len(model.span)
+        config = model.config
+        blocks, context = config.blocks[model.span.start : model.span.end], config.max_position_embeddings
         self.kv_dtype = kv_dtype = kv_dtype_of(self._config, model)
-        tokens = self._config.kv_cache_tokens
-        if tokens is None:
-            per_token = largest_slot(config.blocks[model.span.start : model.span.end], kv_dtype)
-            per_token = per_token * blocks // PAGE_TOKENS
+        layout = KvLayout.of(blocks, self._config.max_batch_tokens)
+        if self._config.kv_cache_tokens is not None:
+            slots = layout.slots_for(self._config.kv_cache_tokens, context)
+        else:
+            slot = largest_slot(blocks, kv_dtype)
             available, limit = available_memory(self._config.device), self._config.memory
             if limit is not None:
                 available = min(available, max(0, limit - model.weight_bytes))
-            tokens = default_kv_tokens(
-                available, per_token, config.max_position_embeddings, is_budget=limit is not None
-            )
-            if limit is not None:
-                tokens = max(1, tokens // PAGE_TOKENS) * PAGE_TOKENS  # whole pages, within the limit
-        slots = slots_for(tokens, blocks, PAGE_TOKENS)
+            wanted = default_kv_bytes(available, layout.slots_of(context) * slot, is_budget=limit is not None)
+            slots = max(len(blocks), wanted // slot)
         try:
             return cast(KvMemory, model.new_pool(slots, kv_dtype))
         except MemoryError as error:
             logger.warning("event=kv_allocation_failed slots=%d error=%r", slots, str(error)[:200])
             raise MemoryShortError(
-                f"{tokens} tokens of KV cache as {kv_dtype} do not fit into the memory of {model.device}",
+                f"{layout.tokens_in(slots, context)} tokens of KV cache as {kv_dtype} do not fit into the "
+                f"memory of {model.device}",
                 hint="Choose a smaller --kv-cache-tokens, fewer --blocks or --kv-dtype int8.",
             ) from error
 

@@ -28,23 +28,17 @@ class MemoryShortError(UsageError):
     """What was to be loaded does not fit: fewer blocks may."""
 
 
-def default_kv_tokens(
-    available_bytes: int, bytes_per_token: int, context_tokens: int, *, is_budget: bool = False
-) -> int:
-    """Tokens of KV cache for a node that was not told: a share of the available memory.
+def default_kv_bytes(available_bytes: int, context_bytes: int, *, is_budget: bool = False) -> int:
+    """Bytes of KV cache for a node that was not told: a share of the available memory.
 
-    At least one full context where that fits into KV_CEILING, at most MAX_CONTEXTS of them, never less than
-    one token. ``bytes_per_token`` is for the whole span. ``is_budget``: all of ``available_bytes`` is meant
-    for the cache.
+    At least one full context, of ``context_bytes``, where that fits into KV_CEILING, and at most MAX_CONTEXTS
+    of them. ``is_budget``: all of ``available_bytes`` is meant for the cache.
     """
-    if bytes_per_token < 1 or context_tokens < 1:
-        raise UsageError(
-            f"{bytes_per_token} bytes a token and a context of {context_tokens} are not possible"
-        )
-    share = int(available_bytes * (1 if is_budget else KV_SHARE)) // bytes_per_token
-    ceiling = int(available_bytes * KV_CEILING) // bytes_per_token
-    wanted = max(share, min(context_tokens, ceiling))
-    return max(1, min(wanted, MAX_CONTEXTS * context_tokens))
+    if context_bytes < 1:
+        raise UsageError(f"a context of {context_bytes} bytes is not possible")
+    share = int(available_bytes * (1 if is_budget else KV_SHARE))
+    ceiling = int(available_bytes * KV_CEILING)
+    return min(max(share, min(context_bytes, ceiling)), MAX_CONTEXTS * context_bytes)
 
 
 def available_memory(device: str) -> int:

@@ -78,6 +78,7 @@ class ErrorCode(StrEnum):
     DOWNSTREAM_LOST = "downstream_lost"  # the hop after this one cannot be reached from here (any more)
     UPSTREAM_LOST = "upstream_lost"  # the hop before this one has gone, or broke the protocol
     JOURNAL_LOST = "journal_lost"  # the journal does not reach back as far as a replay needs
+    CACHE_LOST = "cache_lost"  # what a step or a fork needs of earlier tokens was let go: feed a new session
     DEADLINE = "deadline"
     NOT_ADMITTED = "not_admitted"  # the peer is not a member of this swarm, or not any more
     INTERNAL = "internal"

@@ -51,6 +51,7 @@ NO_FAULT = frozenset(
         ErrorCode.UPSTREAM_LOST,  # another has gone, or the way to it
         ErrorCode.DOWNSTREAM_LOST,
         ErrorCode.JOURNAL_LOST,  # its memory is bounded
+        ErrorCode.CACHE_LOST,  # and so is what it keeps of tokens that no window sees
     }
 )
 """A healthy peer may say these codes too."""

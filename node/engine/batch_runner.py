@@ -78,7 +78,7 @@ class BatchRunner:
             if sources:
                 self._pool.copy_slots(sources, targets)
             for change in job.changes:
-                sequence.table[:, change.index] = change.slots
+                sequence.table[change.rows, change.index] = change.slots
         except Exception:
             logger.exception("event=copy_failed step=%d slots=%d", job.step, len(targets))
             sequence.computed = 0  # what the copies should hold is lost
@@ -122,7 +122,7 @@ class BatchRunner:
         ):
             return None
         sequence.computed = position
-        slices = [BatchSlice(sequence.table, sequence.span.start, 0, position, 1)]
+        slices = [BatchSlice(sequence.table, sequence.span.start, 0, position, 1, sequence.long_context)]
         try:
             x = activations.decode(codec, job.payload, 1, self._hidden, self._limit)
             decoded = perf_counter_ns()
@@ -248,8 +248,8 @@ class BatchRunner:
         first, row = span.start, 0
         slices: list[BatchSlice] = []
         for job, part in work:
-            table, start = job.sequence.table, job.position + part.offset
-            slices.append(BatchSlice(table, first, row, start, part.count))
+            sequence, start = job.sequence, job.position + part.offset
+            slices.append(BatchSlice(sequence.table, first, row, start, part.count, sequence.long_context))
             row += part.count
         try:
             hidden = self._model.forward(x, slices, self._pool, span)

@@ -22,6 +22,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ...shards.formats.bounds import MAX_CONTEXT
+from ...shards.layers.rope import longest_short_context
 from ...shards.models.backend import KvMemory, Memory, SpanBackend
 from ...swarm.errors import ErrorCode, LocalProtocolError, UsageError
 from ...swarm.fairness.shares import Holder
@@ -29,9 +31,10 @@ from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.types import Span
 from .batch_runner import BatchReport, BatchRunner
 from .jobs import StepDone, StepDropped, StepFailed, StepJob, TokenSequence
+from .kv_layout import KvLayout
 from .load import EngineLoad, LoadMeter
 from .page_allocator import PageAllocator
-from .page_tables import PageTable, pages_for
+from .page_tables import PageTable
 from .prefix_cache import PrefixCache
 from .run_delay import RunDelay
 from .scheduler import Scheduler
@@ -45,6 +48,12 @@ _NO_PAGE = StepFailed(
     ErrorCode.OVERLOADED,
     "the step rewrites pages that other sessions share, and there is no memory for copies of them",
     hint="Try again later, or open a new session.",
+    retriable=True,
+)
+_LET_GO = StepFailed(
+    ErrorCode.CACHE_LOST,
+    "the step goes back to where blocks with a window see tokens that the node holds no more",
+    hint="Feed the tokens to a new session.",
     retriable=True,
 )
 _HOLE = StepFailed(
@@ -124,6 +133,9 @@ class Engine:
         self._runner = BatchRunner(model, pool)
         self._allocator = PageAllocator(pool.n_slots)
         self._cache = PrefixCache(self._allocator)
+        self._layouts: dict[Span, KvLayout] = {}
+        self._context = model.config.max_position_embeddings
+        self._short_context = longest_short_context(model.config.blocks)
         self._meter = LoadMeter()
         self._sequences = 0
         self._hit_tokens = 0
@@ -165,20 +177,44 @@ class Engine:
         return self._queued
 
     @property
+    def total_slots(self) -> int:
+        return self._allocator.total
+
+    @property
+    def free_slots(self) -> int:
+        """Slots that sessions could still be opened for."""
+        return self._allocator.available
+
+    @property
     def total_tokens(self) -> int:
-        """Tokens of the whole span that the pool holds."""
-        return self._tokens(self._allocator.total)
+        """Tokens of sessions over the whole span that the pool holds."""
+        return self.tokens_in(self._allocator.total, self.model.span)
 
     @property
     def free_tokens(self) -> int:
         """Tokens that sessions over the whole span could still be opened for."""
-        return self._tokens(self._allocator.available)
+        return self.tokens_in(self._allocator.available, self.model.span)
 
-    def could_ever_fit(self, max_tokens: int, blocks: int) -> bool:
+    def tokens_in(self, slots: int, span: Span) -> int:
+        """Tokens of sessions over ``span`` for which ``slots`` do."""
+        return self._layout(span).tokens_in(slots, self._context)
+
+    def slots_of(self, max_tokens: int, span: Span) -> int:
+        """Slots that a session over ``span`` takes at most."""
+        return self._layout(span).slots_of(max_tokens)
+
+    def could_ever_fit(self, max_tokens: int, span: Span) -> bool:
         """Whether an empty cache would hold such a session; if not, waiting is in vain."""
-        if max_tokens < 1 or not 1 <= blocks <= len(self.model.span):
+        if max_tokens < 1 or not self.model.span.covers(span):
             return False
-        return pages_for(max_tokens) * blocks <= self._allocator.total
+        return self.slots_of(max_tokens, span) <= self._allocator.total
+
+    def _layout(self, span: Span) -> KvLayout:
+        layout = self._layouts.get(span)
+        if layout is None:
+            blocks = self.model.config.blocks[span.start : span.end]
+            layout = self._layouts[span] = KvLayout.of(blocks, self.settings.max_batch_tokens)
+        return layout
 
     def load(self) -> EngineLoad:
         now = perf_counter_ns()
@@ -191,7 +227,7 @@ class Engine:
             queue_ms=meter.queue_ms(now),
             free_tokens=self.free_tokens,
             total_tokens=self.total_tokens,
-            cached_tokens=self._tokens(pages.cached),
+            cached_tokens=self.tokens_in(pages.cached, self.model.span),
             total_slots=pages.total,
             free_slots=pages.free,
             used_slots=pages.used,
@@ -203,9 +239,6 @@ class Engine:
             batches=meter.batches,
             threads=self._threads if self._width is None else self._width.width,
         )
-
-    def _tokens(self, slots: int) -> int:
-        return slots // len(self.model.span) * PAGE_TOKENS
 
     # Sessions.
 
@@ -236,33 +269,36 @@ class Engine:
         if max_tokens < 1 or not self.model.span.covers(span):
             raise LocalProtocolError(f"no session of {max_tokens} tokens over blocks {span} can be opened")
         names = tuple(prefix[: max_tokens // PAGE_TOKENS]) if self.settings.prefix_cache else ()
+        long_context = max_tokens > self._short_context
         if parent is not None:
+            held = 0 <= parent_tokens <= min(parent.settled, max_tokens)
             if (
                 parent.closed
                 or parent.span != span
-                or not 0 <= parent_tokens <= min(parent.settled, max_tokens)
+                or not held
+                or not parent.keeps(parent_tokens, max_tokens)
             ):
                 raise LocalProtocolError(
                     f"a fork of {parent_tokens} tokens over blocks {span} does not fit its parent"
                 )
+            long_context = parent.long_context
             pages = parent.pages.fork(parent_tokens, parent.length, max_tokens)
             length = parent_tokens
             names = names or parent.names[: parent_tokens // PAGE_TOKENS]
         else:
-            held = self._cache.take(owner, span, names[: (max_tokens - 1) // PAGE_TOKENS])
-            length = len(held) * PAGE_TOKENS
-            pages = PageTable.open(self._allocator, self._cache, len(span), PAGE_TOKENS, max_tokens, held)
+            layout, known_names = self._layout(span), names[: (max_tokens - 1) // PAGE_TOKENS]
+            known = self._cache.find(owner, span, layout, known_names, long_context=long_context)
+            length = known.count * PAGE_TOKENS
+            pages = PageTable.open(self._allocator, self._cache, layout, max_tokens, known)
         if pages is None:
             return None
         try:
-            table = np.zeros((len(span), pages.max_pages), np.int32)
-            if pages.pages:
-                slots = [page.slots for page in pages.pages]
-                table[:, : len(slots)] = np.transpose(slots)  # nobody else knows this table yet
+            table = np.empty((len(span), pages.max_pages), np.int32)
         except MemoryError as error:
             logger.warning("event=table_allocation_failed tokens=%d error=%r", max_tokens, str(error)[:200])
             pages.release()
             return None
+        _fill(table, pages)
         if parent is None:
             self._hit_tokens += length
         self._sequences += 1
@@ -277,6 +313,8 @@ class Engine:
             length=length,
             on_released=on_released,
             group=group,
+            long_context=long_context,
+            longest_fork=MAX_CONTEXT if long_context else self._short_context,
             names=names,
             registered=length // PAGE_TOKENS,
             answered=length,
@@ -295,7 +333,7 @@ class Engine:
         sequence.closed = True
         self._newest = None
         if prefix and self.settings.prefix_cache:
-            sequence.names, sequence.registered = tuple(prefix[: len(sequence.pages.pages)]), 0
+            sequence.names, sequence.registered = tuple(prefix[: sequence.pages.n_pages]), 0
         self._register(sequence)
         sequence.names = ()
         if sequence.pending:
@@ -323,10 +361,15 @@ class Engine:
             )
         if position > sequence.length:
             job.refusal = _HOLE
+        elif position < sequence.pages.lowest and not self._begin_lower(sequence, position):
+            job.refusal = _LET_GO
+            sequence.length = position
         else:
             if position < sequence.length and sequence.names:
                 self._forget_names(sequence, position)
-            changes = sequence.pages.write(position, job.tokens, quiet=not sequence.pending)
+            pending = sequence.pending
+            waiting = min(pending) if pending else None
+            changes = sequence.pages.write(position, job.tokens, waiting=waiting)
             if changes is None:
                 job.refusal = _NO_PAGE
                 sequence.length = position
@@ -386,6 +429,23 @@ class Engine:
             self._device.release()
         return True
 
+    def _begin_lower(self, sequence: TokenSequence, position: int) -> bool:
+        """A session begins below its known prefix, as another hop knows less: whether it holds what that
+        position sees now."""
+        if sequence.begun or position % PAGE_TOKENS:
+            return False
+        known = self._cache.find(
+            sequence.owner,
+            sequence.span,
+            self._layout(sequence.span),
+            sequence.names[: position // PAGE_TOKENS],
+            long_context=sequence.long_context,
+        )
+        if known.count * PAGE_TOKENS != position or not sequence.pages.begin_lower(known):
+            return False
+        _fill(sequence.table, sequence.pages)
+        return True
+
     def _forget_names(self, sequence: TokenSequence, position: int) -> None:
         """The session goes back: the names no longer tell what the pages from there on will hold. A first
         step that feeds a known prefix again is what the names were given for."""
@@ -399,9 +459,12 @@ class Engine:
         known = min(len(sequence.names), sequence.settled // PAGE_TOKENS)
         owner = Holder(sequence.owner, sequence.group)
         while sequence.registered < known:
-            index = sequence.registered
-            self._cache.register(owner, sequence.span, sequence.names[index], sequence.pages.pages[index])
-            sequence.registered = index + 1
+            name = sequence.names[sequence.registered]
+            for group, page in sequence.pages.at(sequence.registered):
+                self._cache.register(
+                    owner, sequence.span, group, name, page, long_context=sequence.long_context
+                )
+            sequence.registered += 1
 
     def _release(self, sequence: TokenSequence) -> None:
         sequence.pages.release()
@@ -531,6 +594,13 @@ class Engine:
             self._loop.call_soon_threadsafe(callback, *args)
         except RuntimeError:  # the loop is closed: nobody is left to tell
             logger.debug("event=result_without_loop")
+
+
+def _fill(table: np.ndarray, pages: PageTable) -> None:
+    """Write the entries of a table that no step in the compute thread's hands has."""
+    table.fill(-1)
+    for entry in pages.entries():
+        table[entry.rows, entry.index] = entry.slots
 
 
 def _thread_width(threads: int) -> ThreadWidth:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ...shards.formats.bounds import MAX_CONTEXT
 from ...swarm.errors import ErrorCode
 from ...swarm.protocol.messages import Want
 from ...swarm.types import Span
@@ -22,6 +23,7 @@ class TokenSequence:
     ``owner``: the peer whose turn its steps take, within its address ``group``. ``length``: tokens that it
     holds once every accepted step is computed; at first, those of a known prefix or of the sequence that
     it was forked from.
+    ``longest_fork``: a session for more tokens computes another way, and cannot begin as this one did.
     ``on_released`` is called in the event loop, once, when a closed sequence's memory has been given back.
     """
 
@@ -31,10 +33,12 @@ class TokenSequence:
     codec: str
     reply_codec: str
     pages: PageTable
-    table: np.ndarray  # (blocks, max_pages) int32 slots; filled as pages come, by the compute thread
+    table: np.ndarray  # (blocks, max_pages) int32 slots, -1: none yet; filled by the compute thread
     length: int
     on_released: Callable[[], None] | None = None
     group: str = ""
+    long_context: bool = False  # see ``BatchSlice``
+    longest_fork: int = MAX_CONTEXT
     # The event loop's notes.
     closed: bool = False
     names: tuple[bytes, ...] = ()  # names of the session's whole pages, as far as the client told them
@@ -50,6 +54,11 @@ class TokenSequence:
     def settled(self) -> int:
         """Tokens that are computed, answered, and not about to be written again. Event loop only."""
         return min(self.answered, min(self.pending)) if self.pending else self.answered
+
+    def keeps(self, tokens: int, max_tokens: int) -> bool:
+        """Whether a session for ``max_tokens`` tokens that begins with the first ``tokens`` of these finds
+        here what it sees of them."""
+        return tokens >= self.pages.lowest and max_tokens <= self.longest_fork
 
 
 @dataclass(slots=True)

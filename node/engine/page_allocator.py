@@ -1,8 +1,8 @@
 """Which sessions hold which slots of the KV pool. Plain ints: no tensor, no clock, no thread.
 
-A slot is the memory of one page of tokens in one block; a page of a session is one slot for each block of its
-span. Pages are shared by counting holders, and a page without a holder lives on while the prefix cache has a
-key for it, until its slots are needed. At any time ``free + used + cached = total`` slots.
+A slot is the memory of one page of tokens in one block; a page of a session is one slot for each block of a
+group (``kv_layout``). Pages are shared by counting holders, and a page without a holder lives on while the
+prefix cache has a key for it, until its slots are needed. At any time ``free + used + cached = total`` slots.
 
 Memory is promised before it is given: ``reserve`` promises slots that ``allocate`` later takes, evicting
 cached pages only then. ``reserved <= free + cached`` always holds, so a promise can be kept.
@@ -11,14 +11,23 @@ cached pages only then. ``reserved <= free + cached`` always holds, so a promise
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from ...swarm.errors import LocalProtocolError, UsageError
 from ...swarm.fairness.owner_lru import OwnerLru
 from ...swarm.fairness.shares import Holder
 
-PrefixKey = tuple[str, int, int, bytes]
-"""A page's key in the prefix cache: the peer it was computed for, the span's first block and end, and the
-name that this peer gave it."""
+
+class PrefixKey(NamedTuple):
+    """A page's key in the prefix cache: the peer it was computed for, the span's first block and end, whether
+    of a session with ``long_context``, how far its blocks see, and the name that this peer gave it."""
+
+    owner: str
+    start: int
+    end: int
+    long_context: bool
+    reach: int
+    name: bytes
 
 
 NOBODY = Holder("")
@@ -26,7 +35,7 @@ NOBODY = Holder("")
 
 
 class Page:
-    """``slots``: one for each block of a span. Compared by identity; only its allocator changes it.
+    """``slots``: one for each block of a group. Compared by identity; only its allocator changes it.
 
     ``holders``: sessions that have it in their tables. ``claims``: how many of them are sure to write to it
     while others may hold it, as a fork does with its parent's last page. ``key``: its name in the prefix

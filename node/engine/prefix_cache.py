@@ -10,10 +10,21 @@ Sessions let their pages go from the last to the first, so that a sequence loses
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ...swarm.fairness.shares import Holder
 from ...swarm.types import Span
+from .kv_layout import KvGroup, KvLayout
 from .page_allocator import Page, PageAllocator, PrefixKey
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The first ``count`` pages of a sequence. ``pages``: of each group, the last of them: those that the
+    next token sees."""
+
+    count: int
+    pages: tuple[list[Page], ...]
 
 
 class PrefixCache:
@@ -27,19 +38,47 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._pages)
 
-    def take(self, owner: str, span: Span, names: Sequence[bytes]) -> list[Page]:
-        """The owner's pages of the longest known beginning of ``names``, each held once more."""
-        taken: list[Page] = []
-        for name in names:
-            page = self._pages.get((owner, span.start, span.end, name))
-            if page is None or not self._allocator.share(page):
-                break
-            taken.append(page)
-        return taken
+    def find(
+        self, owner: str, span: Span, layout: KvLayout, names: Sequence[bytes], *, long_context: bool = False
+    ) -> Known:
+        """The owner's pages of the longest beginning of ``names`` that a session can go on from. Nobody holds
+        them yet."""
+        count = len(names)
+        found: list[list[Page | None]] = []
+        runs: list[list[int]] = []  # pages that are there one after another, up to each
+        for group in layout.groups:
+            pages: list[Page | None] = []
+            run: list[int] = []
+            for name in names[:count]:
+                key = PrefixKey(owner, span.start, span.end, long_context, group.reach, name)
+                page = self._pages.get(key)
+                if page is None and not group.reach:
+                    break
+                pages.append(page)
+                run.append(0 if page is None else run[-1] + 1 if run else 1)
+            count = len(pages)
+            found.append(pages)
+            runs.append(run)
+        while count and not all(
+            run[count - 1] >= count - first for run, first in zip(runs, _firsts(layout, count), strict=True)
+        ):
+            count -= 1
+        firsts = _firsts(layout, count)
+        seen = zip(found, firsts, strict=True)
+        return Known(count, tuple([page for page in pages[first:count] if page] for pages, first in seen))
 
-    def register(self, owner: Holder, span: Span, name: bytes, page: Page) -> bool:
+    def register(
+        self,
+        owner: Holder,
+        span: Span,
+        group: KvGroup,
+        name: bytes,
+        page: Page,
+        *,
+        long_context: bool = False,
+    ) -> bool:
         """Name a held page that will not change any more; False if the name or the page is taken."""
-        key = (owner.peer_id, span.start, span.end, name)
+        key = PrefixKey(owner.peer_id, span.start, span.end, long_context, group.reach, name)
         if page.key is not None or key in self._pages:
             return False
         page.key, page.owner = key, owner
@@ -54,3 +93,8 @@ class PrefixCache:
     def _forget(self, page: Page) -> None:
         if page.key is not None:
             self._pages.pop(page.key, None)
+
+
+def _firsts(layout: KvLayout, count: int) -> list[int]:
+    """The first page of each group that the token after ``count`` pages sees."""
+    return [group.first_seen(count * layout.page_tokens) for group in layout.groups]

@@ -21,9 +21,9 @@ from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.protocol.wire import Payload
 from ...swarm.types import Span
 
-PageKey = tuple[str, int, int, str, bytes]
-"""The key of a finished page's rows: the peer they were computed for, first block, end block, codec of the
-rows, and the name that this peer gave the page."""
+PageKey = tuple[str, int, int, bool, str, bytes]
+"""The key of a finished page's rows: the peer they were computed for, first block, end block, whether in a
+session with ``long_context``, codec of the rows, and the name that this peer gave the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +132,14 @@ class JournalBook:
         journal.write(base, rows)
         return journal
 
-    def finish(self, journal: Journal, span: Span, codec: str, names: Sequence[bytes]) -> None:
+    def finish(
+        self, journal: Journal, span: Span, codec: str, names: Sequence[bytes], *, long_context: bool = False
+    ) -> None:
         """Close a session's journal; keep the rows of its first whole pages, one a name, for sessions of the
         same owner that begin alike."""
         kept: list[tuple[PageKey, bytes]] = []
         for index, name in enumerate(names):
-            key = (journal.owner, span.start, span.end, codec, name)
+            key = (journal.owner, span.start, span.end, long_context, codec, name)
             if key in self._pages:
                 self._kept.use(key)
             elif (rows := journal.slice(index * PAGE_TOKENS, (index + 1) * PAGE_TOKENS)) is not None:
@@ -151,12 +153,14 @@ class JournalBook:
         while self._used > self.budget:
             self._drop_page()
 
-    def recall(self, owner: str, span: Span, codec: str, names: Sequence[bytes]) -> tuple[int, bytes]:
+    def recall(
+        self, owner: str, span: Span, codec: str, names: Sequence[bytes], *, long_context: bool = False
+    ) -> tuple[int, bytes]:
         """The rows kept of the owner's pages of these names: the longest run of whole pages that ends with
         the last of them, as its first position and its rows."""
         found: list[bytes] = []
         for name in reversed(names):
-            key = (owner, span.start, span.end, codec, name)
+            key = (owner, span.start, span.end, long_context, codec, name)
             rows = self._pages.get(key)
             if rows is None:
                 break

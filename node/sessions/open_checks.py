@@ -63,4 +63,11 @@ def _fork_problem(request: Open, parent: NodeSession | None) -> tuple[ErrorCode,
             f"{parent.sequence.settled} of {request.parent_tokens} tokens are there and answered",
             "Await the answers to its steps first.",
         )
+    if not parent.sequence.keeps(request.parent_tokens, request.max_tokens):
+        return (
+            ErrorCode.CACHE_LOST,
+            f"what a session of {request.max_tokens} tokens sees of its first {request.parent_tokens} is not "
+            "there",
+            "Feed the tokens to a new session.",
+        )
     return ErrorCode.BAD_STEP, "", ""

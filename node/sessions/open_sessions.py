@@ -52,7 +52,6 @@ class OpenSessions:
         self.journals = JournalBook(journal_bytes)
         self._engine = engine
         self._context_tokens = context_tokens
-        self._blocks = len(terms.span)
         self._admission = SessionAdmission(engine, limits, ledger)
         self._row_bytes = {
             codec: activations.payload_bytes(codec, 1, terms.hidden_size) for codec in terms.codecs
@@ -150,7 +149,13 @@ class OpenSessions:
             settled = session.sequence.settled // PAGE_TOKENS
             pages = (prefix or session.sequence.names)[:settled]
             codec = session.request.reply_codec
-            self.journals.finish(session.journal, session.request.span, codec, pages)
+            self.journals.finish(
+                session.journal,
+                session.request.span,
+                codec,
+                pages,
+                long_context=session.sequence.long_context,
+            )
         session.close(prefix)
 
     def peer_left(self, holder: Holder) -> None:
@@ -175,18 +180,18 @@ class OpenSessions:
 
     def _cells(self, request: Open) -> int:
         """(token, block) pairs that a session reserves, in whole pages; shared ones count for each."""
-        return -(-request.max_tokens // PAGE_TOKENS) * PAGE_TOKENS * len(request.span)
+        return self._engine.slots_of(request.max_tokens, request.span) * PAGE_TOKENS
 
     def _never_fits(self, request: Open) -> Refused | None:
-        blocks = len(request.span)
-        whole = self._engine.could_ever_fit(request.max_tokens, blocks)
+        engine, span = self._engine, request.span
+        whole = engine.could_ever_fit(request.max_tokens, span)
         if whole and self._cells(request) <= self._admission.most_cells:
             return None
         if whole:
-            most = self._admission.most_cells // blocks // PAGE_TOKENS * PAGE_TOKENS
+            most = engine.tokens_in(self._admission.most_cells // PAGE_TOKENS, span)
             message = f"one peer may hold {most} tokens of this node's KV cache"
         else:
-            message = f"this node's whole KV cache has {self._engine.total_tokens * self._blocks // blocks}"
+            message = f"this node's whole KV cache has {engine.tokens_in(engine.total_slots, span)}"
         return Refused(
             request.session,
             ErrorCode.CONTEXT_EXCEEDED,
@@ -221,7 +226,9 @@ class OpenSessions:
         base, rows = sequence.length, b""
         if parent is None:
             known = sequence.names[: sequence.length // PAGE_TOKENS]
-            base, rows = self.journals.recall(owner.peer_id, request.span, request.reply_codec, known)
+            base, rows = self.journals.recall(
+                owner.peer_id, request.span, request.reply_codec, known, long_context=sequence.long_context
+            )
         elif parent.journal is not None and parent.journal.base < sequence.length:
             kept = parent.journal.slice(parent.journal.base, sequence.length)
             if kept is not None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...swarm.fairness.shares import Holder
+from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.protocol.messages import Busy, Open
 from ..engine.engine import Engine
 from ..limits.admission import Admission, Holding, Reclaimable
@@ -22,7 +23,7 @@ class SessionAdmission:
         self._ledger = ledger
         self._blocks = len(engine.model.span)
         self._admission = Admission(
-            engine.total_tokens * self._blocks, limits.max_sessions, limits.kv_share_per_peer
+            engine.total_slots * PAGE_TOKENS, limits.max_sessions, limits.kv_share_per_peer
         )
 
     @property
@@ -79,11 +80,13 @@ class SessionAdmission:
             most = self._limits.max_sessions
             text = f"all {most} sessions of this node are taken; use another peer, or wait"
             return _busy(request, admission.retry_after_s(1, ledger.sessions), text)
-        free = self._engine.free_tokens * self._blocks
+        engine = self._engine
+        free = engine.free_slots * PAGE_TOKENS
         return _busy(
             request,
             admission.retry_after_s(max(1, cells - free) + ahead, ledger.kv_cells),
-            f"{request.max_tokens} tokens of KV cache asked for, {free // len(request.span)} are free",
+            f"{request.max_tokens} tokens of KV cache asked for, "
+            f"{engine.tokens_in(engine.free_slots, request.span)} are free",
         )
 
     def losers(
@@ -103,7 +106,7 @@ class SessionAdmission:
             )
             for each in sessions
         ]
-        lacking = cells - self._engine.free_tokens * self._blocks
+        lacking = cells - self._engine.free_slots * PAGE_TOKENS
         missing = Holding(lacking if self.is_full else max(1, lacking), int(self.is_full))
         chosen = self._admission.to_reclaim(account.holder, cells, missing, reclaimable, self._held(), now)
         return [sessions[index] for index in chosen]

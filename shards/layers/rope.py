@@ -9,14 +9,17 @@ tokens, from their first token on.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..formats.bounds import MAX_CONTEXT
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ..formats.block_config import BlockConfig
     from ..formats.rope_config import RopeConfig
 
     Floats = NDArray[np.float32]
@@ -122,6 +125,16 @@ def frequencies(rope: RopeConfig, *, long: bool = False) -> tuple[Floats, float]
         factors: Floats = np.array(rope.frequency_factors, dtype=np.float32)
         base = base / factors
     return base, factor
+
+
+def longest_short_context(blocks: Iterable[BlockConfig]) -> int:
+    """Sessions for more tokens than this have ``long_context``; more than any session has, where no block
+    tells them apart."""
+    ropes = {block.attention.rope for block in blocks}
+    return min(
+        (rope.original_max_position_embeddings for rope in ropes if rope and rope.type == "longrope"),
+        default=MAX_CONTEXT,
+    )
 
 
 def dynamic_inv_freq(rope: RopeConfig, length: int) -> Floats:

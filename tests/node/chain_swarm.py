@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from swarm_node.node.engine.engine import Engine, EngineSettings
-from swarm_node.node.engine.page_tables import slots_for
+from swarm_node.node.engine.page_tables import pages_for
 from swarm_node.node.limits.quotas import Limits
 from swarm_node.node.sessions.server import DEFAULT_JOURNAL_BYTES, NodeServer
 from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.errors import SwarmError
 from swarm_node.swarm.links.message_stream import Connection
-from swarm_node.swarm.protocol.field_types import PAGE_TOKENS, Downstream
+from swarm_node.swarm.protocol.field_types import Downstream
 from swarm_node.swarm.protocol.messages import (
     Attach,
     Attached,
@@ -179,7 +179,7 @@ class ChainSwarm:
         dials: bool = True,
         ref: ModelRef = MODEL,
     ) -> NodeServer:
-        slots = slots_for(KV_TOKENS, len(model.span), PAGE_TOKENS)
+        slots = pages_for(KV_TOKENS) * len(model.span)
         pool = model.new_pool(slots, "float32")
         engine = Engine(model, pool, threads=1, settings=EngineSettings(max_batch_tokens=64))
         engine.start()

@@ -17,7 +17,7 @@ from tokenizers import models
 
 from scripts.lab.tiny_model import BLOCKS, HIDDEN, write_llama
 from swarm_node.node.engine.engine import Engine, EngineSettings
-from swarm_node.node.engine.page_tables import slots_for
+from swarm_node.node.engine.page_tables import pages_for
 from swarm_node.node.limits.quotas import Limits
 from swarm_node.node.sessions.server import NodeServer
 from swarm_node.shards.checkpoint.opening import open_checkpoint
@@ -26,7 +26,6 @@ from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.links.message_stream import Connection
-from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.protocol.messages import Hello, Message, Open, Opened, Result, Step, Want, Welcome
 from swarm_node.swarm.protocol.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
 from swarm_node.swarm.transport.memory import MemoryNetwork
@@ -184,7 +183,7 @@ def serving(tiny_span: Callable[..., SpanBackend[Any]]) -> Callable[..., object]
         prefix_cache: bool = True,
     ) -> AsyncIterator[Harness]:
         span_model = model or tiny_span(span)
-        slots = slots_for(kv_tokens, len(span_model.span), PAGE_TOKENS)
+        slots = pages_for(kv_tokens) * len(span_model.span)
         pool = span_model.new_pool(slots, "float32")
         settings = EngineSettings(max_batch_tokens=batch_tokens, prefix_cache=prefix_cache)
         engine = Engine(span_model, pool, threads=1, settings=settings)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm_node.node import resources
-from swarm_node.node.resources import KV_CEILING, KV_SHARE, MAX_CONTEXTS, default_kv_tokens
+from swarm_node.node.resources import KV_CEILING, KV_SHARE, MAX_CONTEXTS, default_kv_bytes
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.runtime import cores
 
@@ -32,19 +32,18 @@ def test_memory_is_what_machine_and_container_leave(cgroup):
     assert resources.available_memory("cpu") == 0
 
 
-@given(available=st.integers(0, 2**45), per_token=st.integers(1, 10**7), context=st.integers(1, 2_000_000))
-def test_default_kv_cache_stays_in_its_bounds(available, per_token, context):
-    tokens = default_kv_tokens(available, per_token, context)
-    assert 1 <= tokens <= MAX_CONTEXTS * context
-    assert tokens * per_token <= max(available * KV_CEILING, per_token)
-    if tokens > context:
-        assert tokens * per_token <= available * KV_SHARE
+@given(available=st.integers(0, 2**45), context=st.integers(1, 10**13))
+def test_default_kv_cache_stays_in_its_bounds(available, context):
+    cache = default_kv_bytes(available, context)
+    assert 0 <= cache <= min(MAX_CONTEXTS * context, available * KV_CEILING)
+    if cache > context:
+        assert cache <= available * KV_SHARE
 
 
 def test_default_kv_cache_for_machines_one_knows():
-    per_token = 2 * 30 * 3 * 64 * 4  # SmolLM2-135M, float32: 46 KB
-    assert default_kv_tokens(20 * GIB, per_token, 8192) == 20 * GIB // 4 // per_token
-    assert default_kv_tokens(GIB // 2, per_token, 8192) == 8192  # one context, more than the share
-    assert default_kv_tokens(64 * 1024**2, per_token, 8192) == int(0.8 * 64 * 1024**2) // per_token
+    context = 2 * 30 * 3 * 64 * 4 * 8192  # SmolLM2-135M, float32: 46 KB a token
+    assert default_kv_bytes(20 * GIB, context) == 20 * GIB // 4
+    assert default_kv_bytes(GIB // 2, context) == context  # one context, more than the share
+    assert default_kv_bytes(64 * 1024**2, context) == int(0.8 * 64 * 1024**2)
     with pytest.raises(UsageError):
-        default_kv_tokens(GIB, 0, 8192)
+        default_kv_bytes(GIB, 0)

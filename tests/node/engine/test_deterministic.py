@@ -19,7 +19,7 @@ from swarm_node.node import loaded_span
 from swarm_node.node.config import NodeConfig, NodeEvent
 from swarm_node.node.engine.engine import Engine, EngineSettings
 from swarm_node.node.engine.jobs import StepDone, StepDropped, StepJob, TokenSequence
-from swarm_node.node.engine.page_tables import slots_for
+from swarm_node.node.engine.page_tables import pages_for
 from swarm_node.node.node import Node
 from swarm_node.shards.layers.kv_pool import KV_DTYPES
 from swarm_node.shards.loading import load_backend
@@ -28,7 +28,6 @@ from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.torch.span import TorchSpan
 from swarm_node.swarm.codecs import activations
 from swarm_node.swarm.errors import UsageError
-from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.protocol.messages import Want
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import Span
@@ -53,7 +52,7 @@ class Hop:
     """One engine; ``feed`` gives the wire bytes of all rows of a step."""
 
     def __init__(self, model: SpanBackend[Any], kv_dtype: str = "float32", **settings: float) -> None:
-        slots = slots_for(4096, len(model.span), PAGE_TOKENS)
+        slots = pages_for(4096) * len(model.span)
         pool = model.new_pool(slots, kv_dtype)
         self.engine = Engine(model, pool, threads=1, settings=EngineSettings(**settings))
         self.engine.start()

@@ -250,7 +250,7 @@ async def test_a_table_that_finds_no_memory_is_no_room(driver, monkeypatch):
     def no_memory(*_, **__):
         raise MemoryError("not enough memory")
 
-    monkeypatch.setattr(np, "zeros", no_memory)
+    monkeypatch.setattr(np, "empty", no_memory)
     assert driver.sequence() is None
     load = driver.engine.load()
     assert (load.sequences, load.used_slots, load.reserved_slots) == (0, 0, 0)
@@ -258,10 +258,10 @@ async def test_a_table_that_finds_no_memory_is_no_room(driver, monkeypatch):
 
 async def test_a_session_that_can_never_be_is_refused(driver):
     engine = driver.engine
-    assert engine.could_ever_fit(64 * 32, 4)
-    assert not engine.could_ever_fit(64 * 32 + 1, 4)
-    assert not engine.could_ever_fit(1, 5)
-    assert not engine.could_ever_fit(0, 4)
+    assert engine.could_ever_fit(64 * 32, Span(0, 4))
+    assert not engine.could_ever_fit(64 * 32 + 1, Span(0, 4))
+    assert not engine.could_ever_fit(1, Span(0, 5))
+    assert not engine.could_ever_fit(0, Span(0, 4))
     for tokens, span in ((0, ALL), (10, Span(3, 5))):
         with pytest.raises(LocalProtocolError):
             driver.sequence(tokens, span=span)

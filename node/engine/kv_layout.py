@@ -1,0 +1,105 @@
+"""How many slots a session needs in each of its blocks. Plain ints.
+
+Blocks that see all tokens need a page for every page of tokens. Those that see only the last ones, or those
+of a chunk, use a few pages again and again: a session holds what a token sees there, what one batch may add,
+and ROLLBACK_TOKENS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ...shards.formats.block_config import BlockConfig
+from ...swarm.protocol.field_types import PAGE_TOKENS
+
+ROLLBACK_TOKENS = 64
+"""A session may always go back by this many tokens, however far its blocks see: drafts have 32 at most."""
+ALL_PAGES = 2**31
+"""More pages than a session can have."""
+
+
+@dataclass(frozen=True, slots=True)
+class KvGroup:
+    """Blocks that see equally far: a token sees ``reach`` tokens, itself included; 0: all before it.
+
+    ``rows``: their rows in a session's table; ``blocks``: how many these are. ``most``: pages of
+    ``page_tokens`` tokens that a session holds at once in each of them.
+    """
+
+    rows: slice | list[int]
+    blocks: int
+    reach: int
+    most: int
+    page_tokens: int
+
+    def first_seen(self, position: int) -> int:
+        """The first page that a token at ``position`` sees."""
+        return max(0, position - self.reach + 1) // self.page_tokens if self.reach else 0
+
+
+class KvLayout:
+    """The groups of one span's blocks, by ``reaches`` of these. ``batch_tokens``: most tokens of one session
+    in a batch.
+
+    ``most`` counts one page more than these tokens need: the first one may begin anywhere in its page.
+    """
+
+    def __init__(
+        self,
+        reaches: Iterable[int],
+        batch_tokens: int,
+        *,
+        page_tokens: int = PAGE_TOKENS,
+        rollback_tokens: int = ROLLBACK_TOKENS,
+    ) -> None:
+        self.page_tokens = page_tokens
+        rows: dict[int, list[int]] = {}
+        for row, reach in enumerate(reaches):
+            rows.setdefault(reach, []).append(row)
+        self.groups = tuple(
+            KvGroup(
+                slice(None) if len(rows) == 1 else rows[reach],
+                len(rows[reach]),
+                reach,
+                self._pages(reach + batch_tokens + rollback_tokens) + 1 if reach else ALL_PAGES,
+                page_tokens,
+            )
+            for reach in sorted(rows)
+        )
+        self.blocks = sum(group.blocks for group in self.groups)
+
+    @classmethod
+    def of(cls, blocks: Iterable[BlockConfig], batch_tokens: int) -> KvLayout:
+        return cls((block.attention.reach for block in blocks), batch_tokens)
+
+    def slots_of(self, tokens: int) -> int:
+        """Slots of one session of ``tokens`` tokens."""
+        pages = self._pages(tokens)
+        return sum(min(pages, group.most) * group.blocks for group in self.groups)
+
+    def slots_for(self, tokens: int, context: int) -> int:
+        """Slots of sessions that have ``tokens`` tokens together, each up to ``context``."""
+        sessions, rest = divmod(self._pages(tokens), max(1, self._pages(context)))
+        return sessions * self.slots_of(context) + self.slots_of(rest * self.page_tokens)
+
+    def tokens_in(self, slots: int, context: int) -> int:
+        """Tokens, in whole pages, of sessions for which ``slots`` slots do: one of up to ``context`` tokens
+        finds room exactly if it is not longer than that."""
+        sessions, rest = divmod(slots, self.slots_of(max(1, context)))
+        return (sessions * self._pages(max(1, context)) + self._pages_in(rest)) * self.page_tokens
+
+    def _pages_in(self, slots: int) -> int:
+        """Pages of the longest session for which ``slots`` do, if there is a longest one."""
+        pages, left = 0, slots
+        growing = self.blocks
+        for group in sorted(self.groups, key=lambda group: group.most):
+            more = min(left // growing, group.most - pages)
+            pages, left = pages + more, left - more * growing
+            if pages < group.most:
+                break
+            growing -= group.blocks
+        return pages
+
+    def _pages(self, tokens: int) -> int:
+        return -(-tokens // self.page_tokens)
