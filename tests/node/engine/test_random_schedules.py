@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from time import perf_counter_ns
 from typing import Any
@@ -25,6 +25,7 @@ from swarm_node.node.engine.engine import Engine, EngineSettings
 from swarm_node.node.engine.jobs import StepDone, StepDropped, StepFailed, StepJob, TokenSequence
 from swarm_node.node.engine.page_tables import pages_for
 from swarm_node.shards.checkpoint.opening import open_checkpoint
+from swarm_node.shards.formats.config import ModelConfig
 from swarm_node.shards.layers.kv_pool import BatchSlice
 from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.backend import Memory, SpanBackend
@@ -37,8 +38,9 @@ from swarm_node.swarm.types import Span
 
 pytestmark = pytest.mark.slow
 
-HIDDEN, VOCAB, LONGEST = 64, 128, 150
+HIDDEN, VOCAB, LONGEST, LONGEST_OF_WINDOWS = 64, 128, 150, 400
 SPANS = [Span(0, 4), Span(0, 4), Span(1, 3)]
+NO_MORE = (ErrorCode.OVERLOADED, ErrorCode.CACHE_LOST)
 NEAR_TIE = 1e-3
 """Logits closer than this may fall either way in float32."""
 TIMES = 10 if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else 1
@@ -62,13 +64,15 @@ class Record:
 class Log:
     span: Span
     records: list[Record] = field(default_factory=list)
+    lost: int = 0  # steps that went back behind a window
 
 
 class Client:
     """One session that generates, and its forks."""
 
-    def __init__(self, engine: Engine, rng: random.Random, owner: str, logs: list[Log]) -> None:
+    def __init__(self, engine: Engine, rng: random.Random, owner: str, logs: list[Log], longest: int) -> None:
         self.engine, self.rng, self.owner, self.logs = engine, rng, owner, logs
+        self.longest = longest
         self.steps = 0
 
     def chain(self, tokens: list[int]) -> tuple[bytes, ...]:
@@ -96,6 +100,7 @@ class Client:
                 log.records.append(Record(tokens, start, rows))
                 future.set_result(rows)
             elif isinstance(outcome, StepFailed):
+                log.lost += outcome.code is ErrorCode.CACHE_LOST
                 future.set_result(outcome.code)
             else:
                 assert isinstance(outcome, StepDropped)
@@ -128,7 +133,7 @@ class Client:
     async def converse(self, prompt: list[int], span: Span) -> None:
         rng = self.rng
         tokens = list(prompt)
-        budget = min(LONGEST, len(tokens) + rng.randint(1, 40))
+        budget = min(self.longest, len(tokens) + rng.randint(1, 40))
         sequence = await self.open(span, budget, prefix=self.chain(tokens))
         if sequence is None:
             return
@@ -165,8 +170,8 @@ class Client:
             await asyncio.gather(*futures)
             return False
         rows = (await asyncio.gather(*futures))[-1]
-        if rows is ErrorCode.OVERLOADED or rows is ErrorCode.BAD_STEP:
-            return False  # went back into shared pages, and there was no room
+        if not isinstance(rows, np.ndarray) and rows in (*NO_MORE, ErrorCode.BAD_STEP):
+            return False  # went back into shared pages, and there was no room, or behind a window
         assert isinstance(rows, np.ndarray)
         tokens.append(greedy(rows))
         return True
@@ -184,13 +189,13 @@ class Client:
             if move < 0.08:
                 trouble = rng.choice(["nan", "short", "late"])
                 code = await self.send(sequence, log, tokens, at, Want.LAST, trouble)
-                if code is ErrorCode.OVERLOADED:
+                if code in NO_MORE:
                     break
                 assert code in (ErrorCode.BAD_TENSOR, ErrorCode.DEADLINE)
             elif move < 0.25 and room > 0:  # a draft, of which a part is kept
                 draft = tokens + [rng.randrange(VOCAB) for _ in range(min(room, 4))]
                 rows = await self.send(sequence, log, draft, at, Want.ALL)
-                if rows is ErrorCode.OVERLOADED:
+                if not isinstance(rows, np.ndarray) and rows in NO_MORE:
                     break
                 assert isinstance(rows, np.ndarray)
                 kept = rng.randint(0, len(draft) - len(tokens))
@@ -203,7 +208,7 @@ class Client:
                 self.fork(beams, sequence, tokens, budget)
             else:
                 rows = await self.send(sequence, log, tokens, at, Want.LAST)
-                if rows is ErrorCode.OVERLOADED:
+                if not isinstance(rows, np.ndarray) and rows in NO_MORE:
                     break
                 assert isinstance(rows, np.ndarray)
                 tokens.append(greedy(rows))
@@ -217,6 +222,8 @@ class Client:
     ) -> None:
         held = min(sequence.settled, len(tokens) - 1)
         shared = self.rng.randint(max(0, held - 40), held)
+        if not sequence.keeps(shared, budget):
+            return  # the node refuses it
         child = self.engine.open_sequence(
             self.owner, sequence.span, budget, "none", "none", parent=sequence, parent_tokens=shared
         )
@@ -242,7 +249,7 @@ class Alone:
 
     def __init__(self, model: SpanBackend[Any], span: Span) -> None:
         self.model, self.span = model, span
-        pages = pages_for(LONGEST + 8)
+        pages = pages_for(LONGEST_OF_WINDOWS + 8)
         self.pool = pool_of(model, pages * len(span))
         self.table = np.arange(pages * len(span), dtype=np.int32).reshape(len(span), pages)
         self.tokens: list[int] = []
@@ -265,7 +272,9 @@ def pool_of(model: SpanBackend[Memory], slots: int) -> Memory:
     return model.new_pool(slots, "float32")
 
 
-async def run_schedule(model: SpanBackend[Memory], seed: int) -> tuple[list[Log], Engine]:
+async def run_schedule(
+    model: SpanBackend[Memory], seed: int, longest: int = LONGEST
+) -> tuple[list[Log], Engine]:
     rng = random.Random(seed)
     settings = EngineSettings(
         max_batch_tokens=rng.choice([16, 40, 100, 512]),
@@ -273,19 +282,23 @@ async def run_schedule(model: SpanBackend[Memory], seed: int) -> tuple[list[Log]
         prefill_target_ms=rng.choice([0.1, 2.0, 25.0]),
         prefix_cache=rng.random() < 0.8,
     )
-    engine = Engine(model, pool_of(model, rng.choice([24, 48, 160])), threads=1, settings=settings)
+    slots = rng.choice([24, 48, 160]) * longest // LONGEST
+    engine = Engine(model, pool_of(model, slots), threads=1, settings=settings)
     engine.start()
     logs: list[Log] = []
-    systems = [[rng.randrange(VOCAB) for _ in range(rng.choice([0, 20, 32, 70, 96]))] for _ in range(2)]
+    systems = [
+        [rng.randrange(VOCAB) for _ in range(rng.choice([0, 20, 32, 70, 96]) * longest // LONGEST)]
+        for _ in range(2)
+    ]
 
     async def user(owner: str) -> None:
         history: list[int] = []
         for _ in range(rng.randint(1, 3)):
-            client = Client(engine, rng, owner, logs)
+            client = Client(engine, rng, owner, logs, longest)
             prompt = (history or rng.choice(systems)) + [
                 rng.randrange(VOCAB) for _ in range(rng.randint(1, 20))
             ]
-            await client.converse(prompt[:110], rng.choice(SPANS))
+            await client.converse(prompt[: longest - 40], rng.choice(SPANS))
             history = prompt if rng.random() < 0.5 else []
 
     try:
@@ -379,3 +392,29 @@ async def test_schedules_with_deterministic_kernels(tiny_span, options):
         rows += check(model, logs, exact=True)
         check_books(engine)
     assert rows > 100
+
+
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+async def test_schedules_with_windows(tiny_dir, kernels):
+    """Blocks that see 20 tokens, those of a chunk of 24, and all, in pools that do not hold all pages."""
+    with open_checkpoint(str(tiny_dir)) as checkpoint:
+        checkpoint.config = with_windows(checkpoint.config)
+        options = LoadOptions(dtype="float32", quantize="none", kernels=kernels, deterministic=True)
+        model = load_backend(checkpoint, Span(0, 4), options)
+    rows = lost = 0
+    for number in _numbers(3000, 8):
+        logs, engine = await run_schedule(model, number, LONGEST_OF_WINDOWS)
+        rows += check(model, logs, exact=True)
+        lost += sum(log.lost for log in logs)
+        check_books(engine)
+    assert rows > 100
+    assert lost > 0
+
+
+def with_windows(config: ModelConfig) -> ModelConfig:
+    kinds = ({}, {"window": 20}, {"chunk": 24}, {"window": 20})
+    blocks = [
+        replace(block, attention=replace(block.attention, **kind))
+        for block, kind in zip(config.blocks, kinds, strict=True)
+    ]
+    return replace(config, blocks=tuple(blocks))
