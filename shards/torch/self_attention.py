@@ -58,7 +58,7 @@ class SelfAttention:
             stacked = stacked.to(x.dtype)
         width = self._stacked * self._head_dim  # the gate is behind
         part = stacked if self._gate is None else stacked[:, :width]
-        heads = part.view(len(x), -1, self._head_dim)
+        heads = part.view(x.shape[0], -1, self._head_dim)
         qk = heads[:, : self._rotated]  # (T, heads + kv_heads, head_dim): q and k turn in one go
         v = heads[:, -(self._rotated - self._heads) :]  # the keys themselves where there are no others
         if self._norm is not None:

@@ -62,6 +62,7 @@ def test_every_kind_of_block_in_ragged_chunks(sessions: Sessions, case: str) -> 
     close(fed_in_chunks(sessions, load(CASES[case])), want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_rowwise_a_row_has_the_same_bits_in_any_batch(sessions: Sessions, case: str) -> None:
     model = load(CASES[case], deterministic=True)
