@@ -5,10 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from ....swarm.errors import UnsupportedModelError
-from ...formats.block_config import MAX_SOFTCAP, AttentionConfig, BlockConfig, HeadNorm, MlpConfig
+from ...formats.block_config import (
+    MAX_SOFTCAP,
+    AttentionConfig,
+    BlockConfig,
+    ExpertsConfig,
+    HeadNorm,
+    MlpConfig,
+    RouterConfig,
+)
 from ...formats.bounds import MAX_WIDTH
+from ..experts import experts
 from ..family import Family, GGUFFamily
-from ..names import Names
+from ..names import Names, fused, stack
 from ..pieces import attention, mlp, pre_norm, rms, usual
 from ..rope import rope
 from ..settings import FULL, SLIDING, Settings, every
@@ -191,7 +200,24 @@ def _gemma4_block(s: Settings) -> BlockConfig:
         ),
         mlp(s, activation="hidden_activation"),
         0.0,
+        experts=_gemma4_experts(s),
         scalar=True,
+    )
+
+
+def _gemma4_experts(s: Settings) -> ExpertsConfig | None:
+    """Beside the dense MLP, with norms of their own."""
+    if not (s.optional_integer("num_experts") if s.is_gguf else s.flag("enable_moe_block", False)):
+        return None
+    norm = rms(s)
+    return experts(
+        s,
+        RouterConfig(expert_scale=True, norm=rms(s, weighted=False)),
+        used="top_k_experts",
+        mlp=mlp(s, "moe_intermediate_size", "hidden_activation"),
+        norm=norm,
+        dense_out_norm=norm,
+        out_norm=norm,
     )
 
 
@@ -211,16 +237,21 @@ def _of_full_layers(s: Settings, shares: bool) -> dict[str, Any]:
 
 
 def _gemma4_client(s: Settings) -> dict[str, Any]:
-    for key in (
-        "hidden_size_per_layer_input",
-        "num_kv_shared_layers",
-        "enable_moe_block",
-        "use_double_wide_mlp",
-    ):
+    for key in ("hidden_size_per_layer_input", "num_kv_shared_layers", "use_double_wide_mlp"):
         if not s.is_one_of(key, (0, False, None)):
             raise UnsupportedModelError(f"{s.named(key)} is {s.shown(key)}, which is not supported")
     return _client(s, 0.0)
 
+
+_GEMMA4_EXPERTS: Names = {
+    "mlp.router.weight": "router.proj.weight",
+    "mlp.router.scale": "router.scale",
+    "mlp.router.expert_scale": "router.per_expert_scale",
+    **stack("experts.gate_up_proj", "experts.down_proj"),
+    "mlp.experts_norm": "pre_feedforward_layernorm_2",
+    "mlp.dense_out_norm": "post_feedforward_layernorm_1",
+    "mlp.experts_out_norm": "post_feedforward_layernorm_2",
+}
 
 GEMMA4 = Family(
     types=("gemma4_text",),
@@ -244,7 +275,7 @@ GEMMA4 = Family(
     ),
     block=_gemma4_block,
     client=_gemma4_client,
-    tensors={**SANDWICH, "scalar.weight": "layer_scalar"},
+    tensors={**SANDWICH, "scalar.weight": "layer_scalar", **_GEMMA4_EXPERTS},
     ignored=VISION,
     wrappers=("gemma4",),
     gguf=GGUFFamily(
@@ -255,7 +286,9 @@ GEMMA4 = Family(
             "attention.key_length_swa": "head_dim",
             "embedding_length_per_layer_input": "hidden_size_per_layer_input",
             "attention.shared_kv_layers": "num_kv_shared_layers",
+            "expert_used_count": "top_k_experts",
         },
+        tensors=fused("ffn_gate_up_exps", "mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj"),
     ),
 )
 

@@ -98,6 +98,15 @@ CASES: dict[str, dict[str, Any]] = {
         "sliding_window": 5,
         "layer_types": ["sliding_attention", "full_attention", "full_attention"],
     },
+    "gemma4_text-experts": {
+        **EXPERTS,
+        "head_dim": 16,
+        "global_head_dim": 32,
+        "hidden_size_per_layer_input": 0,
+        "sliding_window": 5,
+        "enable_moe_block": True,
+        "top_k_experts": 2,
+    },
     "gemma4_text-shared": {
         "head_dim": 16,
         "global_head_dim": 32,

@@ -37,7 +37,7 @@ NUMBERS = {
     **dict.fromkeys(
         ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"), "expert_count"
     ),
-    **dict.fromkeys(("num_experts_per_tok", "moe_k"), "expert_used_count"),
+    **dict.fromkeys(("num_experts_per_tok", "moe_k", "top_k_experts"), "expert_used_count"),
     **dict.fromkeys(("n_shared_experts", "moe_num_shared_experts"), "expert_shared_count"),
     **dict.fromkeys(("first_k_dense_replace", "moe_layer_start_index"), "leading_dense_block_count"),
     **dict.fromkeys(("interleave_moe_layer_step", "moe_layer_interval"), "interleave_moe_layer_step"),
@@ -111,8 +111,12 @@ def _parts(family: str, name: str, value: np.ndarray, config: Any) -> list[tuple
     last, kind = part.split(".")[-1].removesuffix("_bias"), "bias" if part.endswith("_bias") else "weight"
     if part.endswith("e_score_correction_bias"):
         return [(f"{block}.exp_probs_b.bias", value.reshape(-1))]
-    if ".router." in part or part.endswith(("mlp.gate.weight", "gate.wg.weight")):
+    if ".router." in part or part.endswith(("router.proj.weight", "mlp.gate.weight", "gate.wg.weight")):
         return [(f"{block}.ffn_gate_inp.{last}", value)]
+    if part in ("router.scale", "router.per_expert_scale"):
+        return [(f"{block}.{'ffn_gate_inp' if part == 'router.scale' else 'ffn_down_exps'}.scale", value)]
+    if family == "gemma4_text" and part.startswith("experts."):
+        return [(f"{block}.ffn_{'down' if last == 'down_proj' else 'gate_up'}_exps.weight", value)]
     if ".experts." in part or "shared_mlp.input_linear" in part or "shared_mlp.output_linear" in part:
         end = "exps" if ".experts." in part else "shexp"
         if family in TRANSPOSED and kind == "weight":
