@@ -19,17 +19,17 @@ from .models import ids, logits, small_model
 from .test_families import assert_close, computed
 
 mx = pytest.importorskip("mlx.core")
-MOVED = ("llama", "phi3", "glm4", "cohere")
-"""Rows of q and k put in order, in GGUF files; matrices split; both; rows put in order in both."""
+MOVED = ("llama", "phi3", "glm4", "cohere", "qwen3_moe")
+"""Rows of q and k put in order, in GGUF files; matrices split; both; rows put in order in both; experts."""
 
 
 def matrices(model: Any) -> dict[str, torch.Tensor]:
     """Those whose columns come in groups of 32."""
     found = dict(model.named_parameters())
-    return {name: value for name, value in found.items() if value.ndim == 2 and value.shape[1] % 32 == 0}
+    return {name: value for name, value in found.items() if value.ndim > 1 and value.shape[-1] % 32 == 0}
 
 
-@pytest.mark.parametrize("case", MOVED)
+@pytest.mark.parametrize("case", [*MOVED, "mixtral"])
 def test_gguf(case: str, tmp_path: Path) -> None:
     model = small_model(case)
     path = write_gguf(model, tmp_path / "model.gguf", quantize="Q4_0")

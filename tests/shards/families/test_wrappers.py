@@ -35,6 +35,7 @@ WRAPPED = {
         "ministral3",
         {"vision_config": {"model_type": "pixtral", "head_dim": 8, **VISION}},
     ),
+    "llama4": ("llama4_text", {"vision_config": {**VISION, "vision_output_dim": 16}}),
     "gemma4": (
         "gemma4_text",
         {"vision_config": {**VISION, "head_dim": 8, "num_key_value_heads": 2}, "audio_config": None},
