@@ -14,7 +14,7 @@ from ..formats.qtypes import DENSE, QTYPES, SUPPORTED, row_bytes
 from ..formats.raw_tensor import RawTensor
 from ..formats.shown import shown
 from ..formats.tensors import TensorInfo, TensorSource
-from .names import Place, flat, row_order
+from .places import Place, flat, row_order
 
 _HARMLESS = r".*rotary_emb\.inv_freq"
 """Tensors that need not be read: the frequencies follow from the configuration, as in transformers."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from ...families.named_source import NamedSource, next_blocks
-from ...families.names import Names, places
+from ...families.names import Names
+from ...families.places import places
 from ...families.rows.table import FAMILIES
 from ..config import ModelConfig
 from .config import FREQUENCIES, LONG, SHORT, gguf_config

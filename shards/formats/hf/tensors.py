@@ -6,7 +6,7 @@ from collections.abc import Container
 from dataclasses import replace
 
 from ...families.named_source import NamedSource, next_blocks
-from ...families.names import Place, places
+from ...families.places import Place, places
 from ...families.rows.table import FAMILIES
 from ..config import ModelConfig
 from ..tensors import EMBEDDING, HEAD, TensorSource
