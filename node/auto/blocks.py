@@ -283,8 +283,8 @@ class AutoBlocks:
                 return stay
         offer = NodeOffer(
             peer_id=own.peer_id,
-            memory_bytes=own.max_blocks * shape.room_per_block,
-            decode_ms_per_block=own.decode_ms_per_block,
+            memory_bytes=shape.room_of(own.max_blocks),
+            decode_ms_per_block=own.decode_ms_per_block / shape.mean_time(own.span),
             prefill_tokens_per_s=own.prefill_tokens_per_s * len(own.span),
             links=own.links,
         )
@@ -300,7 +300,7 @@ class AutoBlocks:
     def _look_at_memory(self) -> None:
         memory = self._host.usable_memory()
         if self._short is not None and self._clock() < self._short[0]:
-            memory = min(memory, self._short[1] * self.machine.shape.room_per_block)
+            memory = min(memory, self.machine.shape.room_of(self._short[1]))
         self.machine = replace(self.machine, memory_bytes=memory)
 
     def _plan_told(self, verdict: Serve) -> None:

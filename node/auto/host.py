@@ -103,6 +103,6 @@ class AutoHost:
             return info
         return replace(
             info,
-            decode_ms_per_block=self._machine.decode_ms_per_block,
+            decode_ms_per_block=self._machine.decode_ms_per_block * self._machine.shape.mean_time(info.span),
             prefill_tokens_per_s=self._machine.prefill_tokens_per_s / len(info.span),
         )

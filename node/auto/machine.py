@@ -6,8 +6,9 @@ of them that they do not all stay in the processor's cache, which a whole span d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from ...shards.formats.config import ModelConfig
 from ...shards.formats.tensors import TensorInfo, block_tensors
@@ -19,6 +20,8 @@ from ...swarm.placement.types import ModelShape, NodeOffer, gigabytes
 from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.types import PeerLink, Span
 from ..config import NodeConfig
+from ..engine.kv_layout import KvLayout
+from ..engine.page_tables import pages_for
 from ..engine.self_bench import PREFILL_TOKENS, measure_self
 from ..loaded_span import is_memory_error, kv_dtype_of, load_options
 from ..resources import MemoryShortError, give_memory_back, usable_memory
@@ -27,6 +30,8 @@ CACHE_BYTES = 32 * 1024 * 1024
 """Weights measured together, at least: more than most last-level caches have for one process."""
 MOST_BLOCKS = 8
 """Measured together at most: of models whose blocks are small enough that more would take long to make."""
+MOST_KINDS = 6
+"""At most this many kinds of blocks are measured, half a second each: in a file every block may differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,7 @@ class MeasuredMachine:
         """For people, where ``max_blocks`` is 0."""
         shape = self.shape
         return (
-            f"one block takes {gigabytes(shape.room_per_block)} with {shape.context_tokens} tokens of KV "
+            f"one block takes {gigabytes(shape.room_of(1))} with {shape.context_tokens} tokens of KV "
             f"cache, and {gigabytes(self.memory_bytes)} are usable here; a smaller --kv-cache-tokens helps"
         )
 
@@ -87,16 +92,9 @@ def measure_machine(
     Raises UsageError for a device that is not there, MemoryShortError where not even one block fits.
     """
     memory = usable_memory(config.device, config.memory)
-    file_bytes = max(1, sum(manifest[name].nbytes for name in block_tensors(model, 0) if name in manifest))
-    count = min(model.n_blocks, MOST_BLOCKS, max(1, min(-(-CACHE_BYTES // file_bytes), memory // file_bytes)))
+    kinds = _kinds(model, manifest)
     try:
-        with random_checkpoint(model, manifest, [0] * count) as made:
-            blocks = load_backend(made, Span(0, count), load_options(config), threads=threads)
-            kv_dtype = kv_dtype_of(config, blocks)
-            longest = min(model.max_position_embeddings, config.kv_cache_tokens or PREFILL_TOKENS + 1)
-            measured = measure_self(blocks, kv_dtype, longest)
-            weights, kernels, weight_bytes = blocks.weights, blocks.kernels, blocks.weight_bytes
-            del blocks
+        measured = [_measure_kind(config, model, manifest, blocks, memory, threads) for blocks in kinds]
     except (MemoryError, RuntimeError) as error:
         if not is_memory_error(error):
             raise
@@ -105,19 +103,84 @@ def measure_machine(
             hint="Close other programs, or choose --quantize int4.",
         ) from error
     give_memory_back(config.device)
+    of_block = {block: kind for blocks, kind in zip(kinds, measured, strict=True) for block in blocks}
+    each = [of_block[block] for block in range(model.n_blocks)]
+    usual = measured[0]
+    context = config.kv_cache_tokens or model.max_position_embeddings
+    kv_dtype, slot = usual.kv_dtype, largest_slot(model.blocks, usual.kv_dtype)
+    slots = [KvLayout.of([block], config.max_batch_tokens).slots_of(context) for block in model.blocks]
+    decode_ms = fmean(kind.decode_ms for kind in each)
+    alike = len(kinds) == 1
     shape = ModelShape(
         n_blocks=model.n_blocks,
-        block_bytes=-(-weight_bytes // count),
-        kv_bytes=largest_slot(model.blocks, kv_dtype) // PAGE_TOKENS,
-        context_tokens=config.kv_cache_tokens or model.max_position_embeddings,
+        block_bytes=-(-sum(kind.weight_bytes for kind in each) // model.n_blocks),
+        kv_bytes=-(-sum(slots) * slot // (model.n_blocks * pages_for(context) * PAGE_TOKENS)),
+        context_tokens=context,
         activation_bytes=activations.payload_bytes("int8", 1, model.hidden_size),
+        rooms=()
+        if alike
+        else tuple(kind.weight_bytes + n * slot for kind, n in zip(each, slots, strict=True)),
+        times=() if alike else tuple(kind.decode_ms / decode_ms for kind in each),
     )
     return MeasuredMachine(
         shape=shape,
         memory_bytes=memory,
-        decode_ms_per_block=measured.decode_ms_per_block,
-        prefill_tokens_per_s=measured.prefill_tokens_per_s * count,
-        weights=weights,
-        kernels=kernels,
+        decode_ms_per_block=decode_ms,
+        prefill_tokens_per_s=1 / fmean(1 / kind.prefill_tokens_per_s for kind in each),
+        weights=usual.weights,
+        kernels=usual.kernels,
         kv_dtype=kv_dtype,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _MeasuredKind:
+    """One block among others of its kind: its bytes, its time for a token, tokens of a prompt through it."""
+
+    weight_bytes: int
+    decode_ms: float
+    prefill_tokens_per_s: float
+    weights: str
+    kernels: str
+    kv_dtype: str
+
+
+def _kinds(model: ModelConfig, manifest: Mapping[str, TensorInfo]) -> list[list[int]]:
+    """The model's blocks, those together that cost the same: alike in settings, and in shapes and types of
+    their weights. The largest kind first, and with it those beyond MOST_KINDS."""
+    kinds: dict[object, list[int]] = {}
+    for number, block in enumerate(model.blocks):
+        names = [name for name in block_tensors(model, number) if name in manifest]
+        held = tuple((manifest[name].shape, manifest[name].qtype) for name in names)
+        kinds.setdefault((block, held), []).append(number)
+    largest, *others = sorted(kinds.values(), key=len, reverse=True)
+    rare = [number for blocks in others[MOST_KINDS - 1 :] for number in blocks]
+    return [[*largest, *rare], *others[: MOST_KINDS - 1]]
+
+
+def _measure_kind(
+    config: NodeConfig,
+    model: ModelConfig,
+    manifest: Mapping[str, TensorInfo],
+    blocks: Sequence[int],
+    memory: int,
+    threads: int,
+) -> _MeasuredKind:
+    """What one of these ``blocks`` costs, measured with made-up ones like the first."""
+    like = blocks[0]
+    file_bytes = max(1, sum(manifest[name].nbytes for name in block_tensors(model, like) if name in manifest))
+    most = min(len(blocks), MOST_BLOCKS)
+    count = min(most, max(1, min(-(-CACHE_BYTES // file_bytes), memory // file_bytes)))
+    with random_checkpoint(model, manifest, [like] * count) as made:
+        span = load_backend(made, Span(0, count), load_options(config), threads=threads)
+        kv_dtype = kv_dtype_of(config, span)
+        longest = min(model.max_position_embeddings, config.kv_cache_tokens or PREFILL_TOKENS + 1)
+        measured = measure_self(span, kv_dtype, longest)
+        return _MeasuredKind(
+            -(-span.weight_bytes // count),
+            measured.decode_ms_per_block,
+            measured.prefill_tokens_per_s * count,
+            span.weights,
+            span.kernels,
+            kv_dtype,
+        )

@@ -47,7 +47,7 @@ class NoBetterSpan:
 def choose(view: SwarmView, machine: Machine, *, worth: float = WORTH) -> BestSpan | NoBetterSpan:
     """What ``machine``, which is not in ``view`` but known to it, should serve beside its nodes."""
     if machine.max_blocks < 1:
-        need = view.shape.room_per_block
+        need = view.shape.room_of(1)
         return NoBetterSpan(f"its free memory does not hold a block and its KV cache ({gigabytes(need)})")
     span_costs = SpanCosts(view, machine)
     ranked = span_costs.best()

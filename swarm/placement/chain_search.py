@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..routing.best_route import Prices
 from ..types import NodeInfo, Span
+from .span_costs import times_until
 from .swarm_view import Machine, SwarmView
 
 STEPS = 1000
@@ -70,6 +71,8 @@ class _Search:
         self._nodes = nodes
         self.steps = STEPS
         self._most = [min(flexible.get(node.peer_id, len(node.span)), n) for node in nodes]
+        self._until = times_until(view.shape)
+        self._least_time = min(view.shape.times, default=1.0)
         self._enter = [float(prices.hop(node)[0]) for node in nodes]
         self._block = [float(prices.hop(node)[1]) for node in nodes]
         self._in = [float(prices.link("", peer_id)) for peer_id in self.peers]
@@ -110,16 +113,17 @@ class _Search:
         """Costs of the borders after ``place``, which came next."""
         link = self._in[place] if last < 0 else self._links[last][place]
         block, most, node = self._block[place], self._most[place], self._nodes[place]
-        borders = np.arange(self.n + 1)
-        entered = costs + link + self._enter[place] - borders * block
-        if node.peer_id in self._flexible:
+        flexible = node.peer_id in self._flexible
+        computed = (self._until if flexible else np.arange(self.n + 1)) * block
+        entered = costs + link + self._enter[place] - computed
+        if flexible:
             padded = np.concatenate([np.full(most, np.inf), entered[:-1]])
             least = np.lib.stride_tricks.sliding_window_view(padded, most).min(axis=1)
-            return np.asarray(least + borders * block)
+            return np.asarray(least + computed)
         entered[: node.span.start] = np.inf
         least = np.concatenate([[np.inf], np.minimum.accumulate(entered)[:-1]])
         least[node.span.end + 1 :] = np.inf
-        return np.asarray(least + borders * block)
+        return np.asarray(least + computed)
 
     def _rest(self, used: int) -> Costs:
         """[b]: what the blocks from ``b`` on cost at least on nodes that are not in ``used``: the fastest
@@ -127,7 +131,7 @@ class _Search:
         free = [place for place in self._fast_first if not used >> place & 1]
         fill: list[float] = []
         for place in free:
-            fill += [self._block[place]] * min(self._most[place], self.n - len(fill))
+            fill += [self._block[place] * self._least_time] * min(self._most[place], self.n - len(fill))
         fill += [np.inf] * (self.n - len(fill))
         links: list[float] = []
         for most in sorted((self._most[place] for place in free), reverse=True):
@@ -148,7 +152,8 @@ class _Search:
             place, node = order[number], self._nodes[order[number]]
             flexible = node.peer_id in self._flexible
             first = max(0, end - self._most[place]) if flexible else node.span.start
-            entered = reached[number][first:end] - np.arange(first, end) * self._block[place]
+            until = self._until if flexible else np.arange(self.n)
+            entered = reached[number][first:end] - until[first:end] * self._block[place]
             begin = first + int(np.argmin(entered))
             if flexible:
                 spans[node.peer_id] = Span(begin, end)

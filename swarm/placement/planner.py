@@ -40,7 +40,7 @@ def plan_join(snapshot: Sequence[NodeInfo], offer: NodeOffer, shape: ModelShape)
     ]
     told = next((node for node in _undecided(snapshot, shape) if node.peer_id == own.peer_id), None)
     if told is not None and own.max_blocks > 0:
-        own = Machine.announced(told)  # what all others reckon with
+        own = Machine.announced(told, shape)  # what all others reckon with
     undecided = _undecided(others, shape)
     if undecided and own.max_blocks > 0:
         return _join_together(others, undecided, own, shape)
@@ -74,7 +74,7 @@ def plan_move(
         if busy is not None and (state is NodeState.DRAINING or _is_whole(nodes, shape)):
             return Stay(f"stays: …{busy.peer_id[-6:]} is {state}, and one node moves at a time")
     machines = {
-        node.peer_id: Machine.announced(node)
+        node.peer_id: Machine.announced(node, shape)
         for node in nodes
         if node.max_blocks > 0 and node.state is NodeState.ONLINE
     }
@@ -126,7 +126,9 @@ def _join_together(
     everybody = sorted([*undecided, own.serving(Span(0, 1), shape.n_blocks)], key=lambda node: node.peer_id)
     place = next(place for place, node in enumerate(everybody) if node.peer_id == own.peer_id)
     first = place - place % PLACED_TOGETHER
-    group = {node.peer_id: Machine.announced(node) for node in everybody[first : first + PLACED_TOGETHER]}
+    group = {
+        node.peer_id: Machine.announced(node, shape) for node in everybody[first : first + PLACED_TOGETHER]
+    }
     group[own.peer_id] = own
     fixed = [node for node in others if node.peer_id not in group]
     links = MeasuredLinks([*fixed, *group.values()])
@@ -166,7 +168,7 @@ def _is_whole(nodes: Sequence[NodeInfo], shape: ModelShape) -> bool:
 
 
 def _serve(span: Span, gain: Gain, before: SwarmView, after: SwarmView) -> Serve:
-    memory = len(span) * before.shape.room_per_block
+    memory = before.shape.room(span)
     return Serve(
         span,
         gain,

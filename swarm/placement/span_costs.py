@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..routing.best_route import Prices
 from ..types import Span
 from .swarm_view import Machine, SwarmView
+from .types import ModelShape
 
 MOST_LOOKS = 48
 """At most this many routes are searched for one machine in a small swarm, where each takes a millisecond or
@@ -149,7 +150,7 @@ class SpanCosts:
                 before[border], after[border] = come.min(), go.min()
         starts, ends = np.arange(n + 1)[:, None], np.arange(n + 1)[None, :]
         length = ends - starts
-        total = before[:, None] + enter + length * block + after[None, :]
+        total = before[:, None] + enter + _times(self.view.shape) * block + after[None, :]
         self._total: Costs = np.where((length >= 1) & (length <= self.machine.max_blocks), total, np.inf)
 
     def _is_simple(self, span: Span) -> bool:
@@ -170,3 +171,14 @@ class SpanCosts:
             place = int(self._back_to[block, place])
             block += 1
         return len(set(used)) == len(used)
+
+
+def _times(shape: ModelShape) -> Costs:
+    """[i, j]: how long blocks i to j take, in those of the mean."""
+    until = times_until(shape)
+    return until[None, :] - until[:, None]
+
+
+def times_until(shape: ModelShape) -> Costs:
+    """[b]: how long the blocks before ``b`` take, in those of the mean."""
+    return np.concatenate([[0.0], np.cumsum(shape.times or np.ones(shape.n_blocks))])

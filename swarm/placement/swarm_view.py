@@ -35,22 +35,25 @@ KEEP_ALL = 24
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A node that may be given any span of up to ``max_blocks``."""
+    """A node that may be given any span of up to ``max_blocks``. ``decode_ms_per_block``: of the mean block
+    of a model of that ``shape``."""
 
     peer_id: str
     max_blocks: int
     decode_ms_per_block: float
     links: tuple[PeerLink, ...] = ()
+    shape: ModelShape | None = None
 
     def serving(self, span: Span, n_blocks: int) -> NodeInfo:
         """The announcement that it would make."""
+        mean = self.shape.mean_time(span) if self.shape else 1.0
         return NodeInfo(
             self.peer_id,
             (),
             ModelRef("", "", n_blocks),
             span,
             NodeState.ONLINE,
-            decode_ms_per_block=self.decode_ms_per_block,
+            decode_ms_per_block=self.decode_ms_per_block * mean,
             links=self.links,
             max_blocks=self.max_blocks,
         )
@@ -58,12 +61,13 @@ class Machine:
     @classmethod
     def offering(cls, offer: NodeOffer, shape: ModelShape) -> Machine:
         memory = shape.max_blocks(offer.memory_bytes)
-        return cls(offer.peer_id, memory, offer.decode_ms_per_block, offer.links)
+        return cls(offer.peer_id, memory, offer.decode_ms_per_block, offer.links, shape)
 
     @classmethod
-    def announced(cls, node: NodeInfo) -> Machine:
+    def announced(cls, node: NodeInfo, shape: ModelShape) -> Machine:
         most = min(node.max_blocks, node.model.n_blocks)
-        return cls(node.peer_id, most, node.decode_ms_per_block, node.links)
+        mean_ms = node.decode_ms_per_block / shape.mean_time(node.span)
+        return cls(node.peer_id, most, mean_ms, node.links, shape)
 
 
 class MeasuredLinks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -16,6 +17,8 @@ class ModelShape:
     ``kv_bytes``: keys and values of one token in one block. ``context_tokens``: a node keeps room for at
     least this many tokens in each of its blocks. ``activation_bytes``: one token's hidden state on the wire,
     one way.
+    Where blocks differ, ``rooms`` has the bytes of each, weights and one context; ``times`` has how long each
+    takes beside the mean, which is 1. ``block_bytes`` and ``kv_bytes`` are means then.
     """
 
     n_blocks: int
@@ -23,29 +26,50 @@ class ModelShape:
     kv_bytes: int = 0
     context_tokens: int = 0
     activation_bytes: int = 4096
+    rooms: tuple[int, ...] = ()
+    times: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         Span(0, self.n_blocks)  # raises for an impossible number
         if self.block_bytes < 1 or min(self.kv_bytes, self.context_tokens, self.activation_bytes) < 0:
             raise UsageError("a model's shape needs block_bytes of at least 1, and no negative number")
+        for each in (self.rooms, self.times):
+            if each and (len(each) != self.n_blocks or min(each) <= 0):
+                raise UsageError(
+                    f"a model's shape needs a positive number for each of {self.n_blocks} blocks"
+                )
 
-    @property
-    def room_per_block(self) -> int:
-        """Bytes of one block's weights, and of its keys and values of one context."""
-        return self.block_bytes + self.kv_bytes * self.context_tokens
+    def room(self, span: Span) -> int:
+        """Bytes of the weights of these blocks, and of their keys and values of one context."""
+        if self.rooms:
+            return sum(self.rooms[span.start : span.end])
+        return len(span) * (self.block_bytes + self.kv_bytes * self.context_tokens)
+
+    def room_of(self, blocks: int) -> int:
+        """Bytes that any ``blocks`` neighbouring blocks take at most."""
+        starts = range(self.n_blocks - blocks + 1 if self.rooms else 1)
+        return max((self.room(Span(start, start + blocks)) for start in starts), default=0) if blocks else 0
 
     def max_blocks(self, memory_bytes: int) -> int:
-        """How many blocks fit into a node's memory with room for their KV cache; 0 to ``n_blocks``."""
-        return max(0, min(self.n_blocks, memory_bytes // self.room_per_block))
+        """How many neighbouring blocks, whichever, fit into a node's memory with room for their KV cache; 0
+        to ``n_blocks``."""
+        if not self.rooms:
+            return max(0, min(self.n_blocks, memory_bytes // self.room_of(1)))
+        return bisect_right(range(1, self.n_blocks + 1), memory_bytes, key=self.room_of)
+
+    def mean_time(self, span: Span) -> float:
+        """How long one of these blocks takes in the mean, beside the mean of all."""
+        times = self.times[span.start : span.end]
+        return sum(times) / len(times) if times else 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class NodeOffer:
     """What a machine could do, before it has loaded anything.
 
-    ``memory_bytes``: free for weights and KV cache. ``decode_ms_per_block``: one decode token through one
-    block, batch 1. ``prefill_tokens_per_s``: tokens of a prompt through **one** block, 0: not measured (a
-    NodeInfo's figure is for its whole span). ``links``: its round trips to other nodes.
+    ``memory_bytes``: free for weights and KV cache. ``decode_ms_per_block``: one decode token through the
+    mean block, batch 1. ``prefill_tokens_per_s``: tokens of a prompt through **one** block, 0: not measured
+    (a NodeInfo's figure is for its whole span). ``links``: its round trips to other nodes.
     """
 
     peer_id: str

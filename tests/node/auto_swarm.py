@@ -21,7 +21,7 @@ from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, PeerLink, Span
 
 SHAPE = ModelShape(n_blocks=12, block_bytes=1000, kv_bytes=1, context_tokens=100, activation_bytes=600)
 MODEL = ModelRef("tiny", "ab" * 32, SHAPE.n_blocks)
-ROOM = SHAPE.room_per_block
+ROOM = SHAPE.room_of(1)
 
 
 def machine(blocks: int, decode_ms: float = 1.0) -> MeasuredMachine:

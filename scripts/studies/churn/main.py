@@ -114,7 +114,7 @@ class Churn:
         memory = self.rng.randint(max(1, blocks // 20), max(2, blocks // 3))
         offer = NodeOffer(
             peer_id,
-            memory * world.shape.room_per_block,
+            world.shape.room_of(memory),
             decode_ms_per_block=math.exp(self.rng.gauss(0, math.log(3))),
             prefill_tokens_per_s=1000.0,
             links=links,

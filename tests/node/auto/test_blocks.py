@@ -25,7 +25,7 @@ class Script:
         self.asked: list[tuple[str, int]] = []
 
     def plan_join(self, snapshot: Sequence[NodeInfo], offer: NodeOffer, shape: ModelShape) -> Verdict:
-        self.asked.append((offer.peer_id, offer.memory_bytes // shape.room_per_block))
+        self.asked.append((offer.peer_id, offer.memory_bytes // shape.room_of(1)))
         return self.joins.get(offer.peer_id, StandBy("nothing to do"))
 
     def plan_move(self, snapshot, offer, shape, *, now, last_move_at=None) -> Serve | Stay:
@@ -115,7 +115,7 @@ async def test_memory_that_runs_short_makes_a_smaller_offer():
     class Greedy(Script):
         def plan_join(self, snapshot, offer, shape) -> Verdict:
             super().plan_join(snapshot, offer, shape)
-            return serve(0, min(shape.n_blocks, offer.memory_bytes // shape.room_per_block))
+            return serve(0, min(shape.n_blocks, offer.memory_bytes // shape.room_of(1)))
 
     planner = Greedy()
     async with FakeSwarm(planner) as swarm:

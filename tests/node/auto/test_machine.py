@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -45,7 +47,7 @@ def test_what_a_machine_can_do_is_measured_without_the_weights(described):
 def test_memory_bounds_the_blocks(described):
     whole = measure_machine(config(), described.config, described.manifest, 1)
     assert whole.max_blocks() == 4
-    room = whole.shape.room_per_block
+    room = whole.shape.room_of(1)
     two = measure_machine(config(memory=2 * room + 100), described.config, described.manifest, 1)
     assert two.max_blocks() == 2
     none = measure_machine(config(memory=room - 100), described.config, described.manifest, 1)
@@ -55,6 +57,32 @@ def test_memory_bounds_the_blocks(described):
         config(memory=room - 100, kv_cache_tokens=32), described.config, described.manifest, 1
     )
     assert roomy.max_blocks() > 0
+
+
+def test_each_kind_of_block_is_measured(described):
+    first, *others = described.config.blocks
+    wide = replace(first, mlp=replace(first.mlp, inner=960))
+    model = replace(described.config, blocks=(wide, *others), max_position_embeddings=4096)
+    model = replace(model, blocks=(wide, with_window(others[0]), *others[1:]))
+    manifest = described.manifest | {
+        name: replace(info, shape=tuple(960 if size == 96 else size for size in info.shape))
+        for name, info in described.manifest.items()
+        if ".layers.0.mlp." in name
+    }
+    found = measure_machine(config(memory=10**7), model, manifest, 1)
+    shape = found.shape
+    weights = 4 * (64 * 12 * 16 + 3 * 64 * 96)
+    kept = 2 * 2 * 16 * 4 * 32  # a page of keys and values
+    assert shape.rooms[0] == pytest.approx(weights + 4 * 3 * 64 * 864 + 128 * kept, rel=0.02)
+    assert shape.rooms[1] == pytest.approx(weights + 20 * kept, rel=0.02)  # 20 + 512 + 64 tokens, and a page
+    assert shape.rooms[2:] == pytest.approx([weights + 128 * kept] * 2, rel=0.02)
+    assert shape.times[0] == max(shape.times)
+    assert sum(shape.times) == pytest.approx(4)
+    assert shape.block_bytes * 4 + shape.kv_bytes * 4 * 4096 == pytest.approx(sum(shape.rooms), rel=0.01)
+
+
+def with_window(block):
+    return replace(block, attention=replace(block.attention, window=20))
 
 
 def test_memory_that_ends_while_measuring_is_told(described, monkeypatch):

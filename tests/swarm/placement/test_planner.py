@@ -46,6 +46,32 @@ def test_the_first_node_serves_what_it_can_hold() -> None:
     assert (verdict.token_s, verdict.tokens_per_s) == (None, 0.0)
 
 
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(0, 400))
+def test_any_span_of_so_many_blocks_fits(rooms: list[int], memory: int) -> None:
+    model = ModelShape(len(rooms), 1, rooms=tuple(rooms))
+    most = model.max_blocks(memory)
+
+    def spans(length: int) -> list[Span]:
+        return [Span(start, start + length) for start in range(len(rooms) - length + 1)]
+
+    assert not most or all(model.room(span) <= memory for span in spans(most))
+    assert most == len(rooms) or any(model.room(span) > memory for span in spans(most + 1))
+    assert model.max_blocks(model.room_of(most)) >= most
+
+
+@pytest.mark.parametrize("slow", [Span(0, 4), Span(8, N)], ids=str)
+def test_the_fast_machine_gets_the_blocks_that_take_long(slow: Span) -> None:
+    times = tuple(2.0 if slow.start <= block < slow.end else 0.5 for block in range(N))
+    model = replace(SHAPE, times=times)
+    offers = [offer("fast", blocks=4, ms=1.0), offer("slow", blocks=N - 4, ms=3.0)]
+    spans = assign(offers, model)
+    assert spans["fast"] == slow
+    nodes = [Machine.offering(each, model).serving(spans[each.peer_id], N) for each in offers]
+    assert [node.decode_ms_per_block for node in sorted(nodes, key=lambda node: node.peer_id)] == [2.0, 1.5]
+    verdict = served(plan_join([nodes[1]], offers[0], model))  # as one who comes later finds it
+    assert verdict.span == slow
+
+
 def test_it_closes_the_hole() -> None:
     verdict = served(plan_join([node("a", 0, 5), node("b", 6, N)], offer(blocks=1), SHAPE))
     assert verdict.span == Span(5, 6)
@@ -274,7 +300,7 @@ def test_any_move(snapshot: tuple[list[NodeInfo], ModelShape]) -> None:
     nodes, model = snapshot
     verdicts: dict[str, Serve | Stay] = {}
     for own in nodes:
-        machine = Machine.announced(own)
+        machine = Machine.announced(own, model)
         offered = NodeOffer(
             own.peer_id, machine.max_blocks * BLOCK_BYTES, own.decode_ms_per_block, links=own.links
         )
