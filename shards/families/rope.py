@@ -11,7 +11,6 @@ from ..formats.rope_config import THETAS, RopeConfig
 from .settings import Settings
 
 _SCALED = ("linear", "dynamic", "llama3", "yarn", "longrope", "proportional")
-_ALIASES = {"su": "longrope"}
 _WITH_ORIGINAL = ("llama3", "yarn", "longrope")
 """Types that know how long the context was before it was stretched; for the others it is the model's own."""
 
@@ -49,7 +48,7 @@ def rope(
         "rotary_dim": rotary_dim,
         "turned_dim": turned,
         "theta": theta,
-        "type": _ALIASES.get(name, name),
+        "type": name,
         "interleaved": interleaved if settings.interleaved is None else settings.interleaved,
         "frequency_factors": settings.frequency_factors if scaled else (),
     }

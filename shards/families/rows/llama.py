@@ -214,7 +214,8 @@ ERNIE4_5 = Family(
 
 
 def hunyuan_rope(s: Settings) -> RopeConfig:
-    """Its files call "dynamic" what only stretches theta, by ``alpha``."""
+    """Its files call "dynamic" what only stretches theta, by ``alpha``; that q and k have norms, they say."""
+    s.has("use_qk_norm")
     found = s.section("rope_scaling") or s.section("rope_parameters")
     alpha = None if found is None else found.optional_number("alpha", above=0.0)
     return rope(s, stretched=alpha)

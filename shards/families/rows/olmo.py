@@ -66,8 +66,12 @@ OLMO3 = Family(
 def _exaone4_block(s: Settings) -> BlockConfig:
     """With windows, blocks without one have no rope."""
     window, norm = s.window(), rms(s)
-    pattern = s.optional_integer("sliding_window_pattern") or 1
-    kind = s.layer_type(every(pattern) if window else FULL)
+
+    def otherwise(block: int) -> str:  # a file with layer_types may call the pattern "LLLG"
+        return every(s.optional_integer("sliding_window_pattern") or 1)(block) if window else FULL
+
+    s.has("sliding_window_pattern")
+    kind = s.layer_type(otherwise)
     slides = window > 0 and kind == SLIDING
     return BlockConfig(
         attention(

@@ -74,3 +74,80 @@ def test_missing_keys_have_transformers_defaults(family: str) -> None:
     theirs = AutoConfig.for_model(family, **NEEDED.get(family, {})).to_dict()
     whole = hf_config(json.loads(json.dumps(theirs, default=str)), {}, "config.json")
     assert replace(whole, eos_token_ids=()) == hf_config(document_of(family), {}, "config.json")
+
+
+OLD: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma3": (
+        "gemma3_text",
+        {
+            "rope_theta": 1e6,
+            "rope_local_base_freq": 1e4,
+            "sliding_window_pattern": 3,
+            "sliding_window": 16,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "attn_logit_softcapping": None,
+        },
+    ),
+    "phi3": (
+        "phi3",
+        {
+            "original_max_position_embeddings": 128,
+            "rope_theta": 1e4,
+            "sliding_window": 100,
+            "rope_scaling": {"type": "longrope", "long_factor": [2.0] * 48, "short_factor": [1.0] * 48},
+        },
+    ),
+    "phi4": ("phi3", {"partial_rotary_factor": 0.75, "lm_head_bias": False, "rope_theta": 1e4}),
+    "glm4": ("glm4", {"partial_rotary_factor": 0.25, "rope_theta": 5e4, "rope_scaling": None}),
+    "stablelm": ("stablelm", {"partial_rotary_factor": 0.4, "rope_theta": 5e4}),
+    "olmo3": (
+        "olmo3",
+        {
+            "rope_theta": 5e5,
+            "rope_scaling": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 256},
+        },
+    ),
+    "cohere2": ("cohere2", {"sliding_window_pattern": 2, "rope_theta": 5e4, "use_gated_activation": True}),
+    "exaone4": (
+        "exaone4",
+        {
+            "sliding_window_pattern": "LLLG",
+            "num_hidden_layers": 2,
+            "rope_theta": 1e6,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
+    "hunyuan": (
+        "hunyuan_v1_dense",
+        {
+            "use_qk_norm": True,
+            "rope_theta": 1e4,
+            "head_dim": 128,
+            "rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0, "mscale": 1.0},
+        },
+    ),
+    "llama 3": (
+        "llama",
+        {
+            "rope_theta": 5e5,
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 512,
+            },
+        },
+    ),
+    "qwen2": ("qwen2", {"rope_theta": 1e6, "use_mrope": False, "use_sliding_window": False}),
+}
+"""Keys as files of before transformers 5 have them, and keys that transformers ignores."""
+
+
+@pytest.mark.parametrize("case", OLD)
+def test_old_files_mean_what_transformers_makes_of_them(case: str) -> None:
+    family, document = OLD[case]
+    theirs = AutoConfig.for_model(family, **document).to_dict()
+    whole = hf_config(json.loads(json.dumps(theirs, default=str)), {}, "config.json")
+    ours = hf_config({"model_type": family, **document}, {}, "config.json")
+    assert replace(whole, eos_token_ids=()) == ours
