@@ -28,6 +28,10 @@ QUANTIZE = ("auto", "none", "int8", "int4")
 KERNELS = ("auto", "native", "fast", "torch")
 
 
+NEVER_ROUNDED = (".mlp.router.weight", ".mlp.shared_expert_gate.weight")
+"""Ends of names of matrices that ``quantize`` leaves as they are: small, and who is chosen hangs on them."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
     """``device``: cpu, cuda, cuda:1, mps, mlx (for blocks). ``dtype``: auto or a name in DTYPES.
@@ -125,7 +129,7 @@ class LoadPlan:
             return WeightKind.DENSE
         if tensor.qtype in FP4_SOURCES and wanted != "int8" and self.native(WeightKind.INT4):
             return WeightKind.INT4
-        if wanted in ("int4", "int8"):
+        if wanted in ("int4", "int8") and not tensor.name.endswith(NEVER_ROUNDED):
             return WeightKind(wanted)
         if not self.packed:
             return WeightKind.DENSE

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -160,3 +162,13 @@ def test_a_missing_device_is_named_with_what_there_is(monkeypatch: pytest.Monkey
     with pytest.raises(UsageError, match="no device 'cuda:3'") as caught:
         resolve(LoadOptions(device="cuda:3"), "BF16")
     assert "cpu" in caught.value.hint
+
+
+@pytest.mark.parametrize("wanted", ["int4", "int8"])
+def test_a_router_is_never_rounded(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
+    use(monkeypatch, NATIVE)
+    plan = resolve(LoadOptions(quantize=wanted), "F32")
+    router = replace(tensor("F32"), name="model.layers.3.mlp.router.weight")
+    assert plan.kind(tensor("F32")) is WeightKind(wanted)
+    assert plan.kind(router) is WeightKind.DENSE
+    assert plan.dense_dtype(router.qtype) == "float32"
