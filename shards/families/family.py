@@ -1,6 +1,6 @@
 """What a family is: a row of the table.
 
-How a row is written (``rows/``), in at most 30 lines:
+How a row is written (``rows/``), in 10 to 40 lines:
 
 - ``types`` and ``architectures``: what config.json calls the family. ``wrappers``: model types of models that
   see or hear, too, of which this family is the text part (``text_config``).
