@@ -25,7 +25,6 @@ from ...swarm.errors import CheckpointError, NetworkError
 from ...swarm.runtime.state_files import set_aside
 from ...swarm.types import Span
 from ..formats.config import ModelConfig
-from ..formats.hf.mlx_affine import stored_names
 from ..formats.hf.safetensors_header import StoredTensor, header_length, parse_header
 from ..formats.hf.safetensors_reader import (
     INDEX,
@@ -36,7 +35,7 @@ from ..formats.hf.safetensors_reader import (
     read_index,
     shard_names,
 )
-from ..formats.hf.tensors import checked_tensors, stored_places
+from ..formats.hf.tensors import checked_tensors, stored_parts, stored_places
 from ..formats.raw_tensor import RawTensor
 from ..formats.tensors import needed_tensors
 from ..pieces.digest import SMALL_FILES, FileHash, ModelIdentity, identity_of
@@ -312,7 +311,7 @@ def _open_shards(
     weight_map = read_index(index)
     config, found = stored_places(config, weight_map)
     needed = needed_tensors(config, blocks, client) if weights else []
-    parts = {part for name in needed for part in stored_names(found[name].stored)}
+    parts = {part for name in needed for part in stored_parts(found[name].stored)}
     wanted = {weight_map[part] for part in parts if part in weight_map}
     shards: dict[str, ShardFile] = {}
     try:

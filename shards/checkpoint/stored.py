@@ -9,9 +9,8 @@ from ...swarm.errors import CheckpointError
 from ...swarm.types import Span
 from ..formats.gguf.reader import GGUFSource
 from ..formats.gguf.tensors import gguf_tensors
-from ..formats.hf.mlx_affine import stored_names
 from ..formats.hf.safetensors_reader import LocalShard, SafetensorsSource
-from ..formats.hf.tensors import checked_tensors
+from ..formats.hf.tensors import checked_tensors, stored_parts
 from ..formats.mapped_file import AbsentError
 from ..formats.tensors import needed_tensors
 from ..pieces.digest import CLIENT_FILES, GGUF_NAME
@@ -87,7 +86,7 @@ class StoredCheckpoint(Checkpoint):
 
     def _pieces(self, name: str) -> list[int]:
         """The pieces that hold a tensor. A matrix that MLX has quantized is stored as three tensors."""
-        stored = stored_names(self._tensors.stored(name))
+        stored = stored_parts(self._tensors.stored(name))
         parts = [part for part in stored if part in self._places.manifest]
         pieces: list[int] = []
         for path, offset, size in map(self._places.place, parts):

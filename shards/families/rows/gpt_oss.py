@@ -6,7 +6,7 @@ from ...formats.block_config import BlockConfig, MlpConfig, RouterConfig
 from ...formats.bounds import MAX_WIDTH, SCALES
 from ..experts import experts
 from ..family import Family, GGUFFamily
-from ..names import stack
+from ..names import either, stack
 from ..pieces import attention, pre_norm, rms_client, usual
 from ..settings import FULL, SLIDING, Settings, every
 
@@ -52,7 +52,10 @@ GPT_OSS = Family(
     client=rms_client,
     tensors={
         "self_attn.sinks.weight": "self_attn.sinks",
-        **stack("mlp.experts.gate_up_proj", "mlp.experts.down_proj", groups="rows", transposed=True),
+        **either(
+            stack("mlp.experts.gate_up_proj", "mlp.experts.down_proj", groups="rows", transposed=True),
+            stack("mlp.experts.gate_up_proj_blocks", "mlp.experts.down_proj_blocks", groups="rows"),
+        ),
         **stack("mlp.experts.gate_up_proj_bias", "mlp.experts.down_proj_bias", "bias", groups="rows"),
     },
     aliases={"num_experts": "num_local_experts"},

@@ -109,7 +109,7 @@ def _end_ids(read: Fields, generation: Fields) -> tuple[int, ...]:
 
 def check_quantization(read: Fields) -> None:
     """UnsupportedModelError for weights that cannot be read as they lie in the file: we read what MLX wrote,
-    and plain weights.
+    gpt-oss in MXFP4, and plain weights.
 
     Bits and groups of MLX's matrices are not taken from here: the tensors' shapes say them.
     """
@@ -117,7 +117,8 @@ def check_quantization(read: Fields) -> None:
     other = read.section("quantization_config")
     method = None if other is None else other.optional_text("quant_method")
     # MLX writes its settings twice, the second time under the name that transformers reads.
-    if other is not None and (by_mlx is None or method not in (None, "mlx", "affine")):
+    is_mlx = by_mlx is not None and method in (None, "mlx", "affine")
+    if other is not None and not is_mlx and method != "mxfp4":
         raise UnsupportedModelError(
             f"checkpoints quantized with {shown(method)} are not supported",
             hint="Use the unquantized checkpoint, one quantized by MLX, or a GGUF file.",

@@ -10,7 +10,8 @@ from ...families.places import Place, places
 from ...families.rows.table import FAMILIES
 from ..config import ModelConfig
 from ..tensors import EMBEDDING, HEAD, TensorSource
-from .mlx_affine import with_affine
+from .mlx_affine import stored_names, with_affine
+from .mxfp4 import BLOCKS, scales_of, with_mxfp4
 
 _ROOTS = ("model.", "language_model.model.", "model.language_model.", "language_model.")
 """What names of the text part begin with: the last ones in models that see or hear, too."""
@@ -47,10 +48,16 @@ class _Rooted:
         return isinstance(name, str) and self.real(name) in self._present
 
 
+def stored_parts(name: str) -> tuple[str, ...]:
+    """Tensors that a quantized checkpoint may have for the one that is called ``name``."""
+    return (name, scales_of(name)) if name.endswith(BLOCKS) else stored_names(name)
+
+
 def checked_tensors(config: ModelConfig, source: TensorSource, where: str) -> tuple[ModelConfig, NamedSource]:
-    """The configuration, with what only the tensors tell, and all of the model's tensors, those that MLX has
-    quantized put together. CheckpointError, UnsupportedModelError: see ``NamedSource``."""
+    """The configuration, with what only the tensors tell, and all of the model's tensors, quantized ones put
+    together. CheckpointError, UnsupportedModelError: see ``NamedSource``."""
     config, found = stored_places(config, source.manifest)
+    source = with_mxfp4(source, (place.stored for place in found.values()), where)
     source = with_affine(source, {place.stored: place.whole for place in found.values()}, where)
     own = FAMILIES[config.family].ignored
     ignored = "|".join(filter(None, (own, next_blocks(config, "layers.{}."))))

@@ -208,6 +208,7 @@ CASES: dict[str, dict[str, Any]] = {
         "swiglu_alpha": 1.2,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
     },
+    "gpt_oss-mxfp4": {**LOCAL, "head_dim": 16, "intermediate_size": 64, "sliding_window": 4},
     "gpt_oss-full": {**LOCAL, "head_dim": 16, "layer_types": ["full_attention"] * 3},
     "deepseek_v2": {**LATENT, "routed_scaling_factor": 1.5},
     "deepseek_v2-groups": {

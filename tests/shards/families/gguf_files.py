@@ -66,8 +66,8 @@ TRANSPOSED = {"gpt_oss", "llama4_text"}
 WINDOWED = {"gemma4_text", "gemma2", "gemma3_text", "cohere2", "olmo2", "olmo3", "exaone4"}
 
 
-def write_gguf(model: Any, path: Path, *, quantize: str | None = None) -> Path:
-    """``quantize``: a type for matrices whose columns it fits."""
+def write_gguf(model: Any, path: Path, *, quantize: str | None = None, only: str = "") -> Path:
+    """``quantize``: a type for matrices whose columns it fits, and whose names have ``only``."""
     config = model.config.get_text_config()
     family = SAME_FILES.get(config.model_type, config.model_type)
     row = FAMILIES[family].gguf
@@ -83,7 +83,7 @@ def write_gguf(model: Any, path: Path, *, quantize: str | None = None) -> Path:
         for part, each in parts or [(name, _converted(family, name, value, config))]:
             stored = part if parts else names.get_name(part, try_suffixes=(".weight", ".bias"))
             assert stored is not None, name
-            _add(writer, stored, each, quantize)
+            _add(writer, stored, each, quantize if only in stored else None)
     if factors := _rope_factors(config):
         for kind, each in factors.items():
             writer.add_tensor(f"rope_factors_{kind}.weight", np.array(each, np.float32))
@@ -137,7 +137,7 @@ def _parts(family: str, name: str, value: np.ndarray, config: Any) -> list[tuple
 
 
 def _add(writer: gguf.GGUFWriter, name: str, value: np.ndarray, quantize: str | None) -> None:
-    if quantize is not None and value.ndim > 1 and value.shape[-1] % 32 == 0:
+    if quantize is not None and name.endswith(".weight") and value.ndim > 1 and value.shape[-1] % 32 == 0:
         kind = gguf.GGMLQuantizationType[quantize]
         writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)
     else:

@@ -55,6 +55,20 @@ CHUNKS = (1, 7, 3, 1, 17)
 """Tokens of the slices that a text is fed in."""
 
 
+EXECUTORS: tuple[dict[str, str], ...] = ({"kernels": "native"}, {"kernels": "torch"}, {"device": "mlx"})
+
+
+def through(
+    checkpoint: Checkpoint, tokens: torch.Tensor, sessions: Callable[..., Any], **kind: str
+) -> np.ndarray:
+    """Logits of all tokens, in float32, of one executor that is fed in ``CHUNKS``."""
+    client = load_client_model(checkpoint, LoadOptions(dtype="float32", quantize="none"))
+    options = LoadOptions(dtype="float32", quantize="none", **kind)
+    span = sessions(load_backend(checkpoint, Span(0, checkpoint.config.n_blocks), options))
+    parts = np.split(client.embed(tokens.numpy()), np.cumsum(CHUNKS)[:-1])
+    return client.logits(np.concatenate([span.forward(torch.from_numpy(part)).numpy() for part in parts]))
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_equals_transformers(case: str, tmp_path: Path, sessions: Callable[..., Any]) -> None:
     model, folder = saved(case, tmp_path)
@@ -62,13 +76,8 @@ def test_equals_transformers(case: str, tmp_path: Path, sessions: Callable[..., 
     with open_checkpoint(str(folder)) as checkpoint:
         assert checkpoint.config.family == case.split("-")[0]
         assert_close(computed(checkpoint, tokens), theirs)
-        client = load_client_model(checkpoint, LoadOptions(dtype="float32", quantize="none"))
-        for kind in ({"kernels": "native"}, {"kernels": "torch"}, {"device": "mlx"}):
-            options = LoadOptions(dtype="float32", quantize="none", **kind)
-            span = sessions(load_backend(checkpoint, Span(0, checkpoint.config.n_blocks), options))
-            parts = np.split(client.embed(tokens.numpy()), np.cumsum(CHUNKS)[:-1])
-            hidden = np.concatenate([span.forward(torch.from_numpy(part)).numpy() for part in parts])
-            ours = client.logits(hidden)
+        for kind in EXECUTORS:
+            ours = through(checkpoint, tokens, sessions, **kind)
             assert_close(ours, theirs)
             assert np.array_equal(ours.argmax(-1), theirs.argmax(-1).numpy())
 

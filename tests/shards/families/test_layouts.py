@@ -12,7 +12,9 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
 from swarm_node.shards.checkpoint.opening import open_checkpoint
@@ -22,7 +24,7 @@ from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
 
 from .gguf_files import write_gguf
 from .models import ids, logits, saved, small_model
-from .test_families import assert_close, computed
+from .test_families import EXECUTORS, assert_close, computed, through
 
 mx = pytest.importorskip("mlx.core")
 Tensors = dict[str, np.ndarray]
@@ -126,6 +128,42 @@ def test_experts_quantized_by_mlx(tmp_path: Path) -> None:
             tensor = checkpoint.tensor(name)
             assert tensor.qtype == "MLX4_32_F32"
             np.testing.assert_allclose(tensor.dequantize(), values, rtol=1e-6, atol=1e-6)
+
+
+def test_gpt_oss_in_mxfp4(tmp_path: Path, sessions: Callable[..., Any]) -> None:
+    """As on the hub. Experts of both files, GGUF's too, are taken as they are and computed by transformers
+    with what it makes of them."""
+    model = small_model("gpt_oss-mxfp4")
+    model.save_pretrained(tmp_path)
+    rng = np.random.default_rng(0)
+    kept: Tensors = {}
+
+    def packed(tensors: Tensors) -> Tensors:
+        for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+            experts, cols, rows = tensors.pop(name).shape
+            blocks = rng.integers(0, 256, (experts, rows, cols // 32, 16), np.uint8)
+            scales = rng.integers(121, 125, blocks.shape[:-1], np.uint8)
+            kept.update({f"{name}_blocks": blocks, f"{name}_scales": scales})
+        return tensors | kept
+
+    rewritten(tmp_path, packed, quantization_config={"quant_method": "mxfp4"})
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if f"{name}_blocks" in kept:
+                parts = (torch.from_numpy(kept[f"{name}{end}"]) for end in ("_blocks", "_scales"))
+                value.copy_(convert_moe_packed_tensors(*parts, dtype=torch.float32))
+    with open_checkpoint(str(tmp_path)) as checkpoint:
+        name = "model.layers.1.mlp.experts.2.up_proj.weight"
+        assert checkpoint.tensor(name).qtype == checkpoint.manifest[name].qtype == "MXFP4"
+        assert_close(computed(checkpoint, ids(model)), logits(model))
+        for kind in EXECUTORS:
+            assert_close(through(checkpoint, ids(model), sessions, **kind), logits(model))
+        ours = contents(checkpoint)
+    path = write_gguf(model, tmp_path / "model.gguf", quantize="MXFP4", only="_exps")
+    assert_same(read(path), ours)
+    rewritten(tmp_path, lambda tensors: {k: v for k, v in tensors.items() if not k.endswith("_scales")})
+    with pytest.raises(CheckpointError, match=r"has .*gate_up_proj_blocks without .*_scales"):
+        open_checkpoint(str(tmp_path))
 
 
 def test_names_of_before(tmp_path: Path) -> None:
