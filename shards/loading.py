@@ -54,6 +54,10 @@ def load_backend(
 
         return load_mlx_span(checkpoint, span, options, progress, threads=threads)
     plan = resolve(options, checkpoint.config.native_dtype)
+    if (foreign := checkpoint.config.foreign) is not None:
+        from .transformers.span import load_foreign_span
+
+        return load_foreign_span(checkpoint, foreign, span, plan, progress, threads=threads)
     reason = None if plan.precision is None else unsupported(checkpoint, span, plan)
     if plan.precision is not None and reason is None:
         return load_native_span(checkpoint, span, plan, progress, threads=threads, memory=memory)
@@ -75,6 +79,10 @@ def load_client_model(
     """
     config = checkpoint.config
     plan = resolve(options, config.native_dtype)
+    if (foreign := config.foreign) is not None:
+        from .transformers.client import load_foreign_client
+
+        return load_foreign_client(checkpoint, foreign, plan, progress, threads=threads)
     if plan.precision is ActivationPrecision.FAST:
         # A head reads its weights once for few rows: coarser ones gain nothing.
         plan = replace(plan, precision=ActivationPrecision.CLOSE)

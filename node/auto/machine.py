@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from ...shards.formats.config import ModelConfig
-from ...shards.formats.tensors import TensorInfo, block_tensors
+from ...shards.formats.tensors import TensorInfo, block_names
 from ...shards.layers.kv_pool import largest_slot
 from ...shards.loading import load_backend
 from ...shards.models.random_blocks import random_checkpoint
@@ -150,7 +150,7 @@ def _kinds(model: ModelConfig, manifest: Mapping[str, TensorInfo]) -> list[list[
     their weights. The largest kind first, and with it those beyond MOST_KINDS."""
     kinds: dict[object, list[int]] = {}
     for number, block in enumerate(model.blocks):
-        names = [name for name in block_tensors(model, number) if name in manifest]
+        names = [name for name in block_names(model, number) if name in manifest]
         held = tuple((manifest[name].shape, manifest[name].qtype) for name in names)
         kinds.setdefault((block, held), []).append(number)
     largest, *others = sorted(kinds.values(), key=len, reverse=True)
@@ -168,11 +168,14 @@ def _measure_kind(
 ) -> _MeasuredKind:
     """What one of these ``blocks`` costs, measured with made-up ones like the first."""
     like = blocks[0]
-    file_bytes = max(1, sum(manifest[name].nbytes for name in block_tensors(model, like) if name in manifest))
+    file_bytes = max(1, sum(manifest[name].nbytes for name in block_names(model, like) if name in manifest))
     most = min(len(blocks), MOST_BLOCKS)
     count = min(most, max(1, min(-(-CACHE_BYTES // file_bytes), memory // file_bytes)))
-    with random_checkpoint(model, manifest, [like] * count) as made:
-        span = load_backend(made, Span(0, count), load_options(config), threads=threads)
+    made_up, first = [like] * count, 0
+    if model.foreign is not None:  # whose layers know their numbers
+        made_up, first, count = list(range(model.n_blocks)), like, 1
+    with random_checkpoint(model, manifest, made_up) as made:
+        span = load_backend(made, Span(first, first + count), load_options(config), threads=threads)
         kv_dtype = kv_dtype_of(config, span)
         longest = min(model.max_position_embeddings, config.kv_cache_tokens or PREFILL_TOKENS + 1)
         measured = measure_self(span, kv_dtype, longest)

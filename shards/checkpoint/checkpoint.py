@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from ...swarm.errors import CheckpointError, UsageError
+from ...swarm.errors import CheckpointError, UnsupportedModelError, UsageError
+from ...swarm.runtime.extras import install_extra
 from ...swarm.types import ModelRef, Span
 from ..formats.config import ModelConfig
-from ..formats.hf.config import hf_config, read_json
+from ..formats.hf.config import hf_config, is_known, read_json
 from ..formats.not_a_model import no_model_error
 from ..formats.raw_tensor import RawTensor
+from ..formats.shown import shown
 from ..formats.tensors import TensorInfo, TensorSource
 from ..pieces.digest import ModelIdentity
 from ..pieces.file_hashes import FileState
@@ -99,12 +101,28 @@ def directory_config(directory: Path) -> ModelConfig:
     """From config.json, and generation_config.json where there is one."""
     if not (directory / "config.json").is_file():
         raise no_model_error(directory, "no config.json")
+    document, where = read_json(directory / "config.json"), str(directory / "config.json")
     generation = directory / "generation_config.json"
-    return hf_config(
-        read_json(directory / "config.json"),
-        read_json(generation) if generation.is_file() else {},
-        str(directory / "config.json"),
-    )
+    more = read_json(generation) if generation.is_file() else {}
+    if is_known(document):
+        return hf_config(document, more, where)
+    _require_transformers(document["model_type"])
+    from ..formats.transformers.config import foreign_config  # here: it imports torch and transformers
+
+    return foreign_config(document, more, where)
+
+
+def _require_transformers(family: str) -> None:
+    """Raises UnsupportedModelError where transformers or torch cannot be imported."""
+    try:
+        import torch  # noqa: F401  here: it takes a second, and most models need neither
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise UnsupportedModelError(
+            f"model family {shown(family)} is computed by transformers alone, which cannot be imported: "
+            f"{' '.join(str(error).split())}",
+            hint=f"Install it: {install_extra('hf')} in the checkout.",
+        ) from None
 
 
 def directory_name(directory: Path) -> str:

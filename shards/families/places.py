@@ -157,4 +157,4 @@ def row_order(pairs: Pairs) -> np.ndarray:
 
 def flat(shape: tuple[int, ...]) -> tuple[int, int]:
     """(rows, cols) as a tensor lies in a file."""
-    return prod(shape[:-1]), shape[-1]
+    return (prod(shape[:-1]), shape[-1]) if shape else (1, 1)

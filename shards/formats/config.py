@@ -12,6 +12,7 @@ from ...swarm.errors import CheckpointError
 from ...swarm.types import MAX_BLOCKS
 from .block_config import MAX_SOFTCAP, BlockConfig, NormConfig
 from .bounds import MAX_CONTEXT, MAX_VOCAB, MAX_WIDTH, SCALES, check_between, check_count
+from .foreign_config import ForeignConfig
 from .shown import shown
 
 
@@ -27,6 +28,8 @@ class ModelConfig:
     ``next_blocks``: blocks that the file may have behind the last, to guess further tokens; nothing reads
     them. ``native_dtype``: the file's main weight type, such as ``BF16`` or ``Q4_1``; for people and for
     ``auto``.
+    ``foreign``: transformers' own layers compute the model; ``blocks`` then tell no more than what each
+    caches, and the client's part is transformers' own, too.
     """
 
     family: str
@@ -44,6 +47,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     next_blocks: int = 0
     native_dtype: str = "F32"
+    foreign: ForeignConfig | None = None
 
     def __post_init__(self) -> None:
         check_count("number of blocks", len(self.blocks), MAX_BLOCKS)

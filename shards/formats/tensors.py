@@ -179,13 +179,22 @@ def model_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def block_names(config: ModelConfig, block: int) -> list[str]:
+    """Names of one block's tensors, of a model that transformers computes, too."""
+    return list(config.foreign.blocks[block] if config.foreign else block_tensors(config, block))
+
+
 def needed_tensors(config: ModelConfig, blocks: Span | None, client: bool) -> list[str]:
     """The tensors that a node of ``blocks``, or a client, reads; all of them if neither is named."""
     if blocks is None and not client:
-        return list(model_tensors(config))
-    names: list[str] = list(client_tensors(config)) if client else []
+        if config.foreign is None:
+            return list(model_tensors(config))
+        blocks, client = Span(0, config.n_blocks), True
+    names: list[str] = []
+    if client:
+        names += config.foreign.client if config.foreign else client_tensors(config)
     for block in range(blocks.start, blocks.end) if blocks else ():
-        names += block_tensors(config, block)
+        names += block_names(config, block)
     return names
 
 

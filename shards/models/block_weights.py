@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from ..formats.tensors import block_tensors
+from ..formats.tensors import block_names
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -314,5 +314,5 @@ def _load_experts(
 def bytes_in_file(checkpoint: Checkpoint, span: Span) -> int:
     """Of the tensors of blocks ``span``."""
     blocks = range(span.start, span.end)
-    names = (name for block in blocks for name in block_tensors(checkpoint.config, block))
+    names = (name for block in blocks for name in block_names(checkpoint.config, block))
     return sum(checkpoint.tensor(name).nbytes for name in names if checkpoint.has(name))

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from ...swarm.errors import UsageError
-from .head import FinalNorm, Head
+from .head import Head
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ..formats.config import ModelConfig
-    from ..formats.raw_tensor import RawTensor
     from ..kernels.head import NativeHead
 
 HELD_ROWS = 64
 """After this many rows of the embedding, their pages of the file are let go: the kernel maps 64 KiB around
 each row, so that a long chat would come to hold all of the embedding."""
+
+
+class Embedding(Protocol):
+    """A ``RawTensor`` of the file, or what another backend has of it."""
+
+    def dequantize_rows(self, rows: NDArray[np.int64], /) -> NDArray[np.float32]:
+        """The rows of these tokens, (tokens, hidden)."""
+        ...
 
 
 class ClientModel:
@@ -31,8 +40,8 @@ class ClientModel:
     def __init__(
         self,
         config: ModelConfig,
-        embedding: RawTensor,
-        norm: FinalNorm,
+        embedding: Embedding,
+        norm: Head,
         head: Head,
         device: str,
         weight_bytes: int,

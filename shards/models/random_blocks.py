@@ -16,12 +16,13 @@ import numpy as np
 
 from ...swarm.errors import CheckpointError
 from ..checkpoint.checkpoint import Checkpoint
+from ..families.places import flat
 from ..formats.config import ModelConfig
 from ..formats.floats import narrow
 from ..formats.hf.mlx_affine import affine_tensor
 from ..formats.qtypes import AFFINE, DENSE, row_bytes
 from ..formats.raw_tensor import RawTensor
-from ..formats.tensors import FINAL_NORM, TensorInfo, block_tensors
+from ..formats.tensors import FINAL_NORM, TensorInfo, block_names
 from ..pieces.digest import identity_of
 from ..tokenizer.tokenizer import Tokenizer
 
@@ -60,7 +61,7 @@ class _RandomBlocks:
     ) -> None:
         names = {FINAL_NORM: FINAL_NORM}
         for number, like in enumerate(blocks):
-            for name in block_tensors(config, like):
+            for name in block_names(config, like):
                 names[name.replace(f".{like}.", f".{number}.", 1)] = name
         self.manifest: Mapping[str, TensorInfo] = {
             name: replace(manifest[like], name=name) for name, like in names.items() if like in manifest
@@ -75,8 +76,7 @@ class _RandomBlocks:
 
 
 def _made(info: TensorInfo) -> RawTensor:
-    rows = 1 if len(info.shape) == 1 else info.shape[0]
-    cols = info.shape[-1]
+    rows, cols = flat(info.shape)
     if info.qtype in DENSE:
         values = _cut(_normal_numbers(), info.name, rows, cols)
         values = values * np.float32(cols**-0.5) if len(info.shape) > 1 else values * _SPREAD

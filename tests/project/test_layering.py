@@ -46,11 +46,13 @@ FLOORS = {
         ("shards/families",),
         ("shards/families/rows",),
         ("shards/formats/gguf", "shards/formats/hf"),
+        ("shards/formats/transformers",),
         ("shards/chat", "shards/layers", "shards/pieces"),
         ("shards/tokenizer", "shards/kernels"),
         ("shards/checkpoint", "shards/experts"),
         ("shards/models", "shards/transfer"),
         ("shards/mlx", "shards/torch"),
+        ("shards/transformers",),
         ("shards",),
     ),
     "client": (
@@ -82,9 +84,15 @@ ONLY_IN = {
     "hivemind": ("swarm/transport/p2pd", "dht/kademlia"),
     "libp2p": (),  # a peer of tests
     "trio": (),
-    "torch": ("shards/torch", "shards/models/devices.py", "client/hf"),
+    "torch": (
+        *("shards/torch", "shards/transformers", "shards/formats/transformers", "shards/models/devices.py"),
+        *("shards/checkpoint/checkpoint.py", "client/hf"),
+    ),
     "mlx": ("shards/mlx", "shards/models/devices.py"),  # which asks what there is
-    "transformers": ("client/hf",),
+    "transformers": (
+        *("shards/transformers", "shards/formats/transformers", "shards/checkpoint/checkpoint.py"),
+        "client/hf",
+    ),
     "huggingface_hub": ("shards/checkpoint", "shards/transfer"),
     "llguidance": ("client/guided",),
     "socket": ("swarm/transport", "swarm/discovery", "client/gateway"),
@@ -125,6 +133,7 @@ NEVER_IN = {
     "shards/experts": _PEERS,
     "shards/models": _PEERS,
     "shards/mlx": _PEERS,
+    "shards/transformers": _PEERS,
     "shards/loading.py": _PEERS,
     "client/decoding": _PEERS,
     "client/guided": _PEERS,

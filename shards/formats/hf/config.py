@@ -51,12 +51,8 @@ def hf_config(document: dict[str, Any], generation: dict[str, Any], where: str) 
     config = model_config(
         family,
         read,
-        eos_token_ids=_end_ids(
-            read, Fields(generation, str(Path(where).with_name("generation_config.json")))
-        ),
-        native_dtype=_DTYPES.get(
-            read.optional_text("dtype") or read.optional_text("torch_dtype") or "", "F32"
-        ),
+        eos_token_ids=end_ids(read, generation),
+        native_dtype=native_dtype(read),
     )
     refuse_unknown(family, read)
     check_quantization(read)
@@ -102,8 +98,21 @@ def _renamed(document: dict[str, Any], aliases: Mapping[str, str], names: dict[s
     return document
 
 
-def _end_ids(read: Fields, generation: Fields) -> tuple[int, ...]:
-    source = generation if generation.has("eos_token_id") else read
+def is_known(document: dict[str, Any]) -> bool:
+    """Whether a family of ours has this ``model_type``, or the document has none."""
+    name = document.get("model_type")
+    return not isinstance(name, str) or name in BY_TYPE
+
+
+def native_dtype(read: Fields) -> str:
+    """``ModelConfig.native_dtype``."""
+    return _DTYPES.get(read.optional_text("dtype") or read.optional_text("torch_dtype") or "", "F32")
+
+
+def end_ids(read: Fields, generation: dict[str, Any]) -> tuple[int, ...]:
+    """The tokens that end a text, by generation_config.json or else by config.json, which ``read`` shows."""
+    others = Fields(generation, str(Path(read.where).with_name("generation_config.json")))
+    source = others if others.has("eos_token_id") else read
     return source.integers("eos_token_id", most=MAX_VOCAB - 1, entries=MAX_END_TOKENS)
 
 

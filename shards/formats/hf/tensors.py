@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Collection, Container
 from dataclasses import replace
 
 from ...families.named_source import NamedSource, next_blocks
@@ -10,6 +10,7 @@ from ...families.places import Place, places
 from ...families.rows.table import FAMILIES
 from ..config import ModelConfig
 from ..tensors import EMBEDDING, HEAD, TensorSource
+from .foreign_tensors import foreign_places, foreign_tensors
 from .mlx_affine import stored_names, with_affine
 from .mxfp4 import BLOCKS, scales_of, with_mxfp4
 
@@ -18,10 +19,12 @@ _ROOTS = ("model.", "language_model.model.", "model.language_model.", "language_
 _HEADS = (HEAD, f"language_model.{HEAD}", f"model.language_model.{HEAD}")
 
 
-def stored_places(config: ModelConfig, present: Container[str]) -> tuple[ModelConfig, dict[str, Place]]:
+def stored_places(config: ModelConfig, present: Collection[str]) -> tuple[ModelConfig, dict[str, Place]]:
     """Where each of our tensors is among ``present``, the names of all files; and the configuration with what
     these names tell: a head in the file is the model's head, whatever ``tie_word_embeddings`` says, as in
     transformers."""
+    if config.foreign is not None:
+        return foreign_places(config, config.foreign, present)
     head = next((name for name in _HEADS if name in present), None)
     if head is not None:
         config = replace(config, tie_word_embeddings=False)
@@ -56,6 +59,8 @@ def stored_parts(name: str) -> tuple[str, ...]:
 def checked_tensors(config: ModelConfig, source: TensorSource, where: str) -> tuple[ModelConfig, NamedSource]:
     """The configuration, with what only the tensors tell, and all of the model's tensors, quantized ones put
     together. CheckpointError, UnsupportedModelError: see ``NamedSource``."""
+    if config.foreign is not None:
+        return foreign_tensors(config, config.foreign, source, where)
     config, found = stored_places(config, source.manifest)
     source = with_mxfp4(source, (place.stored for place in found.values()), where)
     source = with_affine(source, {place.stored: place.whole for place in found.values()}, where)

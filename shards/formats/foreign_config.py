@@ -1,0 +1,17 @@
+"""A model whose blocks transformers' own layers compute: what we know of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignConfig:
+    """``document``: config.json, of which transformers makes the model. ``layers``: what it calls the list of
+    its blocks, the last part of the name, such as "layers". ``blocks``, ``client``: the names in the files of
+    each block's tensors, and of all others, once they are known."""
+
+    document: str
+    layers: str
+    blocks: tuple[tuple[str, ...], ...] = ()
+    client: tuple[str, ...] = ()

@@ -1,0 +1,164 @@
+"""A ``ModelConfig`` of a model that only transformers knows."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from ....swarm.errors import UnsupportedModelError
+from ..block_config import AttentionConfig, BlockConfig, MlpConfig, NormConfig
+from ..bounds import MAX_CONTEXT, MAX_VOCAB, MAX_WIDTH
+from ..config import ModelConfig
+from ..fields import Fields
+from ..foreign_config import ForeignConfig
+from ..hf.config import check_quantization, end_ids, native_dtype
+from ..shown import shown
+from .layered import Layer, LayeredModel, unusable
+
+_TOKENS = 7
+"""A dry run has this many tokens: a number that no other dimension is likely to have."""
+_UNSAID_CONTEXT = 2048
+"""Tokens of the longest sequence of a model whose configuration does not say it."""
+_COUNT = re.compile(r"(^|_)(n|num|depth)(_|$).*(layer|block|expert)|expert.*(num|count)|^n_layer")
+"""Keys that say how many modules there are."""
+_MAX_COUNT = 1 << 15
+"""At most this many modules of a kind are made: more take minutes."""
+_CONTEXTS = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "n_positions", "seq_length")
+
+
+def foreign_config(document: dict[str, Any], generation: dict[str, Any], where: str) -> ModelConfig:
+    """As ``hf.config.hf_config``. UnsupportedModelError for a model that is not a causal language model of
+    transformers', or of which a node could not hold a part."""
+    read = Fields(document, where)
+    family = read.text("model_type")
+    if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UnsupportedModelError(
+            f"transformers knows no causal language model of the type {shown(family)}"
+        )
+    architectures = read.texts("architectures")
+    if architectures and MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family] not in architectures:
+        raise UnsupportedModelError(f"{shown(architectures[0])} is no causal language model of transformers'")
+    check_quantization(read)
+    _check_numbers(document, where)
+    made = LayeredModel(json.dumps(document))
+    own = Fields({key: getattr(made.config, key, None) for key in _USED}, where)
+    context = next(
+        filter(None, (own.optional_integer(key, least=1, most=MAX_CONTEXT) for key in _CONTEXTS)), 0
+    )
+    hidden = own.integer("hidden_size", least=1, most=MAX_WIDTH)
+    return ModelConfig(
+        family=family,
+        blocks=_blocks(made, hidden),
+        hidden_size=hidden,
+        vocab_size=own.integer("vocab_size", least=1, most=MAX_VOCAB),
+        final_norm=NormConfig(1e-5),
+        max_position_embeddings=context or _UNSAID_CONTEXT,
+        tie_word_embeddings=own.value("tie_word_embeddings") is True,
+        bos_token_id=own.optional_integer("bos_token_id", most=MAX_VOCAB - 1),
+        eos_token_ids=end_ids(own, generation),
+        native_dtype=native_dtype(read),
+        foreign=ForeignConfig(json.dumps(document, sort_keys=True), made.path.rpartition(".")[2]),
+    )
+
+
+_USED = (*_CONTEXTS, "hidden_size", "vocab_size", "tie_word_embeddings", "bos_token_id", "eos_token_id")
+
+
+def _check_numbers(document: Any, where: str) -> None:
+    """UnsupportedModelError for a number that would make transformers build without end."""
+    for key, value in _integers(document, ""):
+        most = _MAX_COUNT if _COUNT.search(key) else MAX_CONTEXT
+        if abs(value) > most:
+            raise UnsupportedModelError(f"{key} in {where} is {shown(value)}, expected at most {most}")
+
+
+def _integers(value: Any, key: str) -> Iterator[tuple[str, int]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _integers(inner, str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _integers(inner, key)
+    elif isinstance(value, int):
+        yield key, value
+
+
+class _KeptError(Exception):
+    """Raised from within a layer once it is known what it caches."""
+
+
+class _Recorder(DynamicLayer):
+    """A layer's cache: the shapes of what would be kept."""
+
+    kept: tuple[torch.Size, torch.Size] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> Any:
+        self.kept = key_states.shape, value_states.shape
+        raise _KeptError
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return query_length, 0
+
+
+def _blocks(made: LayeredModel, hidden: int) -> tuple[BlockConfig, ...]:
+    """What each layer caches of a token, found by calling it, without weights: equal ones are one object."""
+    recorders = [_Recorder() for _ in made.layers]
+    x = torch.zeros((1, _TOKENS, hidden), device="meta")
+
+    def around(number: int, forward: Layer, entered: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if number == 0 and entered.shape != x.shape:
+            raise UnsupportedModelError(
+                f"{made.name} has hidden states of shape {list(entered.shape)} between its blocks"
+            )
+        _check_inputs(made, [*args, *kwargs.values()])
+        try:
+            forward(x, *args, **kwargs)
+        except _KeptError:
+            return x
+        raise UnsupportedModelError(
+            f"block {number} of {made.name} keeps no keys and values of its own",
+            hint="Models whose blocks keep another state, or share one, cannot be cut between machines.",
+        )
+
+    try:
+        with torch.no_grad(), torch.device("meta"):
+            made.visit(around, x, Cache(layers=list(recorders)))
+    except UnsupportedModelError:
+        raise
+    except Exception as error:  # noqa: BLE001  whatever transformers' code raises
+        if any(recorder.kept is None for recorder in recorders):
+            raise unusable(error) from None
+    known: dict[BlockConfig, BlockConfig] = {}
+    blocks = [_block(made, recorder.kept, hidden) for recorder in recorders]
+    return tuple(known.setdefault(block, block) for block in blocks)
+
+
+def _check_inputs(made: LayeredModel, inputs: list[Any]) -> None:
+    for each in inputs:
+        if isinstance(each, Tensor) and each.is_floating_point() and each.shape[:2] == (1, _TOKENS):
+            raise UnsupportedModelError(
+                f"the blocks of {made.name} read more of each token than its hidden states",
+                hint="Such a model cannot be cut between machines.",
+            )
+
+
+def _block(made: LayeredModel, kept: tuple[torch.Size, torch.Size] | None, hidden: int) -> BlockConfig:
+    if kept is None:
+        raise UnsupportedModelError(f"{made.name} does not run all of its blocks")
+    keys, values = kept
+    if len(keys) != 4 or keys[0] != 1 or keys[2] != _TOKENS or keys != values:
+        raise UnsupportedModelError(
+            f"a block of {made.name} keeps keys of shape {list(keys)} and values of shape {list(values)}"
+        )
+    attention = AttentionConfig(keys[1], keys[1], keys[3], scale=1.0, rope=None)
+    return BlockConfig(attention, MlpConfig(hidden))

@@ -1,0 +1,162 @@
+"""transformers' own model of a configuration, of which some layers compute and the others are passed by.
+
+The model's own ``forward`` makes masks, rotations and whatever else goes into its layers, so that a part of
+them computes what the whole model would. Hidden states are put in before the first layer that computes and
+taken out behind the last.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import initialization
+from transformers.cache_utils import Cache
+
+from ....swarm.errors import UnsupportedModelError
+from ..shown import shown
+
+Layer = Callable[..., Any]
+
+
+class _Out(Exception):  # noqa: N818  it carries a result through code that is not ours
+    def __init__(self, hidden: Tensor) -> None:
+        self.hidden = hidden
+
+
+class LayeredModel:
+    """``model``: transformers' ``…ForCausalLM``, all of it on torch's device "meta", without memory, until
+    weights are set. ``layers``: its blocks, ``path``: their list's name."""
+
+    def __init__(self, document: str, dtype: torch.dtype = torch.float32) -> None:
+        """``document``: config.json. ``dtype``: of weights and activations. UnsupportedModelError where
+        transformers can make no model of it."""
+        values = json.loads(document)
+        try:
+            config = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
+            with torch.device("meta"), initialization.no_tie_weights():
+                self.model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+        except Exception as error:  # noqa: BLE001  whatever its classes say of values that we did not choose
+            raise unusable(error) from None
+        self.model.eval()
+        self.config = config
+        self.path, self.layers = self._find_layers(config.num_hidden_layers)
+        self.name = type(self.model).__name__
+        self._gives_tuples = False
+        self._around: Callable[..., Any] | None = None
+        for number, layer in enumerate(self.layers):
+            layer.forward = partial(self._layer, number, layer.forward)
+
+    def _find_layers(self, count: int) -> tuple[str, nn.ModuleList]:
+        found = [
+            (name, module)
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.ModuleList) and len(module) == count
+        ]
+        found = [each for each in found if not any(each[0].startswith(f"{name}.") for name, _ in found)]
+        if len(found) != 1:
+            raise UnsupportedModelError(
+                f"transformers' {type(self.model).__name__} has {len(found)} lists of {count} layers, not one"
+            )
+        return found[0]
+
+    def _layer(self, number: int, forward: Layer, *args: Any, **kwargs: Any) -> Any:
+        if self._around is None:
+            return forward(*args, **kwargs)
+        if not args:
+            args = (kwargs.pop("hidden_states"),)
+        return self._around(number, forward, *args, **kwargs)
+
+    def hollow_out(self) -> None:
+        """Let modules outside the layers that have no weights give zeros: what they compute is not used, the
+        hidden states that count are put in behind them."""
+        for name, module in self.model.named_modules():
+            inside = name == self.path or name.startswith(f"{self.path}.")
+            if not inside and any(each.is_meta for each in module.parameters(recurse=False)):
+                module.forward = partial(_zeros, module.forward)
+
+    def find_form(self, hidden: Tensor) -> None:
+        """Find out whether layers give hidden states, or tuples that begin with them, by trying both on
+        ``hidden`` (T, hidden)."""
+        for self._gives_tuples in (False, True):
+            try:
+                if self._behind(self.model.base_model, hidden).last_hidden_state.shape == (1, *hidden.shape):
+                    return
+            except (RuntimeError, IndexError, ValueError, AttributeError):
+                continue
+        raise UnsupportedModelError(f"{self.name} gives no hidden states behind its layers")
+
+    def _run(self, around: Callable[..., Any], model: Any, **inputs: Any) -> Any:
+        self._around = around
+        try:
+            return model(**inputs)
+        finally:
+            self._around = None
+
+    def visit(self, around: Callable[..., Any], x: Tensor, cache: Cache) -> None:
+        """Call the model on ``x`` (1, T, hidden) as embedded tokens, with ``around(number, forward, hidden,
+        *args, **kwargs)`` in place of each layer's ``forward``."""
+        self._run(around, self.model.base_model, inputs_embeds=x, past_key_values=cache, use_cache=True)
+
+    def through(self, x: Tensor, cache: Cache, first: int, end: int) -> Tensor:
+        """Hidden states ``x`` (1, T, hidden) through layers ``first`` to ``end`` - 1."""
+        held = x
+
+        def around(number: int, forward: Layer, _: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            nonlocal held
+            if number >= first:
+                out = forward(held, *args, **kwargs)
+                held = out[0] if isinstance(out, tuple) else out
+            if number == end - 1:
+                raise _Out(held)
+            return x
+
+        return self._until_out(around, self.model.base_model, inputs_embeds=x, past_key_values=cache)
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        """Token ids (T) → (T, hidden): what goes into the first layer."""
+
+        def around(number: int, forward: Layer, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+            raise _Out(hidden)
+
+        return self._until_out(around, self.model.base_model, input_ids=ids[None])[0]
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """What leaves the last layer, (T, hidden), through the model's own norm."""
+        return self._behind(self.model.base_model, hidden).last_hidden_state[0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What leaves the last layer, (T, hidden) → (T, vocab), by the model's own norm and head."""
+        return self._behind(self.model, hidden).logits[0]
+
+    def _behind(self, model: Any, hidden: Tensor) -> Any:
+        """What ``model`` gives where ``hidden`` leaves its last layer."""
+        given = (hidden[None],) if self._gives_tuples else hidden[None]
+        return self._run(lambda *_, **__: given, model, inputs_embeds=hidden[None], use_cache=False)
+
+    def _until_out(self, around: Callable[..., Any], model: Any, **inputs: Any) -> Tensor:
+        try:
+            self._run(around, model, use_cache="past_key_values" in inputs, **inputs)
+        except _Out as out:
+            return out.hidden
+        raise UnsupportedModelError(f"{self.name} does not run its layers one by one")
+
+
+def _zeros(forward: Layer, x: Tensor, *_: Any, **__: Any) -> Tensor:
+    """As ``forward`` gives of ``x``, of zeros."""
+    return torch.zeros(
+        forward(x.to("meta")).shape, dtype=x.dtype if x.is_floating_point() else None, device=x.device
+    )
+
+
+def unusable(error: Exception) -> UnsupportedModelError:
+    """For what transformers' classes raise."""
+    lines = str(error).strip().splitlines()
+    return UnsupportedModelError(
+        f"transformers cannot run this model: {shown(lines[0][:200] if lines else type(error).__name__)}"
+    )

@@ -1,0 +1,139 @@
+"""The blocks of a span by transformers' own layers, as the engine runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from transformers.cache_utils import DynamicCache
+
+from ...swarm.codecs.activations import MAX_MAGNITUDE
+from ...swarm.errors import SwarmError, UnsupportedModelError, UsageError
+from ...swarm.protocol.field_types import PAGE_TOKENS
+from ...swarm.types import Span
+from ..checkpoint.checkpoint import Checkpoint
+from ..formats.foreign_config import ForeignConfig
+from ..formats.tensors import block_names
+from ..formats.transformers.layered import LayeredModel, unusable
+from ..layers.kv_pool import BatchSlice, resolve_kv_dtype
+from ..models.load_plan import LoadPlan
+from ..torch.device import Target, to_array
+from ..torch.kv_pool import TorchKvPool
+from .cache import paged_cache
+from .weights import load_weights
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..formats.config import ModelConfig
+    from ..models.weight_loader import Progress
+
+_TRIED = (3, 1, PAGE_TOKENS, 2)
+"""The self test cuts its rows into chunks of these sizes."""
+_NEAR = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""How far results of the self test may differ, as a part of the largest value."""
+
+
+class ForeignSpan:
+    """A ``SpanBackend``. The sessions of a batch are computed one after the other."""
+
+    kernels = "transformers"
+    any_thread = False
+    mixes = False
+
+    def __init__(
+        self, config: ModelConfig, span: Span, made: LayeredModel, plan: LoadPlan, threads: int, nbytes: int
+    ) -> None:
+        """On the CPU torch uses ``threads`` in the thread that calls ``forward``."""
+        self.config, self.span = config, span
+        self.device, self.weights, self.weight_bytes = plan.device, plan.dtype, nbytes
+        self._plan, self._target, self._made, self._threads = plan, Target.of(plan), made, threads
+        self.limit = min(torch.finfo(self._target.dtype).max, MAX_MAGNITUDE)
+
+    def kv_dtype(self, wanted: str, *, exact: bool) -> str:
+        return resolve_kv_dtype(wanted, self._plan.dtype, exact, self.device)
+
+    def new_pool(self, n_slots: int, kv_dtype: str) -> TorchKvPool:
+        shapes = {block.attention.kv for block in self.config.blocks[self.span.start : self.span.end]}
+        return TorchKvPool(n_slots, shapes, kv_dtype, self._target.device)
+
+    def use_threads(self, threads: int) -> None:
+        """Not on torch, whose results may depend on them."""
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        x: NDArray[np.float32],
+        slices: Sequence[BatchSlice],
+        pool: TorchKvPool,
+        span: Span | None = None,
+    ) -> NDArray[np.float32]:
+        """See ``SpanBackend``."""
+        span = self.span if span is None else span
+        if not self.span.covers(span):
+            raise UsageError(f"blocks {span} are not within {self.span}")
+        if torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
+        rows = self._target.tensor(np.array(x, np.float32))
+        for part in slices:
+            cache = paged_cache(self.config, pool, part, span.start, span.end)
+            own = slice(part.row, part.row + part.count)
+            rows[own] = self._made.through(rows[None, own], cache, span.start, span.end)[0]
+        return to_array(rows)
+
+    def check(self) -> None:
+        """Raises UnsupportedModelError unless the blocks compute one by one, in chunks and beside another
+        session, what transformers' own chain of them computes at once."""
+        generator, count = np.random.default_rng(0), sum(_TRIED)
+        x = generator.standard_normal((count, self.config.hidden_size), np.float32)
+        pages = -(-count // PAGE_TOKENS)
+        tables = np.arange(2 * pages * len(self.span), dtype=np.int32).reshape(2, len(self.span), pages)
+        try:
+            with torch.inference_mode():
+                rows, cache = self._target.tensor(x)[None], DynamicCache(config=self._made.config)
+                wanted = to_array(self._made.through(rows, cache, self.span.start, self.span.end)[0])
+            pool, found, start = self.new_pool(tables.size, self._plan.dtype), np.empty_like(x), 0
+            for size in _TRIED:
+                both = np.concatenate((x[start : start + size], x[:size]))
+                slices = [
+                    BatchSlice(tables[0], self.span.start, 0, start, size),
+                    BatchSlice(tables[1], self.span.start, size, 0, size),
+                ]
+                for block in range(self.span.start, self.span.end):
+                    both = self.forward(both, slices, pool, Span(block, block + 1))
+                found[start : start + size] = both[:size]
+                start += size
+        except SwarmError:
+            raise
+        except Exception as error:  # noqa: BLE001  whatever transformers' code raises
+            raise unusable(error) from None
+        off = np.abs(found - wanted).max() / np.abs(wanted).max()
+        if not off <= _NEAR[self._target.dtype]:
+            raise UnsupportedModelError(
+                f"the blocks of {self._made.name} compute in parts another thing than at once: {off:.1%} off",
+                hint="Such a model cannot be cut between machines.",
+            )
+
+
+def load_foreign_span(
+    checkpoint: Checkpoint,
+    foreign: ForeignConfig,
+    span: Span,
+    plan: LoadPlan,
+    progress: Progress | None = None,
+    *,
+    threads: int = 1,
+) -> ForeignSpan:
+    """As ``loading.load_backend``. UnsupportedModelError where the model's layers do not compute in parts
+    what they compute at once."""
+    config, target = checkpoint.config, Target.of(plan)
+    made = LayeredModel(foreign.document, target.dtype)
+    blocks = range(span.start, span.end)
+    names = [name for block in blocks for name in block_names(config, block)]
+    nbytes = load_weights(made, checkpoint, names, target.device, f"blocks {span}", progress, wanted=blocks)
+    made.hollow_out()
+    loaded = ForeignSpan(config, span, made, plan, threads, nbytes)
+    loaded.check()
+    return loaded

@@ -1,0 +1,215 @@
+"""Models that only transformers knows, cut into two spans, against transformers itself."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from swarm_node.shards.checkpoint.checkpoint import Checkpoint
+from swarm_node.shards.checkpoint.opening import open_checkpoint
+from swarm_node.shards.formats.tensors import needed_tensors
+from swarm_node.shards.layers.kv_pool import BatchSlice
+from swarm_node.shards.loading import load_backend, load_client_model
+from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
+from swarm_node.swarm.types import Span
+from tests.shards.families.cases import SMALL
+from tests.shards.families.models import TOKENS, ids, logits, randomise
+
+CASES: dict[str, dict[str, Any]] = {
+    "apertus": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "bitnet": {},
+    "bloom": {},
+    "codegen": {"rotary_dim": 8},
+    "doge": {"num_experts": 16},
+    "falcon": {},
+    "falcon-alibi": {"alibi": True, "multi_query": False, "bias": True},
+    "flex_olmo": {"num_experts": 4, "num_experts_per_tok": 2},
+    "gpt_neox": {},
+    "gpt_neox-tied": {"use_parallel_residual": False, "tie_word_embeddings": True},
+    "gpt_neox_japanese": {},
+    "gptj": {"rotary_dim": 8},
+    "helium": {"head_dim": 16},
+    "jais2": {},
+    "mpt": {},
+    "nanochat": {},
+    "persimmon": {},
+    "phi": {},
+}
+EXACT = LoadOptions(dtype="float32")
+CHUNKS = (5, 1, 17, 6)
+PAGES = 2
+
+
+def foreign_model(case: str) -> Any:
+    torch.manual_seed(len(case))
+    config = transformers.AutoConfig.for_model(case.split("-")[0], **{**SMALL, **CASES[case]})
+    return randomise(transformers.AutoModelForCausalLM.from_config(config))
+
+
+class Chain:
+    """Two spans and a client: what three machines of a swarm hold."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        count = checkpoint.config.n_blocks
+        self.client = load_client_model(checkpoint, EXACT)
+        self.spans = [load_backend(checkpoint, span, EXACT) for span in (Span(0, 1), Span(1, count))]
+        self.pools = [span.new_pool(3 * PAGES * len(span.span), "float32") for span in self.spans]
+
+    def step(self, *parts: tuple[int, int, Any]) -> list[np.ndarray]:
+        """Logits of each part: number of its session, position of its first token, tokens."""
+        x = self.client.embed(np.concatenate([np.asarray(tokens) for _, _, tokens in parts]))
+        for span, pool in zip(self.spans, self.pools, strict=True):
+            blocks, slices, row = len(span.span), [], 0
+            for session, start, tokens in parts:
+                first = session * PAGES * blocks
+                table = np.arange(first, first + PAGES * blocks, dtype=np.int32).reshape(blocks, PAGES)
+                slices.append(BatchSlice(table, span.span.start, row, start, len(tokens)))
+                row += len(tokens)
+            x = span.forward(x, slices, pool)
+        return np.split(self.client.logits(x), np.cumsum([len(tokens) for _, _, tokens in parts])[:-1])
+
+    def fork(self, session: int, new: int) -> None:
+        for span, pool in zip(self.spans, self.pools, strict=True):
+            count = PAGES * len(span.span)
+            held = range(session * count, (session + 1) * count)
+            pool.copy_slots(held, range(new * count, (new + 1) * count))
+
+
+def assert_equal(ours: np.ndarray, theirs: np.ndarray) -> None:
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
+    assert np.array_equal(ours.argmax(-1), theirs.argmax(-1))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_transformers(case: str, tmp_path: Path) -> None:
+    model = foreign_model(case)
+    model.save_pretrained(tmp_path)
+    tokens, theirs = ids(model).numpy(), logits(model).numpy()
+    other = tokens[::-1].copy()
+    with torch.no_grad():
+        of_other = model(torch.from_numpy(other)[None]).logits[0].numpy()
+    with open_checkpoint(str(tmp_path)) as checkpoint:
+        assert checkpoint.config.family == case.split("-")[0]
+        chain = Chain(checkpoint)
+        assert {span.kernels for span in chain.spans} == {chain.client.kernels} == {"transformers"}
+        ours, start = [], 0
+        for count in CHUNKS:
+            ours += chain.step((0, start, tokens[start : start + count]))
+            start += count
+        assert_equal(np.concatenate(ours), theirs)
+        # A fork; then the first session goes back, and both go on side by side.
+        chain.fork(0, 1)
+        back, forked = chain.step((0, 9, tokens[9:]), (1, TOKENS - 1, tokens[-1:]))
+        assert_equal(back, theirs[9:])
+        assert_equal(forked, theirs[-1:])
+        both = chain.step((2, 0, other[:13]), (1, 20, tokens[20:]))
+        assert_equal(both[0], of_other[:13])
+        assert_equal(both[1], theirs[20:])
+        assert_equal(chain.step((2, 13, other[13:]))[0], of_other[13:])
+
+
+UNFIT: dict[str, tuple[str, dict[str, Any]]] = {
+    "doge": (  # its router mixes tokens
+        "compute in parts another thing",
+        {"is_moe": True, "num_experts": 16, "num_experts_per_tok": 2},
+    ),
+    "gpt2": ("position", {}),
+    "mamba": ("keeps no keys and values", {}),
+    "rwkv": ("keeps no keys and values", {}),
+}
+
+
+@pytest.mark.parametrize("family", UNFIT)
+def test_what_cannot_be_cut_is_refused(family: str, tmp_path: Path) -> None:
+    says, more = UNFIT[family]
+    config = transformers.AutoConfig.for_model(family, **{**SMALL, **more})
+    randomise(transformers.AutoModelForCausalLM.from_config(config)).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match=says):
+        Chain(open_checkpoint(str(tmp_path)))
+
+
+@pytest.fixture
+def neox(tmp_path: Path) -> Path:
+    foreign_model("gpt_neox").save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_node_reads_its_own_blocks_alone(neox: Path) -> None:
+    with open_checkpoint(str(neox)) as checkpoint:
+        config, every = checkpoint.config, set(checkpoint.manifest)
+        parts = [set(needed_tensors(config, Span(block, block + 1), client=False)) for block in range(3)]
+        client = set(needed_tensors(config, None, client=True))
+        assert set.union(client, *parts) == every
+        assert sum(map(len, parts)) + len(client) == len(every)
+        assert client == {
+            "gpt_neox.embed_in.weight",
+            "gpt_neox.final_layer_norm.weight",
+            "gpt_neox.final_layer_norm.bias",
+            "embed_out.weight",  # lm_head is its name in transformers' model
+        }
+
+
+def changed(folder: Path, **changes: Any) -> str:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_hidden_layers": 1 << 40}, "num_hidden_layers"),
+        ({"hidden_size": 1 << 40}, "hidden_size"),
+        ({"hidden_size": "64"}, "hidden_size"),
+        ({"num_attention_heads": 0}, "transformers cannot run"),
+        ({"model_type": "no_such_thing"}, "no_such_thing"),
+        ({"model_type": "vit"}, "transformers"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+    ],
+)
+def test_hostile_configurations_are_refused(neox: Path, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises((CheckpointError, UnsupportedModelError), match=says):
+        open_checkpoint(changed(neox, **changes))
+
+
+def test_code_of_a_checkpoint_is_never_run(neox: Path) -> None:
+    (neox / "evil.py").write_text("raise SystemExit('ran')")
+    auto_map = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    with open_checkpoint(changed(neox, auto_map=auto_map)) as checkpoint:
+        Chain(checkpoint)
+    with pytest.raises(UnsupportedModelError):
+        open_checkpoint(changed(neox, model_type="evil", auto_map=auto_map))
+
+
+@pytest.mark.parametrize("change", [{"intermediate_size": 44}, {"vocab_size": 62}])
+def test_a_tensor_of_another_shape_is_refused(neox: Path, change: dict[str, Any]) -> None:
+    with (
+        open_checkpoint(changed(neox, **change)) as checkpoint,
+        pytest.raises(CheckpointError, match="has shape"),
+    ):
+        Chain(checkpoint)
+
+
+def test_a_missing_tensor_is_refused(neox: Path) -> None:
+    with (
+        open_checkpoint(changed(neox, num_hidden_layers=4)) as checkpoint,
+        pytest.raises(CheckpointError, match=r"has no tensor for gpt_neox\.layers\.3"),
+    ):
+        Chain(checkpoint)
+
+
+def test_without_transformers_a_person_reads_what_to_install(
+    neox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UnsupportedModelError, match="gpt_neox") as raised:
+        open_checkpoint(str(neox))
+    assert 'pip install -e ".[hf]"' in str(raised.value.hint)
