@@ -20,6 +20,7 @@ import numpy as np
 
 from ...swarm.errors import (
     BrokenError,
+    ErrorCode,
     HopFailedError,
     PeerError,
     PeerTimeoutError,
@@ -85,6 +86,7 @@ class RouteRepair:
         self._gone: set[str] = set()
         self._told: set[int] = set()  # of failures, by identity: they concern the router once
         self._without_journal: set[str] = set()
+        self._cache_lost = False  # a hop's pages are of no use: new sessions get no names of them
         self._misfed: set[str] = set()  # whose sessions held too little: once that may be another's doing
         self._alarm = asyncio.Event()
         self._moving = False
@@ -139,6 +141,8 @@ class RouteRepair:
                 self._record.hop_lost(hop.peer_id, cause.message)
                 if not (isinstance(cause, PeerError) and cause.code in NO_FAULT):
                     self._gone.add(hop.peer_id)
+                if isinstance(cause, PeerError) and cause.code is ErrorCode.CACHE_LOST:
+                    self._cache_lost = True
                 self._attempts.failed(HopFailedError(hop.peer_id, cause), False)
             if isinstance(cause, RemoteProtocolError):
                 raise RouteLostError(HopFailedError(hop.peer_id, cause))
@@ -174,7 +178,8 @@ class RouteRepair:
             raise RouteLostError(HopFailedError(hops[0].peer_id, _cause(found, self._forced, hops)))
         try:
             line = await self._line(lost)
-            plans = plan_line(line, session.settings, self._ids, session.may_chain, hops)
+            ids = () if self._cache_lost else self._ids
+            plans = plan_line(line, session.settings, ids, session.may_chain, hops)
             clients = await self._open(line, plans)
         except (SwarmError, _InterruptedError) as error:
             if self._moving and not found.lost:

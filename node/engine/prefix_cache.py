@@ -20,8 +20,8 @@ from .page_allocator import Page, PageAllocator, PrefixKey
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """The first ``count`` pages of a sequence. ``pages``: of each group, the last of them: those that the
-    next token sees."""
+    """The first ``count`` pages of a sequence. ``pages``: of each group, the last of them: those that their
+    last token sees, which a client may feed again."""
 
     count: int
     pages: tuple[list[Page], ...]
@@ -96,5 +96,5 @@ class PrefixCache:
 
 
 def _firsts(layout: KvLayout, count: int) -> list[int]:
-    """The first page of each group that the token after ``count`` pages sees."""
-    return [group.first_seen(count * layout.page_tokens) for group in layout.groups]
+    """The first page of each group that the last token of ``count`` pages sees."""
+    return [group.first_seen(count * layout.page_tokens - 1) for group in layout.groups]

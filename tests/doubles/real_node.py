@@ -23,6 +23,7 @@ async def start_node(
     store: MemoryStore,
     exit: AsyncExitStack,
     device: str = "cpu",
+    batch_tokens: int = 512,
 ) -> Node:
     """In float32, with steps of 16 tokens; ``exit`` stops it."""
     config = NodeConfig(
@@ -34,6 +35,7 @@ async def start_node(
         threads=1,
         kv_cache_tokens=kv_tokens,
         max_step_tokens=16,
+        max_batch_tokens=batch_tokens,
     )
     node = Node(config, lambda _: None, network=GivenNetwork(memory.transport(peer), MemoryDirectory(store)))
     exit.push_async_callback(node.stop)

@@ -104,7 +104,7 @@ class Tables:
         cost = 0
         for group, pages in zip(layout.groups, known.pages, strict=True):
             first = known.count - len(pages)
-            assert first == group.first_seen(known.count * PAGE)
+            assert first == group.first_seen(known.count * PAGE - 1)
             cost += (min(max_pages, first + group.most) - known.count) * group.blocks
             for index, page in enumerate(pages, first):
                 claims = page.claims + (index + group.most < max_pages)
