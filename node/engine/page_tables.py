@@ -54,6 +54,7 @@ class PageTable:
         self._allocator = allocator
         self._cache = cache
         self._layout = layout
+        self._page_tokens = layout.page_tokens
         self.max_pages = max_pages
         self.groups = groups
         self.lowest = max(each.lowest for each in groups)
@@ -82,7 +83,7 @@ class PageTable:
 
         ``length``: tokens that this table's own session has.
         """
-        page_tokens = self._layout.page_tokens
+        page_tokens = self._page_tokens
         max_pages = pages_for(max_tokens, page_tokens)
         if not self.lowest <= tokens <= length or pages_for(tokens, page_tokens) > min(
             self.n_pages, max_pages
@@ -138,11 +139,14 @@ class PageTable:
         ``waiting``: the first position that a step of the session which is under way reads or writes from;
         None: there is none, and what is about to be overwritten is not read.
         """
-        page_tokens = self._layout.page_tokens
+        page_tokens = self._page_tokens
         first, last = start // page_tokens, (start + count - 1) // page_tokens
         if first == last:
-            for each in self.groups:
-                if not each.is_own(first):
+            for each in self.groups:  # ``is_own``, written out: each token comes here
+                if first >= len(each.pages) or first == each.claim:
+                    break
+                page = each.pages[first]
+                if page is None or page.holders != 1 or page.key is not None:
                     break
             else:
                 return ()
@@ -190,6 +194,8 @@ class GroupPages:
     later one is promised, whoever shares the first. So has ``claim``, the index of a last page that the
     session is going to write on in.
     """
+
+    __slots__ = ("_allocator", "_max_pages", "claim", "first", "group", "pages")
 
     def __init__(self, allocator: PageAllocator, group: KvGroup, max_pages: int) -> None:
         self.group = group

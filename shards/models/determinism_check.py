@@ -3,6 +3,8 @@
 One sequence is computed token by token. Then again: as one chunk behind another session's rows; in ragged
 chunks before them, over pages full of another try's keys and values, one half of the blocks after the other,
 as a route with other hops would enter it. Every row must come out with the same bits.
+Where blocks see only so far back, other tokens come before it, so that the end of what they see lies within
+them or moves over their first ones; pages that no token of the sequence sees are not there.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ TOKENS = 44
 OTHER_TOKENS = 3
 """The session beside it has this many tokens, which shifts the sequence's rows to other places in their
 tiles."""
+MOST_BEFORE = 512
+"""Up to this many tokens come before the sequence. Blocks that see farther are checked as those that see all,
+since a node must not take minutes for this."""
 CHUNKS = (1, 19, 2, 17)
 """The tokens of each chunk when the sequence is cut; the rest is the last one."""
 
@@ -39,7 +44,7 @@ def check_determinism(model: SpanBackend[Any], kv_dtype: str) -> str:
 
     Raises UsageError if the property does not hold.
     """
-    tokens = max(1, min(TOKENS, model.config.max_position_embeddings))
+    tokens = max(1, min(TOKENS, model.config.max_position_embeddings - _before(model)))
     x = _rows(tokens, model, seed=1)
     alone = _Sessions(model, kv_dtype).feed(x, [1] * tokens)
     trials = {
@@ -63,13 +68,19 @@ class _Sessions:
     """The checked session and the one beside it, with KV memory of their own."""
 
     def __init__(self, model: SpanBackend[Any], kv_dtype: str) -> None:
-        blocks = len(model.span)
-        pages = -(-TOKENS // PAGE_TOKENS)
+        blocks, before = model.config.blocks[model.span.start : model.span.end], _before(model)
+        pages = -(-(before + TOKENS) // PAGE_TOKENS)
         self._model = model
-        self._pool = model.new_pool(2 * pages * blocks, kv_dtype)
-        self._table, self._other_table = np.arange(2 * pages * blocks, dtype=np.int32).reshape(
-            2, blocks, pages
+        self._before = before
+        self._pool = model.new_pool(2 * pages * len(blocks), kv_dtype)
+        self._table, self._other_table = np.arange(2 * pages * len(blocks), dtype=np.int32).reshape(
+            2, len(blocks), pages
         )
+        if before:
+            self._forward(_rows(before, model, seed=4), 0)
+            for row, block in zip(self._table, blocks, strict=True):
+                if reach := block.attention.reach:
+                    row[: max(0, before - reach + 1) // PAGE_TOKENS] = -1
 
     def after_rollback(self, tokens: int) -> _Sessions:
         """Another sequence was computed in the same pages and taken back."""
@@ -85,11 +96,12 @@ class _Sessions:
             count = chunks[len(out)] if len(out) < len(chunks) else len(x) - at
             count = min(count, len(x) - at)
             rows = x[at : at + count]
-            out.append(self._one(rows, at) if alone else self._beside(rows, at, before))
+            start = self._before + at
+            out.append(self._forward(rows, start) if alone else self._beside(rows, start, before))
             at += count
         return np.concatenate(out)
 
-    def _one(self, rows: Floats, start: int) -> Floats:
+    def _forward(self, rows: Floats, start: int) -> Floats:
         first = self._model.span.start
         return self._model.forward(rows, [BatchSlice(self._table, first, 0, start, len(rows))], self._pool)
 
@@ -107,6 +119,15 @@ class _Sessions:
         for span in [model.span] if before else _halves(model.span):
             batch = model.forward(batch, slices, self._pool, span)
         return batch[own : own + count]
+
+
+def _before(model: SpanBackend[Any]) -> int:
+    """Tokens before the sequence, in whole pages: its middle, or one before, is the first token that does not
+    see all, in the block that sees farthest of those within MOST_BEFORE."""
+    blocks = model.config.blocks[model.span.start : model.span.end]
+    most = min(MOST_BEFORE, model.config.max_position_embeddings - TOKENS)
+    reach = max((r for block in blocks if (r := block.attention.reach) - TOKENS // 2 <= most), default=0)
+    return -(-max(0, reach - TOKENS // 2) // PAGE_TOKENS) * PAGE_TOKENS
 
 
 def _halves(span: Span) -> list[Span]:

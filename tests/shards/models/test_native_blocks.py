@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from swarm_node.shards.formats.block_config import BlockConfig, HeadNorm, LatentConfig, MlpConfig
 from swarm_node.shards.layers.kv_pool import KV_DTYPES
-from swarm_node.shards.models.determinism_check import check_determinism
+from swarm_node.shards.models.determinism_check import MOST_BEFORE, check_determinism
 from swarm_node.shards.models.load_plan import LoadOptions, resolve
 from swarm_node.shards.models.native_span import NativeSpan, load_native_span
 from swarm_node.swarm.types import Span
@@ -149,6 +149,24 @@ def check_rows(sessions: MakeSessions, blocks: Blocks, weights: str, kv_dtype: s
             want = fed(sessions, model, kv_dtype=kv_dtype)
         for got, expected in zip(fed(sessions, model, kv_dtype=kv_dtype, seed=threads), want, strict=True):
             assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("windows", [(20,), (0, 100, 20), (100, 5000)], ids=str)
+def test_the_check_of_a_span_goes_past_its_windows(windows: tuple[int, ...]) -> None:
+    class Watched(NativeSpan):
+        last = 0
+        gone = 0
+
+        def forward(self, x: np.ndarray, slices: Any, pool: Any, span: Span | None = None) -> np.ndarray:
+            self.last = max(self.last, *(part.start + part.count - 1 for part in slices))
+            self.gone = max(self.gone, *((part.table == -1).sum() for part in slices))
+            return super().forward(x, slices, pool, span)
+
+    model = Watched.__new__(Watched)
+    vars(model).update(vars(load(tuple(block(attention(window=window)) for window in windows))))
+    check_determinism(model, "float32")
+    assert model.last > max(window for window in windows if window < MOST_BEFORE)
+    assert bool(model.gone) is (20 in windows and 100 in windows)
 
 
 @pytest.mark.slow
