@@ -15,12 +15,15 @@ from swarm_node.node.engine.batch_runner import BatchReport, BatchRunner
 from swarm_node.node.engine.engine import Engine, EngineSettings
 from swarm_node.node.engine.jobs import StepJob, TokenSequence
 from swarm_node.node.engine.scheduler import Batch
+from swarm_node.shards.formats.block_config import AttentionConfig, BlockConfig, MlpConfig
 from swarm_node.shards.layers.kv_pool import BatchSlice
 from swarm_node.swarm.codecs.activations import MAX_MAGNITUDE
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.types import Span
-from tests.doubles.toy_model import CONTEXT, HIDDEN, block_row
+from tests.doubles.toy_model import CONTEXT, HIDDEN, N_BLOCKS, block_row
 
+BLOCK = BlockConfig(AttentionConfig(1, 1, HIDDEN, 1.0, None), MlpConfig(HIDDEN))
+CONFIG = SimpleNamespace(hidden_size=HIDDEN, max_position_embeddings=CONTEXT, blocks=(BLOCK,) * N_BLOCKS)
 TOTAL_TOKENS = 64 * CONTEXT
 """Tokens of KV cache: more than any test has open at once."""
 
@@ -49,7 +52,7 @@ class ToySpan:
     span: Span
     spoil: Callable[[int, np.ndarray, np.ndarray], np.ndarray] = lambda step, came, rows: rows
     step: int = 0
-    config: Any = field(default_factory=lambda: SimpleNamespace(hidden_size=HIDDEN))
+    config: Any = field(default_factory=lambda: CONFIG)
     limit: float = MAX_MAGNITUDE
     mixes: bool = True
     any_thread: bool = False
