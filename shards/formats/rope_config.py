@@ -70,9 +70,9 @@ class RopeConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= SCALES[1]:
                 raise CheckpointError(f"rope {name} is {value}, expected a number from 0 to {SCALES[1]:g}")
-        if self.type == "llama3" and not self.high_freq_factor > self.low_freq_factor:
+        if self.type == "llama3" and not self.high_freq_factor >= self.low_freq_factor:
             raise CheckpointError(
-                f"rope high_freq_factor {self.high_freq_factor} is not above low_freq_factor "
+                f"rope high_freq_factor {self.high_freq_factor} is below low_freq_factor "
                 f"{self.low_freq_factor}"
             )
         for name in ("frequency_factors", "short_factors", "long_factors"):

@@ -157,10 +157,13 @@ def _powers(theta: float, dim: int) -> Floats:
 
 
 def _llama3(rope: RopeConfig, inv_freq: Floats) -> Floats:
-    """Llama 3.1: long wavelengths are stretched by ``factor``, short ones kept, a smooth blend between."""
+    """Llama 3.1: long wavelengths are stretched by ``factor``, short ones kept, a smooth blend between, which
+    Llama 4 has none of."""
     context = rope.original_max_position_embeddings
     # A number over a tensor is, in torch, the number times one over the tensor: rounded twice, here too.
     wavelength = 2 * math.pi * (_ONE / inv_freq)
+    if rope.low_freq_factor == rope.high_freq_factor:
+        return np.where(wavelength > context / rope.low_freq_factor, inv_freq / rope.factor, inv_freq)
     blend = context * (_ONE / wavelength) - rope.low_freq_factor
     blend = blend / (rope.high_freq_factor - rope.low_freq_factor)
     blended = (1 - blend) * inv_freq / rope.factor + blend * inv_freq

@@ -404,7 +404,11 @@ HUNYUAN_V1_MOE = Family(
     },
     aliases={"num_experts_per_tok": "moe_topk", "num_local_experts": "num_experts"},
     fixed={"use_qk_norm": (True,), "norm_topk_prob": (True,), "use_cla": (False,), "use_mla": (False,)}
-    | {"group_limited_greedy": (False,), "moe_layer_num_skipped": (0,), "routed_scaling_factor": (1.0,)},
+    | {
+        "group_limited_greedy": (False,),
+        "moe_layer_num_skipped": (0,),
+        "routed_scaling_factor": (1.0, False),
+    },
     gguf=GGUFFamily("hunyuan-moe", keys={"expert_used_count": "moe_topk"}),
 )
 

@@ -288,7 +288,7 @@ CASES: dict[str, dict[str, Any]] = {
         "use_qk_norm": False,
         "attn_temperature_tuning": False,
         "attention_bias": True,
-        "rope_parameters": LLAMA3,
+        "rope_parameters": {**LLAMA3, "high_freq_factor": 1.0},
     },
     "granitemoe": {**LOCAL, **GRANITE},
     "granitemoe-biases": {**LOCAL, "attention_bias": True, "num_experts_per_tok": 1},

@@ -76,6 +76,8 @@ def test_missing_keys_have_transformers_defaults(family: str) -> None:
     assert replace(whole, eos_token_ids=()) == hf_config(document_of(family), {}, "config.json")
 
 
+YARN = {"beta_fast": 32, "beta_slow": 1, "factor": 32, "original_max_position_embeddings": 4096}
+LIKE_SCOUT = {"low_freq_factor": 1.0, "high_freq_factor": 1.0, "original_max_position_embeddings": 8192}
 OLD: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": (
         "gemma3_text",
@@ -140,6 +142,78 @@ OLD: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "qwen2": ("qwen2", {"rope_theta": 1e6, "use_mrope": False, "use_sliding_window": False}),
+    "qwen3 moe": (
+        "qwen3_moe",
+        {"num_experts": 64, "max_window_layers": 48, "rope_theta": 1e6, "head_dim": 128},
+    ),
+    "phi 3.5 moe": (
+        "phimoe",
+        {
+            "original_max_position_embeddings": 4096,
+            "rope_theta": 1e4,
+            "rope_scaling": {
+                "type": "longrope",
+                "long_factor": [2.0] * 64,
+                "short_factor": [1.0] * 64,
+                "long_mscale": 1.24,
+                "short_mscale": 1.24,
+                "original_max_position_embeddings": 4096,
+            },
+        },
+    ),
+    "gpt-oss": (
+        "gpt_oss",
+        {"experts_per_token": 4, "initial_context_length": 4096, "rope_theta": 150000}
+        | {"rope_scaling": {**YARN, "rope_type": "yarn", "truncate": False}},
+    ),
+    "deepseek v2 lite": (
+        "deepseek_v2",
+        {"q_lora_rank": None, "scoring_func": "softmax", "topk_method": "greedy", "seq_aux": True}
+        | {"num_experts_per_tok": 6, "moe_layer_freq": 1, "rope_theta": 10000, "ep_size": 1}
+        | {"rope_scaling": {**YARN, "type": "yarn", "mscale": 0.707, "mscale_all_dim": 0.707}},
+    ),
+    "kimi k2": (
+        "deepseek_v3",
+        {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1, "n_group": 1}
+        | {"topk_group": 1, "num_nextn_predict_layers": 0, "rope_theta": 5e4}
+        | {"rope_scaling": {**YARN, "type": "yarn", "mscale": 1.0, "mscale_all_dim": 1.0}},
+    ),
+    "glm 4.5": ("glm4_moe", {"head_dim": 128, "partial_rotary_factor": 0.5, "rope_theta": 1e6}),
+    "glm 4.7 flash": (
+        "glm4_moe_lite",
+        {"first_k_dense_replace": 1, "topk_method": "noaux_tc", "num_nextn_predict_layers": 1}
+        | {"partial_rotary_factor": 1.0, "rope_theta": 1e6},
+    ),
+    "minimax": (
+        "minimax_m2",
+        {"rotary_dim": 64, "scoring_func": "sigmoid", "use_qk_norm": True, "use_routing_bias": True}
+        | {"qk_norm_type": "per_layer", "shared_intermediate_size": 0, "num_mtp_modules": 3}
+        | {"rope_theta": 5e6, "attn_type_list": [1] * 62, "sliding_window": None},
+    ),
+    "llama 4 scout": (
+        "llama4_text",
+        {"no_rope_layers": [], "rope_theta": 5e5, "for_llm_compressor": False}
+        | {"rope_scaling": {"rope_type": "llama3", "factor": 16.0, **LIKE_SCOUT}}
+        | {"max_position_embeddings": 1 << 20},
+    ),
+    "ernie 4.5": (
+        "ernie4_5_moe",
+        {"moe_layer_end_index": 27, "moe_capacity": [64] * 3, "moe_gate": "topk", "head_dim": 128}
+        | {"moe_use_aux_free": True, "rope_theta": 5e5},
+    ),
+    "hunyuan a13b": (
+        "hunyuan_v1_moe",
+        {"moe_topk": [8] * 32, "num_experts": 64, "intermediate_size": 3072, "head_dim": 128}
+        | {"moe_intermediate_size": [3072] * 32, "num_shared_expert": [1] * 32, "use_qk_norm": True}
+        | {"norm_topk_prob": True, "routed_scaling_factor": False, "n_group": False, "use_cla": False}
+        | {"rope_theta": 1e4, "rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}},
+    ),
+    "dots": (
+        "dots1",
+        {"n_routed_experts": 128, "n_shared_experts": 2, "num_experts_per_tok": 6, "head_dim": 128}
+        | {"scoring_func": "noaux_tc", "topk_method": "noaux_tc", "sliding_window": None}
+        | {"rope_theta": 1e7, "rope_scaling": None},
+    ),
 }
 """Keys as files of before transformers 5 have them, and keys that transformers ignores."""
 

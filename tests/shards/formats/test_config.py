@@ -174,7 +174,7 @@ def test_unsupported(changes: dict[str, Any], message: str) -> None:
         ({"rope_theta": 0}, "theta"),
         ({"rope_scaling": {"rope_type": "linear"}}, r"rope_scaling\.factor is missing, expected a number"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor is missing"),
-        ({"rope_scaling": {**LLAMA3, "high_freq_factor": 1.0}}, "not above"),
+        ({"rope_scaling": {**LLAMA3, "high_freq_factor": 0.5}}, "is below low_freq_factor"),
         ({"rope_scaling": [1]}, r"rope_scaling is \[1\], expected an object"),
         ({"rope_scaling": {"rope_type": {"a": 1}}}, r"rope_scaling\.rope_type is {'a': 1}, expected a text"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2, "truncate": "false"}}, "true or false"),
