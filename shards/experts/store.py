@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from ..formats.block_config import MlpConfig
     from ..formats.mapped_file import MappedFile
 
-READERS = 2
-"""Threads that read: one waits for the disk while the other packs. More fight with those that compute."""
+READERS = 4
+"""Threads that read: three for the parts of one expert, and one that is ahead."""
 HALF_LIFE = 256.0
 """After so many more steps of a block, an expert's use counts half."""
 _READ, _SHORT = 1, 2

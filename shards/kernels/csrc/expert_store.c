@@ -1,4 +1,4 @@
-#define _GNU_SOURCE /* for posix_fadvise and pthread_setname_np */
+#define _GNU_SOURCE /* for O_DIRECT and pthread_setname_np */
 #include "expert_store.h"
 
 #include <errno.h>
@@ -16,14 +16,17 @@ enum { ABSENT, COMING, HELD };
 
 enum { ALIGNMENT = 64, MAX_READERS = 16 };
 
+/* Of what a disk reads at a time: reads past the system's cache begin and end at multiples of it. */
+enum { SECTOR = 4096 };
+
 /* Heats are scaled down before they reach what a double holds. */
 #define MOST_HEAT 1e200
 
 typedef struct {
     double heat;
     int32_t block, number; /* which expert it is */
-    int32_t slot;          /* of HELD and COMING ones */
     uint8_t state, wanted, taken, expected;
+    uint8_t parts, broken; /* of a COMING one: parts that are not read yet; whether one could not be read */
 } entry;
 
 typedef struct {
@@ -49,6 +52,9 @@ struct sn_expert_store {
     int64_t slot_bytes;
     int32_t n_slots, n_blocks;
     list wanted, expected;
+    int64_t opened; /* a COMING entry of which parts are still to be handed out, or -1 */
+    int32_t part;   /* the first of them: 0, 1 and 2 are gate, up and down */
+    int32_t opened_slot;
     double one, growth; /* what a want adds to the heat now, and what that grows by with each */
     struct timespec *changed; /* of each entry's three parts' files, when the store was made */
     int32_t failure, stop, started;
@@ -81,20 +87,43 @@ static struct timespec changed_at(int fd)
 #endif
 }
 
-/* 0, or a failure. */
-static int32_t read_rows(const sn_file_rows *rows, struct timespec opened, uint8_t *to)
+/* Lets reads of this file pass the system's cache, where it can do that, or go through it. Through it, reading takes more
+   of the processor than the products of what is read. */
+static void pass_cache(int fd, int pass)
 {
-    int64_t bytes = extent(rows);
-    for (int64_t done = 0; done < bytes;) {
-        ssize_t got = pread(rows->fd, to + done, (size_t)(bytes - done), (off_t)(rows->offset + done));
+#if defined(O_DIRECT)
+    int flags = fcntl(fd, F_GETFL);
+    if (flags >= 0)
+        fcntl(fd, F_SETFL, pass ? flags | O_DIRECT : flags & ~O_DIRECT);
+#elif defined(F_NOCACHE)
+    fcntl(fd, F_NOCACHE, pass);
+#else
+    (void)fd, (void)pass;
+#endif
+}
+
+/* Puts the rows, from `*at` on, into `to`. Returns 0, or a failure. */
+static int32_t read_rows(const sn_file_rows *rows, struct timespec opened, uint8_t *to, uint8_t **at)
+{
+    int64_t start = rows->offset / SECTOR * SECTOR, needed = rows->offset + extent(rows) - start;
+    int64_t wanted = (needed + SECTOR - 1) / SECTOR * SECTOR;
+    int refused = 0;
+    for (int64_t done = 0; done < needed;) {
+        ssize_t got = pread(rows->fd, to + done, (size_t)(wanted - done), (off_t)(start + done));
         if (got < 0 && errno == EINTR)
             continue;
+        if (got < 0 && errno == EINVAL && !refused++) { /* some file systems take the flag, but not the reads */
+            pass_cache(rows->fd, 0);
+            continue;
+        }
         if (got < 0)
             return SN_STORE_READ | errno << 8;
-        if (got == 0)
+        int64_t whole = done + got >= needed ? got : got / SECTOR * SECTOR;
+        if (whole == 0)
             return SN_STORE_SHORT;
-        done += got;
+        done += whole;
     }
+    *at = to + (rows->offset - start);
     struct timespec now = changed_at(rows->fd);
     int same = now.tv_sec == opened.tv_sec && now.tv_nsec == opened.tv_nsec;
     return same || rows->may_change ? 0 : SN_STORE_CHANGED;
@@ -111,26 +140,30 @@ static void pack_rows(const sn_linear *linear, int64_t first, const sn_file_rows
     sn_pack_dense(linear, first, rows->rows, from, to);
 }
 
-static int32_t load(const sn_file_mlp *files, const struct timespec *opened, const sn_mlp *mlp, uint8_t *staging,
-                    uint8_t *slot)
+static sn_mlp *mlp_of(const sn_expert_store *store, const entry *e) { return &store->blocks[e->block].mlps[e->number]; }
+
+static const sn_file_mlp *files_of(const sn_expert_store *store, const entry *e)
 {
-    const sn_file_rows *parts[] = {&files->gate, &files->up, &files->down};
-    uint8_t *down = slot + aligned(sn_packed_bytes(&mlp->gate_up));
-#if defined(POSIX_FADV_WILLNEED)
-    for (int part = 1; part < 3; part++) /* the disk goes on while the part before is packed */
-        posix_fadvise(parts[part]->fd, (off_t)parts[part]->offset, (off_t)extent(parts[part]), POSIX_FADV_WILLNEED);
-#endif
-    for (int part = 0; part < 3; part++) {
-        int32_t failure = read_rows(parts[part], opened[part], staging);
-        if (failure)
-            return failure;
-        pack_rows(part == 2 ? &mlp->down : &mlp->gate_up, part == 1 ? files->gate.rows : 0, parts[part], staging,
-                  part == 2 ? down : slot);
-    }
-    return 0;
+    return &store->blocks[e->block].files[e->number];
 }
 
-static sn_mlp *mlp_of(const sn_expert_store *store, const entry *e) { return &store->blocks[e->block].mlps[e->number]; }
+/* Reads and packs a part of an expert. Returns 0, or a failure. */
+static int32_t load(const sn_expert_store *store, int64_t index, int32_t part, uint8_t *staging, uint8_t *slot)
+{
+    const entry *e = &store->entries[index];
+    const sn_mlp *mlp = mlp_of(store, e);
+    const sn_file_mlp *files = files_of(store, e);
+    const sn_file_rows *rows[] = {&files->gate, &files->up, &files->down};
+    uint8_t *from;
+    int32_t failure = read_rows(rows[part], store->changed[3 * index + part], staging, &from);
+    if (failure)
+        return failure;
+    if (part == 2)
+        pack_rows(&mlp->down, 0, rows[part], from, slot + aligned(sn_packed_bytes(&mlp->gate_up)));
+    else
+        pack_rows(&mlp->gate_up, part == 1 ? files->gate.rows : 0, rows[part], from, slot);
+    return 0;
+}
 
 static void point_at(const sn_expert_store *store, const entry *e, uint8_t *slot)
 {
@@ -171,10 +204,9 @@ static int32_t find_slot(const sn_expert_store *store, int for_wanted)
     return found;
 }
 
-/* Reads one expert, without the lock while it does. Returns 0 where there is nothing to read, or nowhere to put it. */
-static int read_one(reader *self)
+/* Chooses the expert to read next, and a slot for it. Returns 0 where there is none, or nowhere to put it. */
+static int open_next(sn_expert_store *store)
 {
-    sn_expert_store *store = self->store;
     int64_t index = first_absent(store, 1);
     int for_wanted = index >= 0;
     if (!for_wanted)
@@ -188,24 +220,53 @@ static int read_one(reader *self)
         point_at(store, old, NULL);
     }
     entry *e = &store->entries[index];
+    store->opened = store->in_slot[slot] = index;
+    store->opened_slot = slot;
+    store->part = files_of(store, e)->gate.rows ? 0 : 1;
     e->state = COMING;
-    store->in_slot[slot] = index;
-    pthread_mutex_unlock(&store->mutex);
-    uint8_t *memory = store->slots + slot * store->slot_bytes;
-    const sn_file_mlp *files = &store->blocks[e->block].files[e->number];
-    int32_t failure = load(files, store->changed + 3 * index, mlp_of(store, e), self->staging, memory);
-    pthread_mutex_lock(&store->mutex);
-    if (failure) {
-        store->failure = failure;
+    e->parts = (uint8_t)(3 - store->part);
+    e->broken = 0;
+    return 1;
+}
+
+/* All parts of the expert in `slot` were read, or tried to. */
+static void close_slot(sn_expert_store *store, entry *e, int32_t slot)
+{
+    if (e->broken) {
         store->in_slot[slot] = -1;
         e->state = ABSENT;
-    } else {
-        point_at(store, e, memory);
-        e->state = HELD;
-        store->state.read++;
-        store->state.read_bytes += extent(&files->gate) + extent(&files->up) + extent(&files->down);
+        return;
     }
-    pthread_cond_signal(&store->arrived);
+    const sn_file_mlp *files = files_of(store, e);
+    point_at(store, e, store->slots + slot * store->slot_bytes);
+    e->state = HELD;
+    store->state.read++;
+    store->state.read_bytes += extent(&files->gate) + extent(&files->up) + extent(&files->down);
+}
+
+/* Reads a part of an expert, without the lock while it does: one expert's parts are read at the same time. Returns 0
+   where there is nothing to read, or nowhere to put it. */
+static int read_one(reader *self)
+{
+    sn_expert_store *store = self->store;
+    if (store->opened < 0 && !open_next(store))
+        return 0;
+    int64_t index = store->opened;
+    int32_t part = store->part++, slot = store->opened_slot;
+    if (store->part == 3)
+        store->opened = -1;
+    pthread_mutex_unlock(&store->mutex);
+    int32_t failure = load(store, index, part, self->staging, store->slots + slot * store->slot_bytes);
+    pthread_mutex_lock(&store->mutex);
+    entry *e = &store->entries[index];
+    if (failure) {
+        store->failure = failure;
+        e->broken = 1;
+    }
+    if (--e->parts == 0)
+        close_slot(store, e, slot);
+    if (e->parts == 0 || failure)
+        pthread_cond_signal(&store->arrived);
     return 1;
 }
 
@@ -348,10 +409,12 @@ static void fill(sn_expert_store *store)
         store->firsts[block] = index;
         for (int32_t number = 0; number < store->blocks[block].count; number++, index++) {
             const sn_file_mlp *files = &store->blocks[block].files[number];
+            const int fds[] = {files->gate.rows ? files->gate.fd : files->up.fd, files->up.fd, files->down.fd};
             store->entries[index] = (entry){.block = block, .number = number};
-            store->changed[3 * index] = changed_at(files->gate.rows ? files->gate.fd : files->up.fd);
-            store->changed[3 * index + 1] = changed_at(files->up.fd);
-            store->changed[3 * index + 2] = changed_at(files->down.fd);
+            for (int part = 0; part < 3; part++) {
+                store->changed[3 * index + part] = changed_at(fds[part]);
+                pass_cache(fds[part], 1);
+            }
         }
     }
     for (int32_t slot = 0; slot < store->n_slots; slot++)
@@ -385,6 +448,7 @@ sn_expert_store *sn_store_new(const sn_stored_experts *blocks, int32_t n_blocks,
     store->slot_bytes = slot_bytes;
     store->n_slots = n_slots;
     store->one = 1.0;
+    store->opened = -1;
     store->owner = getpid();
     int32_t most = 1;
     for (int32_t block = 0; block < n_blocks; block++) {
@@ -405,10 +469,12 @@ sn_expert_store *sn_store_new(const sn_stored_experts *blocks, int32_t n_blocks,
                    store->expected.items;
     if (is_whole)
         fill(store);
-    int64_t staging = largest_extent(blocks, n_blocks);
+    int64_t staging = (largest_extent(blocks, n_blocks) / SECTOR + 3) * SECTOR;
     for (int32_t i = 0; is_whole && i < readers; i++) {
         reader *self = &store->readers[i];
-        *self = (reader){.store = store, .staging = malloc((size_t)staging)};
+        *self = (reader){.store = store};
+        void *memory = NULL;
+        self->staging = posix_memalign(&memory, SECTOR, (size_t)staging) ? NULL : memory;
         if (!self->staging || pthread_create(&self->id, NULL, reader_main, self)) {
             free(self->staging);
             break;

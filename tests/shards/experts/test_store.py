@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm_node.shards.experts.file_linear import FileLinear
-from swarm_node.shards.experts.store import ExpertStore, FileMlp
+from swarm_node.shards.experts.store import READERS, ExpertStore, FileMlp
 from swarm_node.shards.formats.block_config import ExpertsConfig, MlpConfig, RouterConfig
 from swarm_node.shards.formats.mapped_file import MappedFile
 from swarm_node.shards.formats.qtypes import DENSE, row_bytes
@@ -266,7 +266,7 @@ def test_the_store_ends_with_its_owner(q4_0: Model) -> None:
     descriptors = len(os.listdir("/proc/self/fd"))
     store, experts = stored(q4_0, 4)
     experts[0](rows(2))
-    assert len(os.listdir("/proc/self/task")) == threads + 2
+    assert len(os.listdir("/proc/self/task")) == threads + READERS
     del store, experts
     gc.collect()
     assert len(os.listdir("/proc/self/task")) == threads
