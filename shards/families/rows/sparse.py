@@ -377,7 +377,11 @@ def _hunyuan_block(s: Settings) -> BlockConfig:
         ),
         None,
         experts=experts(
-            s.with_values({"moe_topk": used[0]}), RouterConfig(), used="moe_topk", inner=inner, shared=mlp(s)
+            s.with_values({"moe_topk": used[0]}),
+            RouterConfig(),
+            used="moe_topk",
+            inner=inner,
+            shared=shared(s, inner="intermediate_size"),
         ),
     )
 
@@ -391,6 +395,7 @@ HUNYUAN_V1_MOE = Family(
         bos_token_id=1,
         attention_bias=False,
         num_experts=1,
+        n_shared_experts=1,
         moe_topk=1,
     ),
     block=_hunyuan_block,
@@ -409,7 +414,7 @@ HUNYUAN_V1_MOE = Family(
         "moe_layer_num_skipped": (0,),
         "routed_scaling_factor": (1.0, False),
     },
-    gguf=GGUFFamily("hunyuan-moe", keys={"expert_used_count": "moe_topk"}),
+    gguf=GGUFFamily("hunyuan-moe", settings={"n_shared_experts": 1}, keys={"expert_used_count": "moe_topk"}),
 )
 
 ROWS = (

@@ -165,6 +165,8 @@ def _add_settings(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
     }
     if config.model_type in of_experts:
         given["expert_feed_forward_length"] = config.intermediate_size
+    if config.model_type == "hunyuan_v1_moe":
+        given |= {"expert_shared_count": 1, "expert_shared_feed_forward_length": config.intermediate_size}
     if latent := hasattr(config, "kv_lora_rank"):
         given |= {
             "attention.head_count_kv": 1,
