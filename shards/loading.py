@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..swarm.errors import UsageError
 from .checkpoint.checkpoint import Checkpoint, check_span
 from .formats.tensors import EMBEDDING, FINAL_NORM, HEAD
 from .kernels.head import NativeHead
@@ -48,16 +49,18 @@ def load_backend(
     Raises UsageError for a span outside the model or a missing device, CheckpointError for a damaged file.
     """
     check_span(span, checkpoint.config)
+    if (foreign := checkpoint.config.foreign) is not None:
+        _check_foreign(options)
+        from .transformers.span import load_foreign_span
+
+        plan = resolve(options, checkpoint.config.native_dtype)
+        return load_foreign_span(checkpoint, foreign, span, plan, progress, threads=threads)
     if options.device == "mlx":
         require_mlx()
         from .mlx.span import load_mlx_span
 
         return load_mlx_span(checkpoint, span, options, progress, threads=threads)
     plan = resolve(options, checkpoint.config.native_dtype)
-    if (foreign := checkpoint.config.foreign) is not None:
-        from .transformers.span import load_foreign_span
-
-        return load_foreign_span(checkpoint, foreign, span, plan, progress, threads=threads)
     reason = None if plan.precision is None else unsupported(checkpoint, span, plan)
     if plan.precision is not None and reason is None:
         return load_native_span(checkpoint, span, plan, progress, threads=threads, memory=memory)
@@ -80,6 +83,7 @@ def load_client_model(
     config = checkpoint.config
     plan = resolve(options, config.native_dtype)
     if (foreign := config.foreign) is not None:
+        _check_foreign(replace(options, kernels="auto", quantize="auto"))
         from .transformers.client import load_foreign_client
 
         return load_foreign_client(checkpoint, foreign, plan, progress, threads=threads)
@@ -133,6 +137,22 @@ def load_client_model(
         *(config, embedding, norm, head, plan.device, held, loader.summary(), kernels),
         *(checkpoint.release, tied_head),
     )
+
+
+def _check_foreign(options: LoadOptions) -> None:
+    """UsageError for what transformers' layers cannot be asked for."""
+    asked = {
+        "--device mlx": options.device == "mlx",
+        f"--quantize {options.quantize}": options.quantize in ("int8", "int4"),
+        f"--kernels {options.kernels}": options.kernels in ("native", "fast"),
+        "--deterministic": options.deterministic,
+    }
+    for option, is_asked in asked.items():
+        if is_asked:
+            raise UsageError(
+                f"this model runs by transformers' own layers, for which there is no {option}",
+                hint="Use --device cpu." if options.device == "mlx" else "Leave the option out.",
+            )
 
 
 def _final_norm(checkpoint: Checkpoint) -> FinalNorm:

@@ -23,16 +23,21 @@ def characters() -> list[str]:
 
 def write_tiny_model(folder: Path, *, seed: int = 7, blocks: int = BLOCKS) -> Path:
     """Write config.json, model.safetensors (float32) and tokenizer.json; returns ``folder``."""
+    write_llama(folder, seed=seed, blocks=blocks)
+    write_tokenizer(folder)
+    return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """tokenizer.json of ``characters``, and tokenizer_config.json."""
     from tokenizers import Tokenizer, decoders, models
 
-    write_llama(folder, seed=seed, blocks=blocks)
     vocabulary = {character: n for n, character in enumerate(characters())}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens(["</s>"])
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
-    return folder
 
 
 def write_llama(

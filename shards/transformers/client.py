@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ...swarm.errors import SwarmError, UnsupportedModelError
+from ...swarm.errors import SwarmError
 from ..checkpoint.checkpoint import Checkpoint
 from ..formats.foreign_config import ForeignConfig
 from ..formats.transformers.layered import LayeredModel, unusable
@@ -23,24 +26,27 @@ if TYPE_CHECKING:
 
 
 class _Parts:
-    """Rows of float32 in and out of ``made``."""
+    """Rows of float32 in and out of ``made``, from any thread."""
 
     def __init__(self, made: LayeredModel, target: Target, threads: int) -> None:
         self._made, self._target, self._threads = made, target, threads
+        self._lock = Lock()
 
-    @torch.inference_mode()
     def dequantize_rows(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Of the embedding: what goes into the first block for each of ``ids``."""
-        return to_array(self._made.embedded(torch.from_numpy(ids).to(self._target.device)))
+        """Of the embedding."""
+        return self._compute(self._made.embedded, torch.from_numpy(ids).to(self._target.device))
 
-    @torch.inference_mode()
     def norm(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
-        return to_array(self._made.normed(self._target.tensor(hidden)))
+        return self._compute(self._made.normed, self._target.tensor(hidden))
 
-    @torch.inference_mode()
     def logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
-        torch.set_num_threads(self._threads)
-        return to_array(self._made.logits(self._target.tensor(hidden)))
+        return self._compute(self._made.logits, self._target.tensor(hidden))
+
+    def _compute(self, function: Callable[[Tensor], Tensor], x: Tensor) -> NDArray[np.float32]:
+        with self._lock, torch.inference_mode():
+            if torch.get_num_threads() != self._threads:
+                torch.set_num_threads(self._threads)
+            return to_array(function(x))
 
 
 def load_foreign_client(
@@ -51,25 +57,19 @@ def load_foreign_client(
     *,
     threads: int = 1,
 ) -> ClientModel:
-    """As ``loading.load_client_model``. UnsupportedModelError where a token's embedding depends on its
-    position."""
+    """As ``loading.load_client_model``."""
     target = Target.of(plan)
     made = LayeredModel(foreign.document, target.dtype)
     nbytes = load_weights(made, checkpoint, foreign.client, target.device, "embedding and head", progress)
     parts = _Parts(made, target, threads)
     try:
-        rows = parts.dequantize_rows(np.zeros(3, np.int64))
+        rows = target.tensor(parts.dequantize_rows(np.zeros(3, np.int64)))
         with torch.inference_mode():
-            made.find_form(target.tensor(rows))
+            made.find_form(rows)
     except SwarmError:
         raise
     except Exception as error:  # noqa: BLE001  whatever transformers' code raises
         raise unusable(error) from None
-    if not np.array_equal(rows[0], rows[2]):
-        raise UnsupportedModelError(
-            f"the embedding of {made.name} depends on a token's position",
-            hint="Clients of such models are not supported.",
-        )
     return ClientModel(
         *(checkpoint.config, parts, parts.norm, parts.logits, plan.device, nbytes, plan.dtype),
         *("transformers", checkpoint.release),

@@ -132,7 +132,10 @@ def load_foreign_span(
     made = LayeredModel(foreign.document, target.dtype)
     blocks = range(span.start, span.end)
     names = [name for block in blocks for name in block_names(config, block)]
-    nbytes = load_weights(made, checkpoint, names, target.device, f"blocks {span}", progress, wanted=blocks)
+    label, front = f"blocks {span}", foreign.front if span.start == 0 else ()
+    nbytes = load_weights(
+        made, checkpoint, names, target.device, label, progress, layers=blocks, others=front
+    )
     made.hollow_out()
     loaded = ForeignSpan(config, span, made, plan, threads, nbytes)
     loaded.check()

@@ -31,10 +31,11 @@ def load_weights(
     label: str,
     progress: Progress | None,
     *,
-    wanted: Iterable[int] | None = None,
+    layers: Iterable[int] = (),
+    others: Collection[str] | None = None,
 ) -> int:
-    """Gives ``made`` the tensors ``names``, which are those of its layers ``wanted``, or of all but the
-    layers. Returns their bytes in memory.
+    """Gives ``made`` the tensors ``names``, which are those of some of its ``layers`` and of its modules
+    ``others``; None: of all modules outside the layers. Returns their bytes in memory.
 
     CheckpointError for a tensor that is missing or of another shape than the configuration says.
     """
@@ -48,15 +49,17 @@ def load_weights(
             progress(done, total, label)
     checkpoint.release()
     missing = _convert(made, tensors, device)
-    layers = tuple(f"{made.path}.{number}." for number in wanted or ())
-    every = f"{made.path}."
+    inside = tuple(f"{made.path}.{number}." for number in layers)
+    outside = None if others is None else [f"{made.model.base_model_prefix}.{name}" for name in others]
 
     def is_needed(name: str) -> bool:
-        return name.startswith(layers) if wanted is not None else not name.startswith(every)
+        if name.startswith(f"{made.path}."):
+            return name.startswith(inside)
+        return outside is None or name.rpartition(".")[0] in outside
 
-    if wanted is None:
+    if others is None:
         made.model.tie_weights(missing_keys=missing, recompute_mapping=False)
-    _make_tables(made, device, lambda name: name.startswith(layers) or not name.startswith(every))
+    _make_tables(made, device, lambda name: not name.startswith(f"{made.path}.") or name.startswith(inside))
     held = {name: each for name, each in made.model.state_dict().items() if is_needed(name)}
     for name, each in held.items():
         if each.is_meta:

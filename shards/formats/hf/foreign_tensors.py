@@ -33,15 +33,17 @@ def foreign_tensors(
 
 
 def _with_names(foreign: ForeignConfig, n_blocks: int, present: Collection[str]) -> ForeignConfig:
-    """A block's tensors have its number behind the name of the list of blocks; the others are the
-    client's."""
+    """A block's tensors have its number behind the name of the list of blocks."""
     number = re.compile(rf"(?:^|\.){re.escape(foreign.layers)}\.([0-9]{{1,9}})\.")
+    front = re.compile("|".join(rf"(?:^|.*\.){re.escape(name)}\.[^.]+" for name in foreign.front) or "(?!)")
     blocks: list[list[str]] = [[] for _ in range(n_blocks)]
     client: list[str] = []
     for name in present:
         found = number.search(name)
         if found is None:
             client.append(name)
+            if front.fullmatch(name):
+                blocks[0].append(name)
         elif int(found[1]) < n_blocks:  # behind them may lie layers that only guess further tokens
             blocks[int(found[1])].append(name)
     return replace(foreign, blocks=tuple(map(tuple, blocks)), client=tuple(client))

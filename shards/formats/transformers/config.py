@@ -53,9 +53,11 @@ def foreign_config(document: dict[str, Any], generation: dict[str, Any], where: 
         filter(None, (own.optional_integer(key, least=1, most=MAX_CONTEXT) for key in _CONTEXTS)), 0
     )
     hidden = own.integer("hidden_size", least=1, most=MAX_WIDTH)
+    blocks, front = _blocks(made, hidden)
+    layers = made.path.rpartition(".")[2]
     return ModelConfig(
         family=family,
-        blocks=_blocks(made, hidden),
+        blocks=blocks,
         hidden_size=hidden,
         vocab_size=own.integer("vocab_size", least=1, most=MAX_VOCAB),
         final_norm=NormConfig(1e-5),
@@ -64,7 +66,7 @@ def foreign_config(document: dict[str, Any], generation: dict[str, Any], where: 
         bos_token_id=own.optional_integer("bos_token_id", most=MAX_VOCAB - 1),
         eos_token_ids=end_ids(own, generation),
         native_dtype=native_dtype(read),
-        foreign=ForeignConfig(json.dumps(document, sort_keys=True), made.path.rpartition(".")[2]),
+        foreign=ForeignConfig(json.dumps(document, sort_keys=True), layers, front),
     )
 
 
@@ -110,8 +112,13 @@ class _Recorder(DynamicLayer):
         return query_length, 0
 
 
-def _blocks(made: LayeredModel, hidden: int) -> tuple[BlockConfig, ...]:
-    """What each layer caches of a token, found by calling it, without weights: equal ones are one object."""
+def _blocks(made: LayeredModel, hidden: int) -> tuple[tuple[BlockConfig, ...], tuple[str, ...]]:
+    """What each layer caches of a token, found by calling it, without weights: equal ones are one object. And
+    ``ForeignConfig.front``."""
+    front: tuple[str, ...] = ()
+    width = made.model.get_input_embeddings().embedding_dim
+    if width != hidden:
+        raise UnsupportedModelError(f"{made.name} embeds tokens in {width} values, its blocks have {hidden}")
     recorders = [_Recorder() for _ in made.layers]
     x = torch.zeros((1, _TOKENS, hidden), device="meta")
 
@@ -132,7 +139,7 @@ def _blocks(made: LayeredModel, hidden: int) -> tuple[BlockConfig, ...]:
 
     try:
         with torch.no_grad(), torch.device("meta"):
-            made.visit(around, x, Cache(layers=list(recorders)))
+            front = made.visit(around, x, Cache(layers=list(recorders)))
     except UnsupportedModelError:
         raise
     except Exception as error:  # noqa: BLE001  whatever transformers' code raises
@@ -140,7 +147,7 @@ def _blocks(made: LayeredModel, hidden: int) -> tuple[BlockConfig, ...]:
             raise unusable(error) from None
     known: dict[BlockConfig, BlockConfig] = {}
     blocks = [_block(made, recorder.kept, hidden) for recorder in recorders]
-    return tuple(known.setdefault(block, block) for block in blocks)
+    return tuple(known.setdefault(block, block) for block in blocks), front
 
 
 def _check_inputs(made: LayeredModel, inputs: list[Any]) -> None:

@@ -98,33 +98,59 @@ class LayeredModel:
         finally:
             self._around = None
 
-    def visit(self, around: Callable[..., Any], x: Tensor, cache: Cache) -> None:
+    def visit(self, around: Callable[..., Any], x: Tensor, cache: Cache) -> tuple[str, ...]:
         """Call the model on ``x`` (1, T, hidden) as embedded tokens, with ``around(number, forward, hidden,
-        *args, **kwargs)`` in place of each layer's ``forward``."""
-        self._run(around, self.model.base_model, inputs_embeds=x, past_key_values=cache, use_cache=True)
+        *args, **kwargs)`` in place of each layer's ``forward``. The names of the modules that work on ``x``
+        before the first layer, and have weights: of tables of positions, norms."""
+        front: list[str] = []
+        entered = False
+
+        def enter(*args: Any, **kwargs: Any) -> Any:
+            nonlocal entered
+            entered = True
+            return around(*args, **kwargs)
+
+        def note(name: str, *_: Any) -> None:
+            if not entered:
+                front.append(name)
+
+        base = self.model.base_model
+        hooks = [
+            module.register_forward_pre_hook(partial(note, name))
+            for name, module in base.named_modules()
+            if any(True for _ in module.parameters(recurse=False))
+        ]
+        try:
+            self._run(enter, base, inputs_embeds=x, past_key_values=cache, use_cache=True)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return tuple(front)
 
     def through(self, x: Tensor, cache: Cache, first: int, end: int) -> Tensor:
-        """Hidden states ``x`` (1, T, hidden) through layers ``first`` to ``end`` - 1."""
+        """``x`` (1, T, hidden) through layers ``first`` to ``end`` - 1: hidden states or, before layer 0,
+        embedded tokens, to which the model itself adds what it adds."""
         held = x
 
-        def around(number: int, forward: Layer, _: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        def around(number: int, forward: Layer, entered: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             nonlocal held
             if number >= first:
-                out = forward(held, *args, **kwargs)
+                out = forward(held if number else entered, *args, **kwargs)
                 held = out[0] if isinstance(out, tuple) else out
             if number == end - 1:
                 raise _Out(held)
             return x
 
-        return self._until_out(around, self.model.base_model, inputs_embeds=x, past_key_values=cache)
+        try:
+            self._run(around, self.model.base_model, inputs_embeds=x, past_key_values=cache, use_cache=True)
+        except _Out as out:
+            return out.hidden
+        raise UnsupportedModelError(f"{self.name} does not run its layers one by one")
 
     def embedded(self, ids: Tensor) -> Tensor:
-        """Token ids (T) → (T, hidden): what goes into the first layer."""
-
-        def around(number: int, forward: Layer, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-            raise _Out(hidden)
-
-        return self._until_out(around, self.model.base_model, input_ids=ids[None])[0]
+        """Token ids (T) → (T, hidden), without what depends on positions."""
+        rows: Tensor = self.model.get_input_embeddings()(ids)
+        return rows
 
     def normed(self, hidden: Tensor) -> Tensor:
         """What leaves the last layer, (T, hidden), through the model's own norm."""
@@ -139,19 +165,16 @@ class LayeredModel:
         given = (hidden[None],) if self._gives_tuples else hidden[None]
         return self._run(lambda *_, **__: given, model, inputs_embeds=hidden[None], use_cache=False)
 
-    def _until_out(self, around: Callable[..., Any], model: Any, **inputs: Any) -> Tensor:
-        try:
-            self._run(around, model, use_cache="past_key_values" in inputs, **inputs)
-        except _Out as out:
-            return out.hidden
-        raise UnsupportedModelError(f"{self.name} does not run its layers one by one")
 
+def _zeros(forward: Layer, *args: Any, **kwargs: Any) -> Tensor:
+    """As ``forward`` gives, of zeros."""
+    given = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
 
-def _zeros(forward: Layer, x: Tensor, *_: Any, **__: Any) -> Tensor:
-    """As ``forward`` gives of ``x``, of zeros."""
-    return torch.zeros(
-        forward(x.to("meta")).shape, dtype=x.dtype if x.is_floating_point() else None, device=x.device
-    )
+    def bare(value: Any) -> Any:
+        return value.to("meta") if isinstance(value, Tensor) else value
+
+    out = forward(*map(bare, args), **{key: bare(value) for key, value in kwargs.items()})
+    return torch.zeros(out.shape, dtype=out.dtype, device=given[0].device)
 
 
 def unusable(error: Exception) -> UnsupportedModelError:

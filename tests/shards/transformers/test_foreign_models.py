@@ -32,6 +32,8 @@ CASES: dict[str, dict[str, Any]] = {
     "falcon": {},
     "falcon-alibi": {"alibi": True, "multi_query": False, "bias": True},
     "flex_olmo": {"num_experts": 4, "num_experts_per_tok": 2},
+    "gpt2": {},
+    "gpt_bigcode": {},
     "gpt_neox": {},
     "gpt_neox-tied": {"use_parallel_residual": False, "tie_word_embeddings": True},
     "gpt_neox_japanese": {},
@@ -39,7 +41,10 @@ CASES: dict[str, dict[str, Any]] = {
     "helium": {"head_dim": 16},
     "jais2": {},
     "mpt": {},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1], [["global"], 1]], "window_size": 5},
+    "xglm": {},
     "nanochat": {},
+    "opt": {"word_embed_proj_dim": 64, "ffn_dim": 40},
     "persimmon": {},
     "phi": {},
 }
@@ -121,7 +126,6 @@ UNFIT: dict[str, tuple[str, dict[str, Any]]] = {
         "compute in parts another thing",
         {"is_moe": True, "num_experts": 16, "num_experts_per_tok": 2},
     ),
-    "gpt2": ("position", {}),
     "mamba": ("keeps no keys and values", {}),
     "rwkv": ("keeps no keys and values", {}),
 }
