@@ -95,13 +95,18 @@ def corrected_router(settings: Settings) -> RouterConfig:
     return RouterConfig(
         scores,
         correction=settings.flag("router_correction"),
-        groups=settings.optional_integer("n_group", most=MAX_EXPERTS) or 1,
-        used_groups=settings.optional_integer("topk_group", most=MAX_EXPERTS) or 1,
+        groups=groups(settings, "n_group"),
+        used_groups=groups(settings, "topk_group"),
         group_scores="top2" if scores == "sigmoid" else "max",
         renormalise=settings.flag("norm_topk_prob", False),
         sum_floor=1e-20,
         scaling=scalar(settings, "routed_scaling_factor"),
     )
+
+
+def groups(settings: Settings, key: str) -> int:
+    """1 where the file says nothing; of GGUF files 0 means the same."""
+    return settings.optional_integer(key, least=0 if settings.is_gguf else 1, most=MAX_EXPERTS) or 1
 
 
 def latent(settings: Settings, *, interleaved: bool = True) -> AttentionConfig:
@@ -117,8 +122,9 @@ def latent(settings: Settings, *, interleaved: bool = True) -> AttentionConfig:
     )
     turns = rope(settings, interleaved=interleaved, head_dim=turned)
     bias = settings.flag("attention_bias", False)
-    for key in ("num_key_value_heads", "head_dim"):
-        settings.has(key)  # they say nothing here
+    settings.has("num_key_value_heads")  # it says nothing here
+    if settings.optional_integer("head_dim", turned) != turned and not settings.is_gguf:
+        raise settings.wrong("head_dim", f"{turned}, as qk_rope_head_dim is")
     return AttentionConfig(
         settings.heads,
         1,

@@ -88,7 +88,7 @@ def _rotary_dim(settings: Settings, part: Fields, size: int, partial: bool, kind
 def _scaled(settings: Settings, part: Fields, common: dict[str, Any], is_own: bool) -> RopeConfig:
     kind, positions = common["type"], settings.positions
     common["original_max_position_embeddings"] = positions
-    if part.has("attention_factor"):
+    if part.has("attention_factor") and (settings.is_gguf or kind in ("yarn", "longrope")):
         common["attention_factor"] = part.optional_number("attention_factor")
     if kind not in _SCALED:
         return RopeConfig(**common)

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...swarm.errors import CheckpointError, UnsupportedModelError
-from .bounds import MAX_CONTEXT, MAX_WIDTH, SCALES, check_between, check_count
+from .bounds import MAX_CONTEXT, MAX_WIDTH, SCALES, check_between, check_count, check_softcap
 from .rope_config import RopeConfig
 from .shown import shown
 
@@ -27,7 +27,6 @@ SCORES = ("softmax", "sigmoid", "softmax_of_used", "sparsemixer")
 GROUP_SCORES = ("max", "top2")
 MAX_EXPERTS = 4096
 """Experts of one block; models have up to 512."""
-MAX_SOFTCAP = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +158,7 @@ class AttentionConfig:
                 raise CheckpointError(f"attention's {name} is {shown(getattr(self, name))}")
         if self.window and self.chunk:
             raise UnsupportedModelError("attention with a window and with chunks is not supported")
-        if not 0 <= self.softcap < MAX_SOFTCAP:
-            raise CheckpointError(f"the softcap of attention is {self.softcap}")
+        check_softcap("attention", self.softcap)
         if self.gate is not None:
             _one_of("output gate", self.gate, ("channel", "head"))
         turned = self.latent.rope_dim if self.latent else self.head_dim

@@ -12,6 +12,9 @@ MAX_VOCAB = 1 << 22
 SCALES = (1e-6, 1e6)
 """Factors, of rotary frequencies and the like, lie between these, both excluded."""
 
+SOFTCAPS = (SCALES[0], 1e9)
+"""Softcaps lie between these, both excluded: numbers are divided by them."""
+
 
 def check_count(name: str, value: int, largest: int) -> None:
     """CheckpointError unless ``value`` is from 1 to ``largest``."""
@@ -25,3 +28,9 @@ def check_between(name: str, value: float, bounds: tuple[float, float]) -> None:
         raise CheckpointError(
             f"{name} is {shown(value)}, expected a number above {bounds[0]:g} and below {bounds[1]:g}"
         )
+
+
+def check_softcap(name: str, value: float) -> None:
+    """CheckpointError unless ``value`` is 0, which is none, or within bounds."""
+    if value != 0:
+        check_between(f"the softcap of {name}", value, SOFTCAPS)

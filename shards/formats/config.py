@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...swarm.errors import CheckpointError
+from ...swarm.errors import CheckpointError, UnsupportedModelError
 from ...swarm.types import MAX_BLOCKS
-from .block_config import MAX_SOFTCAP, BlockConfig, NormConfig
-from .bounds import MAX_CONTEXT, MAX_VOCAB, MAX_WIDTH, SCALES, check_between, check_count
+from .block_config import BlockConfig, NormConfig
+from .bounds import MAX_CONTEXT, MAX_VOCAB, MAX_WIDTH, SCALES, check_between, check_count, check_softcap
 from .foreign_config import ForeignConfig
 from .shown import shown
 
@@ -56,8 +56,9 @@ class ModelConfig:
         check_count("max_position_embeddings", self.max_position_embeddings, MAX_CONTEXT)
         check_between("embedding_multiplier", self.embedding_multiplier, (0.0, SCALES[1]))
         check_between("logit_multiplier", self.logit_multiplier, (0.0, SCALES[1]))
-        if not 0 <= self.logit_softcap < MAX_SOFTCAP:
-            raise CheckpointError(f"the softcap of logits is {self.logit_softcap}")
+        check_softcap("logits", self.logit_softcap)
+        if self.head_bias and self.tie_word_embeddings:
+            raise UnsupportedModelError("a head with a bias whose weights are the embedding is not supported")
         for token in (*self.eos_token_ids, *(() if self.bos_token_id is None else (self.bos_token_id,))):
             if not 0 <= token < MAX_VOCAB:
                 raise CheckpointError(f"special token id {shown(token)} is outside 0..{MAX_VOCAB - 1}")

@@ -6,7 +6,6 @@ from typing import Any
 
 from ....swarm.errors import UnsupportedModelError
 from ...formats.block_config import (
-    MAX_SOFTCAP,
     AttentionConfig,
     BlockConfig,
     ExpertsConfig,
@@ -14,7 +13,7 @@ from ...formats.block_config import (
     MlpConfig,
     RouterConfig,
 )
-from ...formats.bounds import MAX_WIDTH
+from ...formats.bounds import MAX_WIDTH, SOFTCAPS
 from ..experts import experts
 from ..family import Family, GGUFFamily
 from ..names import Names, fused, stack
@@ -44,7 +43,7 @@ def _client(s: Settings, offset: float = 1.0) -> dict[str, Any]:
 
 
 def _softcap(s: Settings, key: str) -> float:
-    return s.optional_number(key, above=0.0, below=MAX_SOFTCAP) or 0.0
+    return s.optional_number(key, above=SOFTCAPS[0], below=SOFTCAPS[1]) or 0.0
 
 
 def _scale(s: Settings) -> float:

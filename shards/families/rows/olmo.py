@@ -35,16 +35,11 @@ def _olmo_block(s: Settings, kind: str) -> BlockConfig:
 OLMO2 = Family(
     types=("olmo2",),
     architectures=("Olmo2ForCausalLM",),
-    defaults=usual(
-        *(50304, 4096, 11008, 32, 32, None, 2048),
-        rms_norm_eps=1e-5,
-        attention_bias=False,
-        sliding_window=None,
-    ),
-    block=lambda s: _olmo_block(s, s.layer_type()),
+    defaults=usual(*(50304, 4096, 11008, 32, 32, None, 2048), rms_norm_eps=1e-5, attention_bias=False),
+    block=lambda s: _olmo_block(s, s.layer_type() if s.is_gguf else FULL),
     client=rms_client,
     tensors=POST,
-    gguf=GGUFFamily("olmo2"),  # and OLMo 3's
+    gguf=GGUFFamily("olmo2"),  # and OLMo 3's, which have windows
 )
 
 OLMO3 = Family(

@@ -219,7 +219,8 @@ MINIMAX_M2 = Family(
     tensors=_MIXTRAL,
     aliases={"num_experts": "num_local_experts"},
     fixed={"use_qk_norm": (True,), "scoring_func": ("sigmoid",), "use_routing_bias": (True,)}
-    | {"qk_norm_type": ("per_layer",), "shared_intermediate_size": (0,)},
+    | {"qk_norm_type": ("per_layer",), "shared_intermediate_size": (0,), "norm_topk_prob": (True,)}
+    | dict.fromkeys(("n_group", "topk_group", "routed_scaling_factor"), (1, None)),
     gguf=GGUFFamily("minimax-m2", settings={"norm_topk_prob": True}, keys=_LOCAL),
 )
 

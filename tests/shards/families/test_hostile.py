@@ -53,3 +53,36 @@ def test_any_value_of_any_key_gives_a_model_or_our_error(family: str) -> None:
         for value in VALUES:
             with suppress(CheckpointError, UnsupportedModelError):
                 hf_config({**document, key: value}, {}, "config.json")
+
+
+NEVER = {
+    "a latent head's size that rotation does not have": ("deepseek_v3", {"head_dim": 2}, "head_dim is 2"),
+    "no groups of experts are used": ("dots1", {"topk_group": 0}, "topk_group is 0"),
+    "shares that no file of the family has": ("minimax_m2", {"norm_topk_prob": False}, "norm_topk_prob"),
+    "groups that the family does not have": ("minimax_m2", {"n_group": 2, "topk_group": 1}, "group"),
+    "windows that the family does not have": (
+        "olmo2",
+        {"layer_types": ["sliding_attention"] * 2, "sliding_window": 5, "num_hidden_layers": 2},
+        "layer_types",
+    ),
+    "a softcap that is zero in float32": ("gemma2", {"attn_logit_softcapping": 1e-300}, "softcapping"),
+    "a bias of a head that is the embedding": (
+        "phimoe",
+        {"tie_word_embeddings": True, "lm_head_bias": True},
+        "head with a bias",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NEVER)
+def test_what_would_be_computed_otherwise_is_refused(case: str) -> None:
+    family, changes, named = NEVER[case]
+    with pytest.raises((CheckpointError, UnsupportedModelError), match=named):
+        hf_config({"model_type": family, **NEEDED.get(family, {}), **changes}, {}, "config.json")
+
+
+def test_plain_rope_has_no_factor_on_attention() -> None:
+    rope = {"rope_type": "default", "rope_theta": 1e4, "attention_factor": 2.0}
+    config = hf_config({"model_type": "llama", "rope_parameters": rope}, {}, "config.json")
+    assert config.blocks[0].attention.rope is not None
+    assert config.blocks[0].attention.rope.attention_factor is None

@@ -69,6 +69,31 @@ def test_every_key_of_the_class_is_read_or_changes_nothing(family: str) -> None:
     assert keys - CHANGES_NOTHING - NEUTRAL.keys() <= document.keys_asked
 
 
+OF_EVERY_FILE = {
+    *("model_type", "torch_dtype", "quantization", "quantization_config", "num_nextn_predict_layers"),
+    *("head_dim", "rope_theta", "rope_scaling", "partial_rotary_factor", "original_max_position_embeddings"),
+}
+OF_SOME = {
+    "gemma3_text": {"rope_local_base_freq", "sliding_window_pattern"},
+    "gemma4_text": {"global_head_dim"},
+    "cohere2": {"sliding_window_pattern"},
+    "minimax_m2": {"rotary_dim"},
+    "granitemoe": {"shared_intermediate_size"},
+}
+"""What files of before have, and the class makes other keys of; and what the tensors have to agree with."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_key_is_read_that_the_class_does_not_have(family: str) -> None:
+    """Such a key would change what we compute, and not what transformers does."""
+    document, row = Asked(document_of(family)), FAMILIES[family]
+    hf_config(document, {}, "config.json")
+    own = type(AutoConfig.for_model(family))
+    known = {field.name for field in fields(own)} | own.attribute_map.keys()
+    known |= row.aliases.keys() | row.fixed.keys() | NEUTRAL.keys() | OF_EVERY_FILE | {"router_correction"}
+    assert document.keys_asked <= known | OF_SOME.get(family, set())
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_missing_keys_have_transformers_defaults(family: str) -> None:
     theirs = AutoConfig.for_model(family, **NEEDED.get(family, {})).to_dict()
