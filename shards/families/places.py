@@ -44,6 +44,11 @@ class Place(NamedTuple):
     transposed: bool = False
     turned: int = 0
 
+    def of(self, expert: str) -> Place:
+        """The same of the expert with this number: experts of a block are alike."""
+        number = None if self.number is None else int(expert)
+        return self._replace(stored=self.stored.replace("{}", expert), number=number)
+
 
 class _Scope(NamedTuple):
     """The tensors of one block, or of the client (``settings`` None): ``shapes`` by their names in it.
@@ -72,11 +77,18 @@ def places(config: ModelConfig, names: Names, in_block: str, present: Container[
         begin = f"model.layers.{number}."
         shapes = {name.removeprefix(begin): shape for name, shape in block_tensors(config, number).items()}
         block = _Scope(shapes, in_block.format(number), settings)
-        found |= {begin + name: _place(name, block, names, present) for name in shapes}
+        known: dict[str, Place] = {}
+        for name in shapes:
+            expert = _EXPERT.search(name)
+            pattern = name if expert is None else f"{name[: expert.start()]}{{}}{name[expert.end() :]}"
+            if pattern not in known:
+                known[pattern] = _place(name, block, names, present)
+            found[begin + name] = known[pattern] if expert is None else known[pattern].of(expert[0])
     return found
 
 
 def _place(name: str, scope: _Scope, names: Names, present: Container[str]) -> Place:
+    """Of an expert, ``{}`` stands for its number in ``stored``."""
     expert = _EXPERT.search(name)
     number = expert[0] if expert else ""
     stem, end = _EXPERT.sub("{}", name), ""
@@ -89,7 +101,7 @@ def _place(name: str, scope: _Scope, names: Names, present: Container[str]) -> P
     alternatives = options(names.get(stem, stem))
     stored = next((each for each in alternatives if in_file(each) in present), alternatives[0])
     shape = scope.shapes[name]
-    place = Place(in_file(stored), shape, shape)
+    place = Place(scope.begin + stored.name + end, shape, shape)
     if stored.parts:
         shapes = {part: scope.shapes.get((part + end).replace("{}", number)) for part in stored.parts}
         known = {part: theirs for part, theirs in shapes.items() if theirs is not None}  # v may be k

@@ -15,6 +15,9 @@ from .bounds import MAX_CONTEXT, MAX_VOCAB, MAX_WIDTH, SCALES, check_between, ch
 from .foreign_config import ForeignConfig
 from .shown import shown
 
+MAX_MODEL_EXPERTS = 1 << 16
+"""Experts of all blocks together; models have up to 31,000. Each has tensors, and all of them get a name."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
@@ -56,6 +59,9 @@ class ModelConfig:
         check_count("max_position_embeddings", self.max_position_embeddings, MAX_CONTEXT)
         check_between("embedding_multiplier", self.embedding_multiplier, (0.0, SCALES[1]))
         check_between("logit_multiplier", self.logit_multiplier, (0.0, SCALES[1]))
+        experts = sum(block.experts.count for block in self.blocks if block.experts)
+        if experts > MAX_MODEL_EXPERTS:
+            raise CheckpointError(f"all blocks have {experts} experts, at most {MAX_MODEL_EXPERTS} are possible")
         check_softcap("logits", self.logit_softcap)
         if self.head_bias and self.tie_word_embeddings:
             raise UnsupportedModelError("a head with a bias whose weights are the embedding is not supported")

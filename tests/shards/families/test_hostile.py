@@ -66,6 +66,11 @@ NEVER = {
         "layer_types",
     ),
     "a softcap that is zero in float32": ("gemma2", {"attn_logit_softcapping": 1e-300}, "softcapping"),
+    "more experts than can be named": (
+        "mixtral",
+        {"num_hidden_layers": 4096, "num_local_experts": 4096},
+        "all blocks have 16777216 experts",
+    ),
     "a bias of a head that is the embedding": (
         "phimoe",
         {"tie_word_embeddings": True, "lm_head_bias": True},
