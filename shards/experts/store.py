@@ -112,7 +112,7 @@ class ExpertStore:
         self.slots = min(budget // slot, self.count)
         if self.slots < 1:
             raise UsageError(
-                f"{budget / 1e6:.0f} MB are left for experts, one of which takes {slot / 1e6:.0f} MB",
+                f"{max(budget, 0) / 1e6:.0f} MB are left for experts, one of which takes {slot / 1e6:.0f} MB",
                 hint="Allow more --memory, or serve fewer --blocks.",
             )
         memory = lasting_zeros(self.slots * slot)

@@ -61,7 +61,9 @@ class ModelConfig:
         check_between("logit_multiplier", self.logit_multiplier, (0.0, SCALES[1]))
         experts = sum(block.experts.count for block in self.blocks if block.experts)
         if experts > MAX_MODEL_EXPERTS:
-            raise CheckpointError(f"all blocks have {experts} experts, at most {MAX_MODEL_EXPERTS} are possible")
+            raise CheckpointError(
+                f"all blocks have {experts} experts, at most {MAX_MODEL_EXPERTS} are possible"
+            )
         check_softcap("logits", self.logit_softcap)
         if self.head_bias and self.tie_word_embeddings:
             raise UnsupportedModelError("a head with a bias whose weights are the embedding is not supported")

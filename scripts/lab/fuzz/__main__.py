@@ -1,11 +1,12 @@
 """Hostile bytes for everything that reads what strangers send, and a report of what came of it.
 
 Each target is a reader at work: frames of every protocol, records and all that is computed from them, files
-of models, and, in one process over a network in memory, a node, a client and the gateway. Inputs are made
-from valid ones: bytes, msgpack and JSON trees, frames in another order. Whatever leads to a new place in the
-code is kept and changed further. A finding is: an error that is not the reader's way to refuse, a death, a
-hang, an input that takes seconds of processor time, memory that grows, an honest client that is no longer
-served.
+of models, small models of every family with other settings and tensors, and, in one process over a network in
+memory, a node, a client and the gateway. Inputs are made from valid ones: bytes, msgpack and JSON trees,
+frames in another order. Whatever leads to a new place in the code is kept and changed further. A finding is:
+an error that is not the reader's way to refuse, a death, a hang, an input that takes seconds of processor
+time, memory that grows, an honest client that is no longer served; of models that open, a result that differs
+between our kernels and torch, or from transformers'.
 
   scripts/fuzz                          a minute a target
   scripts/fuzz --minutes 60             an hour for all of them together

@@ -13,6 +13,10 @@ KINDS = {
     "targets_files": (
         *("safetensors", "config", "tokenizer", "tokenizer-config", "gguf", "manifest", "index"),
     ),
+    "targets_families": (
+        *("family-config", "family-gguf", "family-tensors", "family-gguf-tensors", "family-experts"),
+        "family-oracle",
+    ),
     "targets_live": ("node", "client", "http"),
 }
 NAMES = tuple(name for names in KINDS.values() for name in names)

@@ -166,7 +166,7 @@ def _changed(rng: Random, node: Any, depth: int) -> Any:
             return {**node, key: _changed(rng, node[key], depth + 1)}
         if rng.random() < 0.5:
             return {name: value for name, value in node.items() if name != key}
-        return {**node, rng.choice((key, "extra", "")): _value(rng)}
+        return {**node, rng.choice((key, "extra", "")): any_value(rng)}
     if isinstance(node, list) and node:
         at = rng.randrange(len(node))
         if deeper:
@@ -185,10 +185,11 @@ def _leaf(rng: Random, node: Any) -> Any:
         return node[:at] + rng.choice(INTERESTING_TEXTS) + node[at:]
     if isinstance(node, int | float) and not isinstance(node, bool) and rng.random() < 0.7:
         return rng.choice((node + 1, -node, node * 2, *INTERESTING_INTEGERS, *INTERESTING_NUMBERS))
-    return _value(rng)
+    return any_value(rng)
 
 
-def _value(rng: Random) -> Any:
+def any_value(rng: Random) -> Any:
+    """A value of any type."""
     match rng.randrange(7):
         case 0:
             return rng.choice(INTERESTING_INTEGERS)
@@ -206,4 +207,4 @@ def _value(rng: Random) -> Any:
                 nest = [nest] if rng.random() < 0.5 else {"a": nest}
             return nest
         case _:
-            return [_value(rng) for _ in range(rng.randrange(4))]
+            return [any_value(rng) for _ in range(rng.randrange(4))]

@@ -104,7 +104,7 @@ class Fuzzer:
                 self.corpus.append(data)
 
     def found(self, kind: str, data: bytes, error: BaseException | None) -> None:
-        where = "" if error is None else _where(error)
+        where = "" if error is None else f"{_where(error)} {_words(error)}"
         key = f"{kind.partition(':')[0]} {type(error).__name__} {where}"
         if key in self._found:
             return

@@ -19,7 +19,7 @@ from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.types import Span
 from tests.shards.models.block_reference import reference
 
-from .cases import CASES
+from .cases import CASES, GGUF_CASES
 from .gguf_files import write_gguf
 from .models import ids, logits, saved, small_model
 
@@ -86,39 +86,7 @@ def test_every_family_has_a_case() -> None:
     assert {case.split("-")[0] for case in CASES} == FAMILIES.keys()
 
 
-NO_GGUF = {"mistral"}
-"""llama.cpp's converter writes it as Llama, without its window."""
-NOT_IN_GGUF = {
-    "llama-llama3": "its factors are in a tensor that test_reader reads",
-    "gemma2-options": "llama.cpp knows the scale of attention of the models that there are",
-    "gemma3_text-scaled": "the same",
-    "qwen2-window": "llama.cpp has no windows for it",
-    "qwen3-window": "the same",
-    "smollm3-window": "nor which blocks have a rope",
-    "cohere-norms": "norms of q and k, per head",
-    "qwen2_moe-mixed": "nor which blocks have no experts, or that shares are made to a sum of 1",
-    "qwen2_moe-window": "the same",
-    "qwen3_moe-one": "the same",
-    "qwen3_moe-window": "the same",
-    "mixtral-window": "it knows no windows of Mistral's",
-    "phimoe-jitter": "other jitters of the router",
-    "glm4_moe_lite-yarn": "two mscales",
-    "gpt_oss-full": "the same of gpt-oss without windows",
-    "gpt_oss-plain": "nor other limits of its MLP",
-    "deepseek_v2-groups": "biases of MLPs",
-    "deepseek_v3-plain": "halves that turn",
-    "glm4_moe_lite-mixed": "which blocks have experts",
-    "llama4_text-mixed": "its chunks and periods have one length",
-    "llama4_text-plain": "the same",
-    "olmoe-biases": "its shares are never made to a sum of 1",
-    "ernie4_5_moe-mixed": "the last block with experts",
-    "dots1-window": "its windows",
-}
-
-
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if case.split("-")[0] not in NO_GGUF and case not in NOT_IN_GGUF]
-)
+@pytest.mark.parametrize("case", GGUF_CASES)
 def test_gguf_equals_transformers(case: str, tmp_path: Path) -> None:
     model = small_model(case)
     with open_checkpoint(str(write_gguf(model, tmp_path / "model.gguf"))) as checkpoint:

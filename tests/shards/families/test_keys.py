@@ -79,6 +79,7 @@ OF_SOME = {
     "cohere2": {"sliding_window_pattern"},
     "minimax_m2": {"rotary_dim"},
     "granitemoe": {"shared_intermediate_size"},
+    "hunyuan_v1_moe": {"n_shared_experts"},
 }
 """What files of before have, and the class makes other keys of; and what the tensors have to agree with."""
 
