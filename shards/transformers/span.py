@@ -34,6 +34,8 @@ _TRIED = (3, 1, PAGE_TOKENS, 2)
 """The self test cuts its rows into chunks of these sizes."""
 _NEAR = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """How far results of the self test may differ, as a part of the largest value."""
+_FLIPPED = 0.25
+"""In 16 bits so many of its rows may differ by more: a router's choice may change with the last bits."""
 
 
 class ForeignSpan:
@@ -109,7 +111,8 @@ class ForeignSpan:
             raise
         except Exception as error:  # noqa: BLE001  whatever transformers' code raises
             raise unusable(error) from None
-        off = np.abs(found - wanted).max() / np.abs(wanted).max()
+        rows_off = np.sort(np.abs(found - wanted).max(-1)) / np.abs(wanted).max()
+        off = rows_off[-1 if self._target.dtype is torch.float32 else -1 - int(_FLIPPED * count)]
         if not off <= _NEAR[self._target.dtype]:
             raise UnsupportedModelError(
                 f"the blocks of {self._made.name} compute in parts another thing than at once: {off:.1%} off",

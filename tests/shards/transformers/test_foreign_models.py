@@ -12,13 +12,15 @@ import pytest
 import torch
 import transformers
 
+from swarm_node.node.auto.machine import measure_machine
+from swarm_node.node.config import NodeConfig
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.formats.tensors import needed_tensors
 from swarm_node.shards.layers.kv_pool import BatchSlice
 from swarm_node.shards.loading import load_backend, load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
+from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError, UsageError
 from swarm_node.swarm.types import Span
 from tests.shards.families.cases import SMALL
 from tests.shards.families.models import TOKENS, ids, logits, randomise
@@ -119,6 +121,36 @@ def test_equals_transformers(case: str, tmp_path: Path) -> None:
         assert_equal(both[0], of_other[:13])
         assert_equal(both[1], theirs[20:])
         assert_equal(chain.step((2, 13, other[13:]))[0], of_other[13:])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("case", ["flex_olmo", "gpt2", "falcon"])
+def test_sixteen_bits_pass_the_self_test(case: str, dtype: str, tmp_path: Path) -> None:
+    foreign_model(case).save_pretrained(tmp_path, max_shard_size="50KB")
+    with open_checkpoint(str(tmp_path)) as checkpoint:
+        span = load_backend(checkpoint, Span(0, 3), LoadOptions(dtype=dtype))
+        exact = load_backend(checkpoint, Span(0, 3), EXACT)
+        assert span.weight_bytes * 2 == exact.weight_bytes
+
+
+def test_what_its_layers_cannot_do_is_refused(neox: Path) -> None:
+    with open_checkpoint(str(neox)) as checkpoint:
+        for options in (
+            LoadOptions(device="mlx"),
+            LoadOptions(quantize="int4"),
+            LoadOptions(kernels="native"),
+            LoadOptions(deterministic=True),
+        ):
+            with pytest.raises(UsageError, match="transformers' own layers"):
+                load_backend(checkpoint, Span(0, 1), options)
+
+
+def test_a_machine_is_measured_with_made_up_blocks(neox: Path) -> None:
+    with open_checkpoint(str(neox)) as checkpoint:
+        measured = measure_machine(NodeConfig(model=str(neox)), checkpoint.config, checkpoint.manifest, 1)
+        real = load_backend(checkpoint, Span(0, 1), LoadOptions())
+    assert measured.kernels == "transformers"
+    assert measured.shape.block_bytes == real.weight_bytes
 
 
 UNFIT: dict[str, tuple[str, dict[str, Any]]] = {
