@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,45 +32,33 @@ if TYPE_CHECKING:
     from ..models.weight_loader import Progress
 
 
-class TorchSpan:
-    """The ``SpanBackend`` of torch. ``kernels`` is such as "torch (reason)"."""
+@dataclass(eq=False, kw_only=True)
+class SpanOnTorch(ABC):
+    """A ``SpanBackend`` whose rows are torch's; a subclass computes them. On the CPU torch uses ``threads``
+    in the thread that calls ``forward``."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        span: Span,
-        blocks: Sequence[Block],
-        plan: LoadPlan,
-        threads: int = 1,
-        *,
-        weights: str = "",
-        weight_bytes: int = 0,
-        kernels: str = "torch",
-    ) -> None:
-        """On the CPU torch uses ``threads`` in the thread that calls ``forward``."""
-        target = Target.of(plan)
-        self.config, self.span = config, span
-        self.weights, self.weight_bytes, self.kernels = weights, weight_bytes, kernels
-        self.device = plan.device
-        self.limit = min(torch.finfo(target.dtype).max, MAX_MAGNITUDE)
-        self._plan, self._threads = plan, threads
-        self._target, self._blocks = target, tuple(blocks)
+    config: ModelConfig
+    span: Span
+    plan: LoadPlan
+    threads: int = 1
+    weights: str = ""
+    weight_bytes: int = 0
+    kernels: str = "torch"
 
     any_thread = False
 
-    @property
-    def mixes(self) -> bool:
-        """A few rows more fill a GPU better; a CPU computes them as fast by themselves."""
-        return self.device != "cpu"
+    def __post_init__(self) -> None:
+        self.target, self.device = Target.of(self.plan), self.plan.device
+        self.limit = min(torch.finfo(self.target.dtype).max, MAX_MAGNITUDE)
 
     def kv_dtype(self, wanted: str, *, exact: bool) -> str:
-        return resolve_kv_dtype(wanted, self._plan.dtype, exact, self.device)
+        return resolve_kv_dtype(wanted, self.plan.dtype, exact, self.device)
 
     def new_pool(self, n_slots: int, kv_dtype: str) -> TorchKvPool:
         shapes = {block.attention.kv for block in self.config.blocks[self.span.start : self.span.end]}
-        return TorchKvPool(n_slots, shapes, kv_dtype, self._target.device)
+        return TorchKvPool(n_slots, shapes, kv_dtype, self.target.device)
 
-    def use_threads(self, threads: int) -> None:
+    def use_threads(self, threads: int) -> None:  # noqa: B027  it does nothing, here and in subclasses
         """Not on torch, whose results may depend on them."""
 
     @torch.inference_mode()
@@ -83,16 +73,38 @@ class TorchSpan:
         span = self.span if span is None else span
         if not self.span.covers(span):
             raise UsageError(f"blocks {span} are not within {self.span}")
-        if torch.get_num_threads() != self._threads:
-            torch.set_num_threads(self._threads)
-        target = self._target
+        if torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
+        rows = self.target.tensor(np.array(x, np.float32))  # a copy, in which the blocks work
+        self._compute(rows, slices, pool, span)
+        return to_array(rows)
+
+    @abstractmethod
+    def _compute(
+        self, rows: torch.Tensor, slices: Sequence[BatchSlice], pool: TorchKvPool, span: Span
+    ) -> None:
+        """Blocks ``span`` of ``rows`` (tokens, hidden), in place."""
+
+
+@dataclass(eq=False, kw_only=True)
+class TorchSpan(SpanOnTorch):
+    """By our own blocks. ``kernels`` is such as "torch (reason)"."""
+
+    blocks: Sequence[Block]
+
+    @property
+    def mixes(self) -> bool:
+        """A few rows more fill a GPU better; a CPU computes them as fast by themselves."""
+        return self.device != "cpu"
+
+    def _compute(
+        self, rows: torch.Tensor, slices: Sequence[BatchSlice], pool: TorchKvPool, span: Span
+    ) -> None:
+        target, first = self.target, self.span.start
         positions = Positions(slices, target.device, target.dtype)
         attend = PagedAttention(pool, slices, target.dtype, rowwise=target.rowwise)
-        rows = target.tensor(np.array(x, np.float32))  # a copy, in which the blocks work
-        first = self.span.start
         for block in range(span.start, span.end):
-            self._blocks[block - first](block, rows, positions, attend)
-        return to_array(rows)
+            self.blocks[block - first](block, rows, positions, attend)
 
 
 def load_torch_span(
@@ -122,11 +134,11 @@ def load_torch_span(
             checkpoint.release()
     kernels = ("torch rowwise" if target.rowwise else "torch") + (f" ({reason})" if reason else "")
     return TorchSpan(
-        config,
-        span,
-        blocks,
-        plan,
-        threads,
+        config=config,
+        span=span,
+        blocks=blocks,
+        plan=plan,
+        threads=threads,
         weights=loader.summary(),
         weight_bytes=loader.nbytes,
         kernels=kernels,

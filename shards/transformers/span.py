@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from transformers.cache_utils import DynamicCache
 
-from ...swarm.codecs.activations import MAX_MAGNITUDE
-from ...swarm.errors import SwarmError, UnsupportedModelError, UsageError
+from ...swarm.errors import SwarmError, UnsupportedModelError
 from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.types import Span
 from ..checkpoint.checkpoint import Checkpoint
 from ..formats.foreign_config import ForeignConfig
 from ..formats.tensors import block_names
 from ..formats.transformers.layered import LayeredModel, unusable
-from ..layers.kv_pool import BatchSlice, resolve_kv_dtype
+from ..layers.kv_pool import BatchSlice
 from ..models.load_plan import LoadPlan
 from ..torch.device import Target, to_array
 from ..torch.kv_pool import TorchKvPool
+from ..torch.span import SpanOnTorch
 from .cache import paged_cache
 from .weights import load_weights
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from ..formats.config import ModelConfig
     from ..models.weight_loader import Progress
 
 _TRIED = (3, 1, PAGE_TOKENS, 2)
@@ -38,52 +36,21 @@ _FLIPPED = 0.25
 """In 16 bits so many of its rows may differ by more: a router's choice may change with the last bits."""
 
 
-class ForeignSpan:
-    """A ``SpanBackend``. The sessions of a batch are computed one after the other."""
+@dataclass(eq=False, kw_only=True)
+class ForeignSpan(SpanOnTorch):
+    """The sessions of a batch are computed one after the other."""
 
-    kernels = "transformers"
-    any_thread = False
+    made: LayeredModel
+
     mixes = False
 
-    def __init__(
-        self, config: ModelConfig, span: Span, made: LayeredModel, plan: LoadPlan, threads: int, nbytes: int
+    def _compute(
+        self, rows: torch.Tensor, slices: Sequence[BatchSlice], pool: TorchKvPool, span: Span
     ) -> None:
-        """On the CPU torch uses ``threads`` in the thread that calls ``forward``."""
-        self.config, self.span = config, span
-        self.device, self.weights, self.weight_bytes = plan.device, plan.dtype, nbytes
-        self._plan, self._target, self._made, self._threads = plan, Target.of(plan), made, threads
-        self.limit = min(torch.finfo(self._target.dtype).max, MAX_MAGNITUDE)
-
-    def kv_dtype(self, wanted: str, *, exact: bool) -> str:
-        return resolve_kv_dtype(wanted, self._plan.dtype, exact, self.device)
-
-    def new_pool(self, n_slots: int, kv_dtype: str) -> TorchKvPool:
-        shapes = {block.attention.kv for block in self.config.blocks[self.span.start : self.span.end]}
-        return TorchKvPool(n_slots, shapes, kv_dtype, self._target.device)
-
-    def use_threads(self, threads: int) -> None:
-        """Not on torch, whose results may depend on them."""
-
-    @torch.inference_mode()
-    def forward(
-        self,
-        x: NDArray[np.float32],
-        slices: Sequence[BatchSlice],
-        pool: TorchKvPool,
-        span: Span | None = None,
-    ) -> NDArray[np.float32]:
-        """See ``SpanBackend``."""
-        span = self.span if span is None else span
-        if not self.span.covers(span):
-            raise UsageError(f"blocks {span} are not within {self.span}")
-        if torch.get_num_threads() != self._threads:
-            torch.set_num_threads(self._threads)
-        rows = self._target.tensor(np.array(x, np.float32))
         for part in slices:
             cache = paged_cache(self.config, pool, part, span.start, span.end)
             own = slice(part.row, part.row + part.count)
-            rows[own] = self._made.through(rows[None, own], cache, span.start, span.end)[0]
-        return to_array(rows)
+            rows[own] = self.made.through(rows[None, own], cache, span.start, span.end)[0]
 
     def check(self) -> None:
         """Raises UnsupportedModelError unless the blocks compute one by one, in chunks and beside another
@@ -94,9 +61,9 @@ class ForeignSpan:
         tables = np.arange(2 * pages * len(self.span), dtype=np.int32).reshape(2, len(self.span), pages)
         try:
             with torch.inference_mode():
-                rows, cache = self._target.tensor(x)[None], DynamicCache(config=self._made.config)
-                wanted = to_array(self._made.through(rows, cache, self.span.start, self.span.end)[0])
-            pool, found, start = self.new_pool(tables.size, self._plan.dtype), np.empty_like(x), 0
+                rows, cache = self.target.tensor(x)[None], DynamicCache(config=self.made.config)
+                wanted = to_array(self.made.through(rows, cache, self.span.start, self.span.end)[0])
+            pool, found, start = self.new_pool(tables.size, self.plan.dtype), np.empty_like(x), 0
             for size in _TRIED:
                 both = np.concatenate((x[start : start + size], x[:size]))
                 slices = [
@@ -112,10 +79,10 @@ class ForeignSpan:
         except Exception as error:  # noqa: BLE001  whatever transformers' code raises
             raise unusable(error) from None
         rows_off = np.sort(np.abs(found - wanted).max(-1)) / np.abs(wanted).max()
-        off = rows_off[-1 if self._target.dtype is torch.float32 else -1 - int(_FLIPPED * count)]
-        if not off <= _NEAR[self._target.dtype]:
+        off = rows_off[-1 if self.target.dtype is torch.float32 else -1 - int(_FLIPPED * count)]
+        if not off <= _NEAR[self.target.dtype]:
             raise UnsupportedModelError(
-                f"the blocks of {self._made.name} compute in parts another thing than at once: {off:.1%} off",
+                f"the blocks of {self.made.name} compute in parts another thing than at once: {off:.1%} off",
                 hint="Such a model cannot be cut between machines.",
             )
 
@@ -140,6 +107,15 @@ def load_foreign_span(
         made, checkpoint, names, target.device, label, progress, layers=blocks, others=front
     )
     made.hollow_out()
-    loaded = ForeignSpan(config, span, made, plan, threads, nbytes)
+    loaded = ForeignSpan(
+        config=config,
+        span=span,
+        made=made,
+        plan=plan,
+        threads=threads,
+        weights=plan.dtype,
+        weight_bytes=nbytes,
+        kernels="transformers",
+    )
     loaded.check()
     return loaded

@@ -177,7 +177,7 @@ def test_quantized_against_float32_products_with_the_same_weights(
         attention = AttentionWeights(*map(dense, block.attention[:2]))
         weights = BlockWeights(attention, norm, mlp_norm=mlp_norm, mlp=MlpWeights(*map(dense, block.mlp)))
         blocks.append(Block(settings, weights, rope, target))
-    plain = TorchSpan(config, native.span, blocks, plan)
+    plain = TorchSpan(config=config, span=native.span, blocks=blocks, plan=plan)
     for got, want in zip(feed_all(sessions, native), feed_all(sessions, plain), strict=True):
         assert ((got - want).norm() / want.norm()).item() < tolerance
 
