@@ -48,7 +48,7 @@ class FileLinear:
         if struct is None:
             raise UnsupportedModelError(
                 f"{raws[0].name} is {raws[0].qtype} and held as {form}: it cannot stay in the file",
-                hint="Serve fewer blocks, or a file of Q4_0, Q4_1, Q4_K, Q8_0, MXFP4 or 16 bits.",
+                hint="Serve fewer blocks, or a file of Q4_0, Q4_1, Q4_K, Q6_K, Q8_0, MXFP4 or 16 bits.",
             )
         self.struct = struct
         self._bias = None if bias is None else padded_bias(bias)

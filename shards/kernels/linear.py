@@ -32,18 +32,19 @@ TILE = 32
 BLOCK_ROWS = 64
 """This many input rows are prepared at a time, so that scratch memory does not grow with the batch."""
 
-_KIND_F32, _KIND_F16, _KIND_BF16, _KIND_INT8, _KIND_INT4 = range(5)
+_KIND_F32, _KIND_F16, _KIND_BF16, _KIND_INT8, _KIND_INT4, _KIND_INT6 = range(6)
 _BASE = 15
 """The mask of the above in a kind."""
 _FILE_KINDS = {
     "Q4_0": _KIND_INT4 | 1 << 4 | 1 << 6,
     "Q4_1": _KIND_INT4 | 1 << 4 | 1 << 7,
     "Q4_K": _KIND_INT4 | 3 << 4 | 1 << 7,
+    "Q6_K": _KIND_INT6 | 3 << 4,
     "Q8_0": _KIND_INT8 | 1 << 4,
     "MXFP4": _KIND_INT4 | 2 << 4 | 1 << 8,
 }
 """The kinds that GGUF's types are packed as, with their bytes unchanged: see ``sn_pack_file``."""
-_FORMS = {_KIND_INT8: "int8", _KIND_INT4: "int4"}
+_FORMS = {_KIND_INT8: "int8", _KIND_INT4: "int4", _KIND_INT6: "int6"}
 _SCALE_TYPES = {"float32": 0 << 4, "float16": 1 << 4, "bfloat16": 2 << 4}
 _CENTRED, _MINIMUM = 1 << 6, 1 << 7
 _DENSE_KINDS = {"f": _KIND_F32, "e": _KIND_F16, "H": _KIND_BF16}
@@ -111,8 +112,8 @@ def padded_bias(bias: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def file_struct(raws: Sequence[RawTensor], form: str, precision: ActivationPrecision) -> SnLinear | None:
-    """For one linear of the rows of all ``raws`` (equal columns), held in ``form`` ("int4", "int8" or a type
-    of floats) by moving the file's bytes alone. None where these would have to be decoded or rounded."""
+    """For one linear of the rows of all ``raws`` (equal columns), held in ``form`` (as ``LoadPlan.form``
+    has it) by moving the file's bytes alone. None where these would have to be decoded or rounded."""
     qtype, rows, cols = raws[0].qtype, sum(raw.shape[0] for raw in raws), raws[0].cols
     if any(raw.qtype != qtype or raw.cols != cols for raw in raws):
         return None
@@ -127,7 +128,7 @@ def native_file(
 ) -> NativeLinear | None:
     """One linear of the rows of all ``raws`` (equal columns), without loss, in about as many bits as there.
 
-    None if their types are not all the same one of Q4_0, Q4_1, Q4_K, Q8_0, MXFP4.
+    None if their types are not all the same one of Q4_0, Q4_1, Q4_K, Q6_K, Q8_0, MXFP4.
     """
     qtype = raws[0].qtype
     if qtype not in _FILE_KINDS or any(raw.qtype != qtype for raw in raws):

@@ -81,7 +81,8 @@ class KernelTable:
         return NATIVE_WAYS[0] in self.seconds
 
     def native_pays(self, form: str, precision: str) -> bool:
-        """``form``: float32, float16, bfloat16, int8 or int4; ``precision``: a name in PRECISION_NAMES."""
+        """``form``: as ``LoadPlan.form`` has it; ``precision``: a name in PRECISION_NAMES."""
+        form = "int8" if form == "int6" else form  # the same products of bytes
         if not self.native:
             return False
         way = f"native {form}" + (f" {precision}" if form in ("int8", "int4") else "")

@@ -38,8 +38,16 @@ FP4_SOURCES = ("MXFP4",)
 """File types that are groups of 32 floats of four bits: our kernels hold them as they are, as int4."""
 
 
+INT6_SOURCES = ("Q6_K",)
+"""File types that are six-bit integers with a scale for 16: our kernels hold them as they are."""
+
+
 INT8_SOURCES = ("Q8_0", "Q5_0")
 """File types that are groups of 32 integers of up to eight bits with a scale."""
+
+
+KEPT_INTEGERS = {"int4": (*INT4_SOURCES, *FP4_SOURCES), "int6": INT6_SOURCES, "int8": INT8_SOURCES}
+"""The file types whose integers our kernels hold as they are, by ``LoadPlan.form``."""
 
 
 class Int4Groups(NamedTuple):

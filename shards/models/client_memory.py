@@ -12,7 +12,7 @@ from ...swarm.errors import UsageError
 from ..formats.qtypes import QTYPES, SUPPORTED
 from ..formats.qtypes import row_bytes as file_row_bytes
 from ..kernels.linear import TILE
-from ..layers.quantize import GROUP, INT4_SOURCES, INT8_SOURCES
+from ..layers.quantize import GROUP, INT4_SOURCES, INT6_SOURCES, INT8_SOURCES
 
 PROGRAM_BYTES = 70_000_000
 """Bytes of Python, numpy, cryptography and the other imports: measured on Linux, the same for every model."""
@@ -22,7 +22,7 @@ and 128,000 tokens."""
 MOST_ROWS = 16
 """The logits of this many answers are computed together (``client.decoding.head_batch``)."""
 
-_NATIVE_GROUPS = {"Q4_0": 18, "Q4_1": 20, "Q4_K": 18.5, "Q8_0": 34, "int8": 34}
+_NATIVE_GROUPS = {"Q4_0": 18, "Q4_1": 20, "Q4_K": 18.5, "Q6_K": 26.25, "Q8_0": 34, "int8": 34}
 """Bytes of 32 values in the C kernels' layouts; ``int8``: what we round ourselves."""
 
 
@@ -126,4 +126,6 @@ def head_form(qtype: str, hidden: int, quantize: str, native: bool) -> str:
         return dense
     if qtype in INT4_SOURCES and quantize in ("auto", "int4"):
         return "Q4_1" if qtype.startswith("MLX") else qtype  # held alike
+    if qtype in INT6_SOURCES and quantize == "auto" and native:
+        return qtype
     return qtype if qtype in INT8_SOURCES and native else "int8"

@@ -17,7 +17,7 @@ from ..kernels.bench import PRECISION_NAMES
 from ..kernels.library import library
 from ..kernels.linear import ActivationPrecision
 from ..kernels.table import kernel_table
-from ..layers.quantize import FP4_SOURCES, GROUP, INT4_SOURCES, INT8_SOURCES
+from ..layers.quantize import FP4_SOURCES, GROUP, INT4_SOURCES, INT6_SOURCES, INT8_SOURCES
 from .devices import CONCRETE, resolve_device
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class WeightKind(StrEnum):
 
     DENSE = "dense"
     INT8 = "int8"
+    INT6 = "int6"
     INT4 = "int4"
 
 
@@ -112,8 +113,8 @@ class LoadPlan:
         return kernel_table().native_pays(form, PRECISION_NAMES[self.precision])
 
     def form(self, raws: Sequence[RawTensor], kind: WeightKind | None = None) -> str:
-        """How matrices that are stacked into one are held: "int4", "int8" or a name in DTYPES. ``kind`` None:
-        as the least compressible of them needs, so mixed files lose nothing."""
+        """How matrices that are stacked into one are held: "int4", "int6", "int8" or a name in DTYPES.
+        ``kind`` None: as the least compressible of them needs, so mixed files lose nothing."""
         kinds = {self.kind(raw) for raw in raws} if kind is None else {kind}
         kind = kinds.pop() if len(kinds) == 1 else WeightKind.DENSE
         if kind is not WeightKind.DENSE and raws[0].cols % GROUP == 0:
@@ -129,6 +130,8 @@ class LoadPlan:
             return WeightKind.DENSE
         if tensor.qtype in FP4_SOURCES and wanted != "int8" and self.native(WeightKind.INT4):
             return WeightKind.INT4
+        if tensor.qtype in INT6_SOURCES and wanted == "auto" and self.native(WeightKind.INT6):
+            return WeightKind.INT6
         if wanted in ("int4", "int8") and not tensor.name.endswith(NEVER_ROUNDED):
             return WeightKind(wanted)
         if not self.packed:

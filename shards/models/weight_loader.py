@@ -25,9 +25,9 @@ from ..kernels.linear import (
 )
 from ..kernels.rows import NativeNorm
 from ..layers.quantize import (
-    FP4_SOURCES,
     INT4_SOURCES,
     INT8_SOURCES,
+    KEPT_INTEGERS,
     Int4Groups,
     Int8Groups,
     Int8Rows,
@@ -209,7 +209,7 @@ class WeightLoader(TensorReader[LoadPlan]):
     def _in_file(self, names: Sequence[str], sizes: Sequence[int], cols: int) -> FileLinear:
         raws = self._matrices(names, sizes, cols)
         form = self.plan.form(raws)
-        self._count(f"{form} ({raws[0].qtype})" if form in (WeightKind.INT4, WeightKind.INT8) else form, raws)
+        self._count_integers(form, KEPT_INTEGERS.get(form, ()), raws)
         linear = FileLinear(raws, self._bias(names, sizes), form, self.precision)
         self.nbytes += linear.nbytes
         return linear
@@ -222,30 +222,21 @@ class WeightLoader(TensorReader[LoadPlan]):
         errors: RoundingBounds | None = None,
     ) -> NativeLinear:
         form = self.plan.form(raws, kind)
-        if form == WeightKind.INT4:
-            linear = self._int4(raws, bias)
-        elif form == WeightKind.INT8:
-            linear = self._int8(raws, bias, errors)
-        else:
-            self._count(form, raws)
-            linear = native_dense([raw.dequantize(form) for raw in raws], bias)
+        linear = None
+        if self._count_integers(form, KEPT_INTEGERS.get(form, ()), raws):
+            linear = native_file(raws, bias, self.precision)
+        if linear is None:
+            linear = self._decoded(raws, form, bias, errors)
         self.nbytes += linear.nbytes + (0 if bias is None else bias.nbytes)
         return linear
 
-    def _int4(self, raws: Sequence[RawTensor], bias: Floats | None) -> NativeLinear:
-        if self._count_integers("int4", (*INT4_SOURCES, *FP4_SOURCES), raws):
-            linear = native_file(raws, bias, self.precision)
-            if linear is not None:
-                return linear
-        return native_int4([int4_groups(raw, self._threads) for raw in raws], bias, self.precision)
-
-    def _int8(
-        self, raws: Sequence[RawTensor], bias: Floats | None, errors: RoundingBounds | None
+    def _decoded(
+        self, raws: Sequence[RawTensor], form: str, bias: Floats | None, errors: RoundingBounds | None
     ) -> NativeLinear:
-        if self._count_integers("int8", INT8_SOURCES, raws):
-            linear = native_file(raws, bias, self.precision)
-            if linear is not None:
-                return linear
+        if form == WeightKind.INT4:
+            return native_int4([int4_groups(raw, self._threads) for raw in raws], bias, self.precision)
+        if form != WeightKind.INT8:
+            return native_dense([raw.dequantize(form) for raw in raws], bias)
         pieces = (
             piece
             for raw in raws

@@ -23,10 +23,10 @@ static const uint8_t FP4[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8
 
 /* What follows the digits of a prepared group. */
 typedef struct {
-    int32_t start[3]; /* what each digit's sum starts from: the weights' offset times the digits, taken off */
+    int32_t start[2][3]; /* what each digit's sum starts from: the weights' offset times the digits, taken off; of each
+                            half where halves have scales, else of all, and nothing */
     float scale;
     float sum; /* of the activations */
-    int32_t unused[3];
 } group_tail;
 
 static int64_t group_bytes(int digits) { return digits * SN_GROUP + (int64_t)sizeof(group_tail); }
@@ -36,7 +36,7 @@ static int64_t groups_of(const sn_linear *w) { return (w->cols + SN_GROUP - 1) /
 int64_t sn_int_scratch(const sn_linear *w, int64_t n) { return groups_of(w) * n * group_bytes(w->variant); }
 
 /* `count` activations (the rest of the group is 0) to digits, in the row's place of its group. */
-static void prepare_group(const float *x, int count, int digits, int32_t offset, int8_t *out) {
+static void prepare_group(const float *x, int count, int digits, int32_t offset, int halves, int8_t *out) {
     float padded[SN_GROUP];
     if (count < SN_GROUP) {
         memset(padded, 0, sizeof padded);
@@ -53,7 +53,7 @@ static void prepare_group(const float *x, int count, int digits, int32_t offset,
     /* 127 in each digit; a little less where rounding could go beyond. */
     const float steps = digits == 1 ? 127.0f : digits == 2 ? 32639.0f : 8355700.0f;
     float largest = sn_float_of_bits((uint32_t)largest_bits);
-    group_tail tail = {{0, 0, 0}, 0.0f, 0.0f, {0, 0, 0}};
+    group_tail tail = {{{0}}, 0.0f, 0.0f};
     int32_t q[SN_GROUP];
     float inverse = 0.0f;
     if (largest_bits >= 0x7f800000) {
@@ -79,13 +79,15 @@ static void prepare_group(const float *x, int count, int digits, int32_t offset,
         int shift = 8 * d;
         /* Rounding half of the lower digits' range up makes each digit the nearest. */
         int32_t half = shift ? 0x808080 >> (24 - shift) : 0;
-        int32_t sum = 0;
+        int32_t sum = 0, second = 0;
         for (int i = 0; i < SN_GROUP; i++) {
             int8_t digit = (int8_t)((q[i] + half) >> shift);
             plane[i] = digit;
             sum += digit;
         }
-        tail.start[digits - 1 - d] = -offset * sum;
+        for (int i = SN_GROUP / 2; i < SN_GROUP && halves == 2; i++) second += plane[i];
+        tail.start[0][digits - 1 - d] = -offset * (sum - second);
+        tail.start[1][digits - 1 - d] = -offset * second;
     }
     memcpy(out + digits * SN_GROUP, &tail, sizeof tail);
 }
@@ -94,7 +96,9 @@ void sn_int_prepare(const sn_linear *w, const float *x, int64_t ldx, int64_t n, 
                     int64_t end, int64_t first_col, int64_t end_col) {
     int digits = w->variant;
     int64_t bytes = group_bytes(digits);
+    int halves = (w->kind & SN_BASE) == SN_INT6 ? 2 : 1;
     int32_t offset = (w->kind & SN_BASE) == SN_INT8 ? SN_INT8_OFFSET
+                     : halves == 2                  ? 32
                      : w->kind & SN_FP4             ? FP4_OFFSET
                      : w->kind & SN_CENTRED         ? 8
                                                     : 0;
@@ -106,31 +110,34 @@ void sn_int_prepare(const sn_linear *w, const float *x, int64_t ldx, int64_t n, 
             int64_t rows = n - block < SN_BLOCK_ROWS ? n - block : SN_BLOCK_ROWS;
             int8_t *out = (int8_t *)scratch + (block * groups_of(w) + group * rows + row - block) * bytes;
             prepare_group(x + row * ldx + group * SN_GROUP, left < SN_GROUP ? (int)left : SN_GROUP, digits, offset,
-                          out);
+                          halves, out);
         }
 }
 
 /* A group of a tile's weights, as bytes to multiply. */
 typedef struct {
     vi w[SN_VECTORS][QUADS];
-    vf scale[SN_VECTORS], minimum[SN_VECTORS];
-    vf factor[SN_VECTORS], minimum_factor[SN_VECTORS]; /* Q4_K: of the group's scales and minima */
+    vf scale[2][SN_VECTORS], minimum[SN_VECTORS];      /* of each half, or of all and nothing */
+    vf factor[SN_VECTORS], minimum_factor[SN_VECTORS]; /* SN_SCALE_K: of the group's scales and minima */
     int has_minimum;
 } tile_group;
 
-/* `count` input rows' share of one group: sums += scale * (w . x). `count` and `digits` are constants. */
-SN_INLINE void add_rows(const tile_group *g, const int8_t *x, float *sums, const int count, const int digits,
-                        const int small) {
+/* `count` input rows' share of one group: sums += scale * (w . x), for each half where they have scales. `count`, `form`
+ * and `digits` are constants. */
+SN_INLINE void add_rows(const tile_group *g, const int8_t *x, float *sums, const int count, const int form,
+                        const int digits) {
+    const int halves = form == SN_INT6 ? 2 : 1, quads = QUADS / halves, small = form != SN_INT8;
     const int64_t bytes = digits * SN_GROUP + (int64_t)sizeof(group_tail);
-    for (int v0 = 0; v0 < SN_VECTORS; v0 += STEP) {
+    for (int step = 0; step < SN_VECTORS / STEP * halves; step++) {
+        const int v0 = step / halves * STEP, half = step % halves;
         vi acc[MOST_ROWS][3][STEP];
         for (int m = 0; m < count; m++) {
             group_tail tail;
             memcpy(&tail, x + m * bytes + digits * SN_GROUP, sizeof tail);
             for (int d = 0; d < digits; d++)
-                for (int v = 0; v < STEP; v++) acc[m][d][v] = vi_set1(tail.start[d]);
+                for (int v = 0; v < STEP; v++) acc[m][d][v] = vi_set1(tail.start[half][d]);
         }
-        for (int quad = 0; quad < QUADS; quad++)
+        for (int quad = half * quads; quad < (half + 1) * quads; quad++)
             for (int m = 0; m < count; m++)
                 for (int d = 0; d < digits; d++) {
                     int32_t four = sn_dword(x + m * bytes + d * SN_GROUP + 4 * quad);
@@ -146,7 +153,7 @@ SN_INLINE void add_rows(const tile_group *g, const int8_t *x, float *sums, const
                 if (digits > 1) low = vi_shl8_add(acc[m][digits - 2][v], low);
                 vf product = vi_float(low);
                 if (digits > 2) product = vf_fma(vi_float(acc[m][0][v]), vf_set1(65536.0f), product);
-                vf total = vf_fma(product, vf_mul(g->scale[v0 + v], vf_set1(tail.scale)), vf_load(sum));
+                vf total = vf_fma(product, vf_mul(g->scale[half][v0 + v], vf_set1(tail.scale)), vf_load(sum));
                 if (g->has_minimum) total = vf_fma(g->minimum[v0 + v], vf_set1(tail.sum), total);
                 vf_store(sum, total);
             }
@@ -154,20 +161,31 @@ SN_INLINE void add_rows(const tile_group *g, const int8_t *x, float *sums, const
     }
 }
 
-SN_INLINE void load_group(tile_group *g, const uint8_t *stored, const int base, int kind) {
-    if (base == SN_INT4) {
+/* `form` is a constant: SN_INT8, SN_INT6, SN_INT4 or SN_INT4 | SN_FP4. */
+SN_INLINE void load_group(tile_group *g, const uint8_t *stored, const int form, int kind) {
+    if (form != SN_INT8) {
         const vi mask = vi_set1(0x0f0f0f0f);
         for (int v = 0; v < SN_VECTORS; v++)
             for (int eight = 0; eight < QUADS / 2; eight++) {
                 int panel = v * SN_LANES / 16, lane = v * SN_LANES % 16;
                 vi packed = vi_load(stored + panel * (INT4_BYTES / 2) + eight * 64 + lane * 4);
                 g->w[v][2 * eight] = vi_and(packed, mask);
-                g->w[v][2 * eight + 1] = vi_and(vi_shr4(packed), mask);
+                g->w[v][2 * eight + 1] = vi_and(vi_shl(packed, -4), mask);
             }
-        if (kind & SN_FP4)
+        if (form & SN_FP4)
             for (int v = 0; v < SN_VECTORS; v++)
                 for (int quad = 0; quad < QUADS; quad++) g->w[v][quad] = vi_lookup(FP4, g->w[v][quad]);
         stored += INT4_BYTES;
+        if (form == SN_INT6) {
+            for (int v = 0; v < SN_VECTORS; v++)
+                for (int quad = 0; quad < QUADS; quad++) {
+                    int panel = v * SN_LANES / 16, lane = v * SN_LANES % 16;
+                    vi upper = vi_load(stored + panel * 128 + quad / 4 * 64 + lane * 4);
+                    upper = vi_and(vi_shl(upper, 4 - quad % 4 * 2), vi_set1(0x30303030));
+                    g->w[v][quad] = vi_or(g->w[v][quad], upper);
+                }
+            stored += SN_INT6_BYTES - INT4_BYTES;
+        }
     } else {
         for (int v = 0; v < SN_VECTORS; v++)
             for (int quad = 0; quad < QUADS; quad++) {
@@ -179,65 +197,84 @@ SN_INLINE void load_group(tile_group *g, const uint8_t *stored, const int base, 
     }
     for (int v = 0; v < SN_VECTORS; v++) {
         int type = kind & SN_SCALE_TYPE, at = v * SN_LANES;
-        if (base == SN_INT4 && type == SN_SCALE_K) {
-            g->scale[v] = vf_mul(vf_load_u8(stored + at), g->factor[v]);
+        if (form == SN_INT6) { /* d * (scale + 128) - d * 128: exact */
+            for (int half = 0; half < 2; half++)
+                g->scale[half][v] = vf_fma(vf_load_u8(stored + half * SN_TILE + at), g->factor[v], g->minimum_factor[v]);
+            continue;
+        }
+        if (form == SN_INT4 && type == SN_SCALE_K) {
+            g->scale[0][v] = vf_mul(vf_load_u8(stored + at), g->factor[v]);
             g->minimum[v] = vf_mul(vf_load_u8(stored + SN_TILE + at), g->minimum_factor[v]);
             continue;
         }
-        g->scale[v] = vf_load_scale(stored, at, type);
+        g->scale[0][v] = vf_load_scale(stored, at, type);
         if (g->has_minimum) g->minimum[v] = vf_load_scale(stored + SN_TILE * sn_scale_bytes(kind), at, type);
     }
 }
 
 /* sums (rows, SN_TILE) of one tile and a block of input rows. */
 SN_INLINE void tile_rows(const sn_linear *w, const uint8_t *stored, const int8_t *x, int rows, float *sums,
-                         const int base, const int digits) {
+                         const int form, const int digits) {
     const int64_t bytes = digits * SN_GROUP + (int64_t)sizeof(group_tail);
     const int together = MOST_ROWS == 1 ? 1 : MOST_ROWS / digits;
     const int64_t step = sn_group_bytes(w->kind);
     tile_group g;
-    for (int v = 0; v < SN_VECTORS; v++) g.factor[v] = g.minimum_factor[v] = vf_set1(0.0f);
-    g.has_minimum = base == SN_INT4 && (w->kind & SN_MINIMUM);
+    for (int v = 0; v < SN_VECTORS; v++) g.factor[v] = g.minimum_factor[v] = g.minimum[v] = vf_set1(0.0f);
+    g.has_minimum = form == SN_INT4 && (w->kind & SN_MINIMUM);
     memset(sums, 0, sizeof(float) * SN_TILE * (size_t)rows);
     for (int64_t group = 0; group < groups_of(w); group++, stored += step) {
-        if (base == SN_INT4 && (w->kind & SN_SCALE_TYPE) == SN_SCALE_K && group % SN_K_GROUPS == 0) {
+        if (form != SN_INT8 && (w->kind & SN_SCALE_TYPE) == SN_SCALE_K && group % SN_K_GROUPS == 0) {
             const uint16_t *factors = (const uint16_t *)stored;
             for (int v = 0; v < SN_VECTORS; v++) {
                 g.factor[v] = vf_load_f16(factors + v * SN_LANES);
-                g.minimum_factor[v] = vf_mul(vf_load_f16(factors + SN_TILE + v * SN_LANES), vf_set1(-1.0f));
+                g.minimum_factor[v] = form == SN_INT6
+                                          ? vf_mul(g.factor[v], vf_set1(-128.0f))
+                                          : vf_mul(vf_load_f16(factors + SN_TILE + v * SN_LANES), vf_set1(-1.0f));
             }
-            stored += SN_K_BYTES;
+            stored += sn_super_bytes(w->kind);
         }
         for (int64_t ahead = 0; ahead < step; ahead += 64) __builtin_prefetch(stored + PREFETCH + ahead);
-        load_group(&g, stored, base, w->kind);
+        load_group(&g, stored, form, w->kind);
+        if (rows == 1) {
+            add_rows(&g, x, sums, 1, form, digits);
+            x += bytes;
+            continue;
+        }
+        for (int v = 0; v < SN_VECTORS; v++)
+            for (int quad = 0; quad < QUADS; quad++) g.w[v][quad] = vi_keep(g.w[v][quad]);
         int m = 0;
         for (; m + together <= rows; m += together)
-            add_rows(&g, x + m * bytes, sums + m * SN_TILE, together, digits, base == SN_INT4);
+            add_rows(&g, x + m * bytes, sums + m * SN_TILE, together, form, digits);
         for (; together > 2 && m + 2 <= rows; m += 2)
-            add_rows(&g, x + m * bytes, sums + m * SN_TILE, 2, digits, base == SN_INT4);
-        for (; m < rows; m++) add_rows(&g, x + m * bytes, sums + m * SN_TILE, 1, digits, base == SN_INT4);
+            add_rows(&g, x + m * bytes, sums + m * SN_TILE, 2, form, digits);
+        for (; m < rows; m++) add_rows(&g, x + m * bytes, sums + m * SN_TILE, 1, form, digits);
         x += rows * bytes;
     }
 }
 
-#define VARIANT(name, base, digits)                                                                              \
-    static void name(const sn_linear *w, const uint8_t *stored, const int8_t *x, int rows, float *sums) {         \
-        tile_rows(w, stored, x, rows, sums, base, digits);                                                        \
-    }
-VARIANT(int4_1, SN_INT4, 1)
-VARIANT(int4_2, SN_INT4, 2)
-VARIANT(int4_3, SN_INT4, 3)
-VARIANT(int8_1, SN_INT8, 1)
-VARIANT(int8_2, SN_INT8, 2)
-VARIANT(int8_3, SN_INT8, 3)
-
 typedef void (*tile_kernel)(const sn_linear *, const uint8_t *, const int8_t *, int, float *);
 
-static const tile_kernel KERNELS[2][3] = {{int8_1, int8_2, int8_3}, {int4_1, int4_2, int4_3}};
+#define KERNEL(name, form, digits)                                                                               \
+    static void name##_##digits(const sn_linear *w, const uint8_t *stored, const int8_t *x, int rows, float *sums) { \
+        tile_rows(w, stored, x, rows, sums, form, digits);                                                        \
+    }
+#define KERNELS(name, form)                                                     \
+    KERNEL(name, form, 1) KERNEL(name, form, 2) KERNEL(name, form, 3)           \
+    static const tile_kernel name[3] = {name##_1, name##_2, name##_3};
+KERNELS(int8, SN_INT8)
+KERNELS(int6, SN_INT6)
+KERNELS(int4, SN_INT4)
+KERNELS(fp4, SN_INT4 | SN_FP4)
+
+static tile_kernel kernel_of(const sn_linear *w) {
+    int base = w->kind & SN_BASE;
+    const tile_kernel *kernels = base == SN_INT8 ? int8 : base == SN_INT6 ? int6 : w->kind & SN_FP4 ? fp4 : int4;
+    return kernels[w->variant - 1];
+}
 
 void sn_int_run(const sn_linear *w, int64_t n, float *y, int64_t ldy, int32_t accumulate, const void *scratch,
                 int32_t first_tile, int32_t end_tile) {
-    tile_kernel kernel = KERNELS[(w->kind & SN_BASE) == SN_INT4][w->variant - 1];
+    tile_kernel kernel = kernel_of(w);
     int64_t tile_bytes = sn_tile_bytes(w);
     float sums[SN_BLOCK_ROWS * SN_TILE] __attribute__((aligned(64)));
     for (int64_t block = 0; block < n; block += SN_BLOCK_ROWS) {

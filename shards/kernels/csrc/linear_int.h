@@ -4,13 +4,18 @@
 
 #include "sn.h"
 
-#define SN_K_GROUPS 8            /* groups of a Q4_K super-block */
-#define SN_K_BYTES (2 * 2 * SN_TILE) /* what leads them: d and dmin of each row */
+#define SN_K_GROUPS 8 /* groups of a super-block of Q4_K or Q6_K */
+#define SN_INT6_BYTES (SN_TILE * SN_GROUP / 4 * 3) /* of a group's integers */
 
 static inline int sn_scale_bytes(int kind) { return (kind & SN_SCALE_TYPE) == SN_SCALE_F32 ? 4 : 2; }
 
 /* Bytes of one group of a tile: integers, scales, minima. */
 int64_t sn_group_bytes(int kind);
+
+/* What leads SN_K_GROUPS groups: d of each row and, with SN_MINIMUM, dmin. 0 without SN_SCALE_K. */
+static inline int sn_super_bytes(int kind) {
+    return (kind & SN_SCALE_TYPE) != SN_SCALE_K ? 0 : 2 * SN_TILE * (kind & SN_MINIMUM ? 2 : 1);
+}
 
 /* Bytes of a whole tile. */
 int64_t sn_tile_bytes(const sn_linear *w);

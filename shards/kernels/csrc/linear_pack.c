@@ -5,6 +5,7 @@
 #include "linear_simd.h"
 
 int64_t sn_group_bytes(int kind) {
+    if ((kind & SN_BASE) == SN_INT6) return SN_INT6_BYTES + 2 * SN_TILE;
     if ((kind & SN_BASE) == SN_INT8) return SN_TILE * SN_GROUP + SN_TILE * sn_scale_bytes(kind);
     if ((kind & SN_SCALE_TYPE) == SN_SCALE_K) return SN_TILE * SN_GROUP / 2 + 2 * SN_TILE;
     return SN_TILE * SN_GROUP / 2 + SN_TILE * sn_scale_bytes(kind) * (kind & SN_MINIMUM ? 2 : 1);
@@ -14,8 +15,7 @@ int64_t sn_tile_bytes(const sn_linear *w) {
     int base = w->kind & SN_BASE;
     if (base <= SN_BF16) return (int64_t)SN_TILE * w->cols * (base == SN_F32 ? 4 : 2);
     int64_t groups = (w->cols + SN_GROUP - 1) / SN_GROUP;
-    int64_t factors = (w->kind & SN_SCALE_TYPE) == SN_SCALE_K ? groups / SN_K_GROUPS * SN_K_BYTES : 0;
-    return groups * sn_group_bytes(w->kind) + factors;
+    return groups * sn_group_bytes(w->kind) + groups / SN_K_GROUPS * sn_super_bytes(w->kind);
 }
 
 int64_t sn_packed_bytes(const sn_linear *w) {
@@ -116,7 +116,7 @@ static void pack_q4_k_row(uint8_t *tile, int64_t lane, const uint8_t *in, int64_
     for (int64_t super = 0; super < groups / SN_K_GROUPS; super++, in += 144) {
         memcpy(tile + lane * 2, in, 2);
         memcpy(tile + (SN_TILE + lane) * 2, in + 2, 2);
-        tile += SN_K_BYTES;
+        tile += 2 * 2 * SN_TILE;
         const uint8_t *scales = in + 4, *nibbles = in + 16;
         for (int group = 0; group < SN_K_GROUPS; group++, tile += integers + 2 * SN_TILE) {
             if (group % 2 == 0) split_nibbles(nibbles + group / 2 * SN_GROUP, q);
@@ -127,6 +127,31 @@ static void pack_q4_k_row(uint8_t *tile, int64_t lane, const uint8_t *in, int64_
                 group < 4 ? scales[low] & 63 : (uint8_t)((rest & 15) | scales[low] >> 6 << 4);
             tile[integers + SN_TILE + lane] =
                 group < 4 ? scales[4 + low] & 63 : (uint8_t)(rest >> 4 | scales[4 + low] >> 6 << 4);
+        }
+    }
+}
+
+/* Super-blocks of 256: for each 128 of them 64 bytes of nibbles, for each 32 bytes of upper bits; then 16 scales, and
+   float16 d. */
+static void pack_q6_k_row(uint8_t *tile, int64_t lane, const uint8_t *in, int64_t groups) {
+    for (int64_t super = 0; super < groups / SN_K_GROUPS; super++, in += 210) {
+        memcpy(tile + lane * 2, in + 208, 2);
+        tile += 2 * SN_TILE;
+        for (int group = 0; group < SN_K_GROUPS; group++, tile += SN_INT6_BYTES + 2 * SN_TILE) {
+            const uint8_t *low = in + group / 4 * 64 + group % 2 * 32, *high = in + 128 + group / 4 * 32;
+            uint8_t q[SN_GROUP];
+            for (int i = 0; i < SN_GROUP; i++) q[i] = low[i] >> (group % 4 / 2 * 4) & 15;
+            store_integers(tile, lane, q, 1);
+            uint8_t *target = tile + SN_TILE * SN_GROUP / 2 + lane / 16 * 128 + lane % 16 * 4;
+            for (int half = 0; half < 2; half++, target += 64)
+                for (int b = 0; b < 4; b++) {
+                    int bits = 0;
+                    for (int quad = 0; quad < 4; quad++)
+                        bits |= (high[half * 16 + quad * 4 + b] >> (group % 4 * 2) & 3) << 2 * quad;
+                    target[b] = (uint8_t)bits;
+                }
+            for (int half = 0; half < 2; half++)
+                tile[SN_INT6_BYTES + half * SN_TILE + lane] = in[192 + 2 * group + half] ^ 128;
         }
     }
 }
@@ -144,6 +169,10 @@ void sn_pack_file(const sn_linear *w, int64_t first_row, int64_t n, const uint8_
         const uint8_t *in = rows + (order ? order[i] : i) * row_bytes;
         int64_t lane = (first_row + i) % SN_TILE;
         uint8_t *out = (uint8_t *)packed + (first_row + i) / SN_TILE * sn_tile_bytes(w);
+        if ((w->kind & SN_BASE) == SN_INT6) {
+            pack_q6_k_row(out, lane, in, groups);
+            continue;
+        }
         if ((w->kind & SN_SCALE_TYPE) == SN_SCALE_K) {
             pack_q4_k_row(out, lane, in, groups);
             continue;

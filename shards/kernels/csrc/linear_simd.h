@@ -1,8 +1,10 @@
 /* The vector operations that the linear kernels are written in, for each instruction set.
  *
  * vi: SN_LANES int32; vf: SN_LANES float. dot4(acc, w, x, small): acc[l] += sum of w's bytes 4l..4l+3 times x's four
- * signed bytes, exactly. w's bytes are unsigned, or signed where SN_INT8_OFFSET is 0; `small`: they are 0..24.
+ * signed bytes, exactly. w's bytes are unsigned, or signed where SN_INT8_OFFSET is 0; `small`: they are 0..63.
+ * shl(a, bits): each lane to the left, or, where negative, to the right, as if unsigned.
  * lookup(table, a): the table's byte for each byte of a, which is 0..15.
+ * keep(a): a, which stays in its register while several rows use it, instead of being made again for each.
  * Every set gives the same bits. SN_PORTABLE forces the plain one, for tests.
  */
 #ifndef SN_LINEAR_SIMD_H
@@ -36,8 +38,15 @@ typedef __m512i vi;
 typedef __m512 vf;
 SN_INLINE vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
 SN_INLINE vi vi_set1(int32_t a) { return _mm512_set1_epi32(a); }
+SN_INLINE vi vi_keep(vi a) {
+    __asm__("" : "+v"(a));
+    return a;
+}
 SN_INLINE vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
-SN_INLINE vi vi_shr4(vi a) { return _mm512_srli_epi32(a, 4); }
+SN_INLINE vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
+SN_INLINE vi vi_shl(vi a, const int bits) {
+    return bits < 0 ? _mm512_srli_epi32(a, (unsigned)-bits) : _mm512_slli_epi32(a, (unsigned)bits);
+}
 SN_INLINE vi vi_lookup(const uint8_t *table, vi a) {
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table)), a);
 }
@@ -71,8 +80,12 @@ typedef __m256i vi;
 typedef __m256 vf;
 SN_INLINE vi vi_load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 SN_INLINE vi vi_set1(int32_t a) { return _mm256_set1_epi32(a); }
+SN_INLINE vi vi_keep(vi a) { return a; } /* there are too few registers */
 SN_INLINE vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
-SN_INLINE vi vi_shr4(vi a) { return _mm256_srli_epi32(a, 4); }
+SN_INLINE vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
+SN_INLINE vi vi_shl(vi a, const int bits) {
+    return bits < 0 ? _mm256_srli_epi32(a, -bits) : _mm256_slli_epi32(a, bits);
+}
 SN_INLINE vi vi_lookup(const uint8_t *table, vi a) {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table)), a);
 }
@@ -118,8 +131,12 @@ typedef int32x4_t vi;
 typedef float32x4_t vf;
 SN_INLINE vi vi_load(const void *p) { return vld1q_s32((const int32_t *)p); }
 SN_INLINE vi vi_set1(int32_t a) { return vdupq_n_s32(a); }
+SN_INLINE vi vi_keep(vi a) { return a; }
 SN_INLINE vi vi_and(vi a, vi b) { return vandq_s32(a, b); }
-SN_INLINE vi vi_shr4(vi a) { return vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(a), 4)); }
+SN_INLINE vi vi_or(vi a, vi b) { return vorrq_s32(a, b); }
+SN_INLINE vi vi_shl(vi a, const int bits) {
+    return vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a), vdupq_n_s32(bits)));
+}
 SN_INLINE vi vi_lookup(const uint8_t *table, vi a) {
     return vreinterpretq_s32_u8(vqtbl1q_u8(vld1q_u8(table), vreinterpretq_u8_s32(a)));
 }
@@ -154,6 +171,7 @@ typedef struct { float v[SN_LANES]; } vf;
 #define SN_EACH for (int l = 0; l < SN_LANES; l++)
 SN_INLINE vi vi_load(const void *p) { vi r; memcpy(&r, p, sizeof r); return r; }
 SN_INLINE vi vi_set1(int32_t a) { vi r; SN_EACH r.v[l] = a; return r; }
+SN_INLINE vi vi_keep(vi a) { return a; }
 SN_INLINE vi vi_and(vi a, vi b) { SN_EACH a.v[l] &= b.v[l]; return a; }
 SN_INLINE vi vi_lookup(const uint8_t *table, vi a) {
     uint8_t bytes[sizeof a];
@@ -162,7 +180,14 @@ SN_INLINE vi vi_lookup(const uint8_t *table, vi a) {
     memcpy(&a, bytes, sizeof a);
     return a;
 }
-SN_INLINE vi vi_shr4(vi a) { SN_EACH a.v[l] = (int32_t)((uint32_t)a.v[l] >> 4); return a; }
+SN_INLINE vi vi_or(vi a, vi b) { SN_EACH a.v[l] |= b.v[l]; return a; }
+SN_INLINE vi vi_shl(vi a, const int bits) {
+    SN_EACH {
+        uint32_t value = (uint32_t)a.v[l];
+        a.v[l] = (int32_t)(bits < 0 ? value >> -bits : value << bits);
+    }
+    return a;
+}
 SN_INLINE vi vi_flip_signs(vi a) { SN_EACH a.v[l] ^= (int32_t)0x80808080; return a; }
 SN_INLINE vi vi_shl8_add(vi a, vi b) { SN_EACH a.v[l] = a.v[l] * 256 + b.v[l]; return a; }
 SN_INLINE vi vi_dot4(vi acc, vi w, int32_t x, const int small) {

@@ -25,11 +25,12 @@ enum {
     SN_BF16 = 2,
     SN_INT8 = 3,  /* groups of 32: weight = q * scale */
     SN_INT4 = 4,  /* groups of 32: weight = q * scale [+ minimum] */
+    SN_INT6 = 5,  /* groups of 32 with a scale for 16: weight = (q - 32) * scale; with SN_SCALE_K */
     SN_BASE = 15, /* mask of the above in `kind` */
     SN_SCALE_F32 = 0 << 4,
     SN_SCALE_F16 = 1 << 4,
     SN_SCALE_BF16 = 2 << 4,
-    SN_SCALE_K = 3 << 4, /* int4 of GGUF's Q4_K: 6-bit scales and minima times a float16 for 8 groups */
+    SN_SCALE_K = 3 << 4, /* of GGUF's Q4_K and Q6_K: small integers times a float16 for 8 groups */
     SN_SCALE_TYPE = 3 << 4,
     SN_CENTRED = 1 << 6, /* int4: q - 8 takes q's place */
     SN_MINIMUM = 1 << 7, /* int4: groups have a minimum (with SN_CENTRED: a centre) */
@@ -44,6 +45,9 @@ enum {
  *         the low and column 4 + b in the high nibble; then [32 rows] scales and, with SN_MINIMUM, [32 rows] minima
  *  Q4_K:  [tile][8 groups]: [32 rows] float16 d, [32] float16 dmin, then for each group the nibbles as above and
  *         [32] bytes scale, [32] bytes minimum: weight = q * (d * scale) - dmin * minimum
+ *  Q6_K:  [tile][8 groups]: [32 rows] float16 d, then for each group the lower four bits as the nibbles above,
+ *         [2 panels][2 sixteens of columns][16 rows][4 bytes] the upper two, byte b of a sixteen having those of
+ *         columns b, 4 + b, 8 + b, 12 + b from its lowest bits on, and [2 sixteens][32] bytes scale + 128
  * `bias`: float32 (padded rows) or NULL.
  */
 typedef struct sn_linear {
@@ -82,8 +86,8 @@ int64_t sn_packed_bytes(const sn_linear *w);
 
 /* Writes rows first_row.. of w's weights from n rows of a GGUF file, `row_bytes` apart, order[i] being the i-th
  * (NULL: as they lie). The file's type is told by kind: Q4_0 is SN_INT4|SN_SCALE_F16|SN_CENTRED, Q4_1
- * SN_INT4|SN_SCALE_F16|SN_MINIMUM, Q4_K SN_INT4|SN_SCALE_K|SN_MINIMUM, Q8_0 SN_INT8|SN_SCALE_F16, MXFP4
- * SN_INT4|SN_SCALE_BF16|SN_FP4. */
+ * SN_INT4|SN_SCALE_F16|SN_MINIMUM, Q4_K SN_INT4|SN_SCALE_K|SN_MINIMUM, Q6_K SN_INT6|SN_SCALE_K, Q8_0
+ * SN_INT8|SN_SCALE_F16, MXFP4 SN_INT4|SN_SCALE_BF16|SN_FP4. */
 void sn_pack_file(const sn_linear *w, int64_t first_row, int64_t n, const uint8_t *rows, int64_t row_bytes,
                   const int64_t *order, void *packed);
 

@@ -35,7 +35,7 @@ HIDDEN, INNER, COUNT, BLOCKS = 256, 256, 12, 3
 CONFIG = ExpertsConfig(COUNT, 3, MlpConfig(INNER), RouterConfig())
 EXACT = ActivationPrecision.EXACT
 FORMS = dict.fromkeys(("Q4_0", "Q4_1", "Q4_K", "MXFP4"), "int4")
-FORMS |= {"Q8_0": "int8", "F32": "float32", "BF16": "bfloat16"}
+FORMS |= {"Q6_K": "int6", "Q8_0": "int8", "F32": "float32", "BF16": "bfloat16"}
 
 
 class Model(NamedTuple):

@@ -202,16 +202,17 @@ def test_what_is_not_finite_shows_and_stays_in_its_row(maker: str, value: float)
     assert np.array_equal(spoiled[[0, 2]], clean[[0, 2]])
 
 
-FILE_BITS = {"Q4_0": 4.5, "Q4_1": 5.0, "Q4_K": 4.625, "Q8_0": 8.5, "MXFP4": 4.5}
+FILE_BITS = {"Q4_0": 4.5, "Q4_1": 5.0, "Q4_K": 4.625, "Q6_K": 6.5625, "Q8_0": 8.5, "MXFP4": 4.5}
 
 
 def file_tensor(qtype: str, rows: int, cols: int, shuffled: bool = False) -> RawTensor:
     weight, _, _ = case(rows, cols, 1)
-    if qtype == "Q4_K":  # which the gguf package cannot make
+    if qtype in ("Q4_K", "Q6_K"):  # which the gguf package cannot make
         random = np.random.default_rng(rows)
-        data = random.integers(0, 256, (rows, cols // 256 * 144), dtype=np.uint8)
-        factors = random.normal(size=(rows, cols // 256, 2)).astype(np.float16)
-        data.reshape(rows, -1, 144)[..., :4] = factors.view(np.uint8)
+        size, at, count = (144, 0, 2) if qtype == "Q4_K" else (210, 208, 1)
+        data = random.integers(0, 256, (rows, cols // 256 * size), dtype=np.uint8)
+        factors = random.normal(size=(rows, cols // 256, count)).astype(np.float16)
+        data.reshape(rows, -1, size)[..., at : at + 2 * count] = factors.view(np.uint8)
     else:
         data = quantize(weight, gguf.GGMLQuantizationType[qtype])
     return RawTensor("w", (rows, cols), qtype, data, np.arange(rows)[::-1] if shuffled else None)
@@ -245,7 +246,7 @@ def test_any_scale_of_mxfp4_is_held_exactly(exponent: int) -> None:
     np.testing.assert_allclose(linear(x).T, raw.dequantize() * x.max(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("qtype", [qtype for qtype in FILE_BITS if qtype != "MXFP4"])
+@pytest.mark.parametrize("qtype", [qtype for qtype in FILE_BITS if qtype not in ("MXFP4", "Q6_K")])
 def test_file_blocks_and_their_groups_are_the_same_linear(qtype: str) -> None:
     raw = file_tensor(qtype, 40, 256)
     direct = native_file([raw], None, ActivationPrecision.CLOSE)
@@ -414,7 +415,7 @@ def expected() -> dict[tuple[str, ActivationPrecision], np.ndarray]:
         for precision in ActivationPrecision
     } | {
         (qtype, precision): of_file(qtype, precision)
-        for qtype in ("Q4_K", "MXFP4")
+        for qtype in ("Q4_K", "Q6_K", "MXFP4")
         for precision in ActivationPrecision
     }
 

@@ -77,7 +77,7 @@ def test_gguf_heads(gguf_llama: GGUFLlama, qtype: str) -> None:
             hidden = hidden_states(rows, 256)
             want = plain_logits(checkpoint, hidden, "model.embed_tokens.weight")
             # All 50 tokens are among the best 64.
-            torch.testing.assert_close(logits(model, hidden), want, rtol=1e-4, atol=3e-3)
+            torch.testing.assert_close(logits(model, hidden), want, rtol=1e-4, atol=2e-4 * float(want.std()))
 
 
 @pytest.mark.parametrize("ids", [[0], [49, 3, 3, 7], []])

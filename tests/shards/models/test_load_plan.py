@@ -89,7 +89,7 @@ def test_a_cpu_without_fast_kernels_gets_float32(monkeypatch: pytest.MonkeyPatch
         ("MXFP4", WeightKind.INT4, None),
         ("Q4_K", WeightKind.INT4, None),
         ("Q8_0", WeightKind.INT8, None),
-        ("Q6_K", WeightKind.DENSE, "bfloat16"),
+        ("Q6_K", WeightKind.INT6, None),
         ("BF16", WeightKind.DENSE, "bfloat16"),
         ("F16", WeightKind.DENSE, "float16"),
         ("F32", WeightKind.DENSE, "float32"),
