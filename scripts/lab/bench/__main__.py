@@ -4,6 +4,7 @@ Every contender runs in a process of its own on this machine, several times over
 single runs are in the JSON. Parts:
 
   one-stream    decoding, prefill and where a token's time goes; transformers and llama.cpp on the same file
+  whole         the compute of a whole model in one process, on any GGUF file, beside llama.cpp's
   streams       1 to 32 answers side by side: together, fairness, time between tokens; llama.cpp's batches
   interference  one decodes while another sends long prompts
   engine        the compute alone, batch 1 to 16, against the memory's bandwidth
@@ -22,9 +23,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from ..command_line import add_json, count, names_of, run_and_report, script_parser
-from ..prompts import BLOCKS
+from ..prompts import BLOCKS, MODEL
 from .parts import PARTS, Bench
 from .tables import print_report
 
@@ -55,6 +57,9 @@ def parse(words: list[str]) -> argparse.Namespace:
         "--llama-python",
         metavar="PYTHON",
         help="the interpreter of an environment with llama-cpp-python and psutil (default: this one)",
+    )
+    parser.add_argument(
+        "--file", type=Path, default=MODEL, help="of the part whole: a GGUF file (default: the bench's own)"
     )
     add_json(parser)
     arguments = parser.parse_args(words)

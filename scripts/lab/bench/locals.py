@@ -90,59 +90,71 @@ def llama_cpp(*, threads: int, **sizes: int) -> dict[str, Any]:
     return _runs(decode, short, encode, **sizes)
 
 
-def llama_cpp_streams(
-    *, threads: int, counts: Sequence[int], new_tokens: int, repeat: int
-) -> list[dict[str, Any]]:
-    """llama.cpp as its server runs several streams: one batch of a token of each sequence a step, greedy."""
-    import ctypes
+class LlamaCpp:
+    """llama.cpp without its tokenizer's and sampler's Python: batches of rows, as its server makes them."""
 
-    import llama_cpp
-    import numpy as np
+    def __init__(self, path: str, threads: int, sequences: int, tokens: int) -> None:
+        """``tokens``: of all ``sequences`` together, at most."""
+        import ctypes
 
-    llama_cpp.llama_backend_init()
-    llama_cpp.llama_log_set(_no_log := llama_cpp.llama_log_callback(lambda *_: None), ctypes.c_void_p())
-    model = llama_cpp.llama_model_load_from_file(str(MODEL).encode(), llama_cpp.llama_model_default_params())
-    vocab = llama_cpp.llama_model_get_vocab(model)
-    n_vocab = llama_cpp.llama_vocab_n_tokens(vocab)
-    params = llama_cpp.llama_context_default_params()
-    params.n_seq_max = max(counts)
-    params.n_ctx = max(counts) * 256
-    params.n_batch = 2048
-    params.n_threads = params.n_threads_batch = threads
-    context = llama_cpp.llama_init_from_model(model, params)
-    batch = llama_cpp.llama_batch_init(2048, 0, 1)
+        import llama_cpp
 
-    def tokenize(text: bytes) -> list[int]:
-        ids = (llama_cpp.llama_token * 256)()
-        n = llama_cpp.llama_tokenize(vocab, text, len(text), ids, 256, False, True)
+        llama_cpp.llama_backend_init()
+        self._no_log = llama_cpp.llama_log_callback(lambda *_: None)
+        llama_cpp.llama_log_set(self._no_log, ctypes.c_void_p())
+        model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
+        self._api = llama_cpp
+        self._vocab = llama_cpp.llama_model_get_vocab(model)
+        params = llama_cpp.llama_context_default_params()
+        params.n_seq_max, params.n_ctx, params.n_batch = sequences, tokens, 2048
+        params.n_threads = params.n_threads_batch = threads
+        self._context = llama_cpp.llama_init_from_model(model, params)
+        self._batch = llama_cpp.llama_batch_init(2048, 0, 1)
+
+    def tokenize(self, text: bytes) -> list[int]:
+        ids = (self._api.llama_token * 256)()
+        n = self._api.llama_tokenize(self._vocab, text, len(text), ids, 256, False, True)
         return list(ids[:n])
 
-    def run(rows: Sequence[tuple[int, int, int, bool]]) -> list[int]:
+    def clear(self) -> None:
+        self._api.llama_memory_clear(self._api.llama_get_memory(self._context), True)
+
+    def run(self, rows: Sequence[tuple[int, int, int, bool]]) -> list[int]:
         """Rows (token, position, sequence, wanted) as one batch; the greedy tokens of the wanted ones."""
+        import numpy as np
+
+        api, batch, size = self._api, self._batch, (self._api.llama_vocab_n_tokens(self._vocab),)
         batch.n_tokens = len(rows)
         for row, (token, position, sequence, wanted) in enumerate(rows):
             batch.token[row], batch.pos[row] = token, position
             batch.n_seq_id[row], batch.seq_id[row][0], batch.logits[row] = 1, sequence, wanted
-        if llama_cpp.llama_decode(context, batch):
+        if api.llama_decode(self._context, batch):
             raise RuntimeError("llama.cpp could not compute a batch")
         return [
-            int(np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, row), (n_vocab,)).argmax())
+            int(np.ctypeslib.as_array(api.llama_get_logits_ith(self._context, row), size).argmax())
             for row, (_, _, _, wanted) in enumerate(rows)
             if wanted
         ]
 
+
+def llama_cpp_streams(
+    *, threads: int, counts: Sequence[int], new_tokens: int, repeat: int
+) -> list[dict[str, Any]]:
+    """llama.cpp as its server runs several streams: one batch of a token of each sequence a step, greedy."""
+    model = LlamaCpp(str(MODEL), threads, max(counts), max(counts) * 256)
+
     def streams(count: int, new_tokens: int) -> dict[str, float]:
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+        model.clear()
         began = time.perf_counter()
         lengths, tokens = [], []
         for number in range(count):
-            ids = tokenize(_chat(question(number)))
+            ids = model.tokenize(_chat(question(number)))
             last = len(ids) - 1
-            tokens += run([(token, at, number, at == last) for at, token in enumerate(ids)])
+            tokens += model.run([(token, at, number, at == last) for at, token in enumerate(ids)])
             lengths.append(len(ids))
         prefilled = time.perf_counter()
         for step in range(new_tokens - 1):
-            tokens = run([(tokens[n], lengths[n] + step, n, True) for n in range(count)])
+            tokens = model.run([(tokens[n], lengths[n] + step, n, True) for n in range(count)])
         ended = time.perf_counter()
         return {
             "aggregate_tokens_per_s": count * (new_tokens - 1) / (ended - prefilled),

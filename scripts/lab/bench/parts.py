@@ -28,6 +28,7 @@ from .starts import starts
 
 PARTS = (
     "one-stream",
+    "whole",
     "streams",
     "interference",
     "engine",
@@ -212,6 +213,29 @@ class Bench:
             )
         return found
 
+    def whole(self) -> dict[str, Any]:
+        contenders = {"swarm-node": ("ours", sys.executable)}
+        if installed("llama_cpp", self.llama_python):
+            contenders["llama.cpp"] = ("llama_cpp", self.llama_python)
+        found: dict[str, Any] = {}
+        for threads in self.local_threads:
+            runs: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+            for _ in range(self.repeat):  # in turn, so that each sees what else the machine does
+                for name, (function, python) in contenders.items():
+                    say(f"whole: {name}, {threads} thread{'s' * (threads > 1)}")
+                    runs[name].append(
+                        run_in_process(
+                            f"scripts.lab.bench.whole:{function}",
+                            python=python,
+                            path=str(self.arguments.file.resolve()),
+                            threads=threads,
+                            new_tokens=self.new_tokens,
+                        )
+                    )
+            for name, figures in runs.items():
+                found[f"{name}, {threads} thread{'s' * (threads > 1)}"] = medians(figures)
+        return {"file": self.arguments.file.name, "contenders": found}
+
     def experts(self) -> list[dict[str, Any]]:
         say("experts")
         return [
@@ -254,6 +278,7 @@ class Bench:
         began = time.perf_counter()
         parts: dict[str, Callable[[], Any]] = {
             "one-stream": self.one_stream,
+            "whole": self.whole,
             "streams": self.streams,
             "interference": self.interference,
             "engine": self.engine,

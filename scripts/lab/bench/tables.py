@@ -14,6 +14,7 @@ from .starts import starts_table
 def print_report(report: dict[str, Any]) -> None:
     printers = {
         "one-stream": _one_stream,
+        "whole": _whole,
         "streams": _streams,
         "interference": _interference,
         "engine": _engine,
@@ -70,6 +71,20 @@ def _one_stream(found: dict[str, Any]) -> None:
         f"client: head and sampling {1000 * timings['local_s'] / timings['new_tokens']:.2f} ms a token; "
         f"import swarm_node.client {found['import_s']:.2f} s"
     )
+
+
+def _whole(found: dict[str, Any]) -> None:
+    names = ("token ms", "fastest", "processor ms", "least")
+    table = _table(
+        f"One process decodes {found['file']}", [word for name in names for word in (name, "ours ×")]
+    )
+    contenders = found["contenders"]
+    for name, figures in contenders.items():
+        ours = contenders[name.replace("llama.cpp", "swarm-node")]
+        keys = ("token_ms", "fastest_token_ms", "processor_ms", "least_processor_ms")
+        cells = ((f"{figures[key]:.2f}", f"{figures[key] / ours[key]:.2f}") for key in keys)
+        table.add_row(name, *(text for cell in cells for text in cell))
+    console.print(table)
 
 
 def _streams(found: dict[str, Any]) -> None:
