@@ -9,6 +9,7 @@ import gguf
 import numpy as np
 
 from swarm_node.shards.families.rows.table import FAMILIES
+from tests.shards.gguf_files import add_vocabulary
 
 NEIGHBOURS = {"llama", "ministral3", "granite", "smollm3", "arcee", "mixtral", "granitemoeshared"}
 """Families with rotated halves for which llama.cpp turns neighbours: rows of q and k are put so."""
@@ -66,8 +67,11 @@ TRANSPOSED = {"gpt_oss", "llama4_text"}
 WINDOWED = {"gemma4_text", "gemma2", "gemma3_text", "cohere2", "olmo2", "olmo3", "exaone4"}
 
 
-def write_gguf(model: Any, path: Path, *, quantize: str | None = None, only: str = "") -> Path:
-    """``quantize``: a type for matrices whose columns it fits, and whose names have ``only``."""
+def write_gguf(
+    model: Any, path: Path, *, quantize: str | None = None, only: str = "", vocabulary: bool = False
+) -> Path:
+    """``quantize``: a type for matrices whose columns it fits, and whose names have ``only``. ``vocabulary``:
+    with one of 50 tokens."""
     config = model.config.get_text_config()
     family = SAME_FILES.get(config.model_type, config.model_type)
     row = FAMILIES[family].gguf
@@ -75,6 +79,8 @@ def write_gguf(model: Any, path: Path, *, quantize: str | None = None, only: str
     arch = row.architecture
     writer = gguf.GGUFWriter(path, arch)
     _add_settings(writer, arch, config)
+    if vocabulary:
+        add_vocabulary(writer)
     number = next(each for each, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
     names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
     for name, value in _state(model).items():
