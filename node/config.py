@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..shards.models.devices import without_mlx
 from ..swarm.errors import UsageError
 from ..swarm.membership.membership import Membership
 from ..swarm.transport.addresses import EVERY_INTERFACE
 from ..swarm.transport.direct_maddrs import DirectOptions
 from ..swarm.types import Span
 from .engine.scheduler import DECODE_TOKENS
+
+if TYPE_CHECKING:
+    from ..shards.formats.config import ModelConfig
 
 KERNELS = ("auto", "native", "fast", "torch")
 KV_DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
@@ -63,7 +67,8 @@ class NodeConfig(NetworkConfig):
     next hop; 0 keeps none. ``deterministic``: compute each token to the same bits in any batch and any chunk,
     or refuse to start. ``threads``: None takes the real cores this process may use. ``pure_python``: a light
     node, without p2pd and the DHT. ``direct``: how others reach this process itself, beside its p2pd; None:
-    only through p2pd. ``relays``: peers through which others reach this node, where they cannot dial it.
+    only through p2pd. ``auto_device``: ``device`` is what suits the machine, not what somebody asked for.
+    ``relays``: peers through which others reach this node, where they cannot dial it.
     Times are seconds where the name does not say otherwise, ``max_frame`` is bytes."""
 
     model: str
@@ -75,6 +80,7 @@ class NodeConfig(NetworkConfig):
     direct: DirectOptions | None = field(default_factory=DirectOptions)
     relays: tuple[str, ...] = ()
     device: str = "cpu"
+    auto_device: bool = False
     dtype: str = "auto"
     quantize: str = "auto"
     threads: int | None = None
@@ -145,6 +151,11 @@ class NodeConfig(NetworkConfig):
                 raise UsageError(f"{name} {value} is negative")
         if self.max_frame is not None and self.max_frame < MIN_MAX_FRAME:
             raise UsageError(f"max_frame {self.max_frame} is below {MIN_MAX_FRAME} bytes")
+
+    def for_model(self, model: ModelConfig) -> NodeConfig:
+        """With another device where ``model`` runs by transformers' own layers and MLX was not asked for."""
+        cannot = model.foreign is not None and self.device == "mlx" and self.auto_device
+        return replace(self, device=without_mlx()) if cannot else self
 
 
 @dataclass(frozen=True, slots=True)

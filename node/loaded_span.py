@@ -61,6 +61,7 @@ class LoadedSpan:
         self.weights = self.kernels = self.kv_dtype = self.row_check = ""
         self.weight_bytes = 0
         self.measured = SelfMeasurement(0.0, 0.0)
+        self.device = config.device
         self._config = config
         self._exit = AsyncExitStack()
         self._engine: Engine | None = None
@@ -83,7 +84,7 @@ class LoadedSpan:
 
         Raises SwarmError; UsageError where memory is short. Nothing stays behind then.
         """
-        loaded = cls(checkpoint.ref, span, config)
+        loaded = cls(checkpoint.ref, span, config.for_model(checkpoint.config))
         try:
             await loaded._load(checkpoint, threads, transport, on_link, on_progress)
         except BaseException:

@@ -300,7 +300,7 @@ class Node:
         await self.presence.follow(None)
         self.loaded = None
         await loaded.aclose()
-        await asyncio.to_thread(give_memory_back, self.config.device)
+        await asyncio.to_thread(give_memory_back, loaded.device)
 
     # One model after another: what ``OnDemand`` does.
 

@@ -151,7 +151,7 @@ def _check_foreign(options: LoadOptions) -> None:
         if is_asked:
             raise UsageError(
                 f"this model runs by transformers' own layers, for which there is no {option}",
-                hint="Use --device cpu." if options.device == "mlx" else "Leave the option out.",
+                hint="Leave the option out.",
             )
 
 

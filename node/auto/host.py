@@ -92,7 +92,7 @@ class AutoHost:
 
     def usable_memory(self) -> int:
         """Bytes that weights and KV cache may take; asked while nothing is loaded."""
-        return usable_memory(self._node.config.device, self._node.config.memory)
+        return usable_memory(self._machine.device, self._node.config.memory)
 
     def emit(self, event: str, **details: object) -> None:
         self._node.emit(event, **details)

@@ -38,7 +38,7 @@ MOST_KINDS = 6
 class MeasuredMachine:
     """``shape``: what the model costs here. ``memory_bytes``: usable for weights and KV cache.
     ``decode_ms_per_block``: one token, batch 1. ``prefill_tokens_per_s``: through one block. ``weights``,
-    ``kernels`` and ``kv_dtype``: how they would be held and computed, for people."""
+    ``kernels`` and ``kv_dtype``: how they would be held and computed, for people; ``device``: where."""
 
     shape: ModelShape
     memory_bytes: int
@@ -47,6 +47,7 @@ class MeasuredMachine:
     weights: str
     kernels: str
     kv_dtype: str
+    device: str = "cpu"
 
     def max_blocks(self) -> int:
         return self.shape.max_blocks(self.memory_bytes)
@@ -91,6 +92,7 @@ def measure_machine(
 
     Raises UsageError for a device that is not there, MemoryShortError where not even one block fits.
     """
+    config = config.for_model(model)
     memory = usable_memory(config.device, config.memory)
     kinds = _kinds(model, manifest)
     try:
@@ -130,6 +132,7 @@ def measure_machine(
         weights=usual.weights,
         kernels=usual.kernels,
         kv_dtype=kv_dtype,
+        device=config.device,
     )
 
 

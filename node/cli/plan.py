@@ -23,6 +23,7 @@ async def run_plan(arguments: argparse.Namespace) -> None:
         auto=True,
         memory=arguments.memory,
         device=choose_device(arguments.device, only_cpu=arguments.kernels != "auto").name,
+        auto_device=arguments.device == "auto",
         dtype=arguments.dtype,
         quantize=arguments.quantize,
         kernels=arguments.kernels,

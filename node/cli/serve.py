@@ -109,6 +109,7 @@ def node_config(arguments: argparse.Namespace, identity: Path) -> NodeConfig:
         direct=direct_options(arguments, pure_python=entry.pure_python),
         relays=tuple(arguments.relay or ()),
         device=device_of(arguments).name,
+        auto_device=arguments.device == "auto",
         dtype=arguments.dtype,
         quantize=arguments.quantize,
         kernels=arguments.kernels,

@@ -39,12 +39,16 @@ def choose_device(wanted: str = "auto", *, only_cpu: bool = False) -> DeviceChoi
         return DeviceChoice("cpu")
     if has_mlx():
         return DeviceChoice("mlx")
-    note = f"MLX computes faster on this Mac: {INSTALL_MLX}"
+    return DeviceChoice(without_mlx(), f"MLX computes faster on this Mac: {INSTALL_MLX}")
+
+
+def without_mlx() -> str:
+    """What suits an Apple Silicon Mac where MLX cannot compute: torch's MPS, else the CPU."""
     try:
-        import torch  # here: it takes a second, and this is asked while the command line is read
+        import torch  # here: it takes a second, and devices are chosen while the command line is read
     except ImportError:
-        return DeviceChoice("cpu", note)
-    return DeviceChoice("mps" if torch.backends.mps.is_available() else "cpu", note)
+        return "cpu"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def is_apple_silicon() -> bool:

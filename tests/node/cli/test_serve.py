@@ -37,7 +37,7 @@ KEY = Path("k.key")
 
 def test_no_options_are_the_defaults_of_the_node() -> None:
     words = build_parser().parse_args(["serve", "--model", "m"])
-    assert node_config(words, KEY) == NodeConfig(model="m", identity=KEY, auto=True)
+    assert node_config(words, KEY) == NodeConfig(model="m", identity=KEY, auto=True, auto_device=True)
 
 
 @pytest.mark.parametrize(

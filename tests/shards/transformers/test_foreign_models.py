@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ import torch
 import transformers
 
 from swarm_node.node.auto.machine import measure_machine
+from swarm_node.node.cli.parser import build_parser
+from swarm_node.node.cli.serve import node_config
 from swarm_node.node.config import NodeConfig
+from swarm_node.node.loaded_span import LoadedSpan
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.formats.tensors import needed_tensors
@@ -24,6 +28,7 @@ from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError, Usag
 from swarm_node.swarm.types import Span
 from tests.shards.families.cases import SMALL
 from tests.shards.families.models import TOKENS, ids, logits, randomise
+from tests.shards.models.test_devices import pretend
 
 CASES: dict[str, dict[str, Any]] = {
     "apertus": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
@@ -151,6 +156,32 @@ def test_a_machine_is_measured_with_made_up_blocks(neox: Path) -> None:
         real = load_backend(checkpoint, Span(0, 1), LoadOptions())
     assert measured.kernels == "transformers"
     assert measured.shape.block_bytes == real.weight_bytes
+
+
+@pytest.mark.parametrize(("mps", "device"), [(True, "mps"), (False, "cpu")])
+async def test_a_mac_chooses_a_device_that_computes_the_model(
+    neox: Path, monkeypatch: pytest.MonkeyPatch, mps: bool, device: str
+) -> None:
+    pretend(monkeypatch, "darwin", "arm64", mlx=True, mps=mps)
+    config, asked = (
+        replace(
+            node_config(build_parser().parse_args(["serve", "--model", str(neox), *words]), neox), threads=1
+        )
+        for words in ((), ("--device", "mlx"))
+    )
+    assert (config.device, asked.device) == ("mlx", "mlx")
+    with open_checkpoint(str(neox)) as checkpoint:
+        model, manifest = checkpoint.config, checkpoint.manifest
+        assert config.for_model(model).device == device
+        assert config.for_model(replace(model, foreign=None)).device == "mlx"
+        with pytest.raises(UsageError, match="there is no --device mlx"):
+            measure_machine(asked, model, manifest, 1)
+        if mps:  # which no machine of the tests has
+            return
+        assert measure_machine(config, model, manifest, 1).device == device
+        loaded = await LoadedSpan.load(config, checkpoint, Span(0, 1), threads=1)
+        assert (loaded.device, loaded.kernels) == (device, "transformers")
+        await loaded.aclose()
 
 
 UNFIT: dict[str, tuple[str, dict[str, Any]]] = {
