@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...swarm.errors import UnsupportedModelError
+from ...swarm.errors import CheckpointError, UnsupportedModelError
 from ...swarm.types import MAX_BLOCKS
 from ..formats.block_config import BlockConfig
 from ..formats.bounds import MAX_VOCAB
@@ -49,6 +49,18 @@ def model_config(
     family: Family, settings: Settings, *, eos_token_ids: tuple[int, ...], native_dtype: str
 ) -> ModelConfig:
     """CheckpointError for values of the wrong type, UnsupportedModelError for models we cannot run."""
+    try:
+        return _model_config(family, settings, eos_token_ids, native_dtype)
+    except (CheckpointError, UnsupportedModelError) as error:
+        if settings.where in error.message:
+            raise
+        # Of values that do not go together: what checks them knows no file.
+        raise type(error)(f"{settings.where}: {error.message}", hint=error.hint) from None
+
+
+def _model_config(
+    family: Family, settings: Settings, eos_token_ids: tuple[int, ...], native_dtype: str
+) -> ModelConfig:
     blocks = tuple(_blocks(family, settings))
     context = _context(settings.positions, blocks)
     _check_reach(settings, context)

@@ -61,6 +61,8 @@ the input."""
 HUGE = 1e15
 """Numbers beyond: products of them are infinite in one order of sums, and not in another."""
 PLAIN = {"dtype": "float32", "quantize": "none"}
+FILES = ("/now", "model.safetensors", "tensor model.")
+"""What messages call the files of a workspace; or they name the tensor that has wrong numbers."""
 
 
 class DisagreementError(Exception):
@@ -90,8 +92,10 @@ def bounded_memory(nbytes: int = MEMORY) -> Iterator[None]:
 
 
 def read(error: SwarmError) -> SwarmError:
-    """``error``, if a person can read it."""
+    """``error``, if a person can read it, and finds the file."""
     text = str(error)
+    if isinstance(error, ModelError) and not any(name in text for name in FILES):
+        raise DisagreementError(f"no file is named: {text!a:.900}")
     if len(text.splitlines()) > 2 or len(text) > 700 or not text.replace("\n", "").isprintable():
         raise DisagreementError(f"not a readable line: {text!a:.900}")
     return error

@@ -23,9 +23,9 @@ BY_GGUF = {(row.gguf.architecture, row.gguf.experts): row for row in ROWS if row
 """By llama.cpp's architecture, and whether the file has experts."""
 
 
-def unsupported_family(family: object) -> UnsupportedModelError:
-    """``family``: the value in the file, of any type."""
+def unsupported_family(family: object, where: str) -> UnsupportedModelError:
+    """``family``: the value in the file ``where``, of any type."""
     names = sorted(set(chain.from_iterable(row.types for row in ROWS)))
     return UnsupportedModelError(
-        f"model family {shown(family)} is not supported", hint=f"Supported: {', '.join(names)}."
+        f"{where}: model family {shown(family)} is not supported", hint=f"Supported: {', '.join(names)}."
     )

@@ -123,7 +123,7 @@ def gguf_config(header: GGUFHeader) -> ModelConfig:
     has_experts = not file.is_one_of(f"{architecture}.expert_count", (0,))
     family = BY_GGUF.get((architecture, has_experts)) or BY_GGUF.get((architecture, not has_experts))
     if family is None:
-        raise unsupported_family(architecture or None)
+        raise unsupported_family(architecture or None, where)
     if file.integer("split.count", 1) > 1:
         raise UnsupportedModelError(
             f"{header.file.path} is one part of a split GGUF model",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -219,16 +220,23 @@ class GGUFHeader:
             position += 8 + read(buffer, position)[0]
         return position
 
+    def _size(self, name: str, shape: tuple[int, ...], number: int) -> tuple[str, int]:
+        """Type and bytes of a tensor of type ``number``."""
+        try:
+            qtype = qtype_of_number(number, name)
+            row = row_bytes(qtype, shape[-1])
+        except UnsupportedModelError as error:
+            raise UnsupportedModelError(f"{self.file.path}: {error.message}", hint=error.hint) from None
+        except CheckpointError as error:
+            raise self._damaged(f"tensor {name}: {error.message}") from None
+        return qtype, prod(shape[:-1]) * row
+
     def _place(self, table: list[tuple[str, tuple[int, ...], int, int]], start: int, alignment: int) -> None:
         """Check sizes and places of all tensors: inside the file, aligned, no two in one place."""
         self.tensors: dict[str, GGUFTensor] = {}
         end_of_last = 0
         for name, shape, number, offset in sorted(table, key=lambda row: row[3]):
-            qtype = qtype_of_number(number, name)
-            rows = 1
-            for size in shape[:-1]:
-                rows *= size
-            nbytes = rows * row_bytes(qtype, shape[-1])
+            qtype, nbytes = self._size(name, shape, number)
             if name in self.tensors:
                 raise self._damaged(f"tensor {name} occurs twice")
             if offset % alignment or offset < end_of_last:

@@ -68,15 +68,15 @@ def _family(document: dict[str, Any], where: str) -> tuple[Family, dict[str, Any
     name = read.optional_text("model_type")
     family = BY_TYPE.get(name) if name else BY_ARCHITECTURE[known[0].lower()] if known else None
     if family is None:
-        raise unsupported_family(name or (architectures[0] if architectures else None))
+        raise unsupported_family(name or (architectures[0] if architectures else None), where)
     if name in family.wrappers:
         if architectures and not any(each.endswith(_WHOLE) for each in architectures) and not known:
-            raise unsupported_family(architectures[0])
+            raise unsupported_family(architectures[0], where)
         text = read.section("text_config") or Fields({}, where)
         inner = text.optional_text("model_type")
         family = family if inner is None else BY_TYPE.get(inner, family)
         if inner is not None and inner not in family.types:
-            raise unsupported_family(inner)
+            raise unsupported_family(inner, where)
         of_parts = [key for key in document if key.endswith("_config") and key != "quantization_config"]
         whole = {"tie_word_embeddings": True, **document}
         own = {**(document.get("text_config") or {}), "tie_word_embeddings": whole["tie_word_embeddings"]}
@@ -84,7 +84,7 @@ def _family(document: dict[str, Any], where: str) -> tuple[Family, dict[str, Any
         names = {key: f"text_config.{key}" for key in own.keys() - {"tie_word_embeddings"}}
         return family, {**merged, **own}, names
     if architectures and not known:
-        raise unsupported_family(architectures[0])
+        raise unsupported_family(architectures[0], where)
     return family, document, {}
 
 

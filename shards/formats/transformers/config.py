@@ -40,11 +40,13 @@ def foreign_config(document: dict[str, Any], generation: dict[str, Any], where: 
     family = read.text("model_type")
     if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UnsupportedModelError(
-            f"transformers knows no causal language model of the type {shown(family)}"
+            f"{where}: transformers knows no causal language model of the type {shown(family)}"
         )
     architectures = read.texts("architectures")
     if architectures and MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family] not in architectures:
-        raise UnsupportedModelError(f"{shown(architectures[0])} is no causal language model of transformers'")
+        raise UnsupportedModelError(
+            f"{where}: {shown(architectures[0])} is no causal language model of transformers'"
+        )
     check_quantization(read)
     _check_numbers(document, where)
     made = LayeredModel(json.dumps(document))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm_node.shards.formats.block_config import BlockConfig, HeadNorm, LatentConfig, MlpConfig
+from swarm_node.shards.formats.raw_tensor import RawTensor
 from swarm_node.shards.layers.kv_pool import KV_DTYPES
+from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.determinism_check import MOST_BEFORE, check_determinism
 from swarm_node.shards.models.load_plan import LoadOptions, resolve
 from swarm_node.shards.models.native_span import NativeSpan, load_native_span
+from swarm_node.swarm.errors import CheckpointError
 from swarm_node.swarm.types import Span
 from tests.shards.models.block_cases import (
     CASES,
@@ -206,3 +210,24 @@ def test_weights_that_are_rounded_to_int8(sessions: MakeSessions) -> None:
         wants = fed(sessions, load(CASES[case]))
         for got, want in zip(fed(sessions, load(CASES[case], **WEIGHTS["int8"])), wants, strict=True):
             assert 0 < ((got - want).norm() / want.norm()).item() < 0.02
+
+
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+def test_experts_are_not_chosen_by_numbers_that_are_not_finite(
+    kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One executor would always take such an expert, another never."""
+    checkpoint = checkpoint_of(CASES["sigmoid router in groups"])
+    whole = checkpoint.tensor
+
+    def spoilt(name: str) -> RawTensor:
+        raw = whole(name)
+        if not name.endswith("router.correction"):
+            return raw
+        values = raw.dequantize()
+        values[1] = np.nan
+        return replace(raw, stored=values.view(np.uint8).reshape(1, -1))
+
+    monkeypatch.setattr(checkpoint, "tensor", spoilt)
+    with pytest.raises(CheckpointError, match="numbers that are not finite"):
+        load_backend(checkpoint, Span(0, 1), LoadOptions(kernels=kernels))
