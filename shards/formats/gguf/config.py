@@ -18,6 +18,7 @@ from ...families.family import Family
 from ...families.model import model_config
 from ...families.rows.table import BY_GGUF, unsupported_family
 from ...families.settings import FULL, SLIDING, Settings
+from ..block_config import RouterConfig
 from ..bounds import MAX_CONTEXT, MAX_VOCAB, MAX_WIDTH, SCALES
 from ..config import ModelConfig
 from ..fields import Fields
@@ -75,7 +76,7 @@ KEYS = {
 OFF_AT_ZERO = frozenset(
     ("sliding_window", "attention_multiplier", "llama_4_scaling_beta", "attn_logit_softcapping")
     + ("final_logit_softcapping", "logit_scale", "residual_multiplier", "embedding_multiplier")
-    + ("q_lora_rank", "kv_lora_rank", "routed_scaling_factor")
+    + ("q_lora_rank", "kv_lora_rank", "routed_scaling_factor", "scoring_func")
 )
 """Keys with which zero means the same as nothing."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -87,16 +88,15 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
         (0,),
     ),
     **dict.fromkeys(
-        ("logit_scale", "residual_scale", "embedding_scale", "expert_weights_scale")
-        + ("expert_group_count", "expert_gating_func"),
+        ("logit_scale", "residual_scale", "embedding_scale", "expert_weights_scale", "expert_group_count"),
         (0, 1),
     ),
     **dict.fromkeys(("rope.scaling.yarn_ext_factor",), (1, -1)),
     **dict.fromkeys(("rope.scaling.yarn_attn_factor",), (1,)),
 }
 """Keys that a family's row may not read, and the values with which they change nothing."""
-GATING = {0: "softmax", 1: "softmax", 2: "sigmoid", 3: "softmax_of_used"}
-"""llama.cpp's numbers of what makes scores of the router's outputs."""
+GATING = {1: "softmax", 2: "sigmoid", 3: "softmax_of_used"}
+"""llama.cpp's numbers of what makes scores of the router's outputs; 0 is what the family has."""
 _NEVER = 1e20
 """A frequency that is divided by so much, or more, turns nothing."""
 _ATTENTION_BIAS = r"blk\.[0-9]+\.attn_(q|k|v|qkv|output)\.bias"
@@ -192,7 +192,7 @@ class _Translation:
                 if not (theirs in OFF_AT_ZERO and value == 0):
                     self._values[theirs] = value
         if "scoring_func" in self._values:
-            self._values["scoring_func"] = GATING.get(self._values["scoring_func"])
+            self._values["scoring_func"] = GATING[self._own.integer("expert_gating_func", least=1, most=3)]
         for flag, pattern in FLAGS.items():
             if flag in self._family.defaults and flag not in self._gguf.settings:
                 self._values[flag] = any(re.fullmatch(pattern, name) for name in self._header.tensors)
@@ -359,6 +359,9 @@ def _check_neutral(own: Fields, key: str, config: ModelConfig) -> None:
         neutral = own.is_one_of(key, NEUTRAL[key])
     elif key == "attention.scale":
         neutral = math.isclose(own.number(key), config.blocks[0].attention.scale, rel_tol=1e-6)
+    elif key == "expert_gating_func":
+        routers = [block.experts.router for block in config.blocks if block.experts]
+        neutral = all(GATING[own.integer(key)] in _gatings(router) for router in routers)
     elif key == "feed_forward_length":
         neutral = all(block.mlp is None for block in config.blocks)
     elif key == "attention.sliding_window":
@@ -367,9 +370,16 @@ def _check_neutral(own: Fields, key: str, config: ModelConfig) -> None:
         neutral = key in HARMLESS or key.startswith("expert_") or key.endswith("_swa")
     if neutral or (key not in NEUTRAL and own.is_one_of(key, (0,))):
         return
-    known = key in NEUTRAL or key == "attention.scale"
+    known = key in NEUTRAL or key in ("attention.scale", "expert_gating_func")
     raise UnsupportedModelError(
         f"{own.named(key)} is {own.shown(key)}"
         + (", which is not supported" if known else ": what it means is not known here"),
         hint="" if known else "Use a file that a current converter of llama.cpp has made.",
     )
+
+
+def _gatings(router: RouterConfig) -> set[str]:
+    """What a file may name it. Softmax of all, divided by the sum of those chosen, is softmax of these."""
+    is_whole = router.scores == "softmax" and router.renormalise and not router.correction
+    is_whole = is_whole or router.scores == "softmax_of_used"
+    return {"softmax", "softmax_of_used"} if is_whole else {router.scores}

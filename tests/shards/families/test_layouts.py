@@ -287,6 +287,43 @@ def test_gguf_blocks_that_guess_further_tokens(tmp_path: Path) -> None:
         open_checkpoint(str(changed(path, dict, nextn_predict_layers=4)))
 
 
+@pytest.mark.parametrize(
+    ("case", "number"),
+    [("gpt_oss", 0), ("gpt_oss", 1), ("gpt_oss", 3), ("granitemoeshared", 1), ("mixtral", 1), ("mixtral", 3)]
+    + [("llama4_text", 2), ("minimax_m2", 2), ("olmoe", 1), ("ernie4_5_moe", 1), ("phimoe", 0), ("dots1", 0)],
+)
+def test_a_gguf_file_may_say_what_makes_scores_of_experts(case: str, number: int, tmp_path: Path) -> None:
+    path = write_gguf(small_model(case), tmp_path / "model.gguf")
+    with open_checkpoint(str(path)) as plain:
+        wanted = plain.config
+    with open_checkpoint(str(changed(path, dict, expert_gating_func=number))) as checkpoint:
+        assert checkpoint.config == wanted
+
+
+@pytest.mark.parametrize(
+    ("case", "number", "message"),
+    [("gpt_oss", 2, "2, which is not supported"), ("mixtral", 2, "2, which is not supported")]
+    + [("olmoe", 3, "3, which is not supported"), ("ernie4_5_moe", 3, "3, which is not supported")]
+    + [("llama4_text", 1, "1, which is not supported"), ("phimoe", 1, "1, which is not supported")]
+    + [("deepseek_v3", 4, "4, expected a whole number from 1")],
+)
+def test_scores_of_experts_that_a_family_does_not_have_are_refused(
+    case: str, number: int, message: str, tmp_path: Path
+) -> None:
+    path = write_gguf(small_model(case), tmp_path / "model.gguf")
+    with pytest.raises((CheckpointError, UnsupportedModelError), match=f"expert_gating_func is {message}"):
+        open_checkpoint(str(changed(path, dict, expert_gating_func=number)))
+
+
+@pytest.mark.parametrize(("number", "scores"), [(1, "softmax"), (2, "sigmoid"), (3, "softmax_of_used")])
+def test_deepseek_scores_experts_as_a_gguf_file_says(number: int, scores: str, tmp_path: Path) -> None:
+    path = changed(
+        write_gguf(small_model("deepseek_v3"), tmp_path / "model.gguf"), dict, expert_gating_func=number
+    )
+    with open_checkpoint(str(path)) as checkpoint:
+        assert {b.experts.router.scores for b in checkpoint.config.blocks if b.experts} == {scores}
+
+
 def test_an_expert_of_a_stack_is_not_copied(tmp_path: Path) -> None:
     path = write_gguf(small_model("qwen3_moe"), tmp_path / "model.gguf")
     with open_checkpoint(str(path)) as checkpoint:
