@@ -176,7 +176,10 @@ def computed(checkpoint: Checkpoint) -> str:
         x = np.random.default_rng(0).standard_normal((len(ids), config.hidden_size), np.float32)
     with np.errstate(all="ignore"):
         native, torch = (fed(checkpoint, x, kernels) for kernels in ("native", "torch"))
-        moved = fed(checkpoint, x * np.float32(1 + 2**-21), "torch")
+        signs = np.random.default_rng(1).choice(
+            np.float32([-1, 1]), x.shape
+        )  # norms take a common factor out
+        moved = fed(checkpoint, x * (1 + signs * np.float32(2**-21)), "torch")
         found = check_close("native and torch", native, torch, moved)
         if client is not None:
             client.logits(native)
