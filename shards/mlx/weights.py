@@ -24,7 +24,7 @@ from ..layers.quantize import (
     to_int4,
     to_int8_groups,
 )
-from ..models.load_plan import LoadOptions
+from ..models.load_plan import NEVER_ROUNDED, LoadOptions
 from ..models.weight_loader import TensorReader, check_shape, in_pieces, whole
 from .device import evaluated, on_gpu, stacked
 from .experts import MlxExperts
@@ -205,7 +205,7 @@ class MlxLoader(TensorReader[MlxPlan]):
 
     def _layout(self, raw: RawTensor) -> _Layout | None:
         """How the matrix is held; None: dense."""
-        wanted, bits = self.plan.quantize, _file_bits(raw)
+        wanted, bits = self._quantize(raw), _file_bits(raw)
         if wanted == "none" or raw.cols % GROUP:
             return None
         if bits and wanted in ("auto", f"int{bits}"):
@@ -213,9 +213,14 @@ class MlxLoader(TensorReader[MlxPlan]):
             return _Layout(bits, raw.group if isinstance(raw, AffineTensor) else GROUP, mode)
         return None if wanted == "auto" else _Layout(4 if wanted == "int4" else 8, GROUP)
 
+    def _quantize(self, raw: RawTensor) -> str:
+        """``plan.quantize`` for this matrix."""
+        wanted = self.plan.quantize
+        return "auto" if wanted != "none" and raw.name.endswith(NEVER_ROUNDED) else wanted
+
     def _grouped(self, raw: RawTensor) -> _Grouped:
         """A matrix that has a layout, in it."""
-        wanted, bits = self.plan.quantize, _file_bits(raw)
+        wanted, bits = self._quantize(raw), _file_bits(raw)
         if bits and wanted in ("auto", f"int{bits}"):
             return _as_in_file(raw)
         if wanted == "int4":

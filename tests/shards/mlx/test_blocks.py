@@ -19,8 +19,11 @@ from swarm_node.shards.formats.qtypes import row_bytes
 from swarm_node.shards.layers.kv_pool import BatchSlice
 from swarm_node.shards.mlx import scores
 from swarm_node.shards.mlx.attention import PagedAttention
+from swarm_node.shards.mlx.linear import GroupedLinear
 from swarm_node.shards.mlx.scores import Scores
 from swarm_node.shards.mlx.span import MlxSpan, load_mlx_span
+from swarm_node.shards.mlx.weights import MlxLoader, MlxPlan
+from swarm_node.shards.models.block_weights import load_block
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.random_blocks import random_checkpoint
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
@@ -190,6 +193,20 @@ def test_experts_are_held_as_in_the_file(name: str, qtypes: list[str], held: str
     for rows, x in zip(outputs(model, inputs), inputs, strict=True):
         wanted = reference(checkpoint, x[: len(rows)])
         np.testing.assert_allclose(rows, wanted, atol=2e-5 * np.abs(wanted).max(), rtol=0)
+
+
+@pytest.mark.parametrize("quantize", ["int4", "int8"])
+def test_no_router_is_rounded(quantize: str) -> None:
+    checkpoint = checkpoint_of(CASES["shared expert with a gate"])
+    plan = MlxPlan.resolve(LoadOptions(device="mlx", quantize=quantize), "F32")
+    weights = load_block(MlxLoader(checkpoint, plan), checkpoint.config, 0)
+    held = weights.experts
+    assert held is not None
+    assert isinstance(weights.attention.out, GroupedLinear), "others are rounded"
+    x = np.random.default_rng(3).standard_normal((5, HIDDEN), np.float32)
+    for name, linear in (("router", held.router), ("shared_expert_gate", held.shared_gate)):
+        exact = checkpoint.tensor(f"model.layers.0.mlp.{name}.weight").dequantize()
+        np.testing.assert_allclose(np.array(linear(mx.array(x))), x @ exact.T, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["deepseek", "gpt-oss", "sparsemixer", "softcap", "mixed"])
