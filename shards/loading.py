@@ -10,7 +10,7 @@ import numpy as np
 
 from ..swarm.errors import UsageError
 from .checkpoint.checkpoint import Checkpoint, check_span
-from .formats.tensors import EMBEDDING, FINAL_NORM, HEAD
+from .formats.tensors import EMBEDDING, FINAL_NORM, HEAD, HEAD_BIAS
 from .kernels.head import NativeHead
 from .kernels.linear import ActivationPrecision
 from .kernels.rows import NativeNorm
@@ -106,7 +106,8 @@ def load_client_model(
     refinable = _refinable(plan) and not config.head_bias
     kind = _head_kind(raw, plan, refinable)
     errors = RoundingBounds() if refinable else None
-    wanted = ([name.removesuffix(".weight")], [config.vocab_size], config.hidden_size, kind, errors)
+    bias = HEAD_BIAS.removesuffix(".bias")
+    wanted = ([name.removesuffix(".weight")], [config.vocab_size], config.hidden_size, kind, errors, bias)
     loader: WeightLoader | TorchLoader
     head: Head
     if plan.precision is not None and plan.native(plan.form([raw], kind)):

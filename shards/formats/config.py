@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...swarm.errors import CheckpointError, UnsupportedModelError
+from ...swarm.errors import CheckpointError
 from ...swarm.types import MAX_BLOCKS
 from .block_config import BlockConfig, NormConfig
 from .bounds import MAX_CONTEXT, MAX_VOCAB, MAX_WIDTH, SCALES, check_between, check_count, check_softcap
@@ -65,8 +65,6 @@ class ModelConfig:
                 f"all blocks have {experts} experts, at most {MAX_MODEL_EXPERTS} are possible"
             )
         check_softcap("logits", self.logit_softcap)
-        if self.head_bias and self.tie_word_embeddings:
-            raise UnsupportedModelError("a head with a bias whose weights are the embedding is not supported")
         for token in (*self.eos_token_ids, *(() if self.bos_token_id is None else (self.bos_token_id,))):
             if not 0 <= token < MAX_VOCAB:
                 raise CheckpointError(f"special token id {shown(token)} is outside 0..{MAX_VOCAB - 1}")

@@ -170,14 +170,15 @@ class WeightLoader(TensorReader[LoadPlan]):
         cols: int,
         kind: WeightKind | None = None,
         errors: RoundingBounds | None = None,
+        bias: str = "",
     ) -> NativeLinear:
         """One linear of the named weights stacked (``sizes[i]`` rows each, without ``.weight``).
 
         ``kind``: as for ``LoadPlan.form``. ``errors`` learns what rounding does to each row, where the
-        weights are rounded.
+        weights are rounded. ``bias``: of one linear, its name where it is not beside the weight.
         """
         raws = self._matrices(names, sizes, cols)
-        linear = self._packed(raws, self._bias(names, sizes), kind, errors)
+        linear = self._packed(raws, self._bias([bias] if bias else names, sizes), kind, errors)
         for raw in raws:
             self._read(raw)
         return linear

@@ -75,20 +75,21 @@ class TorchLoader(TensorReader[LoadPlan]):
         cols: int,
         kind: WeightKind | None = None,
         errors: RoundingBounds | None = None,
+        bias: str = "",
     ) -> Linear:
         """As ``WeightLoader.linear``."""
         raws = self._matrices(names, sizes, cols)
-        biases = self._bias(names, sizes)
-        bias = None if biases is None else torch.from_numpy(biases).to(self.target.device)
+        biases = self._bias([bias] if bias else names, sizes)
+        added = None if biases is None else torch.from_numpy(biases).to(self.target.device)
         form = self.plan.form(raws, kind)
         if form == WeightKind.INT4:
-            linear = self._int4(raws, bias, errors)
+            linear = self._int4(raws, added, errors)
         elif form == WeightKind.INT8:
-            linear = self._int8(raws, bias, errors)
+            linear = self._int8(raws, added, errors)
         else:
             self._count(form, raws)
-            linear = self._dense(torch.cat([tensor_of(raw, DTYPES[form]) for raw in raws]), bias)
-        self.nbytes += linear.nbytes + (0 if bias is None else bias.nbytes)
+            linear = self._dense(torch.cat([tensor_of(raw, DTYPES[form]) for raw in raws]), added)
+        self.nbytes += linear.nbytes + (0 if added is None else added.nbytes)
         for raw in raws:
             self._read(raw)
         return linear

@@ -189,9 +189,15 @@ CASES: dict[str, dict[str, Any]] = {
     "qwen3_moe-window": {**EXPERTS, "head_dim": 16, "use_sliding_window": True, "sliding_window": 5},
     "mixtral": LOCAL,
     "mixtral-window": {**LOCAL, "sliding_window": 5, "head_dim": 24},
+    "mixtral-yarn": {
+        **LOCAL,
+        "head_dim": 16,
+        "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0},
+    },
     "mixtral-all": {**LOCAL, "num_experts_per_tok": 5, "tie_word_embeddings": True},
     "phimoe": {**LOCAL, "num_experts_per_tok": 2},
     "phimoe-biases": {**LOCAL, "num_experts_per_tok": 2, "attention_bias": True, "lm_head_bias": True},
+    "phimoe-tied": {**LOCAL, "num_experts_per_tok": 2, "lm_head_bias": True, "tie_word_embeddings": True},
     "phimoe-jitter": {**LOCAL, "num_experts_per_tok": 2, "router_jitter_noise": 0.3},
     "phimoe-long": {
         **LOCAL,
@@ -301,6 +307,7 @@ CASES: dict[str, dict[str, Any]] = {
     "olmoe-yarn": {**EXPERTS, "rope_parameters": YARN, "num_key_value_heads": 4},
     "ernie4_5_moe": ERNIE,
     "ernie4_5_moe-biases": {**ERNIE, "use_bias": True, "moe_num_shared_experts": 0},
+    "ernie4_5_moe-tied": {**ERNIE, "use_bias": True, "tie_word_embeddings": True},
     "ernie4_5_moe-mixed": {
         **ERNIE,
         "num_hidden_layers": 6,

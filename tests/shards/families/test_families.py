@@ -82,6 +82,17 @@ def test_equals_transformers(case: str, tmp_path: Path, sessions: Callable[..., 
             assert np.array_equal(ours.argmax(-1), theirs.argmax(-1).numpy())
 
 
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+@pytest.mark.parametrize("quantize", ["none", "auto", "int8", "int4"])
+def test_a_head_that_is_the_embedding_has_its_bias(quantize: str, kernels: str, tmp_path: Path) -> None:
+    model, folder = saved("ernie4_5_moe-tied", tmp_path)
+    with open_checkpoint(str(folder)) as checkpoint:
+        options = LoadOptions(dtype="float32", quantize=quantize, kernels=kernels)
+        client = load_client_model(checkpoint, options)
+        of_nothing = client.logits(np.zeros((1, checkpoint.config.hidden_size), np.float32))
+    np.testing.assert_allclose(of_nothing[0], model.lm_head.bias.detach().numpy(), rtol=1e-6)
+
+
 def test_every_family_has_a_case() -> None:
     assert {case.split("-")[0] for case in CASES} == FAMILIES.keys()
 

@@ -71,11 +71,6 @@ NEVER = {
         {"num_hidden_layers": 4096, "num_local_experts": 4096},
         "all blocks have 16777216 experts",
     ),
-    "a bias of a head that is the embedding": (
-        "phimoe",
-        {"tie_word_embeddings": True, "lm_head_bias": True},
-        "head with a bias",
-    ),
 }
 
 
