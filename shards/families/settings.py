@@ -88,9 +88,11 @@ class Settings(Fields):
             )
         return given or self.hidden // self.heads
 
-    def layer_type(self, otherwise: Callable[[int], str] | str = FULL) -> str:
+    def layer_type(
+        self, otherwise: Callable[[int], str] | str = FULL, known: tuple[str, ...] = (FULL, SLIDING)
+    ) -> str:
         """``layer_types`` of this block; ``otherwise``, which may be a function of its number, where the file
-        has no list of them."""
+        has no list of them. ``known``: the types that the family has."""
         if not self._kinds:
             self._kinds.append(self.texts("layer_types"))
         kinds = self._kinds[0]
@@ -99,7 +101,7 @@ class Settings(Fields):
         if len(kinds) != self.n_blocks:
             raise self.wrong("layer_types", f"a type for each of {self.n_blocks} blocks")
         kind = _SAME.get(kinds[self.block], kinds[self.block])
-        if kind not in (FULL, SLIDING, CHUNKED):
+        if kind not in known:
             raise UnsupportedModelError(
                 f"{self.named('layer_types')} has {shown(kind)}, which is not supported"
             )

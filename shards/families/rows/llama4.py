@@ -19,7 +19,7 @@ _OF_MAVERICK = 128
 def _block(s: Settings) -> BlockConfig:
     bias, turns = s.flag("attention_bias"), has_rope(s)
     chunk = s.optional_integer("attention_chunk_size", least=1) or 0
-    chunked = s.layer_type(CHUNKED if turns else FULL) == CHUNKED
+    chunked = s.layer_type(CHUNKED if turns else FULL, known=(FULL, CHUNKED)) == CHUNKED
     count = s.integer("num_local_experts", least=1, most=MAX_EXPERTS)
     normed = s.flag("use_qk_norm") and not (s.is_gguf and count == _OF_MAVERICK)
     tuned = s.value("attn_temperature_tuning") not in (None, False, 0)

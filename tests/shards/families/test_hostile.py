@@ -65,6 +65,11 @@ NEVER = {
         {"layer_types": ["sliding_attention"] * 2, "sliding_window": 5, "num_hidden_layers": 2},
         "layer_types",
     ),
+    "chunks that the family does not have": (
+        "gemma4_text",
+        {"layer_types": ["chunked_attention", "full_attention"], "num_hidden_layers": 2},
+        "layer_types",
+    ),
     "a softcap that is zero in float32": ("gemma2", {"attn_logit_softcapping": 1e-300}, "softcapping"),
     "more experts than can be named": (
         "mixtral",
