@@ -61,8 +61,8 @@ class Offers:
         raise self._unknown(name)
 
     async def listing(self) -> dict[str, Any]:
-        """The body of /v1/models: what can be served now, and under ``unavailable`` the rest. Raises
-        NetworkError."""
+        """The body of /v1/models: what can be served now, under ``unavailable`` the rest, and whether peers
+        may be missing. Raises NetworkError."""
         nodes = await self._all_nodes()
         models: list[dict[str, Any]] = []
         unavailable: list[dict[str, Any]] = []
@@ -80,7 +80,8 @@ class Offers:
             }
             for ref in sorted(others.values(), key=str)
         )
-        return {"object": "list", "data": models, "unavailable": unavailable}
+        alone = self._directory.is_alone
+        return {"object": "list", "data": models, "unavailable": unavailable, "alone": alone}
 
     async def available(self) -> int:
         """How many models have all their blocks served now. Raises NetworkError."""

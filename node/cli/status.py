@@ -32,7 +32,9 @@ async def run_status(arguments: argparse.Namespace) -> None:
     doing = "Asking the swarm who serves what ..."
     snapshot = await read_swarm(entry_of(arguments), doing, ask=True, speak=not arguments.json)
     demand = tally(snapshot.wanted, snapshot.nodes)
-    report = build_report(snapshot.nodes, demand, snapshot.left_out, snapshot.silent)
+    report = build_report(
+        snapshot.nodes, demand, snapshot.left_out, snapshot.silent, is_alone=snapshot.is_alone
+    )
     if arguments.json:
         print_json(report)
     else:
@@ -46,6 +48,8 @@ class SwarmListing:
     left_out: Sequence[LeftOut] = ()
     silent: frozenset[str] = frozenset()
     """Peer ids of nodes that were asked and gave no answer."""
+    is_alone: bool = False
+    """See ``Directory.is_alone``."""
 
 
 async def read_swarm(entry: SwarmEntry, doing: str, *, ask: bool = False, speak: bool = True) -> SwarmListing:
@@ -56,7 +60,7 @@ async def read_swarm(entry: SwarmEntry, doing: str, *, ask: bool = False, speak:
         try:
             nodes, wanted = await network.directory.all_nodes(), await network.directory.wanted()
             silent = await silent_nodes(network.transport, nodes) if ask else frozenset[str]()
-            return SwarmListing(nodes, wanted, network.directory.left_out, silent)
+            return SwarmListing(nodes, wanted, network.directory.left_out, silent, network.directory.is_alone)
         finally:
             await network.close()
 
@@ -66,9 +70,11 @@ def build_report(
     demand: Sequence[Demand] = (),
     left_out: Sequence[LeftOut] = (),
     silent: Collection[str] = (),
+    *,
+    is_alone: bool = False,
 ) -> dict[str, Any]:
     """The object that ``status --json`` prints: models by name, each with its nodes by first block; what is
-    wanted; and peers whose announcements cannot be used."""
+    wanted; peers whose announcements cannot be used; and whether the peers that were asked reach no other."""
     by_model: dict[str, list[NodeInfo]] = {}
     for node in nodes:
         by_model.setdefault(node.model.digest, []).append(node)
@@ -77,6 +83,7 @@ def build_report(
         "models": sorted(models, key=lambda model: (model["name"], model["digest"])),
         "wanted": demand_report(demand),
         "left_out": [each.as_dict() for each in left_out],
+        "alone": is_alone,
     }
 
 
@@ -138,10 +145,11 @@ def print_tables(
     report: dict[str, Any], demand: Sequence[Demand] = (), *, say: Callable[[str], str] = str
 ) -> None:
     """``say`` completes the commands that are named."""
+    others = [*demand_lines(demand), *_left_out(report["left_out"]), *([_ALONE] if report["alone"] else [])]
     if not report["models"]:
         start = say("Start with: `swarm-node serve --model PATH_OR_NAME`")
         answers.print(f"Nobody serves a model in this swarm yet. {shown(start)}")
-        for line in [*demand_lines(demand), *_left_out(report["left_out"])]:
+        for line in others:
             answers.print(line)
         return
     digests = [model["digest"] for model in report["models"]]
@@ -160,13 +168,16 @@ def print_tables(
                 f"  [green]all {model['n_blocks']} blocks are served[/] "
                 f"from {plural(model['networks'], 'network')}"
             )
-    for line in [*demand_lines(demand), *_left_out(report["left_out"])]:
+    for line in others:
         answers.print(line)
     answers.print(_LEGEND)
 
 
 _LEFT_OUT_SHOWN = 8
 """The tables show at most this many peers that cannot be used, or do not answer: ``--json`` has all."""
+_ALONE = (
+    "[yellow]The peers that were asked reach no other peer of the swarm[/]: there may be more. Ask again."
+)
 _LEGEND = """\
   [dim]measured by each node: ms/tok a decode step, prefill tokens/s, free KV tokens;
   load lately: open sessions, tok/s of all together, ms of wait in the queue;

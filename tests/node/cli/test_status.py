@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from argparse import Namespace
 from dataclasses import replace
 
 import pytest
 
 from swarm_node.dht.left_out import LeftOut
-from swarm_node.node.cli.status import build_report, print_tables
+from swarm_node.dht.memory import MemoryDirectory, MemoryStore
+from swarm_node.node.cli import status
+from swarm_node.node.cli.parser import build_parser
+from swarm_node.node.cli.status import build_report, print_tables, run_status
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 
 MODEL = ModelRef("tiny", "ab" * 32, 30)
@@ -111,7 +116,7 @@ def test_one_name_with_two_digests_is_two_models() -> None:
 
 
 def test_an_empty_swarm_has_no_models() -> None:
-    assert build_report([]) == {"models": [], "wanted": [], "left_out": []}
+    assert build_report([]) == {"models": [], "wanted": [], "left_out": [], "alone": False}
 
 
 def test_who_announces_what_cannot_be_used_is_shown_with_the_reason(
@@ -125,3 +130,30 @@ def test_who_announces_what_cannot_be_used_is_shown_with_the_reason(
         shown = capsys.readouterr().out
         assert "left out: …eer000, prefill_tps is [5e-324]" in shown
         assert "left out: 12 more" in shown
+
+
+@pytest.mark.parametrize("nodes", [[], ["a"]])
+def test_a_directory_that_reaches_nobody_is_told(
+    nodes: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for is_alone in (False, True):
+        report = build_report([_node(name, 0, 30) for name in nodes], is_alone=is_alone)
+        assert report["alone"] is is_alone
+        print_tables(report)
+        told = " ".join(capsys.readouterr().out.split())
+        assert ("The peers that were asked reach no other peer of the swarm" in told) is is_alone
+
+
+async def test_status_asks_the_directory_whether_it_is_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = MemoryStore()
+    directory = MemoryDirectory(store)
+
+    async def joined(*_: object) -> Namespace:
+        return Namespace(directory=directory, transport=None, close=directory.close)
+
+    monkeypatch.setattr(status, "join_as_client", joined)
+    for store.is_alone in (False, True):
+        await run_status(build_parser().parse_args(["status", "--json"]))
+        assert json.loads(capsys.readouterr().out)["alone"] is store.is_alone

@@ -201,7 +201,9 @@ async def test_no_route_says_what_is_missing_and_what_would_fill_it(serve: Serve
     assert error["serve_commands"] == [command]
     assert int(response.headers["retry-after"]) >= 1
     listing = (await served.http.get("/v1/models")).json()
-    assert listing["data"] == []
+    assert (listing["data"], listing["alone"]) == ([], False)
+    served.swarm.store.is_alone = True
+    assert (await served.http.get("/v1/models")).json()["alone"] is True
     assert listing["unavailable"][0]["id"] == "toy"
     assert listing["unavailable"][0]["swarm"]["serve_commands"] == [command]
     assert (await served.http.get("/v1/models/toy")).json()["swarm"]["available"] is False

@@ -71,10 +71,10 @@ def test_errors_of_the_program_say_it_so(capsys: pytest.CaptureFixture[str], tmp
 def test_status_names_the_model_whose_blocks_are_missing(capsys: pytest.CaptureFixture[str]) -> None:
     model = {"name": "a", "n_blocks": 4, "networks": 0, "missing": ["0-3"], "silent": [], "nodes": []}
     models = [{**model, "digest": "ab" * 32}, {**model, "digest": "cd" * 32}]
-    print_tables({"models": models, "wanted": [], "left_out": []})
+    print_tables({"models": models, "wanted": [], "left_out": [], "alone": False})
     told = " ".join(capsys.readouterr().out.split())
     assert f"`swarm-node serve --model a@{'ab' * 6} --blocks 0-3`" in told
-    print_tables({"models": models[:1], "wanted": [], "left_out": []})
+    print_tables({"models": models[:1], "wanted": [], "left_out": [], "alone": False})
     assert "`swarm-node serve --model a --blocks 0-3`" in " ".join(capsys.readouterr().out.split())
 
 
