@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from ..formats.block_config import MlpConfig
     from ..formats.mapped_file import MappedFile
 
-READERS = 4
-"""Threads that read: three for the parts of one expert, and one that is ahead."""
+READERS = 6
+"""Threads that read: the three parts of two experts at a time."""
 HALF_LIFE = 256.0
 """After so many more steps of a block, an expert's use counts half."""
 _READ, _SHORT = 1, 2
