@@ -23,6 +23,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from ...shards.checkpoint.checkpoint import Checkpoint
@@ -120,6 +121,7 @@ class AutoBlocks:
         self._said = ""
         # The last questions to the planner, which takes a while and always says the same of the same.
         self._joined: tuple[object, Verdict] | None = None
+        self._shape = machine.shape  # what the blocks were planned with
         self._stayed: tuple[object, float, Stay] | None = None
         self._short: tuple[float, int] | None = None  # until when at most this many blocks are tried
 
@@ -181,7 +183,7 @@ class AutoBlocks:
                 return verdict
             if verdict.span != announced:
                 self._plan_told(verdict)
-                await host.announce_intent(verdict.span, self.machine.max_blocks())
+                await host.announce_intent(verdict.span, self._max_blocks())
                 announced = verdict.span
             elif now - news_at >= SETTLE_S:
                 return verdict
@@ -189,17 +191,20 @@ class AutoBlocks:
 
     async def _plan_join(self, nodes: Sequence[NodeInfo]) -> Verdict:
         machine = self.machine
-        if not machine.max_blocks():
-            return StandBy(machine.why_no_block())
+        if self._shape is not machine.shape:  # what was announced was planned with another
+            nodes = [node for node in nodes if node.peer_id != self._host.peer_id]
         nodes = _as_all_see_it(nodes)
         offer = machine.offer(self._host.peer_id, _links_in_steps(self._host.links()))
         view = nodes, offer
         if self._joined is None or self._joined[0] != view:
-            self._joined = (
-                view,
-                await self._planned(lambda some: self._planner.plan_join(some, offer, machine.shape), nodes),
+            verdict, self._shape = await self._planned(
+                lambda some: machine.choose(partial(self._planner.plan_join, some, offer)), nodes
             )
+            self._joined = view, verdict
         return self._joined[1]
+
+    def _max_blocks(self) -> int:
+        return self._shape.max_blocks(self.machine.memory_bytes)
 
     async def _planned(self, plan: Callable[[Sequence[NodeInfo]], T], nodes: Sequence[NodeInfo]) -> T:
         """What the planner says of ``nodes``, without those that it fails over. Raises NetworkError if it
@@ -223,7 +228,7 @@ class AutoBlocks:
             return False
         self._last_move_at = self._measured_at = self._clock()
         self._said = ""
-        await host.go_online(self.machine.max_blocks())
+        await host.go_online(self._max_blocks())
         return True
 
     async def _living(self) -> list[NodeInfo]:
@@ -271,7 +276,7 @@ class AutoBlocks:
 
     async def _plan_move(self, nodes: Sequence[NodeInfo]) -> Serve | Stay:
         """Only what all nodes can see goes into it, of this node too."""
-        host, shape, now = self._host, self.machine.shape, self._clock()
+        host, shape, now = self._host, self._shape, self._clock()
         nodes = _as_all_see_it(nodes)
         own = next((node for node in nodes if node.peer_id == host.peer_id), None)
         if own is None:
@@ -300,7 +305,7 @@ class AutoBlocks:
     def _look_at_memory(self) -> None:
         memory = self._host.usable_memory()
         if self._short is not None and self._clock() < self._short[0]:
-            memory = min(memory, self.machine.shape.room_of(self._short[1]))
+            memory = min(memory, self._shape.room_of(self._short[1]))
         self.machine = replace(self.machine, memory_bytes=memory)
 
     def _plan_told(self, verdict: Serve) -> None:

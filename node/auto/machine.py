@@ -6,17 +6,19 @@ of them that they do not all stay in the processor's cache, which a whole span d
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from ...shards.formats.config import ModelConfig
 from ...shards.formats.tensors import TensorInfo, block_names
 from ...shards.layers.kv_pool import largest_slot
 from ...shards.loading import load_backend
+from ...shards.models.native_span import WEIGHTS_SHARE, NativeSpan, least_held
 from ...shards.models.random_blocks import random_checkpoint
 from ...swarm.codecs import activations
-from ...swarm.placement.types import ModelShape, NodeOffer, gigabytes
+from ...swarm.placement.types import ModelShape, NodeOffer, Serve, StandBy, Verdict, gigabytes
 from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.types import PeerLink, Span
 from ..config import NodeConfig
@@ -38,7 +40,8 @@ MOST_KINDS = 6
 class MeasuredMachine:
     """``shape``: what the model costs here. ``memory_bytes``: usable for weights and KV cache.
     ``decode_ms_per_block``: one token, batch 1. ``prefill_tokens_per_s``: through one block. ``weights``,
-    ``kernels`` and ``kv_dtype``: how they would be held and computed, for people; ``device``: where."""
+    ``kernels`` and ``kv_dtype``: how they would be held and computed, for people; ``device``: where.
+    ``lean``: what the model costs with most experts left in the file; None where they cannot stay there."""
 
     shape: ModelShape
     memory_bytes: int
@@ -48,13 +51,30 @@ class MeasuredMachine:
     kernels: str
     kv_dtype: str
     device: str = "cpu"
+    lean: ModelShape | None = None
 
     def max_blocks(self) -> int:
+        """With all of their experts in memory."""
         return self.shape.max_blocks(self.memory_bytes)
 
+    def max_lean_blocks(self) -> int:
+        return 0 if self.lean is None else self.lean.max_blocks(self.memory_bytes)
+
+    def choose(self, plan_join: Callable[[ModelShape], Verdict]) -> tuple[Verdict, ModelShape]:
+        """What ``plan_join`` says of the model with all experts in memory or, if that leaves blocks that no
+        node serves and more fit so, with most experts in the file; and the shape it was asked of."""
+        verdict = plan_join(self.shape) if self.max_blocks() else StandBy(self.why_no_block())
+        covers = isinstance(verdict, Serve) and verdict.token_s is not None
+        if self.lean is None or covers or self.max_lean_blocks() <= self.max_blocks():
+            return verdict, self.shape
+        if isinstance(verdict, StandBy) and self.max_blocks():
+            return verdict, self.shape
+        lean = plan_join(self.lean)
+        return (lean, self.lean) if isinstance(lean, Serve) else (verdict, self.shape)
+
     def why_no_block(self) -> str:
-        """For people, where ``max_blocks`` is 0."""
-        shape = self.shape
+        """For people, where no block fits."""
+        shape = self.lean or self.shape
         return (
             f"one block takes {gigabytes(shape.room_of(1))} with {shape.context_tokens} tokens of KV "
             f"cache, and {gigabytes(self.memory_bytes)} are usable here; a smaller --kv-cache-tokens helps"
@@ -74,6 +94,7 @@ class MeasuredMachine:
         return {
             "memory_bytes": self.memory_bytes,
             "max_blocks": self.max_blocks(),
+            "max_lean_blocks": self.max_lean_blocks(),
             "block_bytes": self.shape.block_bytes,
             "kv_bytes_per_block": self.shape.kv_bytes * self.shape.context_tokens,
             "context_tokens": self.shape.context_tokens,
@@ -83,6 +104,12 @@ class MeasuredMachine:
             "kernels": self.kernels,
             "kv_dtype": self.kv_dtype,
         }
+
+
+def room_for(blocks: int, lean_blocks: int) -> str:
+    """``max_blocks`` and ``max_lean_blocks``, for people."""
+    more = f" (for {lean_blocks} with part of their experts in memory)" if lean_blocks > blocks else ""
+    return f"room for {blocks} blocks{more}"
 
 
 def measure_machine(
@@ -133,7 +160,17 @@ def measure_machine(
         kernels=usual.kernels,
         kv_dtype=kv_dtype,
         device=config.device,
+        lean=_lean(shape, each, [n * slot for n in slots]),
     )
+
+
+def _lean(shape: ModelShape, each: Sequence[_MeasuredKind], kv_bytes: Sequence[int]) -> ModelShape | None:
+    """``shape`` with as little of each block's weights in memory as may be: WEIGHTS_SHARE of it."""
+    if all(kind.least_held == 1 for kind in each):
+        return None
+    weights = [kind.least_held * kind.weight_bytes for kind in each]
+    rooms = (max(held / WEIGHTS_SHARE, held + kv) for held, kv in zip(weights, kv_bytes, strict=True))
+    return replace(shape, rooms=tuple(map(math.ceil, rooms)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +183,7 @@ class _MeasuredKind:
     weights: str
     kernels: str
     kv_dtype: str
+    least_held: float
 
 
 def _kinds(model: ModelConfig, manifest: Mapping[str, TensorInfo]) -> list[list[int]]:
@@ -189,4 +227,5 @@ def _measure_kind(
             span.weights,
             span.kernels,
             kv_dtype,
+            least_held(made, first, load_options(config)) if isinstance(span, NativeSpan) else 1.0,
         )

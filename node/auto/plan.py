@@ -22,7 +22,7 @@ from ...swarm.errors import NetworkError
 from ...swarm.membership.entry import SwarmEntry
 from ...swarm.naming.witnesses import Witnesses
 from ...swarm.placement.planner import plan_join
-from ...swarm.placement.types import StandBy, Verdict
+from ...swarm.placement.types import Verdict
 from ...swarm.routing.best_route import missing_blocks
 from ...swarm.runtime.cores import default_threads
 from ...swarm.types import ModelRef, NodeInfo, NodeState, Span
@@ -104,12 +104,8 @@ async def look_ahead(
             on_stage("Asking the swarm who serves what ...")
             own = network.transport.peer_id
             found = await call_roll(network.transport, ref, await network.directory.nodes(ref))
-    verdict: Verdict
-    if machine.max_blocks():
-        offer = machine.offer(own, found.links)
-        verdict = await asyncio.to_thread(plan_join, found.living, offer, machine.shape)
-    else:
-        verdict = StandBy(machine.why_no_block())
+    plan = partial(plan_join, found.living, machine.offer(own, found.links))
+    verdict, _ = await asyncio.to_thread(machine.choose, plan)
     return Outlook(ref, machine, found.living, network is not None, verdict, found.silent)
 
 

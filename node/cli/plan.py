@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from ...shards.models.devices import choose_device
 from ...swarm.placement.types import Serve, gigabytes
 from ...swarm.types import NodeInfo
+from ..auto.machine import room_for
 from ..auto.plan import Outlook, look_ahead
 from ..config import NodeConfig
 from .shared.arguments import entry_of
@@ -50,7 +51,8 @@ def lines(outlook: Outlook) -> list[str]:
         room += f", and {gigabytes(shape.kv_bytes * shape.context_tokens)} for {shape.context_tokens} tokens"
     return [
         f"[bold]{shown(model.name)}[/]: {model.n_blocks} blocks, {shown(room)} of KV cache",
-        f"This machine: {gigabytes(machine.memory_bytes)} usable, room for {machine.max_blocks()} blocks; "
+        f"This machine: {gigabytes(machine.memory_bytes)} usable, "
+        f"{room_for(machine.max_blocks(), machine.max_lean_blocks())}; "
         f"{machine.decode_ms_per_block:.3f} ms per block and token, {shown(machine.kernels)} kernels",
         _swarm(outlook),
         _verdict(outlook),

@@ -20,6 +20,7 @@ from ...swarm.placement.types import gigabytes
 from ...swarm.transport.direct_maddrs import DirectOptions
 from ...swarm.types import Span
 from ..auto.blocks import begin_auto
+from ..auto.machine import room_for
 from ..auto.on_demand import OnDemand
 from ..auto.wanted_models import WantedModels
 from ..config import NodeConfig, NodeEvent
@@ -169,8 +170,9 @@ def _auto_line(event: NodeEvent) -> str:
     match event.event:
         case "measured":
             return (
-                f"This machine: {gigabytes(_number(details['memory_bytes']))} usable, room for "
-                f"{details['max_blocks']} blocks, {_number(details['decode_ms_per_block']):.3f} ms per block "
+                f"This machine: {gigabytes(_number(details['memory_bytes']))} usable, "
+                f"{room_for(cast(int, details['max_blocks']), cast(int, details['max_lean_blocks']))}, "
+                f"{_number(details['decode_ms_per_block']):.3f} ms per block "
                 "and token"
             )
         case "planned":

@@ -57,6 +57,11 @@ class FileLinear:
         self.nbytes = 0 if self._bias is None else self._bias.nbytes
 
 
+def is_packable(raws: Sequence[RawTensor], form: str, precision: ActivationPrecision) -> bool:
+    """Whether these would be a ``FileLinear`` if they were in a file, row by row."""
+    return file_struct(raws, form, precision) is not None
+
+
 def can_stay(raws: Sequence[RawTensor], form: str, precision: ActivationPrecision) -> bool:
     """Whether these are a ``FileLinear``."""
     try:

@@ -18,7 +18,7 @@ from ...swarm.codecs.activations import MAX_MAGNITUDE
 from ...swarm.errors import LocalProtocolError, UsageError
 from ...swarm.types import Span
 from ..checkpoint.checkpoint import Checkpoint
-from ..experts.file_linear import can_stay
+from ..experts.file_linear import can_stay, is_packable
 from ..experts.store import ExpertStore
 from ..kernels.bench import PRECISION_NAMES
 from ..kernels.library import ThreadPool, address, library
@@ -28,7 +28,7 @@ from ..layers.kv_pool import BatchSlice, KvPool, resolve_kv_dtype
 from ..layers.memory import zeros
 from ..layers.rope import Rope
 from .block_weights import block_stacks, bytes_in_file, load_block
-from .load_plan import LoadPlan
+from .load_plan import LoadOptions, LoadPlan, resolve
 from .native_block import NativeBlock, NativeWeights, SnBlock
 from .weight_loader import Progress, WeightLoader
 
@@ -36,12 +36,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..formats.config import ModelConfig
+    from ..formats.raw_tensor import RawTensor
 
     Floats = NDArray[np.float32]
 
 
 WEIGHTS_SHARE = 0.75
 """This part of the memory that is allowed goes to weights where not all fit; the KV cache needs the rest."""
+LEAST_EXPERTS = 0.25
+"""A node that plans to leave experts in the file plans to hold this part of them at least: with fewer, most
+tokens wait for the disk."""
 
 
 class SnSpan(ctypes.Structure):
@@ -207,13 +211,28 @@ def load_native_span(
 
 def _experts_may_stay(checkpoint: Checkpoint, span: Span, plan: LoadPlan) -> bool:
     """Whether there are experts, all of them in a form that is read from the file as it is needed."""
-    found = False
-    for block in range(span.start, span.end):
-        for stack, _ in block_stacks(checkpoint.config, block):
-            if ".mlp.experts." not in stack.names[0]:
-                continue
-            raws = [checkpoint.tensor(f"{name}.weight") for name in stack.names]
-            if plan.precision is None or not can_stay(raws, plan.form(raws), plan.precision):
-                return False
-            found = True
-    return found
+    stacks = [each for block in range(span.start, span.end) for each in _expert_stacks(checkpoint, block)]
+    precision = plan.precision
+    if precision is None or not stacks:
+        return False
+    return all(can_stay(raws, plan.form(raws), precision) for raws, _ in stacks)
+
+
+def _expert_stacks(checkpoint: Checkpoint, block: int) -> list[tuple[list[RawTensor], int]]:
+    """The matrices of one expert of a block that become one product, and how many experts have such."""
+    return [
+        ([checkpoint.tensor(f"{name}.weight") for name in stack.names], count)
+        for stack, count in block_stacks(checkpoint.config, block)
+        if ".mlp.experts." in stack.names[0]
+    ]
+
+
+def least_held(checkpoint: Checkpoint, block: int, options: LoadOptions) -> float:
+    """The part of a block's weights that memory holds at least: 1 where experts cannot stay in the file. The
+    checkpoint may be a made-up one."""
+    plan = resolve(options, checkpoint.config.native_dtype)
+    stacks, precision = _expert_stacks(checkpoint, block), plan.precision
+    if precision is None or not all(is_packable(raws, plan.form(raws), precision) for raws, _ in stacks):
+        return 1.0
+    experts = sum(count * sum(raw.nbytes for raw in raws) for raws, count in stacks)
+    return 1.0 - (1 - LEAST_EXPERTS) * experts / bytes_in_file(checkpoint, Span(block, block + 1))

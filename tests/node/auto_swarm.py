@@ -130,7 +130,7 @@ class FakeHost:
         await self.swarm.time.sleep(self.load_s * len(span))
         if self.fails:
             raise self.fails.pop(0)
-        if len(span) * ROOM > self._free:
+        if (self.machine.lean or SHAPE).room_of(len(span)) > self._free:
             raise MemoryShortError("too many blocks")
         self.loaded = span
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from swarm_node.node.auto.blocks import LONGEST_SETTLE_S, SETTLE_S
 from swarm_node.swarm.placement import planner
-from tests.node.auto_swarm import SHAPE, FakeSwarm, machine
+from swarm_node.swarm.types import Span
+from tests.node.auto_swarm import ROOM, SHAPE, FakeSwarm, machine
 
 
 async def test_a_cold_cluster_of_four_settles_in_seconds():
@@ -122,3 +124,19 @@ async def test_in_any_order_nothing_flaps_and_no_hole_opens(seed):
         assert not swarm.holes
         assert swarm.most_moving <= 1
         assert all(span is None or span.end <= SHAPE.n_blocks for span in swarm.spans.values())
+
+
+async def test_blocks_that_nobody_serves_are_taken_with_part_of_their_experts():
+    lean = replace(SHAPE, rooms=(ROOM // 2,) * 12)
+    async with FakeSwarm(planner) as swarm:
+        host = swarm.start("a", replace(machine(6), lean=lean))
+        await swarm.covered(within=60)
+        assert host.loaded == Span(0, 12)
+        assert host.announced.max_blocks == 12
+        await swarm.time.pass_by(60)
+        assert host.names == ["planned", "online"]
+    async with FakeSwarm(planner) as swarm:
+        hosts = [swarm.start(name, replace(machine(6), lean=lean)) for name in "ab"]
+        await swarm.covered(within=60)
+        assert sorted(host.loaded for host in hosts) == [Span(0, 6), Span(6, 12)]
+        assert [host.announced.max_blocks for host in hosts] == [6, 6]

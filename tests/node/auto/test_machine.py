@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from swarm_node.node.auto import machine as machine_module
-from swarm_node.node.auto.machine import measure_machine
+from swarm_node.node.auto.machine import MeasuredMachine, measure_machine, room_for
 from swarm_node.node.config import NodeConfig
 from swarm_node.node.resources import MemoryShortError
 from swarm_node.shards.checkpoint.opening import open_checkpoint
+from swarm_node.shards.formats.block_config import MlpConfig, RouterConfig
+from swarm_node.swarm.placement.planner import plan_join
+from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
+from tests.shards.models.block_cases import checkpoint_of, sparse
 
 pytestmark = pytest.mark.slow
 
@@ -101,3 +106,34 @@ def test_other_errors_stay_what_they_are(described, monkeypatch):
     monkeypatch.setattr(machine_module, "load_backend", broken)
     with pytest.raises(RuntimeError, match="broken"):
         measure_machine(config(), described.config, described.manifest, 1)
+
+
+def test_a_machine_that_is_short_of_memory_leaves_experts_in_the_file(monkeypatch):
+    monkeypatch.setattr("swarm_node.node.engine.self_bench.DECODE_SECONDS", 0.02)
+    monkeypatch.setattr("swarm_node.node.engine.self_bench.PREFILL_SECONDS", 0.02)
+    blocks = [sparse(RouterConfig(), mlp=MlpConfig(512), count=16)] * 4
+    made = checkpoint_of(blocks, "Q8_0")
+    options = {"dtype": "auto", "quantize": "auto", "kv_cache_tokens": 32, "kernels": "native"}
+
+    def measured(memory: int) -> MeasuredMachine:
+        return measure_machine(config(memory=memory, **options), made.config, made.manifest, 1)
+
+    roomy = measured(10**8)
+    assert roomy.lean is not None
+    assert roomy.max_blocks() == 4
+    assert roomy.choose(partial(plan_join, [], roomy.offer("me")))[1] == roomy.shape
+    short = measured(2 * roomy.shape.room_of(1))
+    assert short.max_blocks() == 2
+    verdict, shape = short.choose(partial(plan_join, [], short.offer("me")))
+    assert (verdict.span, shape) == (Span(0, 4), short.lean)
+    assert verdict.memory_bytes < short.memory_bytes
+    other = NodeInfo("other", (), ModelRef("x", "ab" * 32, 4), Span(2, 4), NodeState.ONLINE, 1.0, 1.0)
+    verdict, shape = short.choose(partial(plan_join, [other], short.offer("me")))
+    assert (verdict.span, shape) == (Span(0, 2), short.shape)
+    dense = measure_machine(config(memory=10**8), made.config, made.manifest, 1)
+    assert dense.lean is None  # float32 is decoded
+
+
+def test_room_is_told_in_words():
+    assert room_for(2, 0) == "room for 2 blocks"
+    assert room_for(2, 4) == "room for 2 blocks (for 4 with part of their experts in memory)"
