@@ -263,7 +263,8 @@ class Engine:
         feeds other tokens without going back spoils its own cache. The longest beginning that the cache knows
         is there already, up to ``max_tokens - 1`` tokens, as ``sequence.length`` says. The first step may
         start below that, to feed those tokens again. ``group`` and ``on_released``: see ``TokenSequence``.
-        ``parent``: a sequence over the same span whose first ``parent_tokens`` settled tokens are shared.
+        ``parent``: a sequence over the same span whose first ``parent_tokens`` settled tokens are shared; a
+        first step below them ends the names there.
         Raises LocalProtocolError for a session or a fork that can never be.
         """
         if max_tokens < 1 or not self.model.span.covers(span):
@@ -316,6 +317,7 @@ class Engine:
             long_context=long_context,
             longest_fork=MAX_CONTEXT if long_context else self._short_context,
             names=names,
+            foretold=parent is None,
             registered=length // PAGE_TOKENS,
             answered=length,
             computed=length,
@@ -344,6 +346,7 @@ class Engine:
     def end_names(self, sequence: TokenSequence) -> None:
         """What is computed from now on is not what the names given at the opening stand for."""
         sequence.names = sequence.names[: sequence.settled // PAGE_TOKENS]
+        sequence.foretold = False
 
     def submit(self, job: StepJob) -> None:
         """Queue a step; ``job.done`` is called in the event loop with its outcome, once: later, or before
@@ -376,7 +379,7 @@ class Engine:
             else:
                 job.changes = changes
                 sequence.length = end
-        sequence.begun = True
+        sequence.begun, sequence.foretold = True, False
         sequence.pending.append(position)
         self._queued += 1
         if self._together is None:
@@ -448,9 +451,10 @@ class Engine:
 
     def _forget_names(self, sequence: TokenSequence, position: int) -> None:
         """The session goes back: the names no longer tell what the pages from there on will hold. A first
-        step that feeds a known prefix again is what the names were given for."""
+        step that feeds a known prefix again is what the names were given for; those that a fork has of its
+        parent, or that ``end_names`` left, only tell what the pages hold."""
         pages = position // PAGE_TOKENS
-        if sequence.begun:
+        if not sequence.foretold:
             sequence.names = sequence.names[:pages]
         sequence.registered = min(sequence.registered, pages)
 

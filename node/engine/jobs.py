@@ -46,6 +46,7 @@ class TokenSequence:
     answered: int = 0  # tokens computed and answered
     pending: deque[int] = field(default_factory=deque)  # positions of the steps under way
     begun: bool = False
+    foretold: bool = False  # ``names`` are also those of what the next step feeds, wherever it starts
     # The compute thread's notes.
     computed: int = 0  # tokens with valid keys and values
     steps: deque[StepJob] = field(default_factory=deque)

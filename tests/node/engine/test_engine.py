@@ -361,6 +361,43 @@ async def test_pages_that_were_written_again_lose_their_names(driver, plain, hid
     assert driver.sequence(prefix=chain(b"a", 2)).length == 32
 
 
+@pytest.mark.parametrize("slots", [8, 16, 24])
+@pytest.mark.parametrize("forks", [1, 2])
+async def test_a_fork_that_goes_back_at_once_does_not_name_what_it_writes(
+    tiny_span, plain, hidden_states, slots, forks
+):
+    """With 8 slots the fork writes on its parent's own pages, with 16 and 24 on one or two others."""
+    model, x, other = tiny_span(), hidden_states(64), hidden_states(64, 5)
+    engine = Engine(model, pool_of(model, slots), threads=1)
+    engine.start()
+    driver = Driver(engine)
+    sequence = driver.sequence(64, prefix=chain(b"a", 2))
+    await driver.rows(sequence, x, 0)
+    for _ in range(forks):
+        parent, sequence = sequence, driver.sequence(64, parent=sequence, parent_tokens=64)
+        engine.close_sequence(parent)
+    got = await driver.rows(sequence, other, 0)
+    np.testing.assert_allclose(got, plain(model, other), atol=1e-4, rtol=1e-4)
+    engine.close_sequence(sequence)
+    again = driver.sequence(64, prefix=chain(b"a", 2))
+    at = again.length
+    assert at == (32 if slots > 8 else 0)
+    np.testing.assert_allclose(
+        await driver.rows(again, x[at:], at), plain(model, x)[at:], atol=1e-4, rtol=1e-4
+    )
+    await engine.stop()
+
+
+async def test_a_known_prefix_that_others_compute_anew_has_no_names(driver, hidden_states):
+    first = driver.sequence(128, prefix=chain(b"a", 3))
+    await driver.rows(first, hidden_states(70), 0)
+    driver.engine.close_sequence(first)
+    second = driver.sequence(128, prefix=chain(b"a", 3))
+    driver.engine.end_names(second)
+    await driver.rows(second, hidden_states(100, 5), 0)
+    assert second.names == ()
+
+
 async def test_a_prompt_that_is_rewritten_under_way_is_not_cached(driver, hidden_states):
     x = hidden_states(64)
     sequence = driver.sequence(prefix=chain(b"a", 2))

@@ -141,6 +141,10 @@ class Client:
         self.logs.append(log)
         if await self.prefill(sequence, log, tokens):
             await self.generate(sequence, log, tokens, budget, forks=rng.choice([0, 0, 1, 2]))
+            while sequence is not None and rng.random() < 0.3:
+                sequence = await self.branch(sequence, tokens, budget)
+        if sequence is None:
+            return
         if rng.random() < 0.8:
             self.engine.close_sequence(sequence, self.chain(tokens[: sequence.length]))
         else:
@@ -152,6 +156,9 @@ class Client:
         at = min(sequence.length, len(tokens) - 1)
         if rng.random() < 0.3:
             at = rng.randint(0, at)  # another hop knew less
+            if rng.random() < 0.3:  # and is another one now: what it sends is not what the names stand for
+                self.engine.end_names(sequence)
+                tokens[at:] = [rng.randrange(VOCAB) for _ in tokens[at:]]
         futures = []
         while at < len(tokens):
             end = min(len(tokens), at + rng.choice([1, 7, 30, 64, 150]))
@@ -216,6 +223,25 @@ class Client:
                 break
         tokens.pop()  # chosen but never fed
         await asyncio.gather(*beams)
+
+    async def branch(self, parent: TokenSequence, tokens: list[int], budget: int) -> TokenSequence | None:
+        """Close a session and go on in a fork of it, which goes back first and feeds something else."""
+        rng, held = self.rng, min(parent.settled, len(tokens))
+        child = None
+        if held and parent.keeps(held, budget):
+            child = self.engine.open_sequence(
+                self.owner, parent.span, budget, "none", "none", parent=parent, parent_tokens=held
+            )
+        self.engine.close_sequence(parent)
+        if child is None:
+            return None
+        log = Log(child.span)
+        self.logs.append(log)
+        at = rng.choice([0, rng.randrange(held)])
+        tokens[at:] = [rng.randrange(VOCAB) for _ in tokens[at:]]
+        rows = await self.send(child, log, tokens, at, Want.ALL)
+        assert isinstance(rows, np.ndarray) or rows in NO_MORE
+        return child
 
     def fork(
         self, beams: list[asyncio.Task[None]], sequence: TokenSequence, tokens: list[int], budget: int
