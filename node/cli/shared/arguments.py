@@ -192,8 +192,8 @@ def add_memory(command: argparse.ArgumentParser) -> None:
         type=byte_size,
         default=None,
         metavar="SIZE",
-        help="memory that weights and KV cache may take, such as 8GiB or 500MiB (default: what is free). Of "
-        "--blocks that are given, experts that do not fit are read from the file as they are needed",
+        help="memory that weights and KV cache may take, such as 8GiB or 500MiB (default: what is free). "
+        "Experts that do not fit are read from the file as they are needed",
     )
 
 
