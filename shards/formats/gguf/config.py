@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from ...families.family import Family
 from ...families.model import model_config
 from ...families.rows.table import BY_GGUF, unsupported_family
 from ...families.settings import FULL, SLIDING, Settings
-from ..block_config import RouterConfig
+from ..block_config import AttentionConfig, ExpertsConfig, RouterConfig
 from ..bounds import MAX_CONTEXT, MAX_VOCAB, MAX_WIDTH, SCALES
 from ..config import ModelConfig
 from ..fields import Fields
@@ -34,7 +35,7 @@ HARMLESS = frozenset(
     + ("attention.layer_norm_epsilon", "attention.group_norm_epsilon", "rope.dimension_count")
 )
 """Keys that change nothing: those of other heads than a language model's, or of norms that a family does not
-have. Keys of experts and windows change nothing if there are none."""
+have. Keys of experts and windows change nothing if there are none: llama.cpp writes them for any model."""
 KEYS = {
     "embedding_length": "hidden_size",
     "block_count": "num_hidden_layers",
@@ -55,7 +56,6 @@ KEYS = {
     "embedding_scale": "embedding_multiplier",
     "use_parallel_residual": "use_parallel_residual",
     "rope.freq_base_swa": "rope_local_base_freq",
-    "nextn_predict_layers": "num_nextn_predict_layers",
     "expert_count": "num_experts",
     "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "moe_intermediate_size",
@@ -97,6 +97,23 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Keys that a family's row may not read, and the values with which they change nothing."""
 GATING = {1: "softmax", 2: "sigmoid", 3: "softmax_of_used"}
 """llama.cpp's numbers of what makes scores of the router's outputs; 0 is what the family has."""
+_OF_ATTENTION: dict[str, Callable[[AttentionConfig], float | None]] = {
+    "attention.scale": lambda attention: attention.scale,
+    "attention.sliding_window": lambda attention: attention.window,
+    "attention.key_length_swa": lambda attention: attention.head_dim,
+    "attention.value_length_swa": lambda attention: attention.head_dim,
+    "rope.dimension_count_swa": lambda attention: attention.rope.rotary_dim if attention.rope else None,
+    "rope.freq_base_swa": lambda attention: attention.rope.theta if attention.rope else None,
+}
+_OF_EXPERTS: dict[str, Callable[[ExpertsConfig], float | None]] = {
+    "expert_feed_forward_length": lambda experts: experts.mlp.inner,
+    "expert_shared_feed_forward_length": lambda experts: experts.shared.inner if experts.shared else None,
+    "expert_group_used_count": lambda experts: experts.router.used_groups,
+    "expert_weights_norm": lambda experts: (
+        experts.router.renormalise or experts.router.scores == "softmax_of_used"
+    ),
+}
+"""Keys that a family's row may not read, and what a block computes, which they have to say."""
 _NEVER = 1e20
 """A frequency that is divided by so much, or more, turns nothing."""
 _ATTENTION_BIAS = r"blk\.[0-9]+\.attn_(q|k|v|qkv|output)\.bias"
@@ -204,8 +221,9 @@ class _Translation:
             "tie_word_embeddings": "output.weight" not in self._header.tensors,
             "bos_token_id": file.optional_integer("tokenizer.ggml.bos_token_id", most=MAX_VOCAB - 1),
         }
-        if type(behind := self._values.get("num_nextn_predict_layers")) is int:
-            self._values["num_hidden_layers"] = self._own.integer("block_count", most=MAX_BLOCKS) - behind
+        if behind := self._next_blocks():
+            self._values["num_hidden_layers"] = self._own.integer("block_count") - behind
+        self._values["num_nextn_predict_layers"] = behind
         self._layer_types()
         self._rope()
         defaults = {key: value for key, value in self._family.defaults.items() if key not in keys.values()}
@@ -232,6 +250,20 @@ class _Translation:
             )
         self._per_block[theirs] = self._header.numbers(self._own.key(key))
         return self._per_block[theirs][0]
+
+    def _next_blocks(self) -> int:
+        """How many of the last blocks guess further tokens; each has tensors that no other block has."""
+        key = "nextn_predict_layers"
+        blocks = self._own.integer("block_count", most=MAX_BLOCKS)
+        behind = self._own.optional_integer(key, most=blocks) or 0
+        if behind and "num_nextn_predict_layers" not in self._family.defaults:
+            raise UnsupportedModelError(f"{self._own.named(key)} is {behind}: this family has no such blocks")
+        for number in range(blocks - behind, blocks):
+            if not any(name.startswith(f"blk.{number}.nextn.") for name in self._header.tensors):
+                raise UnsupportedModelError(
+                    f"{self._own.named(key)} is {behind}, but block {number} has no tensor nextn.*"
+                )
+        return behind
 
     def _layer_types(self) -> None:
         """``sliding_window_pattern``: of each block, whether it has a window; or n: each n-th has none."""
@@ -346,35 +378,51 @@ def _check_unread(own: Fields, settings: Settings, config: ModelConfig, family: 
     translated = {**KEYS, **family.gguf.keys}
     unread = {*settings.unread()}
     for key in own.all_keys():
-        if (key in translated and translated[key] in unread) or not own.was_read(key):
+        # A row that reads a window may give it to no block.
+        doubtful = key == "attention.sliding_window" or translated.get(key) in unread
+        if doubtful or not own.was_read(key):
             _check_neutral(own, key, config)
 
 
 def _check_neutral(own: Fields, key: str, config: ModelConfig) -> None:
     """Zero means off: some tools write every key that llama.cpp has, for any architecture."""
-    of_none = key.startswith("expert_") and not any(block.experts for block in config.blocks)
+    if key not in NEUTRAL and own.is_one_of(key, (0,)):
+        return
+    experts = [block.experts for block in config.blocks if block.experts]
+    attentions = [block.attention for block in config.blocks]
+    windowed = [each for each in attentions if each.window]
+    is_windowed = bool(windowed) or not own.is_one_of("attention.sliding_window", (0,))
+    of_none = not is_windowed if key.endswith("_swa") else key.startswith("expert_") and not experts
     if of_none and key != "expert_count":
         return
+    known = True
     if key in NEUTRAL:
         neutral = own.is_one_of(key, NEUTRAL[key])
-    elif key == "attention.scale":
-        neutral = math.isclose(own.number(key), config.blocks[0].attention.scale, rel_tol=1e-6)
+    elif key == "attention.sliding_window" and own.integer(key) >= config.max_position_embeddings:
+        neutral = True
+    elif key in _OF_ATTENTION:
+        some = windowed or attentions if key.endswith("_swa") else attentions
+        neutral = _is_among(own.number(key), map(_OF_ATTENTION[key], some))
+    elif key in _OF_EXPERTS:
+        neutral = _is_among(own.value(key), map(_OF_EXPERTS[key], experts))
     elif key == "expert_gating_func":
-        routers = [block.experts.router for block in config.blocks if block.experts]
-        neutral = all(GATING[own.integer(key)] in _gatings(router) for router in routers)
-    elif key == "feed_forward_length":
-        neutral = all(block.mlp is None for block in config.blocks)
-    elif key == "attention.sliding_window":
-        neutral = own.integer(key) >= config.max_position_embeddings
+        neutral = all(GATING.get(own.integer(key)) in _gatings(each.router) for each in experts)
     else:
-        neutral = key in HARMLESS or key.startswith("expert_") or key.endswith("_swa")
-    if neutral or (key not in NEUTRAL and own.is_one_of(key, (0,))):
+        is_of_none = key == "feed_forward_length" and all(block.mlp is None for block in config.blocks)
+        neutral, known = key in HARMLESS or is_of_none, False
+    if neutral:
         return
-    known = key in NEUTRAL or key in ("attention.scale", "expert_gating_func")
     raise UnsupportedModelError(
         f"{own.named(key)} is {own.shown(key)}"
         + (", which is not supported" if known else ": what it means is not known here"),
         hint="" if known else "Use a file that a current converter of llama.cpp has made.",
+    )
+
+
+def _is_among(value: Any, computed: Iterable[float | None]) -> bool:
+    """Whether some block computes with the value. Numbers of a file are float32."""
+    return type(value) in (bool, int, float) and any(
+        each is not None and math.isclose(value, each, rel_tol=1e-6) for each in computed
     )
 
 

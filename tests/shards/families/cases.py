@@ -35,6 +35,7 @@ LONG = {
     "long_factor": [2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5],
 }
 EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+OLMOE = {"num_experts": 5, "num_experts_per_tok": 2}
 LOCAL = {"num_local_experts": 5, "num_experts_per_tok": 3}
 ROUTED = {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 12, "n_shared_experts": 1}
 LATENT = {
@@ -302,9 +303,9 @@ CASES: dict[str, dict[str, Any]] = {
     "granitemoeshared": {**LOCAL, **GRANITE, "shared_intermediate_size": 28},
     "granitemoeshared-none": {**LOCAL, **GRANITE},
     "granitemoeshared-biases": {**LOCAL, "shared_intermediate_size": 12, "attention_bias": True},
-    "olmoe": EXPERTS,
-    "olmoe-biases": {**EXPERTS, "attention_bias": True, "norm_topk_prob": True},
-    "olmoe-yarn": {**EXPERTS, "rope_parameters": YARN, "num_key_value_heads": 4},
+    "olmoe": OLMOE,
+    "olmoe-biases": {**OLMOE, "attention_bias": True, "norm_topk_prob": True},
+    "olmoe-yarn": {**OLMOE, "rope_parameters": YARN, "num_key_value_heads": 4},
     "ernie4_5_moe": ERNIE,
     "ernie4_5_moe-biases": {**ERNIE, "use_bias": True, "moe_num_shared_experts": 0},
     "ernie4_5_moe-tied": {**ERNIE, "use_bias": True, "tie_word_embeddings": True},

@@ -283,8 +283,10 @@ def test_gguf_blocks_that_guess_further_tokens(tmp_path: Path) -> None:
     with open_checkpoint(str(path)) as checkpoint:
         assert (checkpoint.config.n_blocks, checkpoint.config.next_blocks) == (3, 1)
         assert_close(computed(checkpoint, ids(model)), logits(model))
-    with pytest.raises(CheckpointError, match="block_count is 0"):
-        open_checkpoint(str(changed(path, dict, nextn_predict_layers=4)))
+    with pytest.raises(UnsupportedModelError, match=r"layers is 2, but block 2 has no tensor nextn\.\*"):
+        open_checkpoint(str(changed(path, dict, nextn_predict_layers=2)))
+    with pytest.raises(CheckpointError, match="layers is 5, expected a whole number from 0 to 4"):
+        open_checkpoint(str(changed(path, dict, nextn_predict_layers=5)))
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,11 @@ def test_frequency_factors_beside_linear_scaling(gguf_llama: GGUFLlama) -> None:
         (scaling(gguf.RopeScalingType.YARN, yarn_attn_factor=1.5), "yarn_attn_factor is 1.5"),
         (scaling(gguf.RopeScalingType.YARN, yarn_log_multiplier=1.0), "yarn_log_multiplier is 1.0"),
         (scaling(gguf.RopeScalingType.LONGROPE), "type is longrope, without its factors"),
+        (
+            lambda w: (w.add_sliding_window(128), w.add_rope_freq_base_swa(77.0)),
+            r"rope\.freq_base_swa is 77\.0, which is not supported",
+        ),
+        (lambda w: w.add_uint32("llama.nextn_predict_layers", 1), "is 1: this family has no such blocks"),
         # A window that is longer than the context hides something once the context is stretched.
         (
             lambda w: (w.add_sliding_window(200), scaling(None)(w)),
@@ -163,12 +168,22 @@ def test_what_changes_nothing_is_taken(gguf_llama: GGUFLlama) -> None:
         writer.add_vocab_size(50)
         writer.add_expert_count(0)
         writer.add_uint32("llama.expert_gating_func", 2)
-        writer.add_rope_freq_base_swa(77.0)
+        writer.add_rope_freq_base_swa(10000.0)
         writer.add_layer_norm_eps(0.5)
         writer.add_uint32("llama.ssm.inner_size", 0)  # what is zero is off
         writer.add_array("llama.rope.dimension_sections", [0, 0, 0, 0])
         del writer.kv_data[0]["llama.attention.head_count"]
         writer.add_head_count([4, 4])  # of each block
+
+    assert read(gguf_llama, extra) == read(gguf_llama)
+
+
+def test_keys_of_windows_are_taken_where_there_are_none(gguf_llama: GGUFLlama) -> None:
+    """llama.cpp writes them for any model."""
+
+    def extra(writer: gguf.GGUFWriter) -> None:
+        writer.add_rope_freq_base_swa(77.0)
+        writer.add_key_length_swa(8)
 
     assert read(gguf_llama, extra) == read(gguf_llama)
 
