@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +20,7 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..formats.foreign_config import ForeignConfig
 from ..formats.tensors import block_names
 from ..formats.transformers.layered import LayeredModel, unusable
+from ..formats.transformers.own_keys import numbers
 from ..layers.kv_pool import BatchSlice
 from ..models.load_plan import LoadPlan
 from ..torch.device import Target, to_array
@@ -30,6 +34,10 @@ if TYPE_CHECKING:
 
 _TRIED = (3, 1, PAGE_TOKENS, 2)
 """The self test cuts its rows into chunks of these sizes."""
+_LENGTH = re.compile(r"window|chunk|context|ctx|position|seq|length|local|block_size")
+"""Keys of lengths from which on a model may compute something else."""
+_SMALL = 256
+"""The self test goes beyond lengths of at most so many tokens: real models' are too long for a test."""
 _NEAR = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """How far results of the self test may differ, as a part of the largest value."""
 _FLIPPED = 0.25
@@ -50,12 +58,29 @@ class ForeignSpan(SpanOnTorch):
         for part in slices:
             cache = paged_cache(self.config, pool, part, span.start, span.end)
             own = slice(part.row, part.row + part.count)
-            rows[own] = self.made.through(rows[None, own], cache, span.start, span.end)[0]
+            try:
+                rows[own] = self.made.through(rows[None, own], cache, span.start, span.end)[0]
+            except (SwarmError, MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:
+                raise unusable(error) from error
+
+    def _tried(self) -> Iterator[int]:
+        """Sizes of the self test's chunks: some tokens more than each small length of the configuration."""
+        document = json.loads(self.config.foreign.document) if self.config.foreign else {}
+        lengths = [each for key, each in numbers(document) if _LENGTH.search(key) and each <= _SMALL]
+        count = min(max([0, *lengths]) + sum(_TRIED), self.config.max_position_embeddings)
+        for size in cycle(_TRIED):
+            if count <= 0:
+                return
+            yield min(size, count)
+            count -= size
 
     def check(self) -> None:
         """Raises UnsupportedModelError unless the blocks compute one by one, in chunks and beside another
         session, what transformers' own chain of them computes at once."""
-        generator, count = np.random.default_rng(0), sum(_TRIED)
+        generator, sizes = np.random.default_rng(0), list(self._tried())
+        count = sum(sizes)
         x = generator.standard_normal((count, self.config.hidden_size), np.float32)
         pages = -(-count // PAGE_TOKENS)
         tables = np.arange(2 * pages * len(self.span), dtype=np.int32).reshape(2, len(self.span), pages)
@@ -64,7 +89,7 @@ class ForeignSpan(SpanOnTorch):
                 rows, cache = self.target.tensor(x)[None], DynamicCache(config=self.made.config)
                 wanted = to_array(self.made.through(rows, cache, self.span.start, self.span.end)[0])
             pool, found, start = self.new_pool(tables.size, self.plan.dtype), np.empty_like(x), 0
-            for size in _TRIED:
+            for size in sizes:
                 both = np.concatenate((x[start : start + size], x[:size]))
                 slices = [
                     BatchSlice(tables[0], self.span.start, 0, start, size),

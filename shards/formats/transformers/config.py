@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ....swarm.errors import UnsupportedModelError
 from ..block_config import AttentionConfig, BlockConfig, MlpConfig, NormConfig
-from ..bounds import MAX_CONTEXT, MAX_VOCAB, MAX_WIDTH
+from ..bounds import MAX_VOCAB, MAX_WIDTH
 from ..config import ModelConfig
 from ..fields import Fields
 from ..foreign_config import ForeignConfig
 from ..hf.config import check_quantization, end_ids, native_dtype
 from ..shown import shown
 from .layered import Layer, LayeredModel, unusable
+from .own_keys import CONTEXTS, LONGEST, own_keys
 
 _TOKENS = 7
 """A dry run has this many tokens: a number that no other dimension is likely to have."""
 _UNSAID_CONTEXT = 2048
 """Tokens of the longest sequence of a model whose configuration does not say it."""
-_COUNT = re.compile(r"(^|_)(n|num|depth)(_|$).*(layer|block|expert)|expert.*(num|count)|^n_layer")
-"""Keys that say how many modules there are."""
-_MAX_COUNT = 1 << 15
-"""At most this many modules of a kind are made: more take minutes."""
-_CONTEXTS = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "n_positions", "seq_length")
+_MAX_KINDS = 64
+"""At most this many different blocks are called to see what they cache: each takes some hundredths of a
+second."""
 
 
 def foreign_config(document: dict[str, Any], generation: dict[str, Any], where: str) -> ModelConfig:
@@ -48,12 +45,10 @@ def foreign_config(document: dict[str, Any], generation: dict[str, Any], where: 
             f"{where}: {shown(architectures[0])} is no causal language model of transformers'"
         )
     check_quantization(read)
-    _check_numbers(document, where)
-    made = LayeredModel(json.dumps(document))
+    said = json.dumps(own_keys(document, where), sort_keys=True)
+    made = LayeredModel(said)
     own = Fields({key: getattr(made.config, key, None) for key in _USED}, where)
-    context = next(
-        filter(None, (own.optional_integer(key, least=1, most=MAX_CONTEXT) for key in _CONTEXTS)), 0
-    )
+    contexts = [each.optional_integer(key, least=1) for each in (own, read) for key in CONTEXTS]
     hidden = own.integer("hidden_size", least=1, most=MAX_WIDTH)
     blocks, front = _blocks(made, hidden)
     layers = made.path.rpartition(".")[2]
@@ -63,35 +58,16 @@ def foreign_config(document: dict[str, Any], generation: dict[str, Any], where: 
         hidden_size=hidden,
         vocab_size=own.integer("vocab_size", least=1, most=MAX_VOCAB),
         final_norm=NormConfig(1e-5),
-        max_position_embeddings=context or _UNSAID_CONTEXT,
+        max_position_embeddings=min(LONGEST, *filter(None, contexts)) if any(contexts) else _UNSAID_CONTEXT,
         tie_word_embeddings=own.value("tie_word_embeddings") is True,
         bos_token_id=own.optional_integer("bos_token_id", most=MAX_VOCAB - 1),
         eos_token_ids=end_ids(own, generation),
         native_dtype=native_dtype(read),
-        foreign=ForeignConfig(json.dumps(document, sort_keys=True), layers, front),
+        foreign=ForeignConfig(said, layers, front),
     )
 
 
-_USED = (*_CONTEXTS, "hidden_size", "vocab_size", "tie_word_embeddings", "bos_token_id", "eos_token_id")
-
-
-def _check_numbers(document: Any, where: str) -> None:
-    """UnsupportedModelError for a number that would make transformers build without end."""
-    for key, value in _integers(document, ""):
-        most = _MAX_COUNT if _COUNT.search(key) else MAX_CONTEXT
-        if abs(value) > most:
-            raise UnsupportedModelError(f"{key} in {where} is {shown(value)}, expected at most {most}")
-
-
-def _integers(value: Any, key: str) -> Iterator[tuple[str, int]]:
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _integers(inner, str(name))
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _integers(inner, key)
-    elif isinstance(value, int):
-        yield key, value
+_USED = (*CONTEXTS, "hidden_size", "vocab_size", "tie_word_embeddings", "bos_token_id", "eos_token_id")
 
 
 class _KeptError(Exception):
@@ -122,6 +98,7 @@ def _blocks(made: LayeredModel, hidden: int) -> tuple[tuple[BlockConfig, ...], t
     if width != hidden:
         raise UnsupportedModelError(f"{made.name} embeds tokens in {width} values, its blocks have {hidden}")
     recorders = [_Recorder() for _ in made.layers]
+    known: dict[Any, _Recorder] = {}
     x = torch.zeros((1, _TOKENS, hidden), device="meta")
 
     def around(number: int, forward: Layer, entered: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -130,6 +107,12 @@ def _blocks(made: LayeredModel, hidden: int) -> tuple[tuple[BlockConfig, ...], t
                 f"{made.name} has hidden states of shape {list(entered.shape)} between its blocks"
             )
         _check_inputs(made, [*args, *kwargs.values()])
+        like = known.setdefault(_kind(number, made.layers[number]), recorders[number])
+        if like is not recorders[number]:
+            recorders[number].kept = like.kept
+            return x
+        if len(known) > _MAX_KINDS:
+            raise UnsupportedModelError(f"{made.name} has more than {_MAX_KINDS} kinds of blocks")
         try:
             forward(x, *args, **kwargs)
         except _KeptError:
@@ -147,9 +130,27 @@ def _blocks(made: LayeredModel, hidden: int) -> tuple[tuple[BlockConfig, ...], t
     except Exception as error:  # noqa: BLE001  whatever transformers' code raises
         if any(recorder.kept is None for recorder in recorders):
             raise unusable(error) from None
-    known: dict[BlockConfig, BlockConfig] = {}
+    same: dict[BlockConfig, BlockConfig] = {}
     blocks = [_block(made, recorder.kept, hidden) for recorder in recorders]
-    return tuple(known.setdefault(block, block) for block in blocks), front
+    return tuple(same.setdefault(block, block) for block in blocks), front
+
+
+def _kind(number: int, layer: nn.Module) -> Any:
+    """Equal for layers that cache the same: of the same modules and shapes, with the same settings apart from
+    their ``number`` and from factors."""
+    return tuple(
+        (
+            name,
+            type(module),
+            *((key, tuple(each.shape)) for key, each in module.named_parameters(recurse=False)),
+            *(
+                (key, type(each), each)
+                for key, each in vars(module).items()
+                if isinstance(each, (int, str)) and (type(each) is not int or each != number)
+            ),
+        )
+        for name, module in layer.named_modules()
+    )
 
 
 def _check_inputs(made: LayeredModel, inputs: list[Any]) -> None:

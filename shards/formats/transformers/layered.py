@@ -8,13 +8,16 @@ taken out behind the last.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from threading import get_ident
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import initialization
 from transformers.cache_utils import Cache
 
@@ -22,11 +25,34 @@ from ....swarm.errors import UnsupportedModelError
 from ..shown import shown
 
 Layer = Callable[..., Any]
+_MAX_MODULES = 1 << 13
+"""They take a second or two. A model of 80 layers has some 2,000; a layer's experts are one module."""
 
 
 class _Out(Exception):  # noqa: N818  it carries a result through code that is not ours
     def __init__(self, hidden: Tensor) -> None:
         self.hidden = hidden
+
+
+@contextmanager
+def _few_modules() -> Iterator[None]:
+    """Inside, this thread makes at most ``_MAX_MODULES`` modules: UnsupportedModelError for more."""
+    maker, count = get_ident(), 0
+
+    def made(*_: Any) -> None:
+        nonlocal count
+        count += get_ident() == maker
+        if count > _MAX_MODULES:
+            raise UnsupportedModelError(
+                f"its configuration asks transformers for more than {_MAX_MODULES} modules",
+                hint="The numbers of layers and of experts in config.json may be wrong.",
+            )
+
+    hook = register_module_module_registration_hook(made)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class LayeredModel:
@@ -39,8 +65,10 @@ class LayeredModel:
         values = json.loads(document)
         try:
             config = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
-            with torch.device("meta"), initialization.no_tie_weights():
+            with torch.device("meta"), initialization.no_tie_weights(), _few_modules():
                 self.model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+        except UnsupportedModelError:
+            raise
         except Exception as error:  # noqa: BLE001  whatever its classes say of values that we did not choose
             raise unusable(error) from None
         self.model.eval()
