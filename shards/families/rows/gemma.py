@@ -126,7 +126,14 @@ GEMMA2 = Family(
     block=_gemma2_block,
     client=_client,
     tensors=SANDWICH,
-    gguf=GGUFFamily("gemma2"),
+    gguf=GGUFFamily(  # files of its first days have none of these
+        "gemma2",
+        settings={
+            "sliding_window": 4096,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+        },
+    ),
 )
 
 

@@ -84,7 +84,7 @@ LLAMA4 = Family(
     gguf=GGUFFamily(
         "llama4",
         neighbours=True,
-        settings={"use_qk_norm": True},
+        settings={"use_qk_norm": True, "attention_chunk_size": 8192},
         keys={
             "expert_count": "num_local_experts",
             "feed_forward_length": "intermediate_size_mlp",

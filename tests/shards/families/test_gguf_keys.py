@@ -34,6 +34,15 @@ PAIRS = ((3, 5), (0.375, 0.625), (True, "yes"))
 OF_YARN = {f"rope.scaling.yarn_{name}" for name in ("beta_fast", "beta_slow", "log_multiplier")}
 OF_CACHE = {"attention.head_count_kv", "attention.key_length", "attention.value_length"}
 """Sizes of what is cached, which follow from others where attention is latent."""
+UNSAID = {
+    "gemma2": {
+        "attention.sliding_window": 4096,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
+    "llama4_text": {"attention.chunk_size": 8192},
+}
+"""What llama.cpp computes where the file lacks these keys."""
 FIRST = list({case.split("-")[0]: case for case in reversed(GGUF_CASES)}.values())
 
 
@@ -78,3 +87,18 @@ def test_no_key_is_ignored(case: str, tmp_path: Path) -> None:
     source.close()
     assert not {key for key in ignored if not means_nothing(key, plain)}
     assert not unnamed
+
+
+@pytest.mark.parametrize("case", UNSAID)
+def test_a_key_that_is_missing_has_llama_cpps_value(case: str, tmp_path: Path) -> None:
+    source = GGUFSource(write_gguf(small_model(case), tmp_path / "model.gguf"))
+    metadata = {**source.header.metadata}
+    architecture = metadata["general.architecture"]
+    metadata[f"{architecture}.context_length"] = 20_000
+    said = {f"{architecture}.{key}": value for key, value in UNSAID[case].items()}
+    source.header.metadata = {key: value for key, value in metadata.items() if key not in said}
+    without = gguf_config(source.header)
+    source.header.metadata = {**metadata, **said}
+    assert without == gguf_config(source.header)
+    assert any(block.attention.reach for block in without.blocks)
+    source.close()
