@@ -110,6 +110,24 @@ async def test_names_end_where_others_begin_to_compute_what_comes(serving, hidde
         assert client.opened_length == 32
 
 
+async def test_the_rows_of_a_fork_that_goes_back_at_once_are_not_kept_under_its_parents_names(
+    serving, hidden_states
+):
+    async with serving() as node:
+        client = await node.connect()
+        parent = await client.open(max_tokens=64, prefix=chain(2))
+        await client.forward(parent, hidden_states(64), 0)
+        fork = await client.open(max_tokens=64, parent=parent, parent_tokens=64, journal=True)
+        await client.send(Close(parent))
+        await client.forward(fork, hidden_states(64, 5), 0)
+        await client.send(Close(fork))
+        again = await client.open(max_tokens=100, prefix=chain(2), journal=True)
+        assert client.opened_length == 64
+        journal = node.server.sessions[again].journal
+        assert (journal.base, journal.end) == (64, 64)
+        assert node.server.statistics().journal.pages == 0
+
+
 async def test_a_running_session_shares_its_prefix_already(serving, plain, hidden_states):
     async with serving() as node:
         client = await node.connect()
