@@ -11,6 +11,7 @@ from ...swarm.errors import CheckpointError, UnsupportedModelError, UsageError
 from ...swarm.runtime.extras import install_extra
 from ...swarm.types import ModelRef, Span
 from ..formats.config import ModelConfig
+from ..formats.foreign_config import refuse_unfit
 from ..formats.hf.config import hf_config, is_known, read_json
 from ..formats.not_a_model import no_model_error
 from ..formats.raw_tensor import RawTensor
@@ -106,6 +107,7 @@ def directory_config(directory: Path) -> ModelConfig:
     more = read_json(generation) if generation.is_file() else {}
     if is_known(document):
         return hf_config(document, more, where)
+    refuse_unfit(document, where)
     _require_transformers(document["model_type"])
     from ..formats.transformers.config import foreign_config  # here: it imports torch and transformers
 

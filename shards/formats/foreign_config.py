@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from ...swarm.errors import UnsupportedModelError
+from .shown import shown
+
+ANOTHER = "Choose a model of a family that runs: docs/guides/models.md#which-models-run lists them."
+"""The hint where a model cannot run here, whatever a person does."""
+_STATES = frozenset({"falcon_mamba", "mamba", "mamba2", "recurrent_gemma", "rwkv", "xlstm"})
+_ENCODERS = frozenset(
+    {"albert", "bart", "bert", "deberta-v2", "distilbert", "electra", "mbart", "modernbert", "mt5"}
+    | {"roberta", "t5", "wav2vec2", "whisper", "xlm-roberta"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,3 +29,16 @@ class ForeignConfig:
     front: tuple[str, ...] = ()
     blocks: tuple[tuple[str, ...], ...] = ()
     client: tuple[str, ...] = ()
+
+
+def refuse_unfit(document: dict[str, Any], where: str) -> None:
+    """UnsupportedModelError for well-known types of which no node could hold a part, before anything that
+    takes long is imported, or is missing. ``document``: config.json."""
+    family = document["model_type"]
+    if family in _STATES:
+        why = "keeps no keys and values of each token but a state, so it cannot be cut between machines"
+    elif family in _ENCODERS:
+        why = "is no causal language model: its blocks do not write a text token by token"
+    else:
+        return
+    raise UnsupportedModelError(f"{where}: model family {shown(family)} {why}", hint=ANOTHER)

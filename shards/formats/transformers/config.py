@@ -15,10 +15,10 @@ from ..block_config import AttentionConfig, BlockConfig, MlpConfig, NormConfig
 from ..bounds import MAX_VOCAB, MAX_WIDTH
 from ..config import ModelConfig
 from ..fields import Fields
-from ..foreign_config import ForeignConfig
+from ..foreign_config import ANOTHER, ForeignConfig
 from ..hf.config import check_quantization, end_ids, native_dtype
 from ..shown import shown
-from .layered import Layer, LayeredModel, unusable
+from .layered import Layer, LayeredModel, quiet, unusable
 from .own_keys import CONTEXTS, LONGEST, own_keys
 
 _TOKENS = 7
@@ -33,17 +33,25 @@ second."""
 def foreign_config(document: dict[str, Any], generation: dict[str, Any], where: str) -> ModelConfig:
     """As ``hf.config.hf_config``. UnsupportedModelError for a model that is not a causal language model of
     transformers', or of which a node could not hold a part."""
+    with quiet():
+        try:
+            return _foreign_config(document, generation, where)
+        except UnsupportedModelError as error:
+            raise UnsupportedModelError(error.message, hint=f"{error.hint} {ANOTHER}".strip()) from None
+
+
+def _foreign_config(document: dict[str, Any], generation: dict[str, Any], where: str) -> ModelConfig:
     read = Fields(document, where)
     family = read.text("model_type")
     if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        code = "; code that a model brings (auto_map) is never run" if "auto_map" in document else ""
         raise UnsupportedModelError(
-            f"{where}: transformers knows no causal language model of the type {shown(family)}"
+            f"{where}: model family {shown(family)} is not supported, and transformers has no causal "
+            f"language model of that type{code}"
         )
     architectures = read.texts("architectures")
     if architectures and MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family] not in architectures:
-        raise UnsupportedModelError(
-            f"{where}: {shown(architectures[0])} is no causal language model of transformers'"
-        )
+        raise UnsupportedModelError(f"{where}: {shown(architectures[0])} is no causal language model")
     check_quantization(read)
     said = json.dumps(own_keys(document, where), sort_keys=True)
     made = LayeredModel(said)

@@ -20,13 +20,16 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import initialization
 from transformers.cache_utils import Cache
+from transformers.utils import logging
 
 from ....swarm.errors import UnsupportedModelError
-from ..shown import shown
 
 Layer = Callable[..., Any]
 _MAX_MODULES = 1 << 13
 """They take a second or two. A model of 80 layers has some 2,000; a layer's experts are one module."""
+
+_MOST_TEXT = 300
+"""Characters of what transformers' classes say that are passed on."""
 
 
 class _Out(Exception):  # noqa: N818  it carries a result through code that is not ours
@@ -65,7 +68,7 @@ class LayeredModel:
         values = json.loads(document)
         try:
             config = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
-            with torch.device("meta"), initialization.no_tie_weights(), _few_modules():
+            with quiet(), torch.device("meta"), initialization.no_tie_weights(), _few_modules():
                 self.model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
         except UnsupportedModelError:
             raise
@@ -207,7 +210,16 @@ def _zeros(forward: Layer, *args: Any, **kwargs: Any) -> Tensor:
 
 def unusable(error: Exception) -> UnsupportedModelError:
     """For what transformers' classes raise."""
-    lines = str(error).strip().splitlines()
-    return UnsupportedModelError(
-        f"transformers cannot run this model: {shown(lines[0][:200] if lines else type(error).__name__)}"
-    )
+    text = " ".join(str(error).split())[:_MOST_TEXT] or type(error).__name__
+    return UnsupportedModelError(f"transformers cannot run a model of this config.json: {text}")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers says nothing meanwhile of packages that would make it faster, nor else."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)

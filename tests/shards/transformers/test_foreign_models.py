@@ -238,7 +238,7 @@ def changed(folder: Path, **changes: Any) -> str:
         ({"hidden_size": "64"}, "hidden_size"),
         ({"num_attention_heads": 0}, "transformers cannot run"),
         ({"model_type": "no_such_thing"}, "no_such_thing"),
-        ({"model_type": "vit"}, "transformers"),
+        ({"model_type": "segformer"}, "transformers"),
         ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
     ],
 )
@@ -271,6 +271,39 @@ def test_a_missing_tensor_is_refused(neox: Path) -> None:
         pytest.raises(CheckpointError, match=r"has no tensor for gpt_neox\.layers\.3"),
     ):
         Chain(checkpoint)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a well-known encoder": (
+        {"model_type": "bert", "architectures": ["BertModel"]},
+        "no causal language model",
+    ),
+    "a well-known state": ({"model_type": "mamba2"}, "keeps no keys and values"),
+    "an unknown type": ({"model_type": "invented"}, "'invented' is not supported"),
+    "code of its own": (
+        {"model_type": "invented", "auto_map": {"AutoModelForCausalLM": "a.B"}},
+        "auto_map.* is never run",
+    ),
+    "another architecture": (
+        {"architectures": ["GPTNeoXModel"]},
+        "'GPTNeoXModel' is no causal language model$",
+    ),
+    "sizes that do not fit": ({"hidden_size": 65}, "of this config.json: "),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refusal_says_what_to_do(
+    neox: Path, case: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    changes, says = REFUSED[case]
+    if case.startswith("a well-known"):
+        monkeypatch.setitem(sys.modules, "transformers", None)  # nobody installs it for nothing
+    with pytest.raises(UnsupportedModelError, match=says) as raised:
+        open_checkpoint(changed(neox, **changes))
+    assert "Choose a model of a family that runs" in raised.value.hint
+    assert "\n" not in raised.value.message
+    assert capfd.readouterr().err == ""
 
 
 def test_without_transformers_a_person_reads_what_to_install(
