@@ -73,10 +73,16 @@ def _model_config(
         bos_token_id=settings.optional_integer("bos_token_id", most=MAX_VOCAB - 1),
         eos_token_ids=eos_token_ids,
         native_dtype=native_dtype,
-        next_blocks=settings.optional_integer("num_nextn_predict_layers", most=MAX_BLOCKS) or 0,
+        next_blocks=_next_blocks(family, settings),
         tie_word_embeddings=settings.flag("tie_word_embeddings", False),
         **family.client(settings),
     )
+
+
+def _next_blocks(family: Family, settings: Settings) -> int:
+    """0 for a family without any: blocks behind the last then belong to another model."""
+    key = "num_nextn_predict_layers"
+    return (settings.optional_integer(key, most=MAX_BLOCKS) or 0) if key in family.defaults else 0
 
 
 def _blocks(family: Family, settings: Settings) -> list[BlockConfig]:

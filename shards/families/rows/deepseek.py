@@ -206,6 +206,7 @@ GLM4_MOE_LITE = Family(
         routed_scaling_factor=1.8,
         moe_intermediate_size=1536,
         rope_interleave=True,
+        num_nextn_predict_layers=0,
         **_V3,
     ),
     block=_glm4_moe_lite_block,

@@ -214,6 +214,13 @@ def test_blocks_that_guess_further_tokens_are_not_read(tmp_path: Path) -> None:
         open_checkpoint(str(folder))
 
 
+def test_blocks_behind_the_last_of_other_families_are_refused(tmp_path: Path) -> None:
+    _, folder = saved("llama", tmp_path)
+    rewritten(folder, dict, num_hidden_layers=2, num_nextn_predict_layers=1)
+    with pytest.raises(UnsupportedModelError, match=r"does not use: 'model\.layers\.2\."):
+        open_checkpoint(str(folder))
+
+
 def changed(path: Path, change: Callable[[Tensors], Tensors], **keys: int | None) -> Path:
     """The GGUF file ``path`` with other tensors and numbers; None: without. ``__`` in keys is a point."""
     reader = gguf.GGUFReader(path)
