@@ -64,6 +64,8 @@ async def run_generate(arguments: argparse.Namespace) -> None:
             model=arguments.model,
             **client_options(arguments, on_progress=on_progress, on_decision=on_decision),
         ) as model:
+            if speak and not (arguments.raw or model.tokenizer.has_chat_template):
+                console.print("[yellow]No chat template: the text is sent as it is.[/]")
             status.update("Finding a route, and feeding it the prompt ...")
             if arguments.json:
                 result = (await model.generate_detailed(prompt, **options)).as_dict()

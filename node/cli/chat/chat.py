@@ -64,9 +64,11 @@ def run_chat(arguments: argparse.Namespace) -> None:
     with model:
         chat = Chat(model, screen, conversation, survives=at_terminal)
         if not model.tokenizer.has_chat_template:
+            named = " --model …" if arguments.model else ""
             raise UsageError(
                 f"{model.model} has no chat template, so it cannot hold a chat",
-                hint="Use an instruct model, or `swarm-node generate --raw`.",
+                hint="Use an instruct model, or "
+                f"`swarm-node generate{named} --raw 'Once upon a time' --initial-peers …`.",
             )
         source = _source(arguments, at_terminal, chat, screen)
         chat.greet()

@@ -38,6 +38,11 @@ ADDR = "/ip4/192.0.2.7/tcp/31330/p2p/12D3KooWx"
             "`swarm-node invite --swarm-key k`",
             "`swarm-node invite --swarm-key k --swarm home`",
         ),
+        (
+            f"chat --model base --swarm den --initial-peers {ADDR}",
+            "`swarm-node generate --model … --raw 'Once upon a time' --initial-peers …`",
+            f"`swarm-node generate --model base --raw 'Once upon a time' --swarm den --initial-peers {ADDR}`",
+        ),
         ("models unpin x --swarm a", "`swarm-node models unpin y`", "`swarm-node models unpin y`"),
         (
             "status --swarm a",
