@@ -117,7 +117,8 @@ class LoadedSpan:
             free_kv_tokens=server.free_kv_tokens,
             total_kv_tokens=server.total_kv_tokens,
             codecs=self.server.terms.codecs,
-            weights=self.weights,
+            # What computes is announced where it is not one of ours: it costs much, and has other bounds.
+            weights=", ".join([self.weights, *[self.kernels] * (self.kernels == "transformers")]),
             queue_ms=round(load.queue_ms, 3),
             tokens_per_s=round(load.tokens_per_s, 1),
             sessions=server.sessions,

@@ -207,7 +207,8 @@ def _table(model: dict[str, Any], digests: Sequence[str] = ()) -> Table:
             short_peer_id(node["peer_id"]),
             node["blocks"],
             "silent" if node["peer_id"] in model["silent"] else node["state"],
-            shown(node["weights"]),
+            # In lines that fit into its 14 columns: the types, the share of experts, what else computes.
+            shown(node["weights"]).replace(" of experts", " experts").replace(", ", "\n"),
             f"{milliseconds:.2f}" if milliseconds else "-",
             f"{node['prefill_tokens_per_s']:.0f}" if node["prefill_tokens_per_s"] else "-",
             f"{_short(free)} {100 * free / total:.0f}%" if total else "-",

@@ -86,6 +86,14 @@ def test_load_is_shown_and_fits_into_a_terminal(capsys: pytest.CaptureFixture[st
     assert all(len(line.rstrip()) <= 80 for line in lines if "swarm-node" not in line)
 
 
+def test_a_share_of_experts_stands_on_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    node = replace(_node("12D3KooWmoe", 10, 20), weights="int4 (Q4_0) + float32, 44 % of experts")
+    print_tables(build_report([node]))
+    lines = capsys.readouterr().out.splitlines()
+    assert "44 % experts" in [line.strip() for line in lines]
+    assert all(len(line.rstrip()) <= 80 for line in lines if "swarm-node" not in line)
+
+
 def test_nodes_that_only_their_daemons_reach_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     old = _node("12D3KooWolder1", 0, 30)
     new = replace(old, peer_id="12D3KooWnewer1", direct_maddrs=("/ip4/203.0.113.5/tcp/32331/direct",))

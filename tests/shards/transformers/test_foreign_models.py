@@ -25,7 +25,7 @@ from swarm_node.shards.layers.kv_pool import BatchSlice
 from swarm_node.shards.loading import load_backend, load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError, UsageError
-from swarm_node.swarm.types import Span
+from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 from tests.shards.families.cases import SMALL
 from tests.shards.families.models import TOKENS, ids, logits, randomise
 from tests.shards.models.test_devices import pretend
@@ -181,6 +181,9 @@ async def test_a_mac_chooses_a_device_that_computes_the_model(
         assert measure_machine(config, model, manifest, 1).device == device
         loaded = await LoadedSpan.load(config, checkpoint, Span(0, 1), threads=1)
         assert (loaded.device, loaded.kernels) == (device, "transformers")
+        ref = ModelRef("neox", "ab" * 32, model.n_blocks)
+        info = loaded.announced(NodeInfo("a", (), ref, Span(0, 1), NodeState.ONLINE))
+        assert info.weights.endswith(", transformers")
         await loaded.aclose()
 
 
