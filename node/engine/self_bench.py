@@ -25,6 +25,9 @@ DECODE_SECONDS = 0.2
 PREFILL_SECONDS = 0.3
 """Time boxes; at least one timed run happens even if it alone takes longer."""
 MAX_RUNS = 64
+LEAST_RUNS, LONGEST_BOX = 3, 5
+"""So many runs, if they take no more than so many time boxes: one alone may have waited for other work of the
+machine, and was a hundred times as slow."""
 AGAIN_RUNS = 15
 """A node decodes this many tokens to see whether it became slower: they fit in one page of KV cache."""
 
@@ -83,10 +86,14 @@ def _noise(tokens: int, hidden: int) -> np.ndarray:
 
 
 def _time(run: Callable[[], None], box_s: float, clock: Callable[[], float]) -> float:
-    """Median seconds of as many runs as fit into the box, at least one."""
+    """Median seconds of as many runs as fit into the box; of LEAST_RUNS that fit into LONGEST_BOX boxes; of
+    one."""
     times: list[float] = []
     began = now = clock()
-    while not times or (now - began + times[-1] <= box_s and len(times) < MAX_RUNS):
+    while not times or (
+        now - began + times[-1] <= box_s * (LONGEST_BOX if len(times) < LEAST_RUNS else 1)
+        and len(times) < MAX_RUNS
+    ):
         run()
         before, now = now, clock()
         times.append(max(now - before, 1e-9))

@@ -29,5 +29,21 @@ def test_a_slow_device_is_measured_once_each(tiny_span):
     assert next(ticks) == 200.0
 
 
+def test_a_run_that_waited_for_other_work_is_not_the_measure(tiny_span):
+    model, now = tiny_span(), 0.0
+    forward, runs = model.forward, 0
+
+    def interrupted(x, *rest):
+        nonlocal now, runs
+        runs += len(x) == 1  # two warm up; the third is the first that counts
+        now += 0.4 if runs == 3 else 0.001
+        return forward(x, *rest)
+
+    model.forward = interrupted
+    measured = measure_self(model, "float16", 1000, clock=lambda: now)
+    assert runs > 3
+    assert measured.decode_ms_per_block == pytest.approx(1 / 4)
+
+
 def test_a_cache_of_one_token_is_enough(tiny_span):
     assert measure_self(tiny_span(), "int8", 1).prefill_tokens_per_s > 0
