@@ -116,7 +116,8 @@ async def test_a_firewall_before_the_direct_port_costs_an_edge_that_way_alone(
                 assert len(result.token_ids) == NEW_TOKENS
                 assert result.repairs == 0
                 assert ways_of(result) == [(Way.DIRECT, Way.DAEMON), (Way.DAEMON, "")]
-                assert model._router.health.banned(model._router.now()) == frozenset()
+                banned = model._router.health.banned(model._router.now())  # a node that has just left may be
+                assert not banned & {hop.peer_id for hop in result.route.hops}
     swarm.restart_node(last)
     swarm.wait_online(swarm.nodes[1])
 
