@@ -1,16 +1,24 @@
-"""A real node in this process, over in-memory transports."""
+"""A real node and a real client in this process, over in-memory transports."""
 
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
+from swarm_node.client.async_model import AsyncSwarmModel
+from swarm_node.client.local_model import LocalModel
+from swarm_node.client.network import ClientNetwork
 from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node.config import NodeConfig
 from swarm_node.node.node import Node
+from swarm_node.shards.checkpoint.opening import open_checkpoint
+from swarm_node.shards.loading import load_client_model
+from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import Span
+from tests.doubles.fake_swarm import ToyTokenizer
 
 
 async def start_node(
@@ -41,3 +49,21 @@ async def start_node(
     exit.push_async_callback(node.stop)
     await node.start()
     return node
+
+
+def real_client(model: Path, memory: MemoryNetwork, store: MemoryStore, **options: Any) -> AsyncSwarmModel:
+    """In float32, with a toy tokenizer; the caller closes it."""
+    checkpoint = open_checkpoint(str(model))
+    config = checkpoint.config
+    head = load_client_model(checkpoint, LoadOptions(dtype="float32", quantize="none"))
+    local = LocalModel(
+        checkpoint.ref,
+        config.hidden_size,
+        config.vocab_size,
+        config.max_position_embeddings,
+        head,
+        ToyTokenizer(),
+        checkpoint.close,
+    )
+    network = ClientNetwork(GivenNetwork(memory.transport("client"), MemoryDirectory(store)))
+    return AsyncSwarmModel(local, network, wire_codec="none", **options)

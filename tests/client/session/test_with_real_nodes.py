@@ -16,22 +16,15 @@ from safetensors.torch import load_file, save_file
 
 from swarm_node.client.async_model import AsyncSwarmModel
 from swarm_node.client.generation import Generation
-from swarm_node.client.local_model import LocalModel
-from swarm_node.client.network import ClientNetwork
-from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node.node import Node
-from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.loading import load_client_model
-from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.errors import BusyError, ErrorCode, ModelMismatchError
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.protocol.messages import ErrorMessage
 from swarm_node.swarm.routing.best_route import NoRouteError
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import Span
-from tests.doubles.fake_swarm import ToyTokenizer
-from tests.doubles.real_node import start_node
+from tests.doubles.real_node import real_client, start_node
 
 pytestmark = pytest.mark.slow
 
@@ -90,21 +83,8 @@ class Swarm:
             )
 
     async def client(self, **options: Any) -> AsyncSwarmModel:
-        checkpoint = open_checkpoint(str(self.folder))
-        config = checkpoint.config
-        head = load_client_model(checkpoint, LoadOptions(dtype="float32", quantize="none"))
-        local = LocalModel(
-            checkpoint.ref,
-            config.hidden_size,
-            config.vocab_size,
-            config.max_position_embeddings,
-            head,
-            ToyTokenizer(),
-            checkpoint.close,
-        )
-        network = ClientNetwork(GivenNetwork(self.memory.transport("client"), MemoryDirectory(self.store)))
         return await self.exit.enter_async_context(
-            AsyncSwarmModel(local, network, wire_codec="none", **options)
+            real_client(self.folder, self.memory, self.store, **options)
         )
 
     def prefilled(self, answer: Generation) -> set[int]:
