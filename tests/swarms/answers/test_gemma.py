@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from scripts.lab.gemma3 import UnavailableError, gemma3
 from scripts.lab.local_swarm import LocalSwarm, split_evenly
 from scripts.lab.processes.fork_server import ForkServer
+from scripts.lab.real_models import UnavailableError, fetched
 from scripts.lab.transformers_oracle import load_transformers_model
 from swarm_node.client import SwarmModel
 
@@ -31,7 +31,7 @@ PROMPTS = {
 @pytest.fixture(scope="module")
 def model_path() -> Path:
     try:
-        return gemma3()
+        return fetched("gemma3-270m")
     except UnavailableError as error:
         pytest.skip(str(error))
 
