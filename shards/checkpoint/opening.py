@@ -12,7 +12,7 @@ from ..formats.gguf.reader import GGUFSource
 from ..formats.gguf.tensors import gguf_tensors
 from ..formats.hf.safetensors_reader import open_directory
 from ..formats.hf.tensors import checked_tensors
-from ..formats.not_a_model import no_path_error
+from ..formats.not_a_model import no_path_error, refuse_file
 from ..pieces.digest import ModelIdentity
 from ..pieces.file_hashes import FileState, Progress
 from ..pieces.hashing import identity_and_root, model_files, model_identity
@@ -90,8 +90,7 @@ def _identified(
 
 
 def _open_file(path: Path, pieces: bool, progress: Progress | None) -> Checkpoint:
-    if path.suffix == ".safetensors":
-        raise CheckpointError(f"{path} is one file of a checkpoint", hint="Give the directory that it is in.")
+    refuse_file(path)
     if path.name.endswith(PART):
         raise CheckpointError(f"{path} has holes", hint=f"Give the directory {path.parent.parent}.")
     source = GGUFSource(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,16 @@ MAX_ENTRIES = 1000
 """At most this many entries of a folder are searched for names: each may cost a read of the disk."""
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_UNFINISHED = ("*.incomplete", "*.crdownload", "*.aria2")
+_SINGLE = "model.safetensors"
+_A_MODEL = "A model is a HuggingFace directory (config.json, safetensors files) or a .gguf file."
+_CONTINUE = "Run the download again: it goes on where it stopped."
+_OTHER_FORMATS = {
+    "*.onnx": "ONNX", "onnx": "ONNX", "openvino_*.xml": "OpenVINO", "tf_model*.h5": "TensorFlow",
+    "flax_model*.msgpack": "Flax", "mlc-chat-config.json": "MLC", "*.mlpackage": "Core ML",
+    "*.tflite": "TensorFlow Lite", "*.engine": "TensorRT", "*.ggml": "llama.cpp before GGUF",
+}  # fmt: skip
+"""Names of files, and what they are for."""
 _OF_TRAINING = ("training_args.bin", "optimizer.*", "scheduler.*", "rng_state*")
 
 
@@ -30,41 +41,92 @@ def download_hint(first: bytes) -> str:
 def no_model_error(directory: Path, lacks: str) -> CheckpointError:
     """The error for a directory without the file or files ``lacks``, by what is there instead."""
     try:
-        names = sorted(path.name for path in directory.iterdir())
+        names = file_names(directory)
     except OSError as error:
         return CheckpointError(f"cannot read {directory}: {error.strerror or error}")
-    if "adapter_config.json" in names:
-        return CheckpointError(
-            f"{directory} holds an adapter of a model (adapter_config.json), and {lacks}",
-            hint="Merge the two, and give the result: "
-            + _python(
-                "from peft import AutoPeftModelForCausalLM as M; "
-                f"M.from_pretrained({_text(directory)}).merge_and_unload().save_pretrained({_text(f'{directory}-merged')})"
-            ),
-        )
     if files := _those(names, ("*.gguf",)):
         return CheckpointError(
             f"{directory} is a folder with GGUF files, and holds {lacks}",
             hint=f"Give the path of a file: {directory / files[0]}",
         )
-    if _those(names, ("model-*.safetensors",)):
-        return CheckpointError(
-            f"{directory} holds parts of a model, and {lacks}",
-            hint="Download the files that are missing: the index says which tensor is in which part.",
+    what, hint = _found(directory, names)
+    return CheckpointError(f"{directory} holds {what}{', and ' if what else ''}{lacks}", hint=hint)
+
+
+def _found(directory: Path, names: Sequence[str]) -> tuple[str, str]:
+    """What a directory holds in place of a model, and what to do; "" for nothing that is known."""
+    if files := _those(names, ("adapter_config.json", "adapter_model.*")):
+        merged = _text(f"{directory}-merged")
+        return f"an adapter of a model ({files[0]})", "Merge the two, and give the result: " + _python(
+            "from peft import AutoPeftModelForCausalLM as M; "
+            f"M.from_pretrained({_text(directory)}).merge_and_unload().save_pretrained({merged})"
         )
-    if files := [name for name in _those(names, _PICKLES) if not _those([name], _OF_TRAINING)]:
-        return CheckpointError(
-            f"{directory} holds weights as a pickle ({files[0]}), which is not read, and {lacks}",
-            hint="A pickle may run any program. If you trust this one: "
+    if "model_index.json" in names:
+        return "a pipeline of diffusers (model_index.json), which writes no text", _A_MODEL
+    if unfinished := _unfinished(directory):
+        return f"a download that has not ended ({unfinished})", _CONTINUE
+    if files := _those(names, ("consolidated*.safetensors", "consolidated*.pth", "params.json")):
+        return (
+            f"a model in its maker's own format ({files[0]}), which is not read",
+            "Take the same model as transformers has it (config.json, model*.safetensors), or a GGUF file.",
+        )
+    files = [name for name in _those(names, _PICKLES) if not _those([name], _OF_TRAINING)]
+    if files and "config.json" in names:
+        return f"weights as a pickle ({files[0]}), which is not read", (
+            "A pickle may run any program. If you trust this one: "
             + _python(
                 "from transformers import AutoModelForCausalLM as M; "
                 f'M.from_pretrained({_text(directory)}, dtype="auto").save_pretrained({_text(directory)})'
-            ),
+            )
         )
-    return CheckpointError(
-        f"{directory} holds {lacks}",
-        hint="A model is a HuggingFace directory (config.json, safetensors files) or a .gguf file.",
-    )
+    if files:
+        return f"weights as a pickle ({files[0]}), which is not read", (
+            "A pickle may run any program. Take the model as safetensors files, or as a GGUF file."
+        )
+    for pattern, kind in _OTHER_FORMATS.items():
+        if files := _those(names, (pattern,)):
+            return f"a model for {kind} ({files[0]}), which is not read", _A_MODEL
+    if files := _those(names, ("*.safetensors",)):
+        if "config.json" not in names:
+            return f"weights ({files[0]})", "Download config.json, too: it says what the tensors mean."
+        return f"weights under another name ({files[0]})", f"If it is the whole model, rename it: {_SINGLE}"
+    return "", _A_MODEL
+
+
+def refuse_file(path: Path) -> None:
+    """CheckpointError for a file whose ending says that it is no GGUF file, or not all of one."""
+    name = path.name
+    if _those([name], ("*.safetensors",)):
+        raise CheckpointError(f"{path} is one file of a checkpoint", hint="Give the directory that it is in.")
+    if _those([name], _UNFINISHED):
+        raise CheckpointError(f"{path} is a download that has not ended", hint=_CONTINUE)
+    if _those([name], _PICKLES):
+        raise CheckpointError(
+            f"{path} is a pickle, which is not read: it may run any program",
+            hint="Take the model as safetensors files, or as a GGUF file.",
+        )
+    for pattern, kind in _OTHER_FORMATS.items():
+        if _those([name], (pattern,)):
+            raise CheckpointError(f"{path} is a model for {kind}, which is not read", hint=_A_MODEL)
+
+
+def download_again(directory: Path, otherwise: str) -> str:
+    """The hint for a directory in which files are missing."""
+    return _CONTINUE if _unfinished(directory) else otherwise
+
+
+def _unfinished(directory: Path) -> str:
+    """The name of a file that a download has left unfinished in a directory; "" if there is none."""
+    for folder in (directory, directory / ".cache" / "huggingface" / "download"):
+        with suppress(OSError):
+            if files := _those(file_names(folder), _UNFINISHED):
+                return files[0]
+    return ""
+
+
+def file_names(directory: Path) -> list[str]:
+    """The names in a directory, of its first MAX_ENTRIES entries, sorted. OSError."""
+    return sorted(path.name for path in islice(directory.iterdir(), MAX_ENTRIES))
 
 
 def no_path_error(text: str) -> CheckpointError:

@@ -12,9 +12,8 @@ from pathlib import Path
 from ...swarm.errors import CheckpointError
 from ..formats.gguf.header import GGUFHeader
 from ..formats.hf.safetensors_header import header_length
-from ..formats.hf.safetensors_reader import INDEX, SINGLE, read_index, shard_names
+from ..formats.hf.safetensors_reader import INDEX, SINGLE, weight_files
 from ..formats.mapped_file import MappedFile
-from ..formats.not_a_model import no_model_error
 from .digest import GGUF_NAME, SMALL_FILES, FileHash, ModelIdentity, identity_of, pieces_content
 from .file_hashes import FileHashes, HashRequest, Progress, hash_files
 from .manifest import PieceFile, PieceManifest, piece_size_for
@@ -28,16 +27,10 @@ def model_files(path: Path) -> dict[str, Path]:
     if path.is_file():
         return {GGUF_NAME: path}
     files = {name: path / name for name in SMALL_FILES if (path / name).is_file()}
-    if (path / SINGLE).is_file():  # an index beside it is not read by anybody
+    weights = weight_files(path)
+    if SINGLE in weights:  # an index beside it is not read by anybody
         files.pop(INDEX, None)
-        files[SINGLE] = path / SINGLE
-    elif INDEX in files:
-        files |= {name: path / name for name in shard_names(read_index(path / INDEX))}
-    else:
-        raise no_model_error(path, f"neither {SINGLE} nor {INDEX}")
-    for name, file in files.items():
-        if not file.is_file():
-            raise CheckpointError(f"{path} does not hold {name}: a model is all of its files")
+    files |= {name: path / name for name in weights}
     return dict(sorted(files.items()))
 
 

@@ -138,6 +138,7 @@ def gguf_config(header: GGUFHeader) -> ModelConfig:
     file = Fields(header.metadata, where)
     architecture = file.optional_text("general.architecture") or ""
     has_experts = not file.is_one_of(f"{architecture}.expert_count", (0,))
+    _refuse_other_kinds(file, architecture, header)
     family = BY_GGUF.get((architecture, has_experts)) or BY_GGUF.get((architecture, not has_experts))
     if family is None:
         raise unsupported_family(architecture or None, where)
@@ -164,6 +165,28 @@ def gguf_config(header: GGUFHeader) -> ModelConfig:
     )
     _check_unread(own, settings, config, family)
     return config
+
+
+def _refuse_other_kinds(file: Fields, architecture: str, header: GGUFHeader) -> None:
+    """UnsupportedModelError for files that belong to a model and are none, as llama.cpp marks them."""
+    kind = file.optional_text("general.type") or ""
+    if architecture == "clip" or kind == "mmproj":
+        what, hint = "what a model sees and hears with (mmproj)", "Give the GGUF file of the model beside it."
+    elif kind == "imatrix" or file.has("imatrix.datasets"):
+        what = "a record of which weights matter (imatrix), made for quantizing"
+        hint = "Give the GGUF file of the model."
+    elif kind == "adapter" or file.has("adapter.type"):
+        what, hint = (
+            "an adapter (LoRA)",
+            "Merge it first: llama-export-lora -m MODEL --lora ADAPTER -o OUTPUT",
+        )
+    elif architecture == "controlvector":
+        what, hint = "a control vector", "Give the GGUF file of the model."
+    elif architecture and not header.tensors and not file.has("split.count"):
+        what, hint = "a vocabulary without weights", "Give the GGUF file of the model."
+    else:
+        return
+    raise UnsupportedModelError(f"{file.where} is no model but {what}", hint=hint)
 
 
 def gguf_eos_ids(header: GGUFHeader) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from typing import Protocol
 from ....swarm.errors import CheckpointError
 from ..bounded_json import JsonBounds, read_json
 from ..mapped_file import MappedFile, PresentBytes
-from ..not_a_model import no_model_error
+from ..not_a_model import download_again, file_names, no_model_error
 from ..raw_tensor import RawTensor
 from ..shown import shown
 from ..tensors import TensorInfo
@@ -23,6 +23,7 @@ MAX_SHARDS = 1024
 """One model has at most this many files; the largest in use have 191."""
 MAX_TENSORS = 1 << 18
 """One model has at most this many tensors, in all files together."""
+_PART = re.compile(r"(.{1,160})-([0-9]{5})-of-([0-9]{5})\.safetensors")
 _SHARD_NAME = re.compile(r"[^/\\\0]{1,200}\.safetensors")
 _INDEX_BOUNDS = JsonBounds(nbytes=64 << 20, values=2 * MAX_TENSORS)
 
@@ -118,18 +119,44 @@ class SafetensorsSource:
 
 def open_directory(directory: Path) -> SafetensorsSource:
     """Every shard of a local HuggingFace directory."""
+    return SafetensorsSource(LocalShard(directory / name) for name in weight_files(directory))
+
+
+def weight_files(directory: Path) -> list[str]:
+    """The files with the weights of a HuggingFace directory, sorted: model.safetensors; else those of the
+    index; else all parts of one row, ``NAME-00001-of-00004.safetensors``. CheckpointError where one of them
+    is missing, or where there are none."""
     if (directory / SINGLE).is_file():
-        return SafetensorsSource([LocalShard(directory / SINGLE)])
-    index = directory / INDEX
-    if not index.is_file():
-        raise no_model_error(directory, f"neither {SINGLE} nor {INDEX}")
-    names = shard_names(read_index(index))
+        return [SINGLE]
+    if (directory / INDEX).is_file():
+        names, named_by = shard_names(read_index(directory / INDEX)), INDEX
+    else:
+        names, named_by = _numbered(directory), "the number in its name"
     if missing := [name for name in names if not (directory / name).is_file()]:
         raise CheckpointError(
             f"{directory} lacks {len(missing)} of its {len(names)} safetensors files: {missing[0]}",
-            hint=f"Download them, too: {INDEX} names them all.",
+            hint=download_again(directory, f"Download what is missing, too: {named_by} says what that is."),
         )
-    return SafetensorsSource(LocalShard(directory / name) for name in names)
+    return names
+
+
+def _numbered(directory: Path) -> list[str]:
+    """The names of a whole row of numbered parts, of which at least one is there. A tensor in two of them is
+    found when they are opened."""
+    rows: dict[tuple[str, int], None] = {}
+    for name in file_names(directory):
+        if (match := _PART.fullmatch(name)) and 0 < int(match[2]) <= int(match[3]) <= MAX_SHARDS:
+            rows[match[1], int(match[3])] = None
+    if not rows:
+        raise no_model_error(directory, f"neither {SINGLE} nor {INDEX}")
+    if len(rows) > 1:
+        found = ", ".join(f"{stem}-…-of-{count:05}.safetensors" for stem, count in sorted(rows)[:4])
+        raise CheckpointError(
+            f"{directory} holds parts of several models, and no {INDEX} that tells them apart: {found}",
+            hint="Move each model's files into a folder of its own.",
+        )
+    ((stem, count),) = rows
+    return [f"{stem}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
 
 
 def read_index(path: Path) -> dict[str, str]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Container
 from dataclasses import replace
+from itertools import islice
 
+from ....swarm.errors import CheckpointError
 from ...families.named_source import NamedSource, next_blocks
 from ...families.places import Place, places
 from ...families.rows.table import FAMILIES
 from ..config import ModelConfig
+from ..shown import shown
 from ..tensors import EMBEDDING, HEAD, TensorSource
 from .foreign_tensors import foreign_places, foreign_tensors
 from .mlx_affine import stored_names, with_affine
@@ -16,6 +19,8 @@ from .mxfp4 import BLOCKS, scales_of, with_mxfp4
 
 _ROOTS = ("model.", "language_model.model.", "model.language_model.", "language_model.")
 """What names of the text part begin with: the last ones in models that see or hear, too."""
+_OF_MAKERS = "tok_embeddings.weight"
+"""A tensor of Meta's and of Mistral's own files."""
 _HEADS = (HEAD, f"language_model.{HEAD}", f"model.language_model.{HEAD}")
 
 
@@ -25,15 +30,24 @@ def stored_places(config: ModelConfig, present: Collection[str]) -> tuple[ModelC
     transformers."""
     if config.foreign is not None:
         return foreign_places(config, config.foreign, present)
-    head = next((name for name in _HEADS if name in present), None)
+    root = _root(present)
+    outer = root.removesuffix("model.") if root == "model." or root.endswith(".model.") else root
+    head = next((name for name in (*_HEADS, outer + HEAD) if name in present), None)
     if head is not None:
         config = replace(config, tie_word_embeddings=False)
-    first = EMBEDDING.removeprefix("model.")
-    root = next((root for root in _ROOTS if root + first in present), _ROOTS[0])
     names = FAMILIES[config.family].tensors
     shown = _Rooted(present, root, head)
     found = places(config, names, "model.layers.{}.", shown)
     return config, {name: place._replace(stored=shown.real(place.stored)) for name, place in found.items()}
+
+
+def _root(present: Collection[str]) -> str:
+    """What the names of the text part begin with: nothing in a base model that was saved alone; what wrapped
+    a model in training (``module.``, ``_orig_mod.``, ``base_model.model.``) may come before it."""
+    first = EMBEDDING.removeprefix("model.")
+    known = [root for root in _ROOTS if root + first in present]
+    others = (name.removesuffix(first) for name in present if name == first or name.endswith("." + first))
+    return (known or list(islice(others, 2)) or [_ROOTS[0]])[0]
 
 
 class _Rooted:
@@ -61,9 +75,29 @@ def checked_tensors(config: ModelConfig, source: TensorSource, where: str) -> tu
     together. CheckpointError, UnsupportedModelError: see ``NamedSource``."""
     if config.foreign is not None:
         return foreign_tensors(config, config.foreign, source, where)
+    _refuse_unlike(source.manifest, where)
     config, found = stored_places(config, source.manifest)
+    if not config.tie_word_embeddings and found[HEAD].stored not in source.manifest:
+        raise CheckpointError(
+            f"{where} has no head ({HEAD}): it is a base model that was saved without one",
+            hint="Take the model that writes text (…ForCausalLM), or a GGUF file of it.",
+        )
     source = with_mxfp4(source, (place.stored for place in found.values()), where)
     source = with_affine(source, {place.stored: place.whole for place in found.values()}, where)
     own = FAMILIES[config.family].ignored
     ignored = "|".join(filter(None, (own, next_blocks(config, "layers.{}."))))
     return config, NamedSource(source, found, where, ignored=ignored)
+
+
+def _refuse_unlike(names: Collection[str], where: str) -> None:
+    """CheckpointError for tensors under names that are not transformers', but known."""
+    if _OF_MAKERS in names:
+        raise CheckpointError(
+            f"{where} has the names of its maker's own format ({_OF_MAKERS}), which is not read",
+            hint="Take the same model as transformers has it, or as a GGUF file.",
+        )
+    if adapter := next((name for name in names if ".lora_A." in name or ".lora_embedding_A" in name), None):
+        raise CheckpointError(
+            f"{where} holds an adapter beside its weights ({shown(adapter)})",
+            hint="Merge the two with peft (merge_and_unload), save the result, and give its directory.",
+        )

@@ -225,7 +225,7 @@ def test_missing_shard(hf_llama: HFLlama) -> None:
     (directory / "model-00001-of-00002.safetensors").unlink()
     with pytest.raises(CheckpointError, match="lacks 1 of its 2 safetensors files: model-00001") as caught:
         open_checkpoint(str(directory))
-    assert "Download them" in caught.value.hint
+    assert "Download what is missing" in caught.value.hint
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
