@@ -13,7 +13,7 @@ from ..formats.hf.safetensors_reader import LocalShard, SafetensorsSource
 from ..formats.hf.tensors import checked_tensors, stored_parts
 from ..formats.mapped_file import AbsentError
 from ..formats.tensors import needed_tensors
-from ..pieces.digest import CLIENT_FILES, GGUF_NAME
+from ..pieces.digest import CLIENT_FILES
 from ..pieces.hashing import hashed, head_of
 from ..pieces.store import FILES, PART, FilePresence, PieceStore
 from ..tokenizer.source import DirectoryTokenizer, GGUFTokenizer
@@ -53,9 +53,10 @@ class StoredCheckpoint(Checkpoint):
         _require(store, opening_pieces(store))
         store.finish_files()  # a crash may have come between the last piece of a file and its name
         check_whole_files(store)
-        if manifest.has_file(GGUF_NAME):
-            source = self._places = GGUFSource(store.path(GGUF_NAME), FilePresence(store, GGUF_NAME))
-            _check_head(store, GGUF_NAME, min(source.header.length, source.file.size))
+        if manifest.is_gguf:
+            name = manifest.files[0].name
+            source = self._places = GGUFSource(store.path(name), FilePresence(store, name))
+            _check_head(store, name, min(source.header.length, source.file.size))
             config, self._tensors = gguf_tensors(source)
             super().__init__(
                 *(store.model.name, config, self._tensors, GGUFTokenizer(source.header)),
@@ -141,13 +142,13 @@ def check_whole_files(store: PieceStore) -> None:
     """ForgedError unless each file that is here whole has the content that the model's digest knows of it;
     IncompleteError where that is for damage on this disk.
 
-    Pieces prove only that they are in the list that a peer announced. For a file of one piece, or a GGUF
-    file, the digest proves the list. Blocks while files are read that are not remembered.
+    Pieces prove only that they are in the list that a peer announced. For a file of one piece the digest
+    proves the list. Blocks while files are read that are not remembered.
     """
     whole = {
         file.name: path
         for file in store.manifest.files
-        if file.name != GGUF_NAME and file.n_pieces > 1 and (path := store.path(file.name)).name == file.name
+        if file.n_pieces > 1 and (path := store.path(file.name)).name == file.name
     }
     for found in hashed(whole):
         if found.content != store.manifest.file(found.name).content:

@@ -3,15 +3,12 @@
 The *digest* is the root of a small Merkle tree. Its leaves are the files of a model, each by its name, its
 size and its content; its branches are the four parts below, so that two models can be compared part by part:
 
-    digest  = SHA-256 of ["swarm-node model 1", settings, weights, tokenizer, template]
+    digest  = SHA-256 of ["swarm-node model 2", settings, weights, tokenizer, template]
     part    = SHA-256 of [[name, size, content], …], the part's files sorted by name
 
 each list as JSON without spaces, in ASCII, hashes in lowercase hexadecimal. The content of a file is its
 SHA-256. The HuggingFace hub tells that of a large file without sending the file: so a node that has fetched
-some files of a model knows the same digest as one that has all of them. A GGUF file is a whole model, and no
-node has a part of it from the hub: its content is the SHA-256 of its piece size (8 bytes, big-endian) and the
-hashes of its pieces (``piece_manifest``). So a peer that fetches one by its digest can check every piece, and
-several threads can hash one file.
+some files of a model, or parts of them, knows the same digest as one that has all of them.
 """
 
 from __future__ import annotations
@@ -22,11 +19,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-_VERSION = "swarm-node model 1"
+_VERSION = "swarm-node model 2"
 _BRIEF = 8
 """``ModelIdentity.brief`` has this many characters of each part's hash."""
-GGUF_NAME = "model.gguf"
-"""The name of a GGUF file here, independent of its name on the disk."""
 
 
 class Part(StrEnum):
@@ -56,7 +51,7 @@ CLIENT_FILES = tuple(name for name, part in SMALL_FILES.items() if part in (Part
 
 @dataclass(frozen=True, slots=True)
 class FileHash:
-    """A leaf. ``content``: 32 bytes, as above."""
+    """A leaf. ``content``: the file's SHA-256."""
 
     name: str
     size: int
@@ -90,9 +85,12 @@ def identity_of(files: Iterable[FileHash]) -> ModelIdentity:
     )
 
 
-def pieces_content(piece_size: int, hashes: bytes) -> bytes:
-    """The content of a file that is known by its pieces: a GGUF file."""
-    return hashlib.sha256(piece_size.to_bytes(8) + hashes).digest()
+def gguf_names(count: int) -> list[str]:
+    """What the ``count`` files of a GGUF model are called here, in order, independent of their names on the
+    disk: ``model.gguf``, or ``model-00001-of-00003.gguf`` and so on."""
+    if count == 1:
+        return ["model.gguf"]
+    return [f"model-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
 
 
 def what_differs(one: str, other: str, before: str = "") -> str:
@@ -107,8 +105,8 @@ def what_differs(one: str, other: str, before: str = "") -> str:
     }
     if (none := _hash([])[:_BRIEF]) in (settings := parts[Part.SETTINGS]):
         if settings == (none, none):
-            return f"{before}they are two GGUF files"
-        return f"{before}one is a GGUF file, the other a directory of safetensors files"
+            return f"{before}they are two GGUF models"
+        return f"{before}one is a GGUF model, the other a directory of safetensors files"
     differing = [
         f"the {part}" + (", which one of them lacks" if none in pair else "")
         for part, pair in parts.items()

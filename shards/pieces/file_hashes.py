@@ -36,10 +36,10 @@ SETTLED_S = 2.0
 as they are (FAT's have two seconds)."""
 _TICK_S = 0.1
 """Seconds between looks whether to stop, and between reports of progress."""
-_READ = 1 << 20
-"""This many bytes are read at once if no pieces are wanted."""
-_STRETCH = 32 << 20
-"""A thread takes this many bytes of a file of pieces at once."""
+_READ = 4 << 20
+"""About this many bytes are read at once."""
+_BUFFERS = 3
+"""A file is read this many times ``_READ`` ahead of the threads that hash its pieces."""
 _REMEMBERED = 4096
 """The hashes of this many files are kept: the largest models have some hundreds."""
 _MAX_RECORD = 8 << 20
@@ -51,26 +51,14 @@ class HashingStopped(Exception):  # noqa: N818 - not an error: it was asked for
 
 
 @dataclass(frozen=True, slots=True)
-class HashRequest:
-    """``whole``: whether the SHA-256 of the whole file is wanted. ``piece_size``: bytes of the pieces to
-    hash; 0 for none."""
-
-    path: Path
-    whole: bool
-    piece_size: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class FileHashes:
-    """``sha256`` of the whole file, empty if it was not wanted. ``pieces``: 32 bytes for each."""
+    """``sha256``: of the whole file. ``pieces``: of each piece of ``piece_size`` bytes, 32 bytes for each;
+    none were wanted where that is 0."""
 
     size: int
     sha256: bytes
     piece_size: int
     pieces: bytes
-
-    def answers(self, wanted: HashRequest) -> bool:
-        return (bool(self.sha256) or not wanted.whole) and wanted.piece_size in (0, self.piece_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +120,8 @@ _WATCH: ContextVar[tuple[Progress | None, threading.Event | None]] = ContextVar(
 
 
 def hash_files(
-    files: Mapping[str, HashRequest],
+    files: Mapping[str, Path],
+    piece_size: int = 0,
     *,
     progress: Progress | None = None,
     stop: threading.Event | None = None,
@@ -140,25 +129,26 @@ def hash_files(
 ) -> dict[str, FileHashes]:
     """The hashes by the same keys. Blocks while files are read; no file is opened if all is remembered.
 
-    ``remembered``: the folder for results, by default one in the state folder. CheckpointError for files that
-    cannot be read or change meanwhile; HashingStopped.
+    ``piece_size``: bytes of the pieces to hash in the same reading; 0 for none. ``remembered``: the folder
+    for results, by default one in the state folder. CheckpointError for files that cannot be read or change
+    meanwhile; HashingStopped.
     """
     watching, stopped = _WATCH.get()
     progress, stop = progress or watching, stop or stopped
     folder = remembered or state_folder() / "hashes"
-    states = {key: FileState.of(wanted.path) for key, wanted in files.items()}
+    states = {key: FileState.of(path) for key, path in files.items()}
     found: dict[str, FileHashes] = {}
-    for key, wanted in files.items():
-        known = _recall(folder, states[key])
-        if known is not None and known.answers(wanted):
+    for key, state in states.items():
+        known = _recall(folder, state)
+        if known is not None and piece_size in (0, known.piece_size):
             found[key] = known
-    unknown = {key: wanted for key, wanted in files.items() if key not in found}
+    unknown = {key: path for key, path in files.items() if key not in found}
     if unknown:
-        fresh = _Reading(unknown, states, progress, stop).hashes()
-        for key, wanted in unknown.items():
-            if FileState.of(wanted.path) != states[key]:
+        fresh = _Reading(unknown, piece_size, states, progress, stop).hashes()
+        for key, path in unknown.items():
+            if FileState.of(path) != states[key]:
                 raise CheckpointError(
-                    f"{wanted.path} changed while it was hashed", hint="Start again when it is written."
+                    f"{path} changed while it was hashed", hint="Start again when it is written."
                 )
         _remember(folder, {states[key]: hashes for key, hashes in fresh.items()})
         found |= fresh
@@ -166,16 +156,20 @@ def hash_files(
 
 
 class _Reading:
-    """One reading of all these files, side by side."""
+    """One reading of all these files, side by side. A SHA-256 takes a file in order, so one thread reads each
+    file for it; what it has read, other threads hash as pieces meanwhile."""
 
     def __init__(
         self,
-        files: Mapping[str, HashRequest],
+        files: Mapping[str, Path],
+        piece_size: int,
         states: Mapping[str, FileState],
         progress: Progress | None,
         stop: threading.Event | None,
     ) -> None:
         self._files = files
+        self._piece_size = piece_size
+        self._step = max(piece_size, _READ - _READ % piece_size if piece_size else _READ)
         self._sizes = {key: states[key].size for key in files}
         self._progress = progress
         self._stop = stop
@@ -186,28 +180,20 @@ class _Reading:
     def hashes(self) -> dict[str, FileHashes]:
         total = sum(self._sizes.values())
         self._tell(total)
-        pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1), "hashing")
+        threads = min(THREADS, os.cpu_count() or 1)
+        readers = ThreadPoolExecutor(threads, "hashing")
+        self._pool = ThreadPoolExecutor(threads, "hashing-pieces")  # its threads wait for nobody
         try:
-            parts = {
-                key: [pool.submit(self._read, key, *stretch) for stretch in self._stretches(key)]
-                for key in sorted(self._files, key=lambda key: -self._sizes[key])
-            }
-            self._wait([each for stretches in parts.values() for each in stretches], total)
+            largest_first = sorted(self._files, key=lambda key: -self._sizes[key])
+            found = {key: readers.submit(self._read, key) for key in largest_first}
+            self._wait(set(found.values()), total)
         finally:
             self._ended.set()  # what still reads, because something went wrong, ends with its next read
-            pool.shutdown(cancel_futures=True)
-        return {key: self._joined(key, [each.result() for each in parts[key]]) for key in self._files}
+            readers.shutdown(cancel_futures=True)
+            self._pool.shutdown()
+        return {key: found[key].result() for key in self._files}
 
-    def _stretches(self, key: str) -> list[tuple[int, int]]:
-        """Start and end of what one thread reads: a SHA-256 needs all of a file in order, pieces do not."""
-        wanted, size = self._files[key], self._sizes[key]
-        if wanted.whole or not wanted.piece_size:
-            return [(0, size)]
-        step = max(_STRETCH, wanted.piece_size)
-        return [(start, min(start + step, size)) for start in range(0, size, step)] or [(0, 0)]
-
-    def _wait(self, stretches: list[Future[tuple[bytes, bytes]]], total: int) -> None:
-        left = set(stretches)
+    def _wait(self, left: set[Future[FileHashes]], total: int) -> None:
         while left:
             if self._stop is not None and self._stop.is_set():
                 raise HashingStopped
@@ -220,32 +206,33 @@ class _Reading:
         if self._progress is not None:
             self._progress(self._done, total, HASHING)
 
-    def _read(self, key: str, start: int, end: int) -> tuple[bytes, bytes]:
-        """(SHA-256, hashes of pieces) of a stretch; what is not wanted is empty."""
-        wanted = self._files[key]
-        step = wanted.piece_size or _READ
-        buffer = memoryview(bytearray(min(step, end - start)))
-        whole, pieces = hashlib.sha256(), bytearray()
+    def _read(self, key: str) -> FileHashes:
+        path, size = self._files[key], self._sizes[key]
+        buffers = [memoryview(bytearray(min(self._step, size))) for _ in range(_BUFFERS)]
+        whole, pieces = hashlib.sha256(), list[Future[bytes]]()
         try:
-            with wanted.path.open("rb", buffering=0) as file:
-                file.seek(start)
-                for offset in range(start, end, step):  # no further, should it grow meanwhile
-                    data = buffer[: fill(file, buffer[: min(step, end - offset)])]
+            with path.open("rb", buffering=0) as file:
+                for number, offset in enumerate(range(0, size, self._step)):  # no further, should it grow
+                    if self._piece_size and number >= _BUFFERS:
+                        pieces[number - _BUFFERS].result()  # until then its buffer is in use
+                    buffer = buffers[number % _BUFFERS]
+                    data = buffer[: fill(file, buffer[: min(self._step, size - offset)])]
                     if self._ended.is_set():
                         raise HashingStopped
-                    if wanted.whole:
-                        whole.update(data)
-                    if wanted.piece_size:
-                        pieces += hashlib.sha256(data).digest()
+                    if self._piece_size:
+                        pieces.append(self._pool.submit(_piece_hashes, data, self._piece_size))
+                    whole.update(data)
                     with self._lock:
                         self._done += len(data)
         except OSError as error:
-            raise CheckpointError(f"cannot read {wanted.path}: {error.strerror or error}") from None
-        return whole.digest() if wanted.whole else b"", bytes(pieces)
+            raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+        hashes = b"".join(each.result() for each in pieces)
+        return FileHashes(size, whole.digest(), self._piece_size, hashes)
 
-    def _joined(self, key: str, stretches: list[tuple[bytes, bytes]]) -> FileHashes:
-        pieces = b"".join(hashes for _, hashes in stretches)
-        return FileHashes(self._sizes[key], stretches[0][0], self._files[key].piece_size, pieces)
+
+def _piece_hashes(data: memoryview, piece_size: int) -> bytes:
+    pieces = (data[start : start + piece_size] for start in range(0, len(data), piece_size))
+    return b"".join(hashlib.sha256(piece).digest() for piece in pieces)
 
 
 def fill(file: BinaryIO, buffer: memoryview) -> int:
@@ -271,7 +258,7 @@ def _recall(folder: Path, state: FileState) -> FileHashes | None:
             return None
         form, sha256, piece_size, pieces = msgpack.unpackb(data[32:])
         n_pieces = -(-state.size // piece_size) if piece_size else 0
-        if form != _FORMAT or len(sha256) not in (0, 32) or len(pieces) != 32 * n_pieces:
+        if form != _FORMAT or len(sha256) != 32 or len(pieces) != 32 * n_pieces:
             return None
         os.utime(record)
     except (OSError, ValueError, TypeError, CheckpointError):

@@ -14,8 +14,8 @@ from ..formats.gguf.header import GGUFHeader
 from ..formats.hf.safetensors_header import header_length
 from ..formats.hf.safetensors_reader import INDEX, SINGLE, weight_files
 from ..formats.mapped_file import MappedFile
-from .digest import GGUF_NAME, SMALL_FILES, FileHash, ModelIdentity, identity_of, pieces_content
-from .file_hashes import FileHashes, HashRequest, Progress, hash_files
+from .digest import SMALL_FILES, FileHash, ModelIdentity, gguf_names, identity_of
+from .file_hashes import FileHashes, Progress, hash_files
 from .manifest import PieceFile, PieceManifest, piece_size_for
 
 
@@ -25,7 +25,7 @@ def model_files(path: Path) -> dict[str, Path]:
     ``path``: a GGUF file or a HuggingFace directory. CheckpointError where a file is missing.
     """
     if path.is_file():
-        return {GGUF_NAME: path}
+        return dict(zip(gguf_names(1), [path], strict=True))
     files = {name: path / name for name in SMALL_FILES if (path / name).is_file()}
     weights = weight_files(path)
     if SINGLE in weights:  # an index beside it is not read by anybody
@@ -44,8 +44,8 @@ def identity_and_root(path: Path, *, progress: Progress | None = None) -> tuple[
     """As ``model_identity``, and the root of the piece manifest, from the same reading: "" for files that
     peers would not take."""
     files = model_files(path)
-    hashes = _hashed(files, _piece_size(files), progress, None)
-    identity = identity_of(FileHash(name, each.size, _content(name, each)) for name, each in hashes.items())
+    hashes = hash_files(files, _piece_size(files), progress=progress)
+    identity = identity_of(FileHash(name, each.size, each.sha256) for name, each in hashes.items())
     try:
         return identity, _manifest(files, hashes).root
     except CheckpointError:
@@ -54,8 +54,8 @@ def identity_and_root(path: Path, *, progress: Progress | None = None) -> tuple[
 
 def hashed(files: Mapping[str, Path], *, progress: Progress | None = None) -> list[FileHash]:
     """The hashes of some files of a model."""
-    hashes = _hashed(files, 0, progress, None)
-    return [FileHash(name, each.size, _content(name, each)) for name, each in hashes.items()]
+    hashes = hash_files(files, progress=progress)
+    return [FileHash(name, each.size, each.sha256) for name, each in hashes.items()]
 
 
 def manifest_of(
@@ -70,32 +70,16 @@ def manifest_of(
     CheckpointError also for files that are damaged.
     """
     files = model_files(path)
-    return _manifest(files, _hashed(files, piece_size or _piece_size(files), progress, stop))
+    size = piece_size or _piece_size(files)
+    return _manifest(files, hash_files(files, size, progress=progress, stop=stop))
 
 
 def _manifest(files: Mapping[str, Path], hashes: Mapping[str, FileHashes]) -> PieceManifest:
     entries = [
-        PieceFile(name, each.size, head_of(name, files[name]), each.pieces, _content(name, each))
+        PieceFile(name, each.size, head_of(name, files[name]), each.pieces, each.sha256)
         for name, each in hashes.items()
     ]
     return PieceManifest(next(iter(hashes.values())).piece_size, tuple(entries))
-
-
-def _hashed(
-    files: Mapping[str, Path], piece_size: int, progress: Progress | None, stop: threading.Event | None
-) -> dict[str, FileHashes]:
-    """A GGUF file is known by its pieces, every other by its SHA-256."""
-    wanted = {
-        name: HashRequest(path, False, piece_size or _piece_size({name: path}))
-        if name == GGUF_NAME
-        else HashRequest(path, True, piece_size)
-        for name, path in files.items()
-    }
-    return hash_files(wanted, progress=progress, stop=stop)
-
-
-def _content(name: str, hashes: FileHashes) -> bytes:
-    return pieces_content(hashes.piece_size, hashes.pieces) if name == GGUF_NAME else hashes.sha256
 
 
 def _piece_size(files: Mapping[str, Path]) -> int:

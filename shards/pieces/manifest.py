@@ -4,13 +4,13 @@ A piece is ``piece_size`` bytes of one file (the file's last piece may be shorte
 through all files, which are sorted by name. Encoded, a manifest is this msgpack array, and its SHA-256 is the
 *root* that names the exact content of every byte:
 
-    ["swarm-node pieces 2", piece_size, [[name, size, head, hashes, content], …]]
+    ["swarm-node pieces 3", piece_size, [[name, size, head, hashes, content], …]]
 
 ``head``: how many bytes from the start of the file every opening reads (the header of a weights file, all of
-any other). ``hashes``: the SHA-256 of each piece, one after another. ``content``: what the model's digest
-takes of the file (``digest``), so that a manifest says of which model it is. Of a file of one piece, and of a
-GGUF file, it follows from ``hashes``; of another it is checked once all of the file is here. There is one
-encoding of a manifest, and any other is refused. A GGUF model is one file, always called ``model.gguf`` here.
+any other). ``hashes``: the SHA-256 of each piece, one after another. ``content``: the file's SHA-256, which
+the model's digest takes, so that a manifest says of which model it is. Of a file of one piece it is that of
+the piece; of another it is checked once all of the file is here. There is one encoding of a manifest, and any
+other is refused. A GGUF model is one file or several, and no other beside them (``digest.gguf_names``).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from typing import Any
 import msgpack
 
 from ...swarm.errors import CheckpointError, RemoteProtocolError
-from .digest import GGUF_NAME, SMALL_FILES, FileHash, ModelIdentity, identity_of, pieces_content
+from .digest import SMALL_FILES, FileHash, ModelIdentity, gguf_names, identity_of
 
-FORMAT = "swarm-node pieces 2"
+FORMAT = "swarm-node pieces 3"
 
 MAX_FILES = 512
 MAX_PIECES = 1 << 17
@@ -47,6 +47,7 @@ MAX_MANIFEST = 6 * 1024 * 1024
 _MAX_NAME = 256
 """A text in a manifest has at most this many bytes: any allowed name fits."""
 _WEIGHTS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.safetensors")
+_GGUF_NAME = re.compile(r"model(-\d{5}-of-\d{5})?\.gguf", re.ASCII)
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)\..*", re.IGNORECASE)  # devices, on Windows
 
 
@@ -114,6 +115,11 @@ class PieceManifest:
     def identity(self) -> ModelIdentity:
         """The identity of the model that these files are."""
         return identity_of(FileHash(file.name, file.size, file.content) for file in self.files)
+
+    @property
+    def is_gguf(self) -> bool:
+        """True for GGUF files, False for a HuggingFace directory."""
+        return self.files[0].name.endswith(".gguf")
 
     def has_file(self, name: str) -> bool:
         return name in self._by_name
@@ -219,28 +225,22 @@ def _problem(piece_size: Any, files: tuple[PieceFile, ...]) -> str:
             return f"{file.name} is not all head"
         if len(file.hashes) != -(-file.size // piece_size) * 32:
             return f"{file.name} has another number of hashes than of pieces"
-        if not _may_have_content(piece_size, file):
+        if len(file.content) != 32 or (file.n_pieces == 1 and file.content != file.hashes):
             return f"{file.name} has a content hash that does not match its pieces"
     if sum(file.head for file in files) > MAX_HEADS:
         return f"heads of more than {MAX_HEADS} bytes"
     if sum(file.n_pieces for file in files) > MAX_PIECES:
         return f"more than {MAX_PIECES} pieces"
-    if GGUF_NAME in names:
-        return "" if len(names) == 1 else f"files beside {GGUF_NAME}"
+    if any(name.endswith(".gguf") for name in names):
+        return "" if names == gguf_names(len(names)) else "it names other files than one GGUF model has"
     if "config.json" not in names:
         return "no config.json"
     return "" if any(name.endswith(".safetensors") for name in names) else "no weights"
 
 
-def _may_have_content(piece_size: int, file: PieceFile) -> bool:
-    if file.name == GGUF_NAME:
-        return file.content == pieces_content(piece_size, file.hashes)
-    return len(file.content) == 32 and (file.n_pieces > 1 or file.content == file.hashes)
-
-
 def _may_be_called(name: str) -> bool:
     """Only plain names of files that a model has: they become files on the disk of each peer that fetches
     them."""
-    if name == GGUF_NAME or name in SMALL_FILES:
+    if name in SMALL_FILES or _GGUF_NAME.fullmatch(name):
         return True
     return _WEIGHTS_NAME.fullmatch(name) is not None and ".." not in name and not _RESERVED.fullmatch(name)

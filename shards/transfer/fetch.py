@@ -23,7 +23,6 @@ from ..checkpoint.stored import (
     open_stored,
 )
 from ..pieces.cache import PieceCache
-from ..pieces.digest import GGUF_NAME
 from ..pieces.manifest import PieceManifest, piece_size_for
 from ..pieces.store import PieceStore
 from .downloader import Downloader, FetchSettings, FetchStatistics, LastResort, Nodes
@@ -211,7 +210,7 @@ class ModelFetch:
         and a root that is wrong in one file is refused by all peers that have the right one. Of a model of
         more than ``_MOST_PROOF`` bytes only ``pieces``."""
         manifest = store.manifest
-        if not self._in_doubt or manifest.has_file(GGUF_NAME) or manifest.total_bytes > _MOST_PROOF:
+        if not self._in_doubt or manifest.total_bytes > _MOST_PROOF:
             return pieces
         return list(range(manifest.n_pieces))
 

@@ -6,7 +6,6 @@ import threading
 from typing import TYPE_CHECKING
 
 from ...swarm.errors import NetworkError
-from ..pieces.digest import GGUF_NAME
 from ..pieces.manifest import PieceManifest
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ class HubPieces:
     def __call__(self, manifest: PieceManifest, piece: int) -> bytes:
         from ..checkpoint.hub import HubRepo  # here: huggingface_hub is imported only where it is used
 
-        if manifest.has_file(GGUF_NAME):
+        if manifest.is_gguf:
             raise NetworkError("it is not known which GGUF file of the hub this is")
         with self._lock:
             if self._repo is None:

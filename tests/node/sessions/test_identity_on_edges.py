@@ -53,8 +53,8 @@ BASE = [("config.json", 1), ("model.safetensors", 1), ("tokenizer.json", 1)]
             [("config.json", 2), BASE[1], ("tokenizer.json", 2)],
             "in the configuration and the tokenizer",
         ),
-        (BASE, [("model.gguf", 1)], "one is a GGUF file, the other a directory of safetensors files"),
-        ([("model.gguf", 2)], [("model.gguf", 1)], "they are two GGUF files"),
+        (BASE, [("model.gguf", 1)], "one is a GGUF model, the other a directory of safetensors files"),
+        ([("model.gguf", 2)], [("model.gguf", 1)], "they are two GGUF models"),
     ],
 )
 def test_a_refusal_says_what_differs(

@@ -17,7 +17,6 @@ from swarm_node.shards.pieces.file_hashes import (
     FileHashes,
     FileState,
     HashingStopped,
-    HashRequest,
     hash_files,
     hashing_watched,
 )
@@ -33,8 +32,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def hashes_of(path: Path, *, whole: bool = True, piece_size: int = PIECE) -> FileHashes:
-    return hash_files({"it": HashRequest(path, whole, piece_size)})["it"]
+def hashes_of(path: Path, *, piece_size: int = PIECE) -> FileHashes:
+    return hash_files({"it": path}, piece_size)["it"]
 
 
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
@@ -42,29 +41,27 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     seen: list[Path] = []
     read = file_hashes._Reading._read
 
-    def noted(self: file_hashes._Reading, key: str, start: int, end: int) -> tuple[bytes, bytes]:
-        seen.append(self._files[key].path)
-        return read(self, key, start, end)
+    def noted(self: file_hashes._Reading, key: str) -> FileHashes:
+        seen.append(self._files[key])
+        return read(self, key)
 
     monkeypatch.setattr(file_hashes._Reading, "_read", noted)
     return seen
 
 
-@given(size=st.integers(0, 5 * PIECE), whole=st.booleans(), pieces=st.booleans(), stretch=st.integers(1, 3))
+@given(size=st.integers(0, 9 * PIECE), pieces=st.booleans(), step=st.integers(PIECE // 4, 3 * PIECE))
 @settings(max_examples=40)
 def test_hashes_are_those_of_the_bytes(
-    tmp_path_factory: pytest.TempPathFactory, size: int, whole: bool, pieces: bool, stretch: int
+    tmp_path_factory: pytest.TempPathFactory, size: int, pieces: bool, step: int
 ) -> None:
     data = os.urandom(size)
     path = tmp_path_factory.mktemp("hashes") / "file"
     path.write_bytes(data)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(file_hashes, "_STRETCH", stretch * PIECE)
-        found = hash_files(
-            {"it": HashRequest(path, whole, PIECE if pieces else 0)}, remembered=path.parent / "memory"
-        )["it"]
+        patch.setattr(file_hashes, "_READ", step)
+        found = hash_files({"it": path}, PIECE if pieces else 0, remembered=path.parent / "memory")["it"]
     assert found.size == size
-    assert found.sha256 == (hashlib.sha256(data).digest() if whole else b"")
+    assert found.sha256 == hashlib.sha256(data).digest()
     expected = [hashlib.sha256(data[at : at + PIECE]).digest() for at in range(0, size, PIECE)]
     assert found.pieces == (b"".join(expected) if pieces else b"")
 
@@ -73,13 +70,13 @@ def test_several_files_are_read_side_by_side_and_progress_ends_at_all_of_them(tm
     files = {}
     for number in range(6):
         (tmp_path / str(number)).write_bytes(bytes([number]) * (number + 1) * 1000)
-        files[str(number)] = HashRequest(tmp_path / str(number), True)
+        files[str(number)] = tmp_path / str(number)
     told: list[tuple[int, int]] = []
     found = hash_files(files, progress=lambda done, total, label: told.append((done, total)))
     assert told[0] == (0, 21_000)
     assert told[-1] == (21_000, 21_000)
-    for name, wanted in files.items():
-        assert found[name].sha256 == hashlib.sha256(wanted.path.read_bytes()).digest()
+    for name, path in files.items():
+        assert found[name].sha256 == hashlib.sha256(path.read_bytes()).digest()
 
 
 def test_what_is_remembered_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,13 +171,12 @@ def test_a_state_folder_that_cannot_be_written_costs_only_time(tmp_path: Path, h
 def test_a_bit_that_flips_in_a_record_changes_no_hash(tmp_path: Path, home: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"x" * 100_000)
-    wanted = {"file": HashRequest(path, whole=True, piece_size=PIECE)}
-    right = hash_files(wanted)
+    right = hashes_of(path)
     (record,) = (home / "hashes").glob("*.hashes")
     data = record.read_bytes()
     for at in range(0, len(data), 7):
         record.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
-        assert hash_files(wanted) == right
+        assert hashes_of(path) == right
 
 
 def test_old_records_go(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +196,7 @@ def test_a_file_that_changes_while_it_is_hashed(tmp_path: Path) -> None:
         grow(path)
 
     with pytest.raises(CheckpointError, match="changed while"):
-        hash_files({"it": HashRequest(path, True)}, progress=touch)
+        hash_files({"it": path}, progress=touch)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
@@ -222,7 +218,7 @@ def test_hashing_stops_when_told_however_large_the_file(tmp_path: Path) -> None:
 
     began = time.monotonic()
     with pytest.raises(HashingStopped):
-        hash_files({"it": HashRequest(path, False, 8 << 20)}, progress=soon, stop=stop)
+        hash_files({"it": path}, 8 << 20, progress=soon, stop=stop)
     assert time.monotonic() - began < 5
     assert len(told) < 10
 
@@ -236,7 +232,7 @@ async def test_a_thread_stops_hashing_when_its_task_is_cancelled(tmp_path: Path)
 
     def hashing() -> None:
         try:
-            hash_files({"it": HashRequest(path, True)})
+            hash_files({"it": path})
         except HashingStopped:
             ended.set()
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_node.shards.pieces.digest import GGUF_NAME, pieces_content
+from swarm_node.shards.pieces.digest import gguf_names
 from swarm_node.shards.pieces.hashing import manifest_of, model_files
 from swarm_node.shards.pieces.manifest import (
     FORMAT,
@@ -33,9 +33,7 @@ def file(name: str, size: int = 10, head: int | None = None) -> PieceFile:
     if head is None:
         head = 0 if name.endswith((".gguf", ".safetensors")) else size
     hashes = bytes(32 * -(-size // SIZE))
-    return PieceFile(
-        name, size, head, hashes, pieces_content(SIZE, hashes) if name == GGUF_NAME else bytes(32)
-    )
+    return PieceFile(name, size, head, hashes, bytes(32))
 
 
 def manifest(*files: PieceFile, piece_size: int = SIZE) -> PieceManifest:
@@ -117,6 +115,11 @@ def test_a_manifest_that_was_not_asked_for_is_refused() -> None:
         "authorized_keys",
         "a" * 130 + ".safetensors",
         "model.safetensors.part",
+        "another.gguf",
+        "model-1-of-2.gguf",
+        "model-00001-of-00002.gguf.part",
+        "../model-00001-of-00002.gguf",
+        "model-\u0661\u0661\u0661\u0661\u0661-of-00002.gguf",
         "",
     ],
 )
@@ -139,14 +142,27 @@ C, W = [[getattr(f, field) for field in PieceFile.__slots__] for f in (CONFIG, W
         (b"", "malformed"),
         (b"\xc1", "malformed"),
         (msgpack.packb({"a": 1}), "malformed"),
-        (encoded([C, W], form="swarm-node pieces 1"), "another format"),
+        (encoded([C, W], form="swarm-node pieces 2"), "another format"),
         (encoded([]), "0 files"),
         (encoded([W]), "no config.json"),
         (encoded([C]), "no weights"),
         (encoded([W, C]), "out of order"),
         (encoded([C, C, W]), "twice"),
         (encoded([C, ["MODEL.safetensors", *W[1:]], W]), "out of order|twice"),
-        (encoded([C, [GGUF_NAME, *W[1:4], pieces_content(SIZE, W[3])]]), "files beside"),
+        (encoded([C, ["model.gguf", *W[1:]]]), "other files than one GGUF model has"),
+        (encoded([["model-00001-of-00002.gguf", *W[1:]]]), "other files than one GGUF model has"),
+        (
+            encoded([[f"model-0000{n}-of-00003.gguf", *W[1:]] for n in (1, 3)]),
+            "other files than one GGUF model has",
+        ),
+        (
+            encoded([[f"model-0000{n}-of-0000{n + 1}.gguf", *W[1:]] for n in (1, 2)]),
+            "other files than one GGUF model has",
+        ),
+        (
+            encoded([[name, *W[1:]] for name in ("model-00001-of-00001.gguf", "model.gguf")]),
+            "other files than one GGUF model has",
+        ),
         (encoded([C, [W[0], 0, 0, b"", H]]), "has 0 bytes"),
         (encoded([C, [W[0], -1, 0, b"", H]]), "has -1 bytes"),
         (encoded([C, [W[0], 2**62, 0, b"", H]]), "has 46"),
@@ -158,7 +174,7 @@ C, W = [[getattr(f, field) for field in PieceFile.__slots__] for f in (CONFIG, W
         (encoded([C, W[:4]]), "without name"),
         (encoded([C, [*W[:4], H[1:]]]), "a content"),
         (encoded([[*C[:4], b"x" * 32], W]), "a content"),
-        (encoded([[GGUF_NAME, *W[1:]]]), "a content"),
+        (encoded([["model.gguf", *W[1:4], H[1:]]]), "a content"),
         (encoded([C, W], piece_size=MIN_PIECE // 2), "pieces of"),
         (encoded([C, W], piece_size=MAX_PIECE * 2), "pieces of"),
         (encoded([C, W], piece_size=SIZE + 1), "pieces of"),
@@ -196,7 +212,7 @@ def test_a_gguf_file_is_known_by_its_content_alone(gguf_llama: Callable[..., Pat
     path = gguf_llama("F32")
     other = path.rename(tmp_path / "another name.gguf")
     m = manifest_of(other, piece_size=SIZE)
-    assert [f.name for f in m.files] == [GGUF_NAME]
+    assert [f.name for f in m.files] == gguf_names(1) == ["model.gguf"]
     assert 0 < m.files[0].head < m.files[0].size
     data = other.read_bytes()
     for piece in range(m.n_pieces):

@@ -20,7 +20,6 @@ from swarm_node.shards.pieces import cache as piece_cache
 from swarm_node.shards.pieces import checked
 from swarm_node.shards.pieces import store as piece_store
 from swarm_node.shards.pieces.cache import PieceCache
-from swarm_node.shards.pieces.digest import pieces_content
 from swarm_node.shards.pieces.manifest import PieceFile, PieceManifest
 from swarm_node.shards.pieces.store import FilePresence, PieceStore
 from swarm_node.shards.pieces.store_users import is_used
@@ -430,8 +429,7 @@ def test_an_eviction_cut_short_leaves_no_store(whole: Path, monkeypatch: pytest.
             (folder / "files" / "model.safetensors").unlink()
 
     cache = PieceCache(whole.parent, max_bytes=10)
-    content = pieces_content(SIZE, bytes(32))
-    other = PieceManifest(SIZE, (PieceFile("model.gguf", 5, 5, bytes(32), content),))
+    other = PieceManifest(SIZE, (PieceFile("model.gguf", 5, 5, bytes(32), bytes(32)),))
     with cache.open(other, REF) as store:
         monkeypatch.setattr(shutil, "rmtree", dies)
         cache.make_room(store, 5)
