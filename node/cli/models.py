@@ -38,7 +38,7 @@ async def run_models(arguments: argparse.Namespace) -> None:
         else:
             answers.print(shown(str(report["message"])))
         return
-    here = await asyncio.to_thread(default_local_models().models)
+    here = await asyncio.to_thread(default_local_models().checked)
     snapshot, problem = SwarmListing((), ()), ""
     if not arguments.local:
         try:
@@ -71,6 +71,8 @@ def build_report(
                 "kind": model.kind,
                 "bytes": model.nbytes,
                 "weights_root": model.root,
+                "problem": model.problem,
+                "hint": model.hint,
             }
             for model in here
         ],
@@ -111,7 +113,8 @@ def print_report(
     for heading in ("where", "size", "state"):
         table.add_column(heading)
     for model in here:
-        table.add_row(shown(model.name), f"here ({model.kind})", format_bytes(model.nbytes), "complete")
+        state = "[red]cannot run[/]" if model.problem else "complete"
+        table.add_row(shown(model.name), f"here ({model.kind})", format_bytes(model.nbytes), state)
     used: list[str] = []
     longest = max((len(shown(model.name)) for model in here), default=0)
     digests = {node.model.digest for node in nodes}
@@ -128,7 +131,10 @@ def print_report(
                 f"{shown(ref.name)}@{digest_prefix(ref.digest, digests)}: used here since {since[:10]}"
             )
     print_table(table, least=longest + _OTHER_COLUMNS)
-    for line in [*used, *(f"{shown(str(pin))}: pinned" for pin in pins)]:
+    broken = [
+        f"{shown(each.name)}: {shown(each.problem)}. {shown(each.hint)}" for each in here if each.problem
+    ]
+    for line in [*broken, *used, *(f"{shown(str(pin))}: pinned" for pin in pins)]:
         answers.print(line)
     for line in demand_lines(demand):
         answers.print(line)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ...swarm.errors import CheckpointError, UnsupportedModelError, UsageError
 from ...swarm.runtime.extras import install_extra
@@ -100,9 +101,7 @@ class Checkpoint:
 
 def directory_config(directory: Path) -> ModelConfig:
     """From config.json, and generation_config.json where there is one."""
-    if not (directory / "config.json").is_file():
-        raise no_model_error(directory, "no config.json")
-    document, where = read_json(directory / "config.json"), str(directory / "config.json")
+    document, where = _document(directory)
     generation = directory / "generation_config.json"
     more = read_json(generation) if generation.is_file() else {}
     if is_known(document):
@@ -114,17 +113,40 @@ def directory_config(directory: Path) -> ModelConfig:
     return foreign_config(document, more, where)
 
 
+def is_foreign(directory: Path) -> bool:
+    """Whether transformers computes the model, as far as that shows without importing it. CheckpointError,
+    and UnsupportedModelError where it cannot."""
+    document, where = _document(directory)
+    if is_known(document):
+        return False
+    refuse_unfit(document, where)
+    if missing := [name for name in ("torch", "transformers") if find_spec(name) is None]:
+        raise _without_transformers(document["model_type"], f"there is no {' and no '.join(missing)}")
+    return True
+
+
+def _document(directory: Path) -> tuple[dict[str, Any], str]:
+    """config.json, and its path for messages."""
+    path = directory / "config.json"
+    if not path.is_file():
+        raise no_model_error(directory, "no config.json")
+    return read_json(path), str(path)
+
+
 def _require_transformers(family: str) -> None:
     """Raises UnsupportedModelError where transformers or torch cannot be imported."""
     try:
         import torch  # noqa: F401  here: it takes a second, and most models need neither
         import transformers  # noqa: F401
     except ImportError as error:
-        raise UnsupportedModelError(
-            f"model family {shown(family)} is computed by transformers alone, which cannot be imported: "
-            f"{' '.join(str(error).split())}",
-            hint=f"Install it: {install_extra('hf')} in the checkout.",
-        ) from None
+        raise _without_transformers(family, " ".join(str(error).split())) from None
+
+
+def _without_transformers(family: str, why: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"model family {shown(family)} is computed by transformers alone, which cannot be imported: {why}",
+        hint=f"Install it: {install_extra('hf')} in the checkout.",
+    )
 
 
 def directory_name(directory: Path) -> str:

@@ -1,7 +1,8 @@
 """The models on this machine, by name: GGUF files, HuggingFace directories, what the hub's cache and the
 swarm's own cache hold whole.
 
-A listing reads the folders and nothing else: no file is opened before its name is asked for.
+A listing reads the folders and nothing else: no file is opened before its name is asked for, or before
+somebody wants to know what can run.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...swarm.errors import SwarmError
@@ -17,9 +18,11 @@ from ...swarm.names import matching
 from ...swarm.runtime.state_files import state_folder
 from ..formats.gguf.header import GGUFHeader
 from ..formats.mapped_file import MappedFile
+from ..formats.not_a_model import is_other_format, no_model_error
 from ..pieces.cache import PieceCache
 from ..pieces.hashing import model_files
 from .checkpoint import directory_name
+from .opening import check_model
 
 MAX_MODELS = 1000
 """One folder has at most this many models: a folder with more entries is not a folder of models."""
@@ -31,13 +34,19 @@ _MAX_TITLE = 128
 class ModelFiles:
     """``name``: what a node calls it that serves it. ``path``: what ``open_checkpoint`` takes. ``kind``:
     ``gguf``, ``huggingface``, ``hub`` (its cache) or ``fetched`` (from peers). ``root``: of the manifest of
-    fetched weights, else ""."""
+    fetched weights, else "". ``problem``: why it cannot run, as far as that was looked for, else "";
+    ``hint``: what to do about it."""
 
     name: str
     path: Path
     kind: str
     nbytes: int
     root: str = ""
+    problem: str = ""
+    hint: str = ""
+
+    def with_problem(self, error: SwarmError) -> ModelFiles:
+        return replace(self, problem=error.message, hint=error.hint)
 
 
 class LocalModels:
@@ -53,6 +62,15 @@ class LocalModels:
 
     def models(self) -> list[ModelFiles]:
         """Complete models, by name; those of earlier folders before those of later ones."""
+        return [model for model in self._all() if not model.problem]
+
+    def checked(self) -> list[ModelFiles]:
+        """As ``models``, and what lies beside them in the folders and is no model, or not all of one. Opens
+        all files for their headers, which takes some milliseconds each, and says of each model that cannot
+        run why."""
+        return [_checked(model) for model in self._all()]
+
+    def _all(self) -> list[ModelFiles]:
         found = [model for folder in self._folders for model in _in_folder(folder, _DEPTH)][:MAX_MODELS]
         if self._hub_cache is not None:
             found += _in_hub_cache(self._hub_cache)
@@ -114,14 +132,27 @@ def gguf_title(path: Path) -> str:
     return ""
 
 
+def _checked(model: ModelFiles) -> ModelFiles:
+    if not model.problem:
+        try:
+            check_model(model.path)
+        except SwarmError as error:
+            return model.with_problem(error)
+    return model
+
+
 def _in_folder(folder: Path, depth: int) -> Iterator[ModelFiles]:
     for entry in _entries(folder):
         if entry.suffix == ".gguf" and entry.is_file():
             yield ModelFiles(entry.stem, entry, "gguf", _size(entry))
         elif entry.is_dir():
             if (entry / "config.json").is_file():
-                yield from _directory(entry, "huggingface")
-            elif depth > 1:
+                yield _directory(entry, "huggingface")
+                continue
+            if is_other_format(entry):
+                lacking = ModelFiles(entry.name, entry, "huggingface", 0)
+                yield lacking.with_problem(no_model_error(entry, "no config.json"))
+            if depth > 1:
                 yield from _in_folder(entry, depth - 1)
 
 
@@ -137,13 +168,18 @@ def _in_hub_cache(cache: Path) -> Iterator[ModelFiles]:
                     and snapshot.parent == repo / "snapshots"
                     and (snapshot / "tokenizer.json").is_file()
                 ):
-                    yield from _directory(snapshot, "hub")
+                    model = _directory(snapshot, "hub")
+                    if not model.problem:  # else the rest is fetched where it is needed
+                        yield model
 
 
-def _directory(path: Path, kind: str) -> Iterator[ModelFiles]:
-    """A HuggingFace directory, if all of its files are there."""
-    with suppress(SwarmError, OSError):
-        yield ModelFiles(directory_name(path), path, kind, sum(map(_size, model_files(path).values())))
+def _directory(path: Path, kind: str) -> ModelFiles:
+    """A HuggingFace directory, with a problem where not all of its files are there."""
+    model = ModelFiles(directory_name(path), path, kind, 0)
+    try:
+        return replace(model, nbytes=sum(map(_size, model_files(path).values())))
+    except SwarmError as error:
+        return model.with_problem(error)
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from ...swarm.errors import CheckpointError, UsageError
 from ...swarm.types import Span
+from ..families.named_source import NamedSource
+from ..formats.config import ModelConfig
 from ..formats.gguf.reader import GGUFSource
 from ..formats.gguf.tensors import gguf_tensors
 from ..formats.hf.safetensors_reader import open_directory
@@ -16,9 +18,9 @@ from ..formats.not_a_model import no_path_error, refuse_file
 from ..pieces.digest import ModelIdentity
 from ..pieces.file_hashes import FileState, Progress
 from ..pieces.hashing import identity_and_root, model_files, model_identity
-from ..pieces.store import PART, is_store
-from ..tokenizer.source import DirectoryTokenizer, GGUFTokenizer
-from .checkpoint import Checkpoint, check_span, directory_config, directory_name
+from ..pieces.store import FILES, PART, is_store
+from ..tokenizer.source import DirectoryTokenizer, GGUFTokenizer, TokenizerSource
+from .checkpoint import Checkpoint, check_span, directory_config, directory_name, is_foreign
 from .stored import open_stored
 
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
@@ -68,8 +70,36 @@ def open_checkpoint(
     return checkpoint
 
 
+def check_model(path: Path) -> None:
+    """Raises the ModelError for which no node, or no client, can use the model at ``path``, if that shows in
+    the headers of its files: no tensor is read, and nothing is hashed. A fetched model must be whole."""
+    if is_store(path):
+        path = min((path / FILES).glob("*.gguf"), default=path / FILES)
+    tokenizer: TokenizerSource
+    if path.is_dir():
+        if is_foreign(path):
+            return  # the rest only transformers can tell, whose import takes seconds
+        config, tensors = _directory_tensors(path)
+        tokenizer = DirectoryTokenizer(path, config)
+    else:
+        tensors, tokenizer = _file_tensors(path)[1:]
+    try:
+        tokenizer.check()
+    finally:
+        tensors.close()
+
+
+def _directory_tensors(directory: Path) -> tuple[ModelConfig, NamedSource]:
+    config, source = directory_config(directory), open_directory(directory)
+    try:
+        return checked_tensors(config, source, str(directory))
+    except BaseException:
+        source.close()
+        raise
+
+
 def _open_directory(directory: Path, pieces: bool, progress: Progress | None) -> Checkpoint:
-    config, source = checked_tensors(directory_config(directory), open_directory(directory), str(directory))
+    config, source = _directory_tensors(directory)
     try:
         identity = _identified(directory, pieces, progress)
     except BaseException:
@@ -89,18 +119,26 @@ def _identified(
     return model_identity(path, progress=progress), "", files
 
 
-def _open_file(path: Path, pieces: bool, progress: Progress | None) -> Checkpoint:
+def _file_tensors(path: Path) -> tuple[ModelConfig, NamedSource, GGUFTokenizer]:
     refuse_file(path)
     if path.name.endswith(PART):
         raise CheckpointError(f"{path} has holes", hint=f"Give the directory {path.parent.parent}.")
     source = GGUFSource(path)
     try:
-        config, tensors = gguf_tensors(source)
-        identity = _identified(path, pieces, progress)
+        return *gguf_tensors(source), GGUFTokenizer(source.header)
     except BaseException:
         source.close()
         raise
-    return Checkpoint(path.stem, config, tensors, GGUFTokenizer(source.header), *identity)
+
+
+def _open_file(path: Path, pieces: bool, progress: Progress | None) -> Checkpoint:
+    config, tensors, tokenizer = _file_tensors(path)
+    try:
+        identity = _identified(path, pieces, progress)
+    except BaseException:
+        tensors.close()
+        raise
+    return Checkpoint(path.stem, config, tensors, tokenizer, *identity)
 
 
 def is_hub_name(text: str) -> bool:

@@ -53,6 +53,15 @@ def no_model_error(directory: Path, lacks: str) -> CheckpointError:
     return CheckpointError(f"{directory} holds {what}{', and ' if what else ''}{lacks}", hint=hint)
 
 
+def is_other_format(directory: Path) -> bool:
+    """Whether a directory holds what ``no_model_error`` knows by name, and no GGUF file."""
+    try:
+        names = file_names(directory)
+    except OSError:
+        return False
+    return not _those(names, ("*.gguf",)) and _found(directory, names)[0] != ""
+
+
 def _found(directory: Path, names: Sequence[str]) -> tuple[str, str]:
     """What a directory holds in place of a model, and what to do; "" for nothing that is known."""
     if files := _those(names, ("adapter_config.json", "adapter_model.*")):

@@ -83,7 +83,7 @@ class Machine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.files: list[ModelFiles] = [FILES]
         self.snapshot: SwarmListing | Exception = SwarmListing((), ())
-        monkeypatch.setattr(models, "default_local_models", lambda: Namespace(models=lambda: self.files))
+        monkeypatch.setattr(models, "default_local_models", lambda: Namespace(checked=lambda: self.files))
         monkeypatch.setattr(models, "read_swarm", self.read)
 
     async def read(self, *_: object, **__: object) -> SwarmListing:
@@ -114,6 +114,20 @@ async def test_models_as_a_table(machine: Machine, capsys: pytest.CaptureFixture
     assert "wanted: other by 1 peer; nobody serves it" in told
 
 
+async def test_what_cannot_run_is_marked(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    machine.files.append(
+        replace(FILES, name="mine.mmproj", problem="/m.gguf is no model but [x]", hint="Give the other.")
+    )
+    await run("--local")
+    told = capsys.readouterr().out
+    (row,) = (line for line in told.splitlines() if "mine.mmproj " in line)
+    assert row.rstrip().endswith("cannot run")
+    assert "mine.mmproj: /m.gguf is no model but [x]. Give the other." in " ".join(told.split())
+    await run("--local", "--json")
+    (_, broken) = json.loads(capsys.readouterr().out)["here"]
+    assert (broken["problem"], broken["hint"]) == ("/m.gguf is no model but [x]", "Give the other.")
+
+
 @pytest.mark.parametrize("is_terminal", [False, True])
 async def test_a_name_that_is_to_be_pasted_is_whole(
     machine: Machine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, is_terminal: bool
@@ -137,6 +151,8 @@ async def test_models_as_json(machine: Machine, capsys: pytest.CaptureFixture[st
             "kind": "gguf",
             "bytes": 98_000_000,
             "weights_root": "",
+            "problem": "",
+            "hint": "",
         }
     ]
     assert report["swarm"] == [

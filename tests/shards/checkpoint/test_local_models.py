@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from swarm_node.shards.checkpoint.local_models import LocalModels, default_local_models, gguf_title, hub_cache
 from swarm_node.shards.checkpoint.opening import open_checkpoint
+from swarm_node.shards.formats.mapped_file import MappedFile
 from swarm_node.shards.pieces.cache import PieceCache
 from swarm_node.shards.pieces.hashing import manifest_of, model_files
 from swarm_node.swarm.types import ModelRef
@@ -47,6 +49,68 @@ def test_files_and_directories_are_listed(tmp_path: Path) -> None:
     assert (found["whole"].path, found["whole"].kind, found["whole"].nbytes) == (whole, "huggingface", 12)
     assert (found["file.Q4_1"].kind, found["file.Q4_1"].nbytes) == ("gguf", 10)
     assert found["parts"].nbytes > 20
+
+
+def test_what_cannot_run_says_why(tmp_path: Path, hf_llama, gguf_llama) -> None:  # type: ignore[no-untyped-def]
+    models = tmp_path / "models"
+    models.mkdir()
+    shutil.copy(gguf_llama("F32"), models / "good.gguf")
+    shutil.copy(
+        gguf_llama("F32", extra=lambda writer: writer.add_tokenizer_model("odd")), models / "mute.gguf"
+    )
+    (models / "damaged.gguf").write_bytes(b"GGUF" + bytes(6))
+    for name in ("whole", "mute", "half", "short", "unknown", "mamba"):
+        shutil.copytree(hf_llama(name), models / name)
+        (models / name / "tokenizer.json").write_text("{}")
+    (models / "mute" / "tokenizer.json").unlink()
+    (models / "half" / "model.safetensors").unlink()
+    with (models / "short" / "model.safetensors").open("r+b") as file:
+        file.truncate(10_000)
+    for name in ("unknown", "mamba"):
+        (models / name / "config.json").write_text(json.dumps({"model_type": name}))
+    for name, file_name in (
+        ("lora", "adapter_config.json"),
+        ("flux", "model_index.json"),
+        ("notes", "a.txt"),
+    ):
+        (models / name).mkdir()
+        (models / name / file_name).write_text("{}")
+    found = {model.name: model for model in LocalModels([models]).checked() if model.kind != "gguf"}
+    files = {model.name: model for model in LocalModels([models]).checked() if model.kind == "gguf"}
+    assert "notes" not in found
+    for model, why in {
+        files["good"]: "",
+        files["mute"]: "the tokenizer of mute.gguf is 'odd'",
+        files["damaged"]: "GGUF version 0",
+        found["whole"]: "",
+        found["mute"]: "holds no tokenizer.json",
+        found["half"]: "neither model.safetensors nor",
+        found["short"]: "is truncated",
+        found["unknown"]: "",  # transformers may know it
+        found["mamba"]: "keeps no keys and values",
+        found["lora"]: "holds an adapter",
+        found["flux"]: "a pipeline of diffusers",
+    }.items():
+        assert bool(model.problem) == bool(why), model
+        assert why in model.problem
+        assert bool(model.hint) == bool(why)
+    complete = {model.name for model in LocalModels([models]).models()}
+    assert complete == {*files, *found} - {"half", "lora", "flux"}
+
+
+def test_checking_reads_no_weights(  # type: ignore[no-untyped-def]
+    tmp_path: Path, hf_llama, gguf_llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    shutil.copy(gguf_llama("F32"), models / "tiny.gguf")
+    shutil.copytree(hf_llama("tiny"), models / "tiny")
+    (models / "tiny" / "tokenizer.json").write_text("{}")
+    read: list[int] = []
+    monkeypatch.setattr(MappedFile, "slice", lambda self, at, n: read.append(n) or self._array[at : at + n])
+    monkeypatch.setattr("swarm_node.shards.pieces.file_hashes.hash_files", None)  # nor hashes anything
+    assert [model.problem for model in LocalModels([models]).checked()] == ["", ""]
+    assert 0 < sum(read) < 10_000 < (models / "tiny" / "model.safetensors").stat().st_size
 
 
 def test_the_hubs_cache_counts_where_it_is_whole(tmp_path: Path) -> None:
