@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 
-from ..swarm.codecs.activations import payload_bytes
+from ..swarm.codecs.kinds import kind_row_bytes
 from ..swarm.errors import UsageError
 from ..swarm.links.pool import LinkPool
 from ..swarm.runtime.tasks import look_at
@@ -89,7 +89,7 @@ class AsyncSwarmModel:
         self._router = router or Router(
             network.directory,
             local.ref,
-            bytes_per_token=payload_bytes(self._wire_codec, 1, local.hidden_size),
+            bytes_per_token=kind_row_bytes(self._wire_codec, local.hidden_size),
             demand=network.demand,
         )
         self._scout = Scout(self._links, self._router, local.head.embed, self._wire_codec)

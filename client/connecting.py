@@ -9,7 +9,7 @@ from os import PathLike
 from typing import Any, TypedDict
 
 from ..swarm.codecs import native
-from ..swarm.codecs.activations import CODECS
+from ..swarm.codecs.names import KINDS
 from ..swarm.errors import UsageError
 from ..swarm.membership.entry import SwarmEntry, swarm_entry
 from ..swarm.runtime.cores import default_threads
@@ -90,8 +90,8 @@ def check_session(
     """Raises UsageError for SessionOptions that cannot be."""
     if prefix_salt is not None:
         check_salt(prefix_salt)
-    if wire_codec not in ("auto", *CODECS):
-        raise UsageError(f"unknown wire codec {wire_codec!r}", hint=f"Choose from auto, {', '.join(CODECS)}.")
+    if wire_codec not in ("auto", *KINDS):
+        raise UsageError(f"unknown wire codec {wire_codec!r}", hint=f"Choose from auto, {', '.join(KINDS)}.")
     if not wait >= 0:
         raise UsageError(f"cannot wait for {wait!r} seconds", hint="Give 0 or more.")
 

@@ -8,7 +8,7 @@ from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..shards.pieces.file_hashes import hashing_watched
-from ..swarm.codecs.activations import DEFAULT_CODEC, usual_codec
+from ..swarm.codecs.kinds import DEFAULT_KIND, usual_kind
 from ..swarm.runtime.heap import trim_heap
 from ..swarm.types import ModelRef
 from .drafting.draft_model import DraftModel, load_draft_model
@@ -56,7 +56,7 @@ class LocalModel:
     answered: Callable[[], None] | None = None
     draft: DraftModel | None = None
     embedding_rms: float = 0.0
-    wire_codec: str = DEFAULT_CODEC
+    wire_codec: str = DEFAULT_KIND
 
 
 def load_local_model(
@@ -118,5 +118,5 @@ def load_local_model(
         close=close,
         draft=guesser,
         embedding_rms=usual_rms,
-        wire_codec=usual_codec(config.family),
+        wire_codec=usual_kind(config.family),
     )

@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ...swarm.codecs import activations
 from ...swarm.errors import (
     EdgeFailedError,
     ErrorCode,
@@ -104,7 +103,7 @@ def _judge(hops: Sequence[HopClient], number: int, hidden_size: int, found: Diag
             awaited = hop.listener.awaited_payload if hop.listener is not None else None
             try:
                 if awaited is not None:
-                    activations.decode(hop.codec, awaited[0], awaited[1], hidden_size)
+                    hop.codec.decode(awaited[0], awaited[1], hidden_size)
             except RemoteProtocolError as damaged:
                 found.lost[number - 1] = damaged
                 return

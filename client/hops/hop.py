@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Protocol, TypeVar
 
-from ...swarm.codecs.activations import payload_bytes
 from ...swarm.errors import (
     ErrorCode,
     PeerMuteError,
@@ -103,7 +102,7 @@ class HopClient:
         self.link = link
         self.deadline_ms = deadline_ms
         self.state = HopState()
-        self.trace = HopTimings(plan.hop.peer_id, plan.hop.span, plan.codec)
+        self.trace = HopTimings(plan.hop.peer_id, plan.hop.span, plan.codec.kind)
         self.listener: Listener | None = None
         self.max_step_tokens = 0
         self.length = 0
@@ -368,8 +367,8 @@ class HopClient:
                 session=self.session,
                 span=plan.hop.span,
                 max_tokens=settings.max_tokens,
-                codec=self.codec,
-                reply_codec=self.reply_codec,
+                codec=self.codec.name,
+                reply_codec=self.reply_codec.name,
                 hop=plan.number,
                 hops=plan.hops,
                 prefix=prefix,
@@ -382,7 +381,7 @@ class HopClient:
             Opened,
         )
         welcome = link.welcome.result()
-        row = max(payload_bytes(codec, 1, settings.hidden_size) for codec in (self.codec, self.reply_codec))
+        row = max(codec.row_bytes(settings.hidden_size) for codec in (self.codec, self.reply_codec))
         fits = (min(welcome.max_frame, DEFAULT_MAX_FRAME) - FRAME_OVERHEAD) // row
         self.max_step_tokens = min(opened.max_step_tokens, fits)
         if self.max_step_tokens < 1:
@@ -393,8 +392,8 @@ class HopClient:
             self.trace.ways.on = opened.way
 
     def _problem(self, welcome: Welcome) -> SwarmError | None:
-        return span_problem(welcome, self.plan.hop, self.codec, self.link.name) or span_problem(
-            welcome, self.plan.hop, self.reply_codec, self.link.name
+        return span_problem(welcome, self.plan.hop, self.codec.kind, self.link.name) or span_problem(
+            welcome, self.plan.hop, self.reply_codec.kind, self.link.name
         )
 
     def _checked_length(self, length: int, welcome: Welcome, pages: int) -> int:

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ...swarm.codecs import activations
+from ...swarm.codecs.codec import Codec
+from ...swarm.codecs.kinds import negotiate
+from ...swarm.codecs.names import KINDS
 from ...swarm.errors import HopFailedError, RemoteProtocolError
 from ...swarm.protocol.field_types import Downstream
 from ...swarm.types import Hop, NodeInfo
@@ -37,11 +39,11 @@ class SessionSettings:
 
 @dataclass(frozen=True, slots=True)
 class RouteSettings:
-    """What a route's session is opened with. ``wire_codec``: for edges whose ends both speak it. ``router``
-    says which hops may be chained; without one the client carries every activation itself. ``nodes``: the
-    announcements of its hops, by peer id. With ``prefix`` hops are asked for pages that they may hold.
-    ``doubts``: when one is left that may only be slow. ``on_progress`` is told how many tokens went through
-    all hops, while a prompt is fed."""
+    """What a route's session is opened with. ``wire_codec``: the kind of codec for edges whose ends both
+    speak it. ``router`` says which hops may be chained; without one the client carries every activation
+    itself. ``nodes``: the announcements of its hops, by peer id. With ``prefix`` hops are asked for pages
+    that they may hold. ``doubts``: when one is left that may only be slow. ``on_progress`` is told how many
+    tokens went through all hops, while a prompt is fed."""
 
     session: SessionSettings
     wire_codec: str
@@ -54,17 +56,17 @@ class RouteSettings:
     def may_chain(self, before: str, after: str) -> bool:
         return self.router is not None and self.router.may_chain(before, after)
 
-    def codec_between(self, before: str | None, after: str | None) -> str:
+    def codec_between(self, before: str | None, after: str | None) -> Codec:
         """The codec of the edge between two peers; None is this client. Raises HopFailedError."""
-        spoken: tuple[str, ...] = activations.CODECS
+        spoken: tuple[str, ...] = KINDS
         last = before or after or ""
         for peer_id in (before, after):
             node = self.nodes.get(peer_id) if peer_id is not None else None
             if peer_id is not None and node is not None and node.codecs:
-                spoken = tuple(codec for codec in spoken if codec in node.codecs)
+                spoken = tuple(kind for kind in spoken if kind in node.codecs)
                 last = peer_id
         try:
-            return activations.negotiate(activations.CODECS, spoken, self.wire_codec)
+            return negotiate(KINDS, spoken, self.wire_codec)
         except RemoteProtocolError as error:
             raise HopFailedError(last, error) from error
 
@@ -83,8 +85,8 @@ class HopPlan:
     number: int
     hops: int
     session: bytes
-    codec: str
-    reply_codec: str
+    codec: Codec
+    reply_codec: Codec
     announced: NodeInfo | None = None
     upstream: str = ""
     downstream: Downstream | None = None
@@ -102,7 +104,7 @@ def places(plans: Sequence[HopPlan]) -> list[HopPlace]:
     """What determines the input of each hop, and of those after it."""
     return [
         HopPlace(
-            plan.hop.peer_id, plan.hop.span, plan.announced.weights if plan.announced else "", plan.codec
+            plan.hop.peer_id, plan.hop.span, plan.announced.weights if plan.announced else "", plan.codec.name
         )
         for plan in plans
     ]

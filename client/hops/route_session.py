@@ -15,7 +15,6 @@ from time import perf_counter
 
 import numpy as np
 
-from ...swarm.codecs import activations
 from ...swarm.errors import (
     BrokenError,
     EdgeFailedError,
@@ -225,7 +224,7 @@ class RouteSession:
     async def _short_step(self, x: Rows, position: int, want: Want) -> np.ndarray:
         first, last, tokens = self.hops[0], self.hops[-1], len(x)
         began = perf_counter()
-        payload: Payload = activations.encode(first.codec, x[:])
+        payload: Payload = first.codec.encode(x[:])
         first.trace.phase(self._fed).coded(perf_counter() - began)
         step = self.take_steps(1)
         for segment in self.segments:
@@ -255,7 +254,7 @@ class RouteSession:
             for start in starts:
                 piece = x[start : start + size]
                 began = perf_counter()
-                payload = activations.encode(self.hops[0].codec, piece)
+                payload = self.hops[0].codec.encode(piece)
                 self.hops[0].trace.prefill.coded(perf_counter() - began)
                 await queues[0].put((payload, len(piece), position + start))
 
@@ -287,7 +286,7 @@ class RouteSession:
         hop = self.hops[-1]
         began = perf_counter()
         try:
-            x = activations.decode(hop.reply_codec, payload, tokens, self.settings.session.hidden_size)
+            x = hop.reply_codec.decode(payload, tokens, self.settings.session.hidden_size)
         except RemoteProtocolError as error:
             hop.mark_lost(error)
             raise BrokenError from error

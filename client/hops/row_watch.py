@@ -20,8 +20,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ...swarm.codecs import activations
-from ...swarm.codecs.magnitudes import SMALLEST_MAGNITUDE, magnitudes
+from ...swarm.codecs.codec import SMALLEST_MAGNITUDE, Codec
 from ...swarm.errors import ErrorCode, RemoteProtocolError
 from ...swarm.fairness.recent import RecentMap
 from ...swarm.protocol.wire import Payload
@@ -67,22 +66,22 @@ class RowWatch:
     def check(
         self,
         name: str,
-        codec: str,
+        codec: Codec,
         sent: Payload,
         tokens: int,
-        reply_codec: str,
+        reply_codec: Codec,
         rows: Payload,
         position: int,
     ) -> None:
         """``rows``: the last of the ``tokens`` that were ``sent``, the first at ``position``; both of the
         right size. Raises RemoteProtocolError for a row that cannot be."""
         hidden = self._hidden
-        size = activations.payload_bytes(reply_codec, 1, hidden)
+        size = reply_codec.row_bytes(hidden)
         count = len(rows) // size
         if not count:
             return
         first = tokens - count  # of the inputs
-        sizes = magnitudes(reply_codec, rows, count, hidden)
+        sizes = reply_codec.magnitudes(rows, count, hidden)
         for index, magnitude in enumerate(sizes):
             if not self._least < magnitude <= self._most:
                 self._judge(name, magnitude, codec, self._input(codec, sent, first + index), position + index)
@@ -92,16 +91,16 @@ class RowWatch:
                 came = bytes(self._input(codec, sent, first + index))
                 self._compare(name, codec, came, reply_codec, row, position + index)
 
-    def _input(self, codec: str, sent: Payload, index: int) -> memoryview:
-        size = activations.payload_bytes(codec, 1, self._hidden)
+    def _input(self, codec: Codec, sent: Payload, index: int) -> memoryview:
+        size = codec.row_bytes(self._hidden)
         return memoryview(sent)[index * size : (index + 1) * size]
 
-    def _judge(self, name: str, magnitude: float, codec: str, came: memoryview, position: int) -> None:
+    def _judge(self, name: str, magnitude: float, codec: Codec, came: memoryview, position: int) -> None:
         """A row is out of bounds: raises unless the incoming row was so too. A value that is not finite is
         refused when it is decoded, and its sender is certainly the cause."""
         if not math.isfinite(magnitude):
             return
-        (before,) = magnitudes(codec, came, 1, self._hidden)
+        (before,) = codec.magnitudes(came, 1, self._hidden)
         if magnitude <= self._least:
             if magnitude >= before * EXPLAINED_SMALL:
                 return
@@ -115,7 +114,7 @@ class RowWatch:
         raise impossible(f"{name}: the row of position {position} holds {what}")
 
     def _compare(
-        self, name: str, codec: str, came: bytes, reply_codec: str, row: bytes, position: int
+        self, name: str, codec: Codec, came: bytes, reply_codec: Codec, row: bytes, position: int
     ) -> None:
         if self._echo and codec == reply_codec and self._is_echo(codec, came, row):
             raise impossible(f"{name}: the row of position {position} is what was sent, not computed")
@@ -125,19 +124,19 @@ class RowWatch:
             raise impossible(f"{name}: the rows of positions {known[0]} and {position} are one and the same")
         self._seen[key] = position, came
 
-    def _is_echo(self, codec: str, came: bytes, row: bytes) -> bool:
-        """Whether two rows hold the same values. Of an int8 row all but the scale counts, whose last bit may
-        change when a row is encoded again."""
-        skipped = 4 if codec == "int8" else 0
+    def _is_echo(self, codec: Codec, came: bytes, row: bytes) -> bool:
+        """Whether two rows hold the same values. Not its scale counts, whose last bit may change when
+        a row is encoded again."""
+        skipped = codec.scale_bytes
         if memoryview(came)[skipped:] != memoryview(row)[skipped:]:  # honest ones differ in the first bytes
             return False
         # Nothing comes of nothing: blocks without biases leave a row of zeros as it is.
-        return magnitudes(codec, came, 1, self._hidden)[0] > SMALLEST_MAGNITUDE
+        return codec.magnitudes(came, 1, self._hidden)[0] > SMALLEST_MAGNITUDE
 
-    def _differ(self, codec: str, one: bytes, other: bytes) -> bool:
+    def _differ(self, codec: Codec, one: bytes, other: bytes) -> bool:
         if one == other:
             return False
-        a, b = (activations.decode(codec, row, 1, self._hidden) for row in (one, other))
+        a, b = (codec.decode(row, 1, self._hidden) for row in (one, other))
         return bool(np.abs(a - b).max() > UNLIKE * np.abs(a).max())
 
 

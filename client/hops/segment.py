@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import inf
 from time import perf_counter
 
-from ...swarm.codecs.activations import payload_bytes
+from ...swarm.codecs.codec import Codec
 from ...swarm.errors import (
     BrokenError,
     ErrorCode,
@@ -93,12 +93,12 @@ class Segment:
         return len(self.hops) > 1
 
     @property
-    def codec(self) -> str:
+    def codec(self) -> Codec:
         """The codec of what goes in."""
         return self.first.codec
 
     @property
-    def reply_codec(self) -> str:
+    def reply_codec(self) -> Codec:
         """The codec of what comes out."""
         return self.last.reply_codec
 
@@ -237,7 +237,7 @@ class Segment:
 
     def _transit_within_s(self, number: int) -> float:
         before, hop = self.hops[number - 1], self.hops[number]
-        row = payload_bytes(hop.codec, 1, self._hidden_size)
+        row = hop.codec.row_bytes(self._hidden_size)
         size = row * sum(sent.tokens for sent in self._sent)
         return transit_within_s(size, max(before.link.round_trip_s, hop.link.round_trip_s))
 
@@ -319,13 +319,13 @@ class Segment:
         whole = self.trace.phase(sent.decoding)
         whole.stepped(sent.tokens, len(sent.payload), len(result.payload), wire_s)
 
-    def _size(self, codec: str, tokens: int) -> int:
-        return payload_bytes(codec, tokens, self._hidden_size)
+    def _size(self, codec: Codec, tokens: int) -> int:
+        return codec.payload_bytes(tokens, self._hidden_size)
 
 
 def check_size(hop: HopClient, result: Result, hidden_size: int) -> None:
     """Raises RemoteProtocolError if a payload does not have the size of its rows."""
-    size = payload_bytes(hop.reply_codec, result.tokens, hidden_size)
+    size = hop.reply_codec.payload_bytes(result.tokens, hidden_size)
     if len(result.payload) != size:
         raise RemoteProtocolError(
             f"{hop.link.name}: RESULT of {len(result.payload)} bytes; {result.tokens} rows take {size}",

@@ -227,7 +227,7 @@ class RouteRepair:
         async def open_one(number: int) -> None:
             plan = plans[number]
             spoken = session.settings.nodes[plan.hop.peer_id].codecs
-            if spoken and not {plan.codec, plan.reply_codec} <= set(spoken):
+            if spoken and not {plan.codec.kind, plan.reply_codec.kind} <= set(spoken):
                 self._excluded.add(plan.hop.peer_id)
                 raise _InterruptedError  # it cannot take what its neighbours send: plan again without it
             try:

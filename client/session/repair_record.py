@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from time import perf_counter
 
-from ...swarm.codecs.activations import payload_bytes
 from ..hops.route_session import RouteSession
 from ..hops.trace import Repair, RepairKind
 
@@ -62,7 +61,7 @@ class RepairRecord:
         hidden = session.settings.session.hidden_size
         self.cost.by_nodes(tokens * len(session.hops), 0)
         for number, hop in enumerate(session.hops):
-            size = payload_bytes(hop.codec, tokens, hidden)
+            size = hop.codec.payload_bytes(tokens, hidden)
             if not hop.upstream:  # from this client: what a hop before it sent, if any, came here first
                 self.cost.by_client(0, size)
             if number:

@@ -13,7 +13,6 @@ from time import perf_counter
 
 import numpy as np
 
-from ...swarm.codecs import activations
 from ...swarm.errors import BrokenError, RemoteProtocolError
 from ...swarm.protocol.messages import Result, Want
 from ...swarm.protocol.wire import Payload
@@ -126,7 +125,7 @@ async def feed_ids(
     async def chunks() -> AsyncIterator[_Chunk]:
         for at in range(start, until, size):
             x = embed(at, min(until, at + size))  # (tokens, hidden)
-            yield activations.encode(listener.hop.codec, x), len(x), at
+            yield listener.hop.codec.encode(x), len(x), at
 
     await _feed(listener, chunks(), step, cost)
 
@@ -137,7 +136,7 @@ async def relay_rows(
     """Let ``source`` replay positions [start, until) to us, and pass them on to ``target``; from then on its
     results come to us. Raises BrokenError and what ``HopClient.replay`` raises."""
     hop = source.hop
-    row = activations.payload_bytes(hop.reply_codec, 1, source.hidden_size)
+    row = hop.reply_codec.row_bytes(source.hidden_size)
 
     async def chunks() -> AsyncIterator[_Chunk]:
         at = start

@@ -13,7 +13,8 @@ from time import perf_counter
 
 import numpy as np
 
-from ...swarm.codecs import activations
+from ...swarm.codecs.kinds import negotiate
+from ...swarm.codecs.names import KINDS
 from ...swarm.errors import HopFailedError, NetworkError, SwarmError, TrialLostError
 from ...swarm.links.pool import LinkPool
 from ...swarm.protocol.messages import Want
@@ -51,19 +52,19 @@ async def try_peer(links: LinkPool, node: NodeInfo, x: np.ndarray, wire_codec: s
 
 async def _try(links: LinkPool, node: NodeInfo, x: np.ndarray, wire_codec: str) -> Tried:
     hidden_size = x.shape[1]
-    codec = activations.negotiate(activations.CODECS, node.codecs or activations.CODECS, wire_codec)
+    codec = negotiate(KINDS, node.codecs or KINDS, wire_codec)
     plan = HopPlan(Hop(node.peer_id, node.span, node.dial_maddrs), 0, 1, new_session(), codec, codec)
     hop = await HopClient.open(links, plan, SessionSettings(hidden_size, TRIAL_TOKENS))
     try:
         segment = Segment([hop], hidden_size)
-        payload = activations.encode(codec, x)
+        payload = codec.encode(x)
         times = []
         for number in range(TRIAL_STEPS):
             began = perf_counter()
             segment.post(number + 1, payload, 1, number, Want.LAST)
             result = await segment.receive()
             times.append(perf_counter() - began)
-            activations.decode(codec, result.payload, 1, hidden_size)
+            codec.decode(result.payload, 1, hidden_size)
         round_trip_s = min(hop.link.round_trip_s, await hop.link.ping())
     except NetworkError as error:
         raise (hop.failure or hop.state.step_error or error) from error

@@ -17,7 +17,7 @@ from ...shards.layers.kv_pool import largest_slot
 from ...shards.loading import load_backend
 from ...shards.models.native_span import WEIGHTS_SHARE, NativeSpan, least_held
 from ...shards.models.random_blocks import random_checkpoint
-from ...swarm.codecs import activations
+from ...swarm.codecs.kinds import DEFAULT_KIND, kind_row_bytes
 from ...swarm.placement.types import ModelShape, NodeOffer, Serve, StandBy, Verdict, gigabytes
 from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.types import PeerLink, Span
@@ -145,7 +145,7 @@ def measure_machine(
         block_bytes=-(-sum(kind.weight_bytes for kind in each) // model.n_blocks),
         kv_bytes=-(-sum(slots) * slot // (model.n_blocks * pages_for(context) * PAGE_TOKENS)),
         context_tokens=context,
-        activation_bytes=activations.payload_bytes("int8", 1, model.hidden_size),
+        activation_bytes=kind_row_bytes(DEFAULT_KIND, model.hidden_size),
         rooms=()
         if alike
         else tuple(kind.weight_bytes + n * slot for kind, n in zip(each, slots, strict=True)),

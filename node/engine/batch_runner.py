@@ -15,7 +15,7 @@ import numpy as np
 
 from ...shards.layers.kv_pool import BatchSlice
 from ...shards.models.backend import Memory, SpanBackend
-from ...swarm.codecs import activations
+from ...swarm.codecs.codec import Codec
 from ...swarm.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from ...swarm.protocol.messages import Want
 from ...swarm.types import Span
@@ -54,11 +54,8 @@ class BatchRunner:
     def __init__(self, model: SpanBackend[Memory], pool: Memory) -> None:
         self._model: SpanBackend[Any] = model
         self._pool = pool
-        self._hidden = model.config.hidden_size
+        self._width = model.config.hidden_size
         self._limit = model.limit
-        self._row_bytes = {
-            codec: activations.payload_bytes(codec, 1, self._hidden) for codec in activations.CODECS
-        }
 
     def admit(self, job: StepJob) -> None:
         """Bring the table of the step's sequence up to date, in the order in which steps were submitted.
@@ -117,18 +114,18 @@ class BatchRunner:
             job.refusal is not None
             or job.want is Want.NOTHING
             or position > sequence.computed
-            or len(job.payload) != self._row_bytes[codec]
+            or len(job.payload) != codec.row_bytes(self._width)
             or 0 < job.deadline_ns < began
         ):
             return None
         sequence.computed = position
         slices = [BatchSlice(sequence.table, sequence.span.start, 0, position, 1, sequence.long_context)]
         try:
-            x = activations.decode(codec, job.payload, 1, self._hidden, self._limit)
+            x = codec.decode(job.payload, 1, self._width, self._limit)
             decoded = perf_counter_ns()
             hidden = self._model.forward(x, slices, self._pool, sequence.span)
             computed = perf_counter_ns()
-            payload = activations.encode(sequence.reply_codec, hidden)
+            payload = sequence.reply_codec.encode(hidden)
         except Exception:  # noqa: BLE001 - ``run`` meets it again, and tells whom it concerns
             return None
         ended = perf_counter_ns()
@@ -175,11 +172,11 @@ class BatchRunner:
                 f"holds {sequence.computed} tokens",
                 hint="Send the failed step again under a new number.",
             )
-        expected, got = job.tokens * self._row_bytes[sequence.codec], len(job.payload)
+        expected, got = job.tokens * sequence.codec.row_bytes(self._width), len(job.payload)
         if got != expected:
             return StepFailed(
                 ErrorCode.BAD_TENSOR,
-                f"{job.tokens} tokens take {expected} bytes in codec {sequence.codec}, not {got}",
+                f"{job.tokens} tokens take {expected} bytes in codec {sequence.codec.name}, not {got}",
             )
         sequence.computed = job.position
         return None
@@ -187,7 +184,7 @@ class BatchRunner:
     def _run_group(self, span: Span, work: _Work, report: BatchReport) -> None:
         started = perf_counter_ns()
         if len({job.sequence.codec for job, _ in work}) > 1:
-            work.sort(key=lambda item: item[0].sequence.codec)  # rows of one codec side by side
+            work.sort(key=lambda item: item[0].sequence.codec.name)  # rows of one codec side by side
         work, x = self._decode(work, report)
         if x is None:
             return
@@ -230,14 +227,14 @@ class BatchRunner:
             if part.last and not part.offset:
                 payloads.append(job.payload)
             else:
-                size = self._row_bytes[codec]
+                size = codec.row_bytes(self._width)
                 payloads.append(
                     memoryview(job.payload)[part.offset * size : (part.offset + part.count) * size]
                 )
             tokens += part.count
             if i == last or work[i + 1][0].sequence.codec != codec:
                 payload = payloads[0] if len(payloads) == 1 else b"".join(payloads)
-                parts.append(activations.decode(codec, payload, tokens, self._hidden, self._limit))
+                parts.append(codec.decode(payload, tokens, self._width, self._limit))
                 payloads, tokens = [], 0
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -278,7 +275,7 @@ class BatchRunner:
 
     def _encode(self, work: _Work, hidden: np.ndarray, report: BatchReport, started: int) -> None:
         """Add to each step's ``parts`` the rows of ``hidden`` (T, hidden) that its client wants."""
-        wanted: dict[str, list[tuple[StepJob, int, int]]] = {}  # by codec: first row, rows
+        wanted: dict[Codec, list[tuple[StepJob, int, int]]] = {}  # first row, rows
         row = 0
         for job, part in work:
             if job.want is Want.ALL:
@@ -305,7 +302,9 @@ class BatchRunner:
         for job, _ in work:
             job.codec_ns += elapsed
 
-    def _encode_rows(self, codec: str, takes: Sequence[tuple[StepJob, int, int]], hidden: np.ndarray) -> None:
+    def _encode_rows(
+        self, codec: Codec, takes: Sequence[tuple[StepJob, int, int]], hidden: np.ndarray
+    ) -> None:
         total = sum(count for _, _, count in takes)
         if total == len(hidden):
             rows = hidden
@@ -313,12 +312,12 @@ class BatchRunner:
             rows = hidden[takes[0][1] : takes[0][1] + total]
         else:
             rows = np.concatenate([hidden[first : first + count] for _, first, count in takes])
-        payload = activations.encode(codec, rows)
+        payload = codec.encode(rows)
         if len(takes) == 1:
             takes[0][0].parts.append(payload)
             takes[0][0].rows += total
             return
-        view, size, at = memoryview(payload), self._row_bytes[codec], 0
+        view, size, at = memoryview(payload), codec.row_bytes(self._width), 0
         for job, _, count in takes:
             # Bytes of its own: an answer that is kept must not keep all others.
             job.parts.append(bytes(view[at : at + count * size]))

@@ -25,6 +25,7 @@ import numpy as np
 from ...shards.formats.bounds import MAX_CONTEXT
 from ...shards.layers.rope import longest_short_context
 from ...shards.models.backend import KvMemory, Memory, SpanBackend
+from ...swarm.codecs.codec import Codec
 from ...swarm.errors import ErrorCode, LocalProtocolError, UsageError
 from ...swarm.fairness.shares import Holder
 from ...swarm.protocol.field_types import PAGE_TOKENS
@@ -247,8 +248,8 @@ class Engine:
         owner: str,
         span: Span,
         max_tokens: int,
-        codec: str,
-        reply_codec: str,
+        codec: Codec,
+        reply_codec: Codec,
         *,
         prefix: tuple[bytes, ...] = (),
         parent: TokenSequence | None = None,

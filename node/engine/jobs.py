@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...shards.formats.bounds import MAX_CONTEXT
+from ...swarm.codecs.codec import Codec
 from ...swarm.errors import ErrorCode
 from ...swarm.protocol.messages import Want
 from ...swarm.types import Span
@@ -30,8 +31,8 @@ class TokenSequence:
     owner: str
     span: Span
     max_tokens: int
-    codec: str
-    reply_codec: str
+    codec: Codec
+    reply_codec: Codec
     pages: PageTable
     table: np.ndarray  # (blocks, max_pages) int32 slots, -1: none yet; filled by the compute thread
     length: int

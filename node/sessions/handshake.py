@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...shards.pieces.digest import what_differs
-from ...swarm.codecs import activations
+from ...swarm.codecs.kinds import kind_row_bytes
 from ...swarm.errors import ErrorCode, PeerError, RemoteProtocolError, other_root_hint
 from ...swarm.protocol.field_types import MAX_MEMBERS
 from ...swarm.protocol.messages import Hello, Welcome
@@ -65,7 +65,7 @@ def answer_hello(hello: Hello, terms: Terms) -> Welcome:
             retriable=False,
         )
     frame = min(terms.max_frame, hello.max_frame)
-    row = max(activations.payload_bytes(codec, 1, terms.hidden_size) for codec in terms.codecs)
+    row = max(kind_row_bytes(kind, terms.hidden_size) for kind in terms.codecs)
     max_step_tokens = min(terms.max_step_tokens, (frame - FRAME_OVERHEAD) // row)
     if max_step_tokens < 1:
         raise PeerError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ...swarm.errors import ErrorCode
+from ...swarm.codecs.codec import Codec
+from ...swarm.codecs.kinds import codec_named
+from ...swarm.errors import ErrorCode, RemoteProtocolError
 from ...swarm.protocol.messages import Open, Refused
 from .handshake import Terms
 from .session import NodeSession
@@ -25,11 +27,10 @@ def refusal_of(
             ErrorCode.SPAN_NOT_SERVED,
             f"blocks {request.span} are not served here; this node has {terms.span}",
         )
-    for codec in (request.codec, request.reply_codec):
-        if codec not in terms.codecs:
-            return refused(
-                ErrorCode.UNSUPPORTED_CODEC, f"codec {codec} is not one of {', '.join(terms.codecs)}"
-            )
+    try:
+        codecs_of(request, terms)
+    except RemoteProtocolError as error:
+        return refused(error.code, error.message, error.hint)
     if request.batch != 1:
         return refused(
             ErrorCode.UNSUPPORTED,
@@ -46,6 +47,11 @@ def refusal_of(
         if problem:
             return refused(code, f"cannot fork session {request.parent.hex()}: {problem}", hint)
     return None
+
+
+def codecs_of(request: Open, terms: Terms) -> tuple[Codec, Codec]:
+    """Of what comes in and of what goes out. Raises RemoteProtocolError (UNSUPPORTED_CODEC)."""
+    return codec_named(request.codec, terms.codecs), codec_named(request.reply_codec, terms.codecs)
 
 
 def _fork_problem(request: Open, parent: NodeSession | None) -> tuple[ErrorCode, str, str]:

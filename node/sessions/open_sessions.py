@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from ...swarm.codecs import activations
 from ...swarm.errors import ErrorCode
 from ...swarm.fairness.shares import Holder
 from ...swarm.protocol.field_types import BATCH_SCALE, PAGE_TOKENS, Progress
@@ -20,7 +19,7 @@ from ..limits.quotas import Ledger, Limits, PeerAccount
 from .handshake import Terms
 from .journal import Journal, JournalBook
 from .next_hops import NextHops
-from .open_checks import refusal_of
+from .open_checks import codecs_of, refusal_of
 from .session import NodeSession, SessionOwner
 from .session_admission import SessionAdmission
 
@@ -53,9 +52,6 @@ class OpenSessions:
         self._engine = engine
         self._context_tokens = context_tokens
         self._admission = SessionAdmission(engine, limits, ledger)
-        self._row_bytes = {
-            codec: activations.payload_bytes(codec, 1, terms.hidden_size) for codec in terms.codecs
-        }
         self._sessions: dict[bytes, NodeSession] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
@@ -208,8 +204,7 @@ class OpenSessions:
             account.peer_id,
             request.span,
             request.max_tokens,
-            request.codec,
-            request.reply_codec,
+            *codecs_of(request, self.terms),
             prefix=self._usable_prefix(request.max_tokens, request.prefix),
             parent=None if parent is None else parent.sequence,
             parent_tokens=request.parent_tokens,
@@ -233,7 +228,7 @@ class OpenSessions:
             kept = parent.journal.slice(parent.journal.base, sequence.length)
             if kept is not None:
                 base, rows = parent.journal.base, kept
-        row_bytes = self._row_bytes[request.reply_codec]
+        row_bytes = sequence.reply_codec.row_bytes(self.terms.hidden_size)
         return self.journals.open(row_bytes, base, rows, owner=owner.peer_id, group=owner.group)
 
     def _reclaim(self, account: PeerAccount, cells: int, now: float) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...dht.records.node_records import NodeRecords
-from ...swarm.codecs import activations
+from ...swarm.codecs.names import KINDS
 from ...swarm.errors import ErrorCode
 from ...swarm.fairness.shares import Holder
 from ...swarm.fairness.unfinished import UnfinishedFrames
@@ -76,7 +76,7 @@ class NodeServer:
         self.terms = Terms(
             model=model,
             span=engine.model.span,
-            codecs=activations.CODECS,
+            codecs=KINDS,
             hidden_size=engine.model.config.hidden_size,
             max_frame=max_frame,
             max_step_tokens=limits.max_step_tokens,

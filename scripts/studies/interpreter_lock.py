@@ -22,7 +22,7 @@ from swarm_node.client.routing.prefix import PageChain
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.loading import load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.swarm.codecs import activations
+from swarm_node.swarm.codecs.kinds import BF16, INT8
 
 from ..lab.command_line import script_parser
 from ..lab.prompts import MODEL
@@ -166,8 +166,8 @@ def _prompts() -> Iterator[tuple[str, Call]]:
     yield "embedding of 8192 tokens (hidden 576)", lambda: head.embed(ids[:8192])
     yield "page names of 100,000 tokens", lambda: PageChain(b"x" * 32).digests(ids)
     x = np.random.default_rng(0).standard_normal((1024, 4096), np.float32)
-    for codec in ("int8", "bf16"):
-        yield f"codecs.encode {codec}, 1024 tokens of 4096", lambda codec=codec: activations.encode(codec, x)
+    for codec in (INT8, BF16):
+        yield f"codecs.encode {codec.name}, 1024 tokens of 4096", lambda codec=codec: codec.encode(x)
     yield "prompt lookup of 100,000 tokens", lambda: PromptLookup(ids)
     params = SamplingParams(temperature=1.0, repetition_penalty=1.1)
     yield "Sampler with penalties, 100,000 tokens", lambda: Sampler(params, ids)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
-from ...swarm.codecs.activations import MAX_MAGNITUDE
+from ...swarm.codecs.codec import MAX_MAGNITUDE
 from ...swarm.errors import LocalProtocolError, UsageError
 from ...swarm.types import Span
 from ..checkpoint.checkpoint import Checkpoint

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ...swarm.codecs.activations import MAX_MAGNITUDE
+from ...swarm.codecs.codec import MAX_MAGNITUDE
 from ...swarm.errors import UsageError
 from ...swarm.types import Span
 from ..checkpoint.checkpoint import Checkpoint

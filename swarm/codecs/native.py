@@ -1,4 +1,4 @@
-"""The int8 wire codec in C, once ``warm_up`` has loaded it; ``codecs`` takes its plain path until then.
+"""The int8 wire codec in C, once ``warm_up`` has loaded it; ``int8`` takes its plain path until then.
 
 Loading compiles where the cache has no library for this machine, which takes seconds: programs call
 ``warm_up`` in a thread as they start.
@@ -28,7 +28,7 @@ NOT_FINITE, BAD_SCALE, BAD_VALUE, BAD_CHANNEL = 1, 2, 3, 4
 
 
 class NativeCodec:
-    """Encodes and decodes as ``codecs`` documents. Pointers and sizes are the caller's to get right."""
+    """Encodes and decodes as ``int8`` documents. Pointers and sizes are the caller's to get right."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         brief = ctypes.PyDLL(library._name, handle=library._handle)  # the same functions, keeping the lock
@@ -41,24 +41,24 @@ class NativeCodec:
             function.argtypes = (pointer, size, size, ctypes.c_float, pointer)
 
     def encode_int8(self, rows: np.ndarray, size: int) -> memoryview | None:
-        """The payload of ``size`` bytes of ``rows`` (tokens, hidden) float32, or None if a value is not
+        """The payload of ``size`` bytes of ``rows`` (tokens, width) float32, or None if a value is not
         finite."""
-        tokens, hidden = rows.shape
+        tokens, width = rows.shape
         if rows.strides[1] != _FLOAT_BYTES or rows.strides[0] % _FLOAT_BYTES:
             rows = np.ascontiguousarray(rows)
         payload = bytearray(size)
         function = self._encode_brief if tokens <= GIL_ROWS else self._encode
         place = _first_byte(payload)
         row_step = rows.strides[0] // _FLOAT_BYTES
-        verdict = function(_place(rows), row_step, tokens, hidden, ctypes.byref(place))
+        verdict = function(_place(rows), row_step, tokens, width, ctypes.byref(place))
         return None if verdict else memoryview(payload)
 
     def decode_int8(
-        self, payload: bytes | bytearray | memoryview, tokens: int, hidden: int, limit: float
+        self, payload: bytes | bytearray | memoryview, tokens: int, width: int, limit: float
     ) -> np.ndarray | int:
-        """(tokens, hidden) float32, every magnitude at most ``limit``, or the first complaint. ``payload``
+        """(tokens, width) float32, every magnitude at most ``limit``, or the first complaint. ``payload``
         has the size of ``tokens`` tokens."""
-        rows = np.empty((tokens, hidden), np.float32)
+        rows = np.empty((tokens, width), np.float32)
         function = self._decode_brief if tokens <= GIL_ROWS else self._decode
         if isinstance(payload, bytes):
             place: object = payload
@@ -66,7 +66,7 @@ class NativeCodec:
             place = ctypes.byref(_first_byte(payload))
         else:
             place = np.frombuffer(payload, np.uint8).ctypes.data
-        return function(place, tokens, hidden, limit, _place(rows)) or rows
+        return function(place, tokens, width, limit, _place(rows)) or rows
 
 
 def _place(rows: np.ndarray) -> object:

@@ -19,7 +19,7 @@ from time import perf_counter
 from time import time as wall_clock
 from typing import Protocol
 
-from ..codecs.activations import CODECS
+from ..codecs.names import KINDS
 from ..errors import (
     ErrorCode,
     LocalProtocolError,
@@ -128,7 +128,7 @@ class NodeLink:
             Hello(
                 (PROTOCOL_VERSION,),
                 model.digest,
-                CODECS,
+                KINDS,
                 DEFAULT_MAX_FRAME,
                 agent,
                 parts=model.parts,
@@ -409,32 +409,32 @@ class NodeLink:
 
 class NotAsAnnouncedError(PeerError):
     """A node that welcomed us cannot be this hop of a route with this codec, though it announced that it
-    could: mostly it has moved since."""
+    could: mostly it has moved since. ``kind``: the codec's."""
 
-    def __init__(self, message: str, *, code: ErrorCode, hop: Hop, codec: str) -> None:
+    def __init__(self, message: str, *, code: ErrorCode, hop: Hop, kind: str) -> None:
         super().__init__(message, code=code, retriable=False)
         self._hop = hop
-        self._codec = codec
+        self._kind = kind
 
     def contradicts(self, node: NodeInfo) -> bool:
         """Whether the node's announcement says still (or again) that it could."""
-        return node.span.covers(self._hop.span) and (not node.codecs or self._codec in node.codecs)
+        return node.span.covers(self._hop.span) and (not node.codecs or self._kind in node.codecs)
 
 
-def span_problem(welcome: Welcome, hop: Hop, codec: str, name: str) -> NotAsAnnouncedError | None:
+def span_problem(welcome: Welcome, hop: Hop, kind: str, name: str) -> NotAsAnnouncedError | None:
     """Why a node that welcomed us cannot be this hop of a route."""
     if not welcome.span.covers(hop.span):
         return NotAsAnnouncedError(
             f"{name} serves blocks {welcome.span}, not {hop.span} as announced",
             code=ErrorCode.SPAN_NOT_SERVED,
             hop=hop,
-            codec=codec,
+            kind=kind,
         )
-    if codec not in welcome.codecs:
+    if kind not in welcome.codecs:
         return NotAsAnnouncedError(
-            f"{name} does not speak the codec {codec}, as announced",
+            f"{name} does not speak the codec {kind}, as announced",
             code=ErrorCode.UNSUPPORTED_CODEC,
             hop=hop,
-            codec=codec,
+            kind=kind,
         )
     return None

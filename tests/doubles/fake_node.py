@@ -19,7 +19,7 @@ from swarm_node.node.engine.jobs import StepDone, StepFailed, StepJob
 from swarm_node.node.limits.quotas import Limits
 from swarm_node.node.sessions.server import NodeServer
 from swarm_node.node.sessions.session import NodeSession
-from swarm_node.swarm.codecs import activations
+from swarm_node.swarm.codecs.names import KINDS
 from swarm_node.swarm.errors import NetworkError, RemoteProtocolError, StreamClosedError
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS, Progress
 from swarm_node.swarm.protocol.messages import (
@@ -70,7 +70,7 @@ class Behaviour:
     """What a fake node does wrong, and when; step numbers are a session's, from 1."""
 
     max_step_tokens: int = 64
-    codecs: tuple[str, ...] = activations.CODECS
+    codecs: tuple[str, ...] = KINDS
     digest: str = MODEL.digest
     busy_times: int = 0
     retry_after_ms: int = 20

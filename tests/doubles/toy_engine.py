@@ -17,7 +17,7 @@ from swarm_node.node.engine.jobs import StepJob, TokenSequence
 from swarm_node.node.engine.scheduler import Batch
 from swarm_node.shards.formats.block_config import AttentionConfig, BlockConfig, MlpConfig
 from swarm_node.shards.layers.kv_pool import BatchSlice
-from swarm_node.swarm.codecs.activations import MAX_MAGNITUDE
+from swarm_node.swarm.codecs.codec import MAX_MAGNITUDE
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.types import Span
 from tests.doubles.toy_model import CONTEXT, HIDDEN, N_BLOCKS, block_row

@@ -17,7 +17,8 @@ from swarm_node.node.engine.page_tables import pages_for
 from swarm_node.node.limits.quotas import Limits
 from swarm_node.node.sessions.server import DEFAULT_JOURNAL_BYTES, NodeServer
 from swarm_node.shards.models.backend import SpanBackend
-from swarm_node.swarm.codecs import activations
+from swarm_node.swarm.codecs.kinds import codec_named
+from swarm_node.swarm.codecs.names import KINDS
 from swarm_node.swarm.errors import SwarmError
 from swarm_node.swarm.links.message_stream import Connection
 from swarm_node.swarm.protocol.field_types import Downstream
@@ -202,7 +203,7 @@ class ChainSwarm:
         stream = await self.network.transport(peer).open_stream(node, PROTOCOL_ID)
         control = Control(Connection(stream))
         self.controls.append(control)
-        await control.send(Hello((1,), "", activations.CODECS, DEFAULT_MAX_FRAME, "test"))
+        await control.send(Hello((1,), "", KINDS, DEFAULT_MAX_FRAME, "test"))
         await control.take(Welcome)
         return control
 
@@ -294,4 +295,4 @@ async def swarm_of(
 
 
 def rows(x: np.ndarray, codec: str = "none") -> bytes:
-    return bytes(activations.encode(codec, x))
+    return bytes(codec_named(codec).encode(x))

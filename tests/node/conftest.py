@@ -24,7 +24,8 @@ from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.swarm.codecs import activations
+from swarm_node.swarm.codecs.kinds import codec_named
+from swarm_node.swarm.codecs.names import KINDS
 from swarm_node.swarm.links.message_stream import Connection
 from swarm_node.swarm.protocol.messages import Hello, Message, Open, Opened, Result, Step, Want, Welcome
 from swarm_node.swarm.protocol.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
@@ -86,7 +87,7 @@ class RawClient:
         self.opened_length = 0
 
     async def hello(self, digest: str = "", versions: tuple[int, ...] = (1,)) -> Message:
-        await self.send(Hello(versions, digest, activations.CODECS, DEFAULT_MAX_FRAME, "test"))
+        await self.send(Hello(versions, digest, KINDS, DEFAULT_MAX_FRAME, "test"))
         answer = await self.receive()
         if isinstance(answer, Welcome):
             self.welcome = answer
@@ -127,7 +128,7 @@ class RawClient:
         **more: int,
     ) -> Step:
         self.step_number += 1
-        payload = activations.encode(codec, x)
+        payload = codec_named(codec).encode(x)
         return Step(session, self.step_number, position, len(x), want, payload=payload)
 
     async def forward(
@@ -139,7 +140,7 @@ class RawClient:
     def rows(self, answer: Message, codec: str = "none") -> np.ndarray:
         if not isinstance(answer, Result):
             raise TypeError(f"no result: {answer}")
-        return activations.decode(codec, answer.payload, answer.tokens, HIDDEN)
+        return codec_named(codec).decode(answer.payload, answer.tokens, HIDDEN)
 
 
 class Harness:

@@ -15,7 +15,7 @@ from swarm_node.node.bootstrap import run_bootstrap
 from swarm_node.node.config import BootstrapConfig, NodeConfig, NodeEvent
 from swarm_node.node.loaded_span import compile_kernels
 from swarm_node.node.node import Node
-from swarm_node.swarm.codecs import activations
+from swarm_node.swarm.codecs.kinds import NONE
 from swarm_node.swarm.errors import CheckpointError, ErrorCode, NetworkError, PeerUnreachableError, UsageError
 from swarm_node.swarm.links.message_stream import Connection
 from swarm_node.swarm.protocol.messages import Hello, Open, Opened, Refused, Result, Step, Want, Welcome
@@ -124,7 +124,7 @@ async def test_what_a_journal_holds_is_announced(swarm):
     node = swarm.node(journal_mib=1)
     await node.start()
     client = await swarm.client()
-    session, size = os.urandom(16), activations.payload_bytes("none", 3, 64)
+    session, size = os.urandom(16), NONE.payload_bytes(3, 64)
     await client.send(Open(session, Span(1, 3), 10, "none", "none", journal=True))
     assert isinstance(await client.receive(), Opened)
     await client.send(Step(session, 0, 0, 3, Want.ALL, payload=bytes(size)))

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Unpack
 
+from ....swarm.codecs.names import KINDS
 from ....swarm.errors import UsageError
 from ....swarm.membership.entry import SwarmEntry, swarm_entry
 from ....swarm.types import Span
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZE = ("auto", "none", "int8", "int4")
-WIRE_CODECS = ("none", "bf16", "fp16", "int8")
 
 
 def blocks(text: str) -> Span | str:
@@ -201,7 +201,7 @@ def add_wire_codec(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--wire-codec",
         default="auto",
-        choices=("auto", *WIRE_CODECS),
+        choices=("auto", *KINDS),
         help="how activations travel: auto is int8 for Llama models and bf16 for others; none is exact "
         "float32 (default: %(default)s)",
     )

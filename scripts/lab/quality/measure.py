@@ -23,7 +23,9 @@ from swarm_node.shards.loading import load_backend, load_client_model
 from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.shards.models.client_part import ClientModel
 from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.swarm.codecs.activations import CODECS, DEFAULT_CODEC, decode, encode, payload_bytes
+from swarm_node.swarm.codecs.codec import Codec
+from swarm_node.swarm.codecs.kinds import INT8, NONE, codec_named
+from swarm_node.swarm.codecs.names import KINDS
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.types import Span
@@ -72,7 +74,7 @@ def measure(
             "reference": {"perplexity": perplexity},
             "codecs": [v.result() for v in variants if v.model is reference],
             "weights": [v.result() for v in variants if v.model is not reference],
-            "costs": [_cost(codec, middle) for codec in CODECS],
+            "costs": [_cost(codec_named(kind), middle) for kind in KINDS],
         }
 
 
@@ -93,7 +95,7 @@ class LocalModel:
     def logits(
         self,
         ids: Sequence[int],
-        codec: str = "",
+        codec: Codec = NONE,
         edges: Sequence[int] = (),
         rows: int = 0,
         kv_dtype: str = "float32",
@@ -116,13 +118,13 @@ class LocalModel:
         return cache.through(torch.from_numpy(self.client.embed(ids)), 0, 0, blocks)
 
     def _hidden(
-        self, ids: Sequence[int], start: int, cache: Cache, codec: str, edges: Sequence[int]
+        self, ids: Sequence[int], start: int, cache: Cache, codec: Codec, edges: Sequence[int]
     ) -> Tensor:
         x = torch.from_numpy(self.client.embed(ids))
         at = 0
         for edge in edges:  # n_blocks: after the last block
             x = cache.through(x, start, at, edge)
-            x = torch.from_numpy(decode(codec, encode(codec, x.float().cpu().numpy()), *x.shape)).to(x)
+            x = torch.from_numpy(codec.decode(codec.encode(x.float().cpu().numpy()), *x.shape)).to(x)
             at = edge
         return cache.through(x, start, at, self.n_blocks)
 
@@ -150,7 +152,7 @@ class Variant:
 
     name: str
     model: LocalModel
-    codec: str = ""
+    codec: Codec = NONE
     edges: Sequence[int] = ()
     rows: int = 0
     kv_dtype: str = "float32"
@@ -182,7 +184,7 @@ class Variant:
         variance = max(0.0, self.loss_squared / self.count - mean**2)
         return {
             "name": self.name,
-            "codec": self.codec,
+            "codec": self.codec.name,
             "edges": list(self.edges),
             "weights": self.model.weights,
             "tokens_at_once": self.rows or None,
@@ -200,9 +202,9 @@ def _variants(checkpoint: Checkpoint, reference: LocalModel, cuts: Sequence[int]
     hops = [round(n_blocks * i / HOPS) for i in range(HOPS + 1)]
     # Through the client: it decodes what a hop sends and encodes it again for the next.
     every_edge = [hops[0], *(edge for edge in hops[1:-1] for _ in range(2)), hops[-1]]
-    variants = [Variant(codec, reference, codec, cuts) for codec in CODECS]
-    name = f"{DEFAULT_CODEC} on all {len(every_edge)} edges of {HOPS} hops"
-    variants.append(Variant(name, reference, DEFAULT_CODEC, every_edge))
+    variants = [Variant(kind, reference, codec_named(kind), cuts) for kind in KINDS]
+    name = f"{INT8.name} on all {len(every_edge)} edges of {HOPS} hops"
+    variants.append(Variant(name, reference, INT8, every_edge))
     variants += [
         Variant(f"KV {kv_dtype}", reference, kv_dtype=kv_dtype)
         for kv_dtype in KV_DTYPES
@@ -213,8 +215,8 @@ def _variants(checkpoint: Checkpoint, reference: LocalModel, cuts: Sequence[int]
         name = f"{'default' if quantize == 'auto' else quantize} = {model.weights}"
         variants.append(Variant(f"{name}, prefill", model))
         variants.append(Variant(f"{name}, decode", model, rows=DECODE_ROWS))
-    name = f"default, decode, with {DEFAULT_CODEC} on all edges of {HOPS} hops"
-    variants.append(Variant(name, model, DEFAULT_CODEC, every_edge, DECODE_ROWS))
+    name = f"default, decode, with {INT8.name} on all edges of {HOPS} hops"
+    variants.append(Variant(name, model, INT8, every_edge, DECODE_ROWS))
     return variants
 
 
@@ -250,12 +252,12 @@ def _windows(checkpoint: Checkpoint, text: str, tokens: int, window: int) -> lis
     return [[*front, *ids[i * each : (i + 1) * each]] for i in range(count)]
 
 
-def _cost(codec: str, hidden: Tensor) -> dict[str, Any]:
+def _cost(codec: Codec, hidden: Tensor) -> dict[str, Any]:
     """Bytes per value, and microseconds to encode and decode one row and all rows of real activations."""
     tokens, width = hidden.shape
     return {
-        "name": codec,
-        "bytes_per_value": payload_bytes(codec, tokens, width) / (tokens * width),
+        "name": codec.name,
+        "bytes_per_value": codec.row_bytes(width) / width,
         "rows": {
             str(n): _round_trip_us(codec, hidden[-n:].float().cpu().numpy(), 2000 // n + 5)
             for n in (1, tokens)
@@ -263,11 +265,11 @@ def _cost(codec: str, hidden: Tensor) -> dict[str, Any]:
     }
 
 
-def _round_trip_us(codec: str, rows: np.ndarray, repeats: int) -> float:
+def _round_trip_us(codec: Codec, rows: np.ndarray, repeats: int) -> float:
     """The median of ``repeats`` measurements."""
     taken = []
     for _ in range(repeats):
         begun = time.perf_counter()
-        decode(codec, encode(codec, rows), *rows.shape)
+        codec.decode(codec.encode(rows), *rows.shape)
         taken.append(time.perf_counter() - begun)
     return sorted(taken)[len(taken) // 2] * 1e6

@@ -11,7 +11,7 @@ from typing import Any
 
 import uvloop
 
-from swarm_node.swarm.codecs.activations import payload_bytes
+from swarm_node.swarm.codecs.kinds import NONE
 from swarm_node.swarm.errors import NetworkError
 from swarm_node.swarm.protocol.messages import Close, Open, Ping, Step, Want
 from swarm_node.swarm.protocol.wire import PROTOCOL_ID
@@ -134,7 +134,7 @@ class HostilePeer:
         """Activations that are no numbers: they must not outlive their session in the KV cache."""
         session = self._rng.randbytes(16)
         value = struct.pack("<f", self._rng.choice(NOT_NUMBERS))
-        payload = value * (payload_bytes("none", STEP_TOKENS, HIDDEN) // 4)
+        payload = value * (NONE.payload_bytes(STEP_TOKENS, HIDDEN) // 4)
         return to_bytes(HELLO, self._open(session, STEP_TOKENS), self._step(session, 0, STEP_TOKENS, payload))
 
     def hoard(self) -> bytes:
@@ -166,5 +166,5 @@ class HostilePeer:
             position=number * tokens,
             tokens=tokens,
             want=Want.ALL,
-            payload=payload or bytes(payload_bytes("none", tokens, HIDDEN)),
+            payload=payload or bytes(NONE.payload_bytes(tokens, HIDDEN)),
         )

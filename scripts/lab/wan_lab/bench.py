@@ -129,9 +129,9 @@ class WanBench:
 
     def _row_bytes(self) -> int:
         """Of one token's activations."""
-        from swarm_node.swarm.codecs.activations import payload_bytes
+        from swarm_node.swarm.codecs.kinds import kind_row_bytes
 
-        return payload_bytes(self.arguments.wire_codec, 1, HIDDEN)
+        return kind_row_bytes(self.arguments.wire_codec, HIDDEN)
 
     def _mode(
         self, swarm: WanSwarm, condition: Condition, chain: bool, prefill_compute_s: float

@@ -20,7 +20,7 @@ from swarm_node.shards.layers.kv_pool import BatchSlice
 from swarm_node.shards.loading import load_backend, load_client_model
 from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.swarm.codecs.activations import DEFAULT_CODEC, decode, encode
+from swarm_node.swarm.codecs.kinds import INT8
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.types import Span
 
@@ -145,7 +145,7 @@ class Route:
         first = self.hops[0].through(parts)
         second = []
         for (index, start, _), rows in zip(parts, first, strict=True):
-            payload = bytes(encode(DEFAULT_CODEC, rows))
+            payload = bytes(INT8.encode(rows))
             sessions[index].sent.append(payload)
             second.append((index, start, self._read(payload, len(rows))))
         for (index, _, _), rows in zip(parts, self.hops[1].through(second), strict=True):
@@ -167,10 +167,10 @@ class Route:
             hop.through([(index, start, rows)])
 
     def _over_the_wire(self, rows: np.ndarray) -> np.ndarray:
-        return self._read(bytes(encode(DEFAULT_CODEC, rows)), len(rows))
+        return self._read(bytes(INT8.encode(rows)), len(rows))
 
     def _read(self, payload: bytes, count: int) -> np.ndarray:
-        return decode(DEFAULT_CODEC, payload, count, self.hidden)
+        return INT8.decode(payload, count, self.hidden)
 
 
 def _groups(count: int, shuffle: random.Random | None) -> list[list[int]]:

@@ -1,4 +1,4 @@
-/* The int8 wire codec of activations.py, which has the format: the same bytes and the same verdicts, in one pass
+/* The int8 wire codec of int8.py, which has the format: the same bytes and the same verdicts, in one pass
    without temporaries. For little-endian machines. Rows of a payload lie at any address. */
 
 #include <math.h>

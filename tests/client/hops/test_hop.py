@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from swarm_node.client.hops.hop import HopClient
 from swarm_node.client.hops.plan import HopPlan, SessionSettings
+from swarm_node.swarm.codecs.kinds import NONE
 from swarm_node.swarm.errors import (
     ErrorCode,
     LocalProtocolError,
@@ -46,7 +47,7 @@ class _Link:
 
 
 def _hop() -> HopClient:
-    plan = HopPlan(Hop("h", Span(0, 3)), 0, 2, SESSION, "none", "none")
+    plan = HopPlan(Hop("h", Span(0, 3)), 0, 2, SESSION, NONE, NONE)
     return HopClient(plan, cast(NodeLink, _Link()), SessionSettings(8, 64), 1000)
 
 

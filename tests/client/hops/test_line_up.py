@@ -12,6 +12,7 @@ from swarm_node.client.hops.line_up import plan_line
 from swarm_node.client.hops.plan import HopPlan, RouteSettings, SessionSettings
 from swarm_node.client.routing.prefix import PrefixKey
 from swarm_node.client.routing.router import Router
+from swarm_node.swarm.codecs.kinds import BF16, NONE
 from swarm_node.swarm.links.link import NodeLink
 from swarm_node.swarm.types import Hop, Span
 from tests.doubles.fake_swarm import FakeSwarm
@@ -55,10 +56,10 @@ def test_a_hop_that_must_feed_another_new_one_computes_everything(settings: Rout
 
 def test_between_hops_that_stay(settings: RouteSettings) -> None:
     a, b, c = old = [opened(plan) for plan in plan_line([A, B, C], settings, IDS, always).values()]
-    for hop, codec in ((a, "bf16"), (c, "none")):
+    for hop, codec in ((a, BF16), (c, NONE)):
         hop.codec = hop.reply_codec = codec
     (plan,) = plan_line([a, D, c], settings, IDS, lambda before, after: after != "c", old).values()
-    assert (plan.number, plan.hops, plan.codec, plan.reply_codec) == (1, 3, "bf16", "none")
+    assert (plan.number, plan.hops, plan.codec, plan.reply_codec) == (1, 3, BF16, NONE)
     assert (plan.upstream, plan.downstream) == ("a", None)
     assert plan.names is not None
     assert b.session != plan.session
@@ -73,7 +74,7 @@ def test_between_hops_that_stay(settings: RouteSettings) -> None:
 def test_a_node_that_speaks_less_is_spoken_to_so(settings: RouteSettings) -> None:
     settings.nodes["b"] = replace(settings.nodes["b"], codecs=("none", "bf16"))
     plans = plan_line([A, B, C], settings, IDS, always)
-    assert [(plan.codec, plan.reply_codec) for plan in plans.values()] == [
+    assert [(plan.codec.name, plan.reply_codec.name) for plan in plans.values()] == [
         ("int8", "bf16"),
         ("bf16", "bf16"),
         ("bf16", "int8"),

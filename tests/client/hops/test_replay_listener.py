@@ -10,6 +10,7 @@ import pytest
 
 from swarm_node.client.hops.hop import HopClient
 from swarm_node.client.session.replay import HopListener
+from swarm_node.swarm.codecs.kinds import NONE
 from swarm_node.swarm.errors import RemoteProtocolError, SwarmError
 from swarm_node.swarm.protocol.messages import Result
 
@@ -23,7 +24,7 @@ class Hop:
 
     def __init__(self) -> None:
         self.link = SimpleNamespace(name="peer x")
-        self.reply_codec = "none"
+        self.reply_codec = NONE
         self.failure: SwarmError | None = None
         self.state = SimpleNamespace(step_error=None)
         self.listener: HopListener | None = None

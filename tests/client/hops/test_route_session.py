@@ -136,7 +136,7 @@ async def test_each_hop_gets_a_codec_that_it_speaks() -> None:
     swarm = FakeSwarm(a="0-2", b="3-5")
     swarm.nodes["b"].behaviour.codecs = ("none", "bf16")
     session = await _open(swarm, "int8", a="0-2", b="3-5")
-    assert [hop.codec for hop in session.hops] == ["int8", "bf16"]
+    assert [hop.codec.name for hop in session.hops] == ["int8", "bf16"]
     assert np.allclose(await session.forward(X[:5], 0), _through(X[:5])[-1:], atol=0.2)
     session.close()
 

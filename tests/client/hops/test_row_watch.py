@@ -15,7 +15,9 @@ from swarm_node.client.hops.row_watch import (
     RowWatch,
     usual_embedding_rms,
 )
-from swarm_node.swarm.codecs.activations import CODECS, OUTLIERS, encode
+from swarm_node.swarm.codecs.int8 import OUTLIERS
+from swarm_node.swarm.codecs.kinds import INT8, codec_named
+from swarm_node.swarm.codecs.names import KINDS
 from swarm_node.swarm.errors import RemoteProtocolError
 
 HIDDEN = 64
@@ -38,8 +40,9 @@ def look(
     codec: str = "int8",
     reply_codec: str = "int8",
 ) -> None:
-    sent, got = encode(codec, came.numpy()), encode(reply_codec, went.numpy())
-    watching.check("peer a", codec, sent, len(came), reply_codec, got, position)
+    taken, given = codec_named(codec), codec_named(reply_codec)
+    sent, got = taken.encode(came.numpy()), given.encode(went.numpy())
+    watching.check("peer a", taken, sent, len(came), given, got, position)
 
 
 finite = st.floats(-100, 100, width=32)
@@ -48,8 +51,8 @@ finite = st.floats(-100, 100, width=32)
 @pytest.mark.slow
 @given(
     st.lists(st.lists(finite, min_size=HIDDEN, max_size=HIDDEN), min_size=1, max_size=4),
-    st.sampled_from(CODECS),
-    st.sampled_from(CODECS),
+    st.sampled_from(KINDS),
+    st.sampled_from(KINDS),
     st.sampled_from([0.05, 1.0, 2000.0]),
     st.booleans(),
 )
@@ -61,7 +64,7 @@ def test_what_blocks_add_to_a_row_is_never_odd(
     look(watch(own_input=own_input), came, came + added, codec=codec, reply_codec=reply_codec)
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", KINDS)
 @pytest.mark.parametrize("channel", [0, HIDDEN - 1])
 def test_the_first_tokens_of_real_models_are_never_odd(codec: str, channel: int) -> None:
     """One channel a hundred thousand times as large as an embedding's, as in SmolLM2 from block 11 on."""
@@ -72,7 +75,7 @@ def test_the_first_tokens_of_real_models_are_never_odd(codec: str, channel: int)
     look(watch(own_input=False), went, went + rows(1, seed=2), position=0, codec=codec, reply_codec=codec)
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", KINDS)
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("own_input", [True, False])
 def test_sizes_that_cannot_be(codec: str, count: int, own_input: bool) -> None:
@@ -88,7 +91,7 @@ def test_sizes_that_cannot_be(codec: str, count: int, own_input: bool) -> None:
             look(watch(own_input=own_input), came, rows(count, 1, USUAL * MOST_GROWTH * 10), 7, codec, codec)
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", KINDS)
 def test_a_hop_is_not_blamed_for_what_it_was_fed(codec: str) -> None:
     other = watch(own_input=False)
     look(other, torch.zeros(1, HIDDEN), torch.zeros(1, HIDDEN), 7, codec, codec)
@@ -102,7 +105,7 @@ def test_a_hop_is_not_blamed_for_what_it_was_fed(codec: str) -> None:
     assert math.sqrt(HIDDEN) < EXPLAINED
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", KINDS)
 def test_echoes_of_our_own_input(codec: str) -> None:
     came = rows(2, rms=USUAL)
     went = torch.stack([rows(1, seed=1)[0], came[1]])
@@ -140,7 +143,7 @@ def test_only_the_last_rows_may_be_asked_for() -> None:
     look(watch(), came, rows(1, seed=1), 11)
     with pytest.raises(RemoteProtocolError, match="position 11 is what was sent"):
         look(watch(), came, came[-1:], 11)
-    watch().check("peer a", "int8", encode("int8", came.numpy()), 5, "int8", b"", 12)
+    watch().check("peer a", INT8, INT8.encode(came.numpy()), 5, INT8, b"", 12)
 
 
 def test_without_an_embedding_to_compare_with_sizes_are_not_looked_at() -> None:

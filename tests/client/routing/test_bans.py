@@ -123,7 +123,7 @@ async def test_one_that_was_away_since_it_failed_is_tried_at_once() -> None:
 def moved_from(span: str) -> NotAsAnnouncedError:
     """The error of a node that was to serve ``span``, and does not any more."""
     hop = Hop("a", Span.parse(span))
-    return NotAsAnnouncedError(f"a has left {span}", code=ErrorCode.SPAN_NOT_SERVED, hop=hop, codec="none")
+    return NotAsAnnouncedError(f"a has left {span}", code=ErrorCode.SPAN_NOT_SERVED, hop=hop, kind="none")
 
 
 @pytest.mark.parametrize("read_before", [True, False])

@@ -26,7 +26,7 @@ from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.torch.span import TorchSpan
-from swarm_node.swarm.codecs import activations
+from swarm_node.swarm.codecs.kinds import INT8 as CODEC
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.protocol.messages import Want
 from swarm_node.swarm.transport.memory import MemoryNetwork
@@ -35,7 +35,6 @@ from swarm_node.swarm.types import Span
 pytestmark = pytest.mark.slow
 
 FIRST, SECOND = Span(0, 2), Span(2, 4)
-CODEC = activations.DEFAULT_CODEC
 WAYS = {
     "native float32": {"kernels": "native"},
     "native int8": {"kernels": "native", "quantize": "int8", "dtype": "auto"},
@@ -73,7 +72,7 @@ class Hop:
                 sequence=sequence,
                 step=self.steps,
                 position=position,
-                tokens=len(payload) // activations.payload_bytes(CODEC, 1, 64),
+                tokens=len(payload) // CODEC.row_bytes(64),
                 want=want,
                 payload=payload,
                 arrived_ns=perf_counter_ns(),
@@ -100,11 +99,11 @@ async def test_a_replayed_session_goes_on_with_the_same_bytes(tiny_span, hidden_
     lost, replacement = (Hop(tiny_span(SECOND, **options), kv_dtype, max_batch_tokens=n) for n in (512, 48))
     rng = random.Random(f"{way} {kv_dtype}")
     prompt, total = 70, 90
-    rows = activations.encode(CODEC, hidden_states(total))
+    rows = CODEC.encode(hidden_states(total))
     size = len(rows) // total
     sequence, lost_sequence = first.open(total), lost.open(total)
     others = [hop.open(total, "other") for hop in (lost, replacement)]
-    noise = activations.encode(CODEC, hidden_states(total, 5))
+    noise = CODEC.encode(hidden_states(total, 5))
 
     journal, answers, at = b"", b"", 0
     while at < total:  # a prompt in chunks, then tokens
@@ -150,10 +149,10 @@ async def test_a_replay_stands_back_behind_other_sessions_tokens(tiny_span, hidd
 
     monkeypatch.setattr(TorchSpan, "forward", slow)
     hop = Hop(tiny_span(kernels="torch"), prefill_target_ms=TARGET_MS)
-    size = activations.payload_bytes(CODEC, 1, 64)
-    journal = activations.encode(CODEC, hidden_states(2048))
+    size = CODEC.row_bytes(64)
+    journal = CODEC.encode(hidden_states(2048))
     chat, replayed = hop.open(600, "chat"), hop.open(2100, "client")
-    token = activations.encode(CODEC, hidden_states(1))
+    token = CODEC.encode(hidden_states(1))
     for position in range(3):
         await hop.feed(chat, token, position)
     batches.clear()
@@ -201,7 +200,7 @@ async def test_a_prompt_that_nobody_waits_for_any_more_is_not_computed(tiny_span
     monkeypatch.setattr(TorchSpan, "forward", slow)
     hop = Hop(tiny_span(kernels="torch"), max_batch_tokens=32)
     sequence = hop.open(600)
-    rows = activations.encode(CODEC, hidden_states(256))
+    rows = CODEC.encode(hidden_states(256))
     steps = [hop.submit(sequence, rows, 0, Want.NOTHING), hop.submit(sequence, rows, 256, Want.LAST)]
     await asyncio.to_thread(second.wait, 10)
     hop.engine.close_sequence(sequence)

@@ -12,7 +12,7 @@ from swarm_node.node.engine.jobs import StepDone, StepDropped, StepFailed, StepJ
 from swarm_node.shards.layers.kv_pool import KvPool
 from swarm_node.shards.models.native_span import NativeSpan
 from swarm_node.shards.torch.span import TorchSpan
-from swarm_node.swarm.codecs import activations
+from swarm_node.swarm.codecs.kinds import NONE, codec_named
 from swarm_node.swarm.errors import ErrorCode, LocalProtocolError, UsageError
 from swarm_node.swarm.protocol.messages import Want
 from swarm_node.swarm.types import Span
@@ -58,7 +58,7 @@ class Driver:
                 position=position,
                 tokens=tokens or len(x),
                 want=want,
-                payload=activations.encode(sequence.codec, x) if payload is None else payload,
+                payload=sequence.codec.encode(x) if payload is None else payload,
                 arrived_ns=perf_counter_ns(),
                 done=lambda _, outcome: future.set_result(outcome),
                 deadline_ns=deadline_ns,
@@ -69,10 +69,10 @@ class Driver:
     async def rows(self, *args, **more):
         outcome = await self.submit(*args, **more)
         assert isinstance(outcome, StepDone), outcome
-        return activations.decode("none", outcome.payload, outcome.rows, 64)
+        return NONE.decode(outcome.payload, outcome.rows, 64)
 
     def sequence(self, tokens=256, span=ALL, codec="none", owner="peer", **more):
-        return self.engine.open_sequence(owner, span, tokens, codec, "none", **more)
+        return self.engine.open_sequence(owner, span, tokens, codec_named(codec), NONE, **more)
 
 
 def pool_of(model, slots):
@@ -511,7 +511,7 @@ async def test_sessions_with_their_own_codecs_share_a_batch(driver, plain, hidde
     kinds = ["none", "bf16", "int8", "none", "fp16"]
     sequences = [driver.sequence(codec=codec) for codec in kinds]
     for sequence, reply in zip(sequences, ["int8", "none", "none", "bf16", "none"], strict=True):
-        sequence.reply_codec = reply
+        sequence.reply_codec = codec_named(reply)
     hold = threading.Event()
     held = asyncio.ensure_future(driver.engine.run(lambda: hold.wait(10)))
     await asyncio.sleep(0)
@@ -525,7 +525,7 @@ async def test_sessions_with_their_own_codecs_share_a_batch(driver, plain, hidde
         assert outcome.batch == 5
         rows = {Want.ALL: 5, Want.LAST: 1, Want.NOTHING: 0}[want]
         assert (outcome.rows, outcome.position) == (rows, 5 - rows)
-        got = activations.decode(sequence.reply_codec, outcome.payload, rows, 64)
+        got = sequence.reply_codec.decode(outcome.payload, rows, 64)
         np.testing.assert_allclose(got, wanted[5 - rows : 5], atol=0.1, rtol=0.1)
 
 
@@ -590,7 +590,7 @@ async def test_a_callback_that_fails_harms_nobody_else(driver, hidden_states):
     hold = threading.Event()
     held = asyncio.ensure_future(driver.engine.run(lambda: hold.wait(10)))
     await asyncio.sleep(0)
-    payload = activations.encode("none", hidden_states(1))
+    payload = NONE.encode(hidden_states(1))
     driver.engine.submit(StepJob(sequence, 1, 0, 1, Want.ALL, payload, perf_counter_ns(), fails))
     fine = driver.submit(other, hidden_states(1), 0)
     sequence.on_released = fails
@@ -606,7 +606,7 @@ async def in_thread_and_here(driver, x, codec="none"):
     engine, here, rows = driver.engine, [], []
     forward = engine.model.forward
     engine.model.forward = lambda *args: here.append(threading.current_thread()) or forward(*args)
-    sequence = engine.open_sequence("peer", ALL, 256, codec, codec)
+    sequence = engine.open_sequence("peer", ALL, 256, codec_named(codec), codec_named(codec))
     for position in range(len(x)):
         outcome = await driver.submit(sequence, x[position : position + 1], position)
         rows.append(bytes(outcome.payload))

@@ -30,7 +30,7 @@ from swarm_node.shards.layers.kv_pool import BatchSlice
 from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.backend import Memory, SpanBackend
 from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.swarm.codecs import activations
+from swarm_node.swarm.codecs.kinds import NONE
 from swarm_node.swarm.errors import ErrorCode
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.protocol.messages import Want
@@ -95,7 +95,7 @@ class Client:
 
         def done(job: StepJob, outcome: object) -> None:
             if isinstance(outcome, StepDone):
-                rows = activations.decode("none", outcome.payload, outcome.rows, HIDDEN)
+                rows = NONE.decode(outcome.payload, outcome.rows, HIDDEN)
                 assert outcome.position == len(tokens) - outcome.rows
                 log.records.append(Record(tokens, start, rows))
                 future.set_result(rows)
@@ -124,7 +124,7 @@ class Client:
 
     async def open(self, span: Span, max_tokens: int, **more) -> TokenSequence | None:
         for _ in range(50):
-            sequence = self.engine.open_sequence(self.owner, span, max_tokens, "none", "none", **more)
+            sequence = self.engine.open_sequence(self.owner, span, max_tokens, NONE, NONE, **more)
             if sequence is not None:
                 return sequence
             await asyncio.sleep(0.001)  # others are still there
@@ -230,7 +230,7 @@ class Client:
         child = None
         if held and parent.keeps(held, budget):
             child = self.engine.open_sequence(
-                self.owner, parent.span, budget, "none", "none", parent=parent, parent_tokens=held
+                self.owner, parent.span, budget, NONE, NONE, parent=parent, parent_tokens=held
             )
         self.engine.close_sequence(parent)
         if child is None:
@@ -251,7 +251,7 @@ class Client:
         if not sequence.keeps(shared, budget):
             return  # the node refuses it
         child = self.engine.open_sequence(
-            self.owner, sequence.span, budget, "none", "none", parent=sequence, parent_tokens=shared
+            self.owner, sequence.span, budget, NONE, NONE, parent=sequence, parent_tokens=shared
         )
         if child is None:
             return

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from swarm_node.node.limits.quotas import Limits
-from swarm_node.swarm.codecs import activations
+from swarm_node.swarm.codecs.kinds import NONE, codec_named
 from swarm_node.swarm.errors import ErrorCode
 from swarm_node.swarm.protocol.field_types import Downstream
 from swarm_node.swarm.protocol.messages import ErrorMessage, Opened, Ping, Pong, Refused, Result, Step, Want
@@ -74,7 +74,7 @@ async def test_chained_greedy_steps_equal_the_relayed_ones(swarm, hidden_states,
                     assert all(len(spent) == 4 and spent[1] > 0 for spent in result.spent)
                 else:
                     last, count = await relay(route, number, position, payload, len(fed)), len(fed)
-                hidden = activations.decode(codec, last, count, HIDDEN)[-1]
+                hidden = codec_named(codec).decode(last, count, HIDDEN)[-1]
                 known.append(int((head @ hidden).argmax()))
         assert ids[0] == ids[1]
         assert len(set(ids[0])) > 5
@@ -102,7 +102,7 @@ async def test_chunks_of_a_prompt_are_under_way_on_all_hops(swarm, hidden_states
             await chain[0].step(number, 16 * number, rows(x[16 * number : 16 * number + 16]), 16)
         got = [await chain[2].result(number) for number in range(6)]
         assert [result.position for result in got] == list(range(0, 96, 16))
-        y = activations.decode("none", b"".join(bytes(result.payload) for result in got), 96, HIDDEN)
+        y = NONE.decode(b"".join(bytes(result.payload) for result in got), 96, HIDDEN)
         np.testing.assert_allclose(y, plain(tiny_span(), x), atol=1e-4, rtol=1e-4)
 
 

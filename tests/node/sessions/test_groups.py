@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from swarm_node.node.limits.quotas import Limits
-from swarm_node.swarm.codecs import activations
+from swarm_node.swarm.codecs.kinds import NONE
+from swarm_node.swarm.codecs.names import KINDS
 from swarm_node.swarm.errors import ErrorCode, StreamClosedError
 from swarm_node.swarm.links.pool import LinkPool
 from swarm_node.swarm.protocol.field_types import MAX_MEMBERS
@@ -40,7 +41,7 @@ ALL_AT_ONCE, IN_TWO = [5, 5, 5, 5, 5], [2, 2, 3, 3, 3]
 
 async def connected(node, members=MAX_MEMBERS, peer="client"):
     client = await node.connect(peer, greet=False)
-    hello = Hello((1,), "", activations.CODECS, DEFAULT_MAX_FRAME, "test", members=members)
+    hello = Hello((1,), "", KINDS, DEFAULT_MAX_FRAME, "test", members=members)
     assert isinstance(await client.ask(hello), Welcome)
     return client
 
@@ -253,13 +254,13 @@ async def test_a_link_and_a_node_put_together_what_is_said_in_one_turn(serving, 
         said.clear(), heard.clear()
         for at in range(6):
             for session, rows in zip(users, x, strict=True):
-                payload = activations.encode("none", rows[at : at + 1])
+                payload = NONE.encode(rows[at : at + 1])
                 link.post(Step(session, at + 1, at, 1, Want.LAST, payload=payload))
             await until(lambda at=at: all(len(user.told) == at + 2 for user in users.values()))
         assert said == [Kind.STEPS] * 6
         assert set(heard) == {Kind.RESULTS}
         for user, rows in zip(users.values(), x, strict=True):
-            got = [activations.decode("none", each.payload, 1, rows.shape[1]) for each in user.told[1:]]
+            got = [NONE.decode(each.payload, 1, rows.shape[1]) for each in user.told[1:]]
             want = plain(node.engine.model, rows)
             np.testing.assert_allclose(np.concatenate(got), want, atol=1e-5, rtol=1e-4)
         await pool.close()

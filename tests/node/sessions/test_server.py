@@ -9,7 +9,8 @@ import pytest
 
 from swarm_node.node.limits.quotas import Limits
 from swarm_node.node.sessions.peer_connection import PeerConnection
-from swarm_node.swarm.codecs import activations
+from swarm_node.swarm.codecs.kinds import NONE
+from swarm_node.swarm.codecs.names import KINDS
 from swarm_node.swarm.errors import ErrorCode, StreamClosedError
 from swarm_node.swarm.protocol.field_types import Progress
 from swarm_node.swarm.protocol.messages import (
@@ -42,7 +43,7 @@ async def test_welcome_says_what_is_served(serving):
             version=1,
             digest="ab" * 32,
             span=Span(1, 3),
-            codecs=activations.CODECS,
+            codecs=KINDS,
             max_frame=100_000,
             agent="test",
             max_step_tokens=(100_000 - 10 - 65535) // 256,
@@ -52,7 +53,7 @@ async def test_welcome_says_what_is_served(serving):
         )
 
 
-@pytest.mark.parametrize("codec", activations.CODECS)
+@pytest.mark.parametrize("codec", KINDS)
 async def test_a_session_computes_what_the_plain_forward_does(serving, plain, hidden_states, codec):
     async with serving() as node:
         client = await node.connect()
@@ -225,8 +226,8 @@ async def test_bad_steps_are_told_and_hurt_nothing(serving, plain, hidden_states
         session = await client.open(max_tokens=50)
         x = hidden_states(30)
         await client.forward(session, x[:10], 0)
-        row = activations.encode("none", x[:1])
-        many = activations.encode("none", hidden_states(41))
+        row = NONE.encode(x[:1])
+        many = NONE.encode(hidden_states(41))
         nan = np.full((1, 64), np.nan, np.float32).tobytes()
         cases = [
             (Step(os.urandom(16), 1, 0, 1, Want.ALL, payload=row), ErrorCode.UNKNOWN_SESSION),

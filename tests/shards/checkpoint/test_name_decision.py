@@ -16,7 +16,7 @@ from swarm_node.shards.checkpoint import lookup, name_decision
 from swarm_node.shards.checkpoint.known_models import KnownModels
 from swarm_node.shards.checkpoint.local_models import LocalModels
 from swarm_node.shards.checkpoint.lookup import ModelLocation, ModelNotFoundError, resolve_model
-from swarm_node.swarm.codecs.activations import CODECS
+from swarm_node.swarm.codecs.names import KINDS
 from swarm_node.swarm.errors import ErrorCode, UsageError
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.links.message_stream import Connection
@@ -72,7 +72,7 @@ class World:
             if state is not NodeState.ONLINE:
                 await connection.close_with(ErrorMessage(None, None, ErrorCode.DRAINING, "not yet", True))
                 return
-            welcome = Welcome(1, ref.digest, Span(0, 4), CODECS, DEFAULT_MAX_FRAME, "", 64, ref.n_blocks, 0)
+            welcome = Welcome(1, ref.digest, Span(0, 4), KINDS, DEFAULT_MAX_FRAME, "", 64, ref.n_blocks, 0)
             await connection.send(welcome)
             await asyncio.Event().wait()
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm_node.swarm.codecs import native as native_codec
-from swarm_node.swarm.codecs.activations import MAX_MAGNITUDE, decode, encode
+from swarm_node.swarm.codecs.codec import MAX_MAGNITUDE
+from swarm_node.swarm.codecs.kinds import INT8
 from swarm_node.swarm.errors import LocalProtocolError, RemoteProtocolError
 from swarm_node.swarm.runtime.c_build import NativeUnavailableError
 
@@ -52,7 +53,7 @@ row_values = st.one_of(
 def test_both_paths_write_the_same_bytes(tokens: int, hidden: int, data: st.DataObject) -> None:
     values = data.draw(st.lists(row_values, min_size=1, max_size=tokens * hidden))
     x = np.resize(np.array(values, np.float32), (tokens, hidden))  # repeats: ties
-    plain, native = on_both_paths(lambda: bytes(encode("int8", x)))
+    plain, native = on_both_paths(lambda: bytes(INT8.encode(x)))
     assert plain == native
 
 
@@ -65,7 +66,7 @@ def test_both_paths_write_the_same_bytes_for_real_widths(hidden: int) -> None:
     x = np.concatenate([massive, flat, np.arange(hidden)[None]], dtype=np.float32)
     rounded = torch.from_numpy(x).to(torch.bfloat16).float().numpy()
     for view in (x, x[:, ::-1], x[::2], rounded, x.T.copy().T):
-        plain, native = on_both_paths(lambda v=view: bytes(encode("int8", v)))
+        plain, native = on_both_paths(lambda v=view: bytes(INT8.encode(v)))
         assert plain == native
 
 
@@ -74,12 +75,12 @@ def test_both_paths_write_the_same_bytes_for_real_widths(hidden: int) -> None:
 def test_both_paths_read_alike(tokens: int, hidden: int, limit: float, data: st.DataObject) -> None:
     """Well-formed payloads, with a few bytes of each changed at will, as every kind of buffer."""
     x = np.random.default_rng(hidden).standard_normal((tokens, hidden), np.float32)
-    payload = bytearray(encode("int8", x))
+    payload = bytearray(INT8.encode(x))
     places = st.integers(0, len(payload) - 1)
     for place, byte in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), max_size=6)):
         payload[place] = byte
     for form in (payload, bytes(payload), memoryview(payload), memoryview(bytes(payload))):
-        plain, native = on_both_paths(lambda f=form: decode("int8", f, tokens, hidden, limit))
+        plain, native = on_both_paths(lambda f=form: INT8.decode(f, tokens, hidden, limit))
         if isinstance(plain, np.ndarray):
             assert isinstance(native, np.ndarray)
             assert native.dtype == np.float32
@@ -91,10 +92,10 @@ def test_both_paths_read_alike(tokens: int, hidden: int, limit: float, data: st.
 
 def test_a_large_step_is_the_same_with_the_lock_released() -> None:
     x = np.random.default_rng(1).standard_normal((native_codec.GIL_ROWS * 3, 40), np.float32)
-    plain, native = on_both_paths(lambda: bytes(encode("int8", x)))
+    plain, native = on_both_paths(lambda: bytes(INT8.encode(x)))
     assert isinstance(plain, bytes)
     assert plain == native
-    read = on_both_paths(lambda: decode("int8", plain, len(x), 40))
+    read = on_both_paths(lambda: INT8.decode(plain, len(x), 40))
     assert np.array_equal(*read)  # type: ignore[arg-type]
 
 
@@ -106,7 +107,7 @@ def test_without_a_library_the_plain_path_stays(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(native_codec, "load_library", none_here)
     assert not native_codec.warm_up()
     assert native_codec.loaded() is None
-    assert decode("int8", encode("int8", np.ones((2, 8), np.float32)), 2, 8).tolist() == [[1.0] * 8] * 2
+    assert INT8.decode(INT8.encode(np.ones((2, 8), np.float32)), 2, 8).tolist() == [[1.0] * 8] * 2
 
 
 def test_ready_once_it_was_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
