@@ -14,7 +14,7 @@ from .formats.tensors import EMBEDDING, FINAL_NORM, HEAD, HEAD_BIAS
 from .kernels.head import NativeHead
 from .kernels.linear import ActivationPrecision
 from .kernels.rows import NativeNorm
-from .layers.quantize import INT4_SOURCES
+from .layers.quantize import INT4_SOURCES, OWN_FORM
 from .models.client_memory import HeadShape, check_room
 from .models.client_part import ClientModel
 from .models.devices import INSTALL_COMPILER, require_mlx, require_torch, resolve_device
@@ -192,8 +192,9 @@ def _head_kind(raw: RawTensor, plan: LoadPlan, refinable: bool) -> WeightKind:
     kind = plan.kind(raw)
     if plan.options.quantize == "auto" and kind is WeightKind.DENSE and raw.qtype != "F32":
         return WeightKind.INT8 if refinable else WeightKind.DENSE
-    if kind is WeightKind.INT4 and raw.qtype not in INT4_SOURCES:
-        return WeightKind.INT8
+    if kind is WeightKind.INT4:
+        native = plan.native(kind) and OWN_FORM.get(raw.qtype) == kind
+        return kind if native or raw.qtype in INT4_SOURCES else WeightKind.INT8
     return kind
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ...swarm.errors import UnsupportedModelError
 from ..formats.mapped_file import MappedFile, place_in_file
 from ..kernels.library import address
-from ..kernels.linear import ActivationPrecision, file_struct, padded_bias
+from ..kernels.linear import ActivationPrecision, file_form, file_struct, padded_bias
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,37 +35,41 @@ class SnFileRows(ctypes.Structure):
 
 
 class FileLinear:
-    """The rows of all ``raws`` as one linear of ``form`` (``LoadPlan.form``). ``struct``: without weights.
+    """The rows of all ``raws`` as one linear, held in ``LoadPlan.forms``. ``struct``: without weights.
 
     ``parts``: the file of each, and where its rows lie there; the file's descriptor is still missing.
     UnsupportedModelError where a weight would have to be decoded or rounded, or is no part of a file.
     """
 
     def __init__(
-        self, raws: Sequence[RawTensor], bias: Floats | None, form: str, precision: ActivationPrecision
+        self,
+        raws: Sequence[RawTensor],
+        bias: Floats | None,
+        forms: Sequence[str],
+        precision: ActivationPrecision,
     ) -> None:
-        struct = file_struct(raws, form, precision)
-        if struct is None:
-            raise UnsupportedModelError(
-                f"{raws[0].name} is {raws[0].qtype} and held as {form}: it cannot stay in the file",
-                hint="Serve fewer blocks, or a file of Q4_0, Q4_1, Q4_K, Q6_K, Q8_0, MXFP4 or 16 bits.",
-            )
-        self.struct = struct
+        for raw, form in zip(raws, forms, strict=True):
+            if file_form(raw.qtype) != form:
+                raise UnsupportedModelError(
+                    f"{raw.name} is {raw.qtype} and held as {form}: it cannot stay in the file",
+                    hint="Serve fewer blocks, or a GGUF file that is held as it is (--quantize auto).",
+                )
+        self.struct = file_struct(raws, precision)
         self._bias = None if bias is None else padded_bias(bias)
         self.struct.bias = None if self._bias is None else address(self._bias)
         self.parts = [_rows_in_file(raw) for raw in raws]
         self.nbytes = 0 if self._bias is None else self._bias.nbytes
 
 
-def is_packable(raws: Sequence[RawTensor], form: str, precision: ActivationPrecision) -> bool:
+def is_packable(raws: Sequence[RawTensor], forms: Sequence[str]) -> bool:
     """Whether these would be a ``FileLinear`` if they were in a file, row by row."""
-    return file_struct(raws, form, precision) is not None
+    return [file_form(raw.qtype) for raw in raws] == list(forms)
 
 
-def can_stay(raws: Sequence[RawTensor], form: str, precision: ActivationPrecision) -> bool:
+def can_stay(raws: Sequence[RawTensor], forms: Sequence[str], precision: ActivationPrecision) -> bool:
     """Whether these are a ``FileLinear``."""
     try:
-        FileLinear(raws, None, form, precision)
+        FileLinear(raws, None, forms, precision)
     except UnsupportedModelError:
         return False
     return True

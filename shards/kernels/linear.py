@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..formats.floats import narrow, widen
-from ..formats.qtypes import DENSE, row_bytes
+from ..formats.qtypes import row_bytes
 from ..layers.memory import lasting_zeros, zeros
 from ..layers.quantize import GROUP, Int4Groups, Int8Groups
 from .library import address, library
@@ -32,23 +32,40 @@ TILE = 32
 BLOCK_ROWS = 64
 """This many input rows are prepared at a time, so that scratch memory does not grow with the batch."""
 
-_KIND_F32, _KIND_F16, _KIND_BF16, _KIND_INT8, _KIND_INT4, _KIND_INT6 = range(6)
+_F32, _F16, _BF16, _INT, _STACK = range(5)
 _BASE = 15
-"""The mask of the above in a kind."""
-_FILE_KINDS = {
-    "Q4_0": _KIND_INT4 | 1 << 4 | 1 << 6,
-    "Q4_1": _KIND_INT4 | 1 << 4 | 1 << 7,
-    "Q4_K": _KIND_INT4 | 3 << 4 | 1 << 7,
-    "Q6_K": _KIND_INT6 | 3 << 4,
-    "Q8_0": _KIND_INT8 | 1 << 4,
-    "MXFP4": _KIND_INT4 | 2 << 4 | 1 << 8,
-}
-"""The kinds that GGUF's types are packed as, with their bytes unchanged: see ``sn_pack_file``."""
-_FORMS = {_KIND_INT8: "int8", _KIND_INT4: "int4", _KIND_INT6: "int6"}
-_SCALE_TYPES = {"float32": 0 << 4, "float16": 1 << 4, "bfloat16": 2 << 4}
-_CENTRED, _MINIMUM = 1 << 6, 1 << 7
-_DENSE_KINDS = {"f": _KIND_F32, "e": _KIND_F16, "H": _KIND_BF16}
+"""The mask of the above in a kind: see ``csrc/sn.h``."""
+_SCALES = {"float32": 0 << 4, "float16": 1 << 4, "bfloat16": 2 << 4}
+_K, _K4 = 3 << 4, 4 << 4
+_HALVES, _MINIMUM, _CENTRED = 1 << 7, 1 << 8, 1 << 9
+_FP4, _IQ4 = 1 << 10, 2 << 10
+_BIT, _BITS = 1 << 12, 15 << 12
+_DENSE_FORMS = ("float32", "float16", "bfloat16")
+_DENSE_KINDS = {"f": _F32, "e": _F16, "H": _BF16}
 """By the character of numpy's type, which is uint16 for the bits of bfloat16."""
+_INT8 = _INT | 8 * _BIT | _CENTRED
+_INT4 = _INT | 4 * _BIT
+_FILE_KINDS = {"F32": _F32, "F16": _F16, "BF16": _BF16} | {
+    name: _INT | kind
+    for name, kind in {
+        "Q8_0": 8 * _BIT | _SCALES["float16"] | _CENTRED,
+        "Q5_0": 5 * _BIT | _SCALES["float16"] | _CENTRED,
+        "Q5_1": 5 * _BIT | _SCALES["float16"] | _MINIMUM,
+        "Q4_0": 4 * _BIT | _SCALES["float16"] | _CENTRED,
+        "Q4_1": 4 * _BIT | _SCALES["float16"] | _MINIMUM,
+        "IQ4_NL": 4 * _BIT | _SCALES["float16"] | _IQ4,
+        "MXFP4": 4 * _BIT | _SCALES["bfloat16"] | _FP4,
+        "Q6_K": 6 * _BIT | _K | _CENTRED | _HALVES,
+        "Q5_K": 5 * _BIT | _K | _MINIMUM,
+        "Q4_K": 4 * _BIT | _K | _MINIMUM,
+        "IQ4_XS": 4 * _BIT | _K | _IQ4,
+        "Q3_K": 3 * _BIT | _K | _CENTRED | _HALVES,
+        "Q2_K": 2 * _BIT | _K4 | _MINIMUM | _HALVES,
+    }.items()
+}
+"""The kinds that GGUF's types are packed as by moving their bytes: see ``sn_pack_file``."""
+_MOST_PARTS = 4
+"""``SN_MOST_PARTS``: as many matrices as are ever stacked (q, k, v and a gate)."""
 
 
 class ActivationPrecision(IntEnum):
@@ -57,6 +74,10 @@ class ActivationPrecision(IntEnum):
     FAST = 1  # 2**-8
     CLOSE = 2  # 2**-16
     EXACT = 3  # 2**-24: as float32 sums
+
+
+class SnPart(ctypes.Structure):
+    _fields_ = (("kind", ctypes.c_int32), ("rows", ctypes.c_int32))
 
 
 class SnLinear(ctypes.Structure):
@@ -69,6 +90,7 @@ class SnLinear(ctypes.Structure):
         ("cols", ctypes.c_int32),
         ("weights", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
+        ("parts", SnPart * _MOST_PARTS),
     )
 
 
@@ -78,7 +100,7 @@ class NativeLinear:
     def __init__(
         self, struct: SnLinear, weights: NDArray[np.uint8], bias: NDArray[np.float32] | None
     ) -> None:
-        self._weights = weights
+        self.weights = weights
         self._bias = None if bias is None else padded_bias(bias)
         struct.weights = address(weights)
         struct.bias = None if self._bias is None else address(self._bias)
@@ -87,7 +109,7 @@ class NativeLinear:
 
     @property
     def is_int8(self) -> bool:
-        return bool(self.struct.kind & _BASE == _KIND_INT8)
+        return bool(self.struct.kind & (_BASE | _BITS) == _INT8 & (_BASE | _BITS))
 
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """``x`` (T, in) float32 → (T, out) float32."""
@@ -105,52 +127,53 @@ class NativeLinear:
 
 
 def padded_bias(bias: NDArray[np.float32]) -> NDArray[np.float32]:
-    """As kernels read it: zeros up to the end of the last tile."""
-    padded = np.zeros(-(-len(bias) // TILE) * TILE, np.float32)
-    padded[: len(bias)] = bias
-    return padded
+    """As kernels read it: with zeros up to the end of a last tile."""
+    return np.concatenate((bias, np.zeros(TILE, np.float32)))
 
 
-def file_struct(raws: Sequence[RawTensor], form: str, precision: ActivationPrecision) -> SnLinear | None:
-    """For one linear of the rows of all ``raws`` (equal columns), held in ``form`` (as ``LoadPlan.form``
-    has it) by moving the file's bytes alone. None where these would have to be decoded or rounded."""
-    qtype, rows, cols = raws[0].qtype, sum(raw.shape[0] for raw in raws), raws[0].cols
-    if any(raw.qtype != qtype or raw.cols != cols for raw in raws):
+def file_form(qtype: str) -> str | None:
+    """The form (``LoadPlan.form``) that a type is held in by moving the file's bytes alone; None: by none."""
+    kind = _FILE_KINDS.get(qtype)
+    if kind is None:
         return None
-    if DENSE.get(qtype) == form:
-        return SnLinear(list(DENSE).index(qtype), 0, rows, cols)
-    kind = _FILE_KINDS.get(qtype, -1)
-    return SnLinear(kind, precision, rows, cols) if _FORMS.get(kind & _BASE) == form else None
+    return _DENSE_FORMS[kind] if kind & _BASE != _INT else f"int{(kind & _BITS) // _BIT}"
+
+
+def file_struct(raws: Sequence[RawTensor], precision: ActivationPrecision) -> SnLinear:
+    """One linear of the rows of all ``raws`` (equal columns), each of a type that has a ``file_form``."""
+    if any(raw.cols != raws[0].cols for raw in raws):
+        raise ValueError("the parts of a linear differ in columns")
+    return _stack([(_FILE_KINDS[raw.qtype], raw.shape[0]) for raw in raws], raws[0].cols, precision)
 
 
 def native_file(
     raws: Sequence[RawTensor], bias: NDArray[np.float32] | None, precision: ActivationPrecision
-) -> NativeLinear | None:
-    """One linear of the rows of all ``raws`` (equal columns), without loss, in about as many bits as there.
-
-    None if their types are not all the same one of Q4_0, Q4_1, Q4_K, Q6_K, Q8_0, MXFP4.
-    """
-    qtype = raws[0].qtype
-    if qtype not in _FILE_KINDS or any(raw.qtype != qtype for raw in raws):
-        return None
-    rows, cols = sum(raw.shape[0] for raw in raws), raws[0].cols
-    if any(raw.stored.shape != (raw.shape[0], row_bytes(qtype, cols)) for raw in raws):
-        raise ValueError("the parts of a linear differ in columns")
-    struct = SnLinear(_FILE_KINDS[qtype], precision, rows, cols)
+) -> NativeLinear:
+    """The same with its weights: exactly those of the file, in about as many bits as there."""
+    if any(raw.stored.shape != (raw.shape[0], row_bytes(raw.qtype, raw.cols)) for raw in raws):
+        raise ValueError("rows of a linear are not of its columns")
+    struct = file_struct(raws, precision)
     packed = _memory(struct)
     row = 0
     for raw in raws:
-        stored = np.ascontiguousarray(raw.stored)
-        order = None if raw.row_order is None else np.ascontiguousarray(raw.row_order, dtype=np.int64)
-        if order is not None and not (
-            len(order) == len(stored) and 0 <= order.min() <= order.max() < len(stored)
-        ):
-            raise ValueError(f"the row order of {raw.name} is not one of its rows")
-        _kernels().sn_pack_file(
-            *(struct, row, len(stored), address(stored), stored.shape[1]),
-            *(None if order is None else address(order), address(packed)),
-        )
-        row += len(stored)
+        _pack_rows(struct, row, raw.stored, raw.row_order, raw.name, packed)
+        row += len(raw.stored)
+    return NativeLinear(struct, packed, bias)
+
+
+def native_stack(linears: Sequence[NativeLinear], bias: NDArray[np.float32] | None) -> NativeLinear:
+    """One linear of the rows of all (equal columns), whose own biases do not count. The
+    weights of several are copied."""
+    first = linears[0].struct
+    if len(linears) == 1:
+        return NativeLinear(first, linears[0].weights, bias)
+    if any(linear.struct.cols != first.cols for linear in linears):
+        raise ValueError("the parts of a linear differ in columns")
+    parts = [part for linear in linears for part in _parts(linear.struct)]
+    precision = max(linear.struct.variant for linear in linears)
+    struct = _stack(parts, first.cols, precision, merge=False)
+    packed = _memory(struct)
+    np.concatenate([linear.weights for linear in linears], out=packed)
     return NativeLinear(struct, packed, bias)
 
 
@@ -160,7 +183,7 @@ def native_int4(
     """One linear of the rows of all ``parts`` (equal columns), packed without loss."""
     scale_type, flags = _int4_form(parts)
     centred = flags == _CENTRED | _MINIMUM
-    struct = _struct(_KIND_INT4 | _SCALE_TYPES[scale_type] | flags, precision, [part.q for part in parts])
+    struct = _struct(_INT4 | _SCALES[scale_type] | flags, precision, [part.q for part in parts])
     packed = _memory(struct)
     row = 0
     for q, scale, minimum in parts:
@@ -176,7 +199,7 @@ def native_int8(
 ) -> NativeLinear:
     """One linear of the rows of all ``parts`` (equal columns), packed without loss."""
     scale_type = _narrowest(part.scale for part in parts)
-    struct = _struct(_KIND_INT8 | _SCALE_TYPES[scale_type], precision, [part.q for part in parts])
+    struct = _struct(_INT8 | _SCALES[scale_type], precision, [part.q for part in parts])
     packed = _memory(struct)
     row = 0
     for q, scale in parts:
@@ -196,7 +219,7 @@ def native_int8_pieces(
     twice. Their scales are float16 values, as ``quantize.to_int8_groups`` makes them."""
     if cols % GROUP:
         raise ValueError(f"{cols} columns do not divide into groups of {GROUP}")
-    struct = SnLinear(_KIND_INT8 | _SCALE_TYPES["float16"], precision, rows, cols)
+    struct = SnLinear(_INT8 | _SCALES["float16"], precision, rows, cols)
     packed = _memory(struct)
     row = 0
     for q, scale in pieces:
@@ -215,8 +238,7 @@ def native_dense(parts: Sequence[NDArray[Any]], bias: NDArray[np.float32] | None
     packed = _memory(struct)
     row = 0
     for part in parts:
-        part = np.ascontiguousarray(part)
-        _kernels().sn_pack_dense(struct, row, len(part), address(part), address(packed))
+        _pack_rows(struct, row, np.ascontiguousarray(part).view(np.uint8), None, "", packed)
         row += len(part)
     return NativeLinear(struct, packed, bias)
 
@@ -248,11 +270,9 @@ def _kernels() -> ctypes.CDLL:
         *(pointer, address, number, number),
         *(address, number, ctypes.c_int32, address),
     )
-    kernels.sn_pack_int.restype = kernels.sn_pack_dense.restype = None
+    kernels.sn_pack_int.restype = kernels.sn_pack_file.restype = None
     kernels.sn_pack_int.argtypes = (pointer, number, number, address, address, address, address)
-    kernels.sn_pack_file.restype = None
     kernels.sn_pack_file.argtypes = (pointer, number, number, address, number, address, address)
-    kernels.sn_pack_dense.argtypes = (pointer, number, number, address, address)
     return kernels
 
 
@@ -260,9 +280,54 @@ def _struct(kind: int, precision: int, parts: Sequence[NDArray[Any]]) -> SnLinea
     rows, cols = sum(len(part) for part in parts), parts[0].shape[1]
     if any(part.shape[1] != cols or part.dtype != parts[0].dtype for part in parts):
         raise ValueError("the parts of a linear differ in columns or type")
-    if kind & _BASE in (_KIND_INT8, _KIND_INT4) and cols % GROUP:
+    if kind & _BASE == _INT and cols % GROUP:
         raise ValueError(f"{cols} columns do not divide into groups of {GROUP}")
     return SnLinear(kind, precision, rows, cols)
+
+
+def _stack(parts: Sequence[tuple[int, int]], cols: int, precision: int, *, merge: bool = True) -> SnLinear:
+    """A linear of (kind, rows), one below the other; ``merge``: those of one kind are one part."""
+    kept: list[tuple[int, int]] = []
+    for kind, rows in parts:
+        if merge and kept and kept[-1][0] == kind:
+            rows += kept.pop()[1]
+        kept.append((kind, rows))
+    precision = precision if any(kind & _BASE == _INT for kind, _ in kept) else 0
+    total = sum(rows for _, rows in kept)
+    if len(kept) == 1:
+        return SnLinear(kept[0][0], precision, total, cols)
+    if len(kept) > _MOST_PARTS:
+        raise ValueError(f"{len(kept)} kinds of weights in one linear; there may be {_MOST_PARTS}")
+    return SnLinear(
+        _STACK, precision, total, cols, parts=(SnPart * _MOST_PARTS)(*(SnPart(*part) for part in kept))
+    )
+
+
+def _parts(struct: SnLinear) -> list[tuple[int, int]]:
+    """Kind and rows of each."""
+    if struct.kind != _STACK:
+        return [(struct.kind, struct.rows)]
+    return [(part.kind, part.rows) for part in struct.parts if part.rows]
+
+
+def _pack_rows(
+    struct: SnLinear,
+    row: int,
+    stored: np.ndarray,
+    order: np.ndarray | None,
+    name: str,
+    packed: NDArray[np.uint8],
+) -> None:
+    """Rows of a file, uint8 (rows, bytes of a row), in ``order`` or as they lie, to ``row`` and below."""
+    stored = np.ascontiguousarray(stored)
+    if order is not None:
+        order = np.ascontiguousarray(order, dtype=np.int64)
+        if not (len(order) == len(stored) and 0 <= order.min() <= order.max() < len(stored)):
+            raise ValueError(f"the row order of {name} is not one of its rows")
+    _kernels().sn_pack_file(
+        *(struct, row, len(stored), address(stored), stored.shape[1]),
+        *(None if order is None else address(order), address(packed)),
+    )
 
 
 def _memory(struct: SnLinear) -> NDArray[np.uint8]:

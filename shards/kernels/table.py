@@ -82,9 +82,10 @@ class KernelTable:
 
     def native_pays(self, form: str, precision: str) -> bool:
         """``form``: as ``LoadPlan.form`` has it; ``precision``: a name in PRECISION_NAMES."""
-        form = "int8" if form == "int6" else form  # the same products of bytes
         if not self.native:
             return False
+        if form.startswith("int") and form != "int4":
+            form = "int8"  # the same products of bytes
         way = f"native {form}" + (f" {precision}" if form in ("int8", "int4") else "")
         rival = min(self._cost(rival) for rival in _TORCH_RIVALS[form])
         return self._cost(way) < rival * _NATIVE_MARGIN

@@ -31,23 +31,24 @@ INT4_SOURCES = (
     *("Q4_0", "Q4_1", "Q4_K"),
     *(affine_qtype(4, group, wide) for group in AFFINE_GROUPS for wide in (False, True)),
 )
-"""File types that are four-bit integers with scale and minimum for 32 of them or more: held as they are."""
-
-
-FP4_SOURCES = ("MXFP4",)
-"""File types that are groups of 32 floats of four bits: our kernels hold them as they are, as int4."""
-
-
-INT6_SOURCES = ("Q6_K",)
-"""File types that are six-bit integers with a scale for 16: our kernels hold them as they are."""
+"""File types that are four-bit integers with scale and minimum for 32 of them or more: ``file_groups``."""
 
 
 INT8_SOURCES = ("Q8_0", "Q5_0")
-"""File types that are groups of 32 integers of up to eight bits with a scale."""
+"""File types that are integers of up to eight bits with a scale for 32: ``file_int8_groups``."""
 
 
-KEPT_INTEGERS = {"int4": (*INT4_SOURCES, *FP4_SOURCES), "int6": INT6_SOURCES, "int8": INT8_SOURCES}
+KEPT_INTEGERS = {
+    "int2": ("Q2_K",),
+    "int3": ("Q3_K",),
+    "int4": (*INT4_SOURCES, "MXFP4", "IQ4_NL", "IQ4_XS"),
+    "int5": ("Q5_0", "Q5_1", "Q5_K"),
+    "int6": ("Q6_K",),
+    "int8": ("Q8_0",),
+}
 """The file types whose integers our kernels hold as they are, by ``LoadPlan.form``."""
+OWN_FORM = {qtype: form for form, qtypes in KEPT_INTEGERS.items() for qtype in qtypes}
+"""The same by file type."""
 
 
 class Int4Groups(NamedTuple):

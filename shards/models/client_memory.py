@@ -12,7 +12,7 @@ from ...swarm.errors import UsageError
 from ..formats.qtypes import QTYPES, SUPPORTED
 from ..formats.qtypes import row_bytes as file_row_bytes
 from ..kernels.linear import TILE
-from ..layers.quantize import GROUP, INT4_SOURCES, INT6_SOURCES, INT8_SOURCES
+from ..layers.quantize import GROUP, INT4_SOURCES, INT8_SOURCES, OWN_FORM
 
 PROGRAM_BYTES = 70_000_000
 """Bytes of Python, numpy, cryptography and the other imports: measured on Linux, the same for every model."""
@@ -22,7 +22,9 @@ and 128,000 tokens."""
 MOST_ROWS = 16
 """The logits of this many answers are computed together (``client.decoding.head_batch``)."""
 
-_NATIVE_GROUPS = {"Q4_0": 18, "Q4_1": 20, "Q4_K": 18.5, "Q6_K": 26.25, "Q8_0": 34, "int8": 34}
+_NATIVE_GROUPS = {"Q4_0": 18, "Q4_1": 20, "Q4_K": 18.5, "IQ4_NL": 18, "IQ4_XS": 17.25, "MXFP4": 18}
+_NATIVE_GROUPS |= {"Q5_0": 22, "Q5_1": 24, "Q5_K": 22.5, "Q6_K": 26.25, "Q8_0": 34, "int8": 34}
+_NATIVE_GROUPS |= {"Q2_K": 10.5, "Q3_K": 14.25}
 """Bytes of 32 values in the C kernels' layouts; ``int8``: what we round ourselves."""
 
 
@@ -77,7 +79,8 @@ def client_memory(shape: HeadShape, *, quantize: str = "auto", native: bool = Tr
 
 def head_bytes(shape: HeadShape, quantize: str, native: bool) -> int:
     """The head's matrix as ``load_client_model`` holds it, with the bounds of its rows where it is refined,
-    and the C kernels' working memory: 64 normed rows, in float32 and as two digits with their scales."""
+    and the C kernels' working memory: 64 normed rows, in float32 and as two digits with what
+    describes 32 of them."""
     vocab, hidden, qtype = shape.vocab_size, shape.hidden_size, shape.qtype
     form = head_form(qtype, hidden, quantize, native)
     padded = -(-vocab // TILE) * TILE
@@ -86,7 +89,9 @@ def head_bytes(shape: HeadShape, quantize: str, native: bool) -> int:
         size = 4 if form == "float32" else 2
         return padded * hidden * size + 64 * 4 * hidden if native else vocab * hidden * size
     if native:
-        matrix = round(padded * hidden // GROUP * _NATIVE_GROUPS[form]) + 64 * 7 * hidden
+        matrix = round(padded * hidden // GROUP * _NATIVE_GROUPS[form]) + round(
+            64 * (6 + 28 / GROUP) * hidden
+        )
         return matrix + bounds + 4 * vocab if form == "int8" else matrix  # and room for the ids to refine
     if form == "int8":
         return vocab * hidden + 2 * vocab + bounds
@@ -124,8 +129,7 @@ def head_form(qtype: str, hidden: int, quantize: str, native: bool) -> str:
         return dense
     if quantize == "auto" and qtype == "F32":
         return dense
-    if qtype in INT4_SOURCES and quantize in ("auto", "int4"):
+    own = OWN_FORM.get(qtype)
+    if own is not None and quantize in ("auto", own) and (native or qtype in INT4_SOURCES):
         return "Q4_1" if qtype.startswith("MLX") else qtype  # held alike
-    if qtype in INT6_SOURCES and quantize == "auto" and native:
-        return qtype
-    return qtype if qtype in INT8_SOURCES and native else "int8"
+    return "Q8_0" if qtype in INT8_SOURCES and native else "int8"

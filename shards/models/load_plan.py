@@ -17,7 +17,7 @@ from ..kernels.bench import PRECISION_NAMES
 from ..kernels.library import library
 from ..kernels.linear import ActivationPrecision
 from ..kernels.table import kernel_table
-from ..layers.quantize import FP4_SOURCES, GROUP, INT4_SOURCES, INT6_SOURCES, INT8_SOURCES
+from ..layers.quantize import GROUP, INT4_SOURCES, OWN_FORM
 from .devices import CONCRETE, resolve_device
 
 if TYPE_CHECKING:
@@ -76,7 +76,10 @@ class WeightKind(StrEnum):
     DENSE = "dense"
     INT8 = "int8"
     INT6 = "int6"
+    INT5 = "int5"
     INT4 = "int4"
+    INT3 = "int3"
+    INT2 = "int2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,7 @@ class LoadPlan:
         return kernel_table().native_pays(form, PRECISION_NAMES[self.precision])
 
     def form(self, raws: Sequence[RawTensor], kind: WeightKind | None = None) -> str:
-        """How matrices that are stacked into one are held: "int4", "int6", "int8" or a name in DTYPES.
+        """How matrices that are stacked into one are held alike: "int4", "int6" …, or a name in DTYPES.
         ``kind`` None: as the least compressible of them needs, so mixed files lose nothing."""
         kinds = {self.kind(raw) for raw in raws} if kind is None else {kind}
         kind = kinds.pop() if len(kinds) == 1 else WeightKind.DENSE
@@ -122,26 +125,23 @@ class LoadPlan:
         dtypes = {self.dense_dtype(raw.qtype) for raw in raws}
         return dtypes.pop() if len(dtypes) == 1 else "float32"
 
+    def forms(self, raws: Sequence[RawTensor], kind: WeightKind | None = None) -> list[str]:
+        """How the C kernels hold each of them: a stack may be of several forms."""
+        return [self.form([raw], kind) for raw in raws]
+
     def kind(self, tensor: RawTensor) -> WeightKind:
         """How to hold the matrix ``tensor`` (rows, cols)."""
-        wanted = self.options.quantize
-        groups = tensor.shape[-1] % GROUP == 0
-        if wanted == "none" or not groups:
+        wanted, own = self.options.quantize, OWN_FORM.get(tensor.qtype)
+        if wanted == "none" or tensor.cols % GROUP:
             return WeightKind.DENSE
-        if tensor.qtype in FP4_SOURCES and wanted != "int8" and self.native(WeightKind.INT4):
-            return WeightKind.INT4
-        if tensor.qtype in INT6_SOURCES and wanted == "auto" and self.native(WeightKind.INT6):
-            return WeightKind.INT6
-        if wanted in ("int4", "int8") and not tensor.name.endswith(NEVER_ROUNDED):
+        as_in_file = wanted == "auto" or tensor.name.endswith(NEVER_ROUNDED)
+        if own is not None and (as_in_file or wanted == own) and self.native(own):
+            return WeightKind(own)
+        if not as_in_file:
             return WeightKind(wanted)
-        if not self.packed:
-            return WeightKind.DENSE
-        if tensor.qtype in INT4_SOURCES and (self.native(WeightKind.INT4) or kernel_table().torch_int4_pays):
-            return WeightKind.INT4
-        # torch's packed kernel has one scale a row: the file's groups would be rounded again.
-        if tensor.qtype in INT8_SOURCES and self.native(WeightKind.INT8):
-            return WeightKind.INT8
-        return WeightKind.DENSE
+        # torch's packed int8 kernel has one scale a row: a file's groups would be rounded again.
+        torch_int4 = self.packed and tensor.qtype in INT4_SOURCES and kernel_table().torch_int4_pays
+        return WeightKind.INT4 if torch_int4 else WeightKind.DENSE
 
     def dense_dtype(self, qtype: str) -> str:
         """What a dense matrix from a file's ``qtype`` is held in."""

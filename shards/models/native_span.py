@@ -168,9 +168,9 @@ def unsupported(checkpoint: Checkpoint, span: Span, plan: LoadPlan) -> str | Non
     for block in range(span.start, span.end):
         for stack, count in block_stacks(config, block):
             raws = [checkpoint.tensor(f"{name}.weight") for name in stack.names]
-            nbytes = count * sum(raw.nbytes for raw in raws)
-            native += nbytes if plan.native(plan.form(raws)) else 0
-            total += nbytes
+            for raw, form in zip(raws, plan.forms(raws), strict=True):
+                native += count * raw.nbytes if plan.native(form) else 0
+                total += count * raw.nbytes
     return None if 2 * native > total else "torch's are faster here"
 
 
@@ -215,7 +215,7 @@ def _experts_may_stay(checkpoint: Checkpoint, span: Span, plan: LoadPlan) -> boo
     precision = plan.precision
     if precision is None or not stacks:
         return False
-    return all(can_stay(raws, plan.form(raws), precision) for raws, _ in stacks)
+    return all(can_stay(raws, plan.forms(raws), precision) for raws, _ in stacks)
 
 
 def _expert_stacks(checkpoint: Checkpoint, block: int) -> list[tuple[list[RawTensor], int]]:
@@ -231,8 +231,8 @@ def least_held(checkpoint: Checkpoint, block: int, options: LoadOptions) -> floa
     """The part of a block's weights that memory holds at least: 1 where experts cannot stay in the file. The
     checkpoint may be a made-up one."""
     plan = resolve(options, checkpoint.config.native_dtype)
-    stacks, precision = _expert_stacks(checkpoint, block), plan.precision
-    if precision is None or not all(is_packable(raws, plan.form(raws), precision) for raws, _ in stacks):
+    stacks = _expert_stacks(checkpoint, block)
+    if plan.precision is None or not all(is_packable(raws, plan.forms(raws)) for raws, _ in stacks):
         return 1.0
     experts = sum(count * sum(raw.nbytes for raw in raws) for raws, count in stacks)
     return 1.0 - (1 - LEAST_EXPERTS) * experts / bytes_in_file(checkpoint, Span(block, block + 1))

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
@@ -18,10 +19,12 @@ from ..kernels.experts import ExpertWeights, HeldExperts, NativeMlp
 from ..kernels.linear import (
     ActivationPrecision,
     NativeLinear,
+    file_form,
     native_dense,
     native_file,
     native_int4,
     native_int8_pieces,
+    native_stack,
 )
 from ..kernels.rows import NativeNorm
 from ..layers.quantize import (
@@ -126,11 +129,10 @@ class TensorReader(Generic[Plan]):
     def _count(self, form: str, raws: Sequence[RawTensor]) -> None:
         self._held[form] += sum(raw.nbytes for raw in raws)
 
-    def _count_integers(self, form: str, sources: Sequence[str], raws: Sequence[RawTensor]) -> bool:
-        """Whether all are of types ``sources``, whose integers are held as they are."""
-        as_in_file = all(raw.qtype in sources for raw in raws)
-        self._count(f"{form} ({raws[0].qtype})" if as_in_file else form, raws)
-        return as_in_file
+    def _count_integers(self, form: str, sources: Sequence[str], raws: Sequence[RawTensor]) -> None:
+        """The same, where the integers of file types ``sources`` are held as they are."""
+        for raw in raws:
+            self._count(f"{form} ({raw.qtype})" if raw.qtype in sources else form, [raw])
 
     def _read(self, raw: RawTensor) -> None:
         self._done += raw.nbytes
@@ -209,11 +211,16 @@ class WeightLoader(TensorReader[LoadPlan]):
 
     def _in_file(self, names: Sequence[str], sizes: Sequence[int], cols: int) -> FileLinear:
         raws = self._matrices(names, sizes, cols)
-        form = self.plan.form(raws)
-        self._count_integers(form, KEPT_INTEGERS.get(form, ()), raws)
-        linear = FileLinear(raws, self._bias(names, sizes), form, self.precision)
+        linear = FileLinear(raws, self._bias(names, sizes), self._forms(raws), self.precision)
         self.nbytes += linear.nbytes
         return linear
+
+    def _forms(self, raws: Sequence[RawTensor], kind: WeightKind | None = None) -> list[str]:
+        """How each is held, which the summary then tells."""
+        forms = self.plan.forms(raws, kind)
+        for raw, form in zip(raws, forms, strict=True):
+            self._count_integers(form, KEPT_INTEGERS.get(form, ()), [raw])
+        return forms
 
     def _packed(
         self,
@@ -222,12 +229,20 @@ class WeightLoader(TensorReader[LoadPlan]):
         kind: WeightKind | None = None,
         errors: RoundingBounds | None = None,
     ) -> NativeLinear:
-        form = self.plan.form(raws, kind)
-        linear = None
-        if self._count_integers(form, KEPT_INTEGERS.get(form, ()), raws):
-            linear = native_file(raws, bias, self.precision)
-        if linear is None:
-            linear = self._decoded(raws, form, bias, errors)
+        forms = self._forms(raws, kind)
+        # What is held by moving the file's bytes is one run: its parts are of any types.
+        moved = [file_form(raw.qtype) == form for raw, form in zip(raws, forms, strict=True)]
+        runs = [
+            list(run)
+            for _, run in groupby(zip(moved, forms, raws, strict=True), key=lambda each: each[0] or each[1])
+        ]
+        linears = [
+            native_file([raw for _, _, raw in run], None, self.precision)
+            if run[0][0]
+            else self._decoded([raw for _, _, raw in run], run[0][1], None, errors)
+            for run in runs
+        ]
+        linear = native_stack(linears, bias)
         self.nbytes += linear.nbytes + (0 if bias is None else bias.nbytes)
         return linear
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,7 +39,8 @@ class TorchLoader(TensorReader[LoadPlan]):
         progress: Progress | None = None,
         threads: int = 1,
     ) -> None:
-        super().__init__(checkpoint, plan, total_bytes, progress, threads)
+        # Where our kernels could have been taken and were not, nothing is held in their forms.
+        super().__init__(checkpoint, replace(plan, precision=None), total_bytes, progress, threads)
         self.target = Target.of(plan)
         self._scratch = Scratch()
 

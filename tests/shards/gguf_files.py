@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import gguf
@@ -19,9 +19,10 @@ def write_gguf_llama(
     heads: tuple[int, int] = (4, 2),
     name: str = "tiny.gguf",
     bias: bool = False,
+    others: Mapping[str, str] | None = None,
 ) -> Path:
     """A GGUF file of 2 blocks, random weights; hidden 256 and intermediate 512, so that K-quant groups fit.
-    ``extra(writer)`` may add keys and tensors."""
+    ``extra(writer)`` may add keys and tensors. ``others``: types of matrices by the ends of their names."""
     path = folder / name
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_block_count(2)
@@ -57,8 +58,9 @@ def write_gguf_llama(
     if bias:
         writer.add_tensor("blk.0.attn_q.bias", np.arange(256, dtype=np.float32))
     for tensor, shape in matrices.items():
-        raw = raw_values(rng, shape, qtype)
-        writer.add_tensor(f"{tensor}.weight", raw, raw_dtype=gguf.GGMLQuantizationType[qtype])
+        held = next((other for end, other in (others or {}).items() if tensor.endswith(end)), qtype)
+        raw = raw_values(rng, shape, held)
+        writer.add_tensor(f"{tensor}.weight", raw, raw_dtype=gguf.GGMLQuantizationType[held])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -129,17 +129,6 @@ static int32_t read_rows(const sn_file_rows *rows, struct timespec opened, uint8
     return same || rows->may_change ? 0 : SN_STORE_CHANGED;
 }
 
-static void pack_rows(const sn_linear *linear, int64_t first, const sn_file_rows *rows, uint8_t *from, void *to)
-{
-    if ((linear->kind & SN_BASE) > SN_BF16) {
-        sn_pack_file(linear, first, rows->rows, from, rows->stride, NULL, to);
-        return;
-    }
-    for (int64_t row = 1; row < rows->rows && rows->stride != rows->row_bytes; row++)
-        memmove(from + row * rows->row_bytes, from + row * rows->stride, (size_t)rows->row_bytes);
-    sn_pack_dense(linear, first, rows->rows, from, to);
-}
-
 static sn_mlp *mlp_of(const sn_expert_store *store, const entry *e) { return &store->blocks[e->block].mlps[e->number]; }
 
 static const sn_file_mlp *files_of(const sn_expert_store *store, const entry *e)
@@ -159,9 +148,11 @@ static int32_t load(const sn_expert_store *store, int64_t index, int32_t part, u
     if (failure)
         return failure;
     if (part == 2)
-        pack_rows(&mlp->down, 0, rows[part], from, slot + aligned(sn_packed_bytes(&mlp->gate_up)));
+        sn_pack_file(&mlp->down, 0, rows[part]->rows, from, rows[part]->stride, NULL,
+                     slot + aligned(sn_packed_bytes(&mlp->gate_up)));
     else
-        pack_rows(&mlp->gate_up, part == 1 ? files->gate.rows : 0, rows[part], from, slot);
+        sn_pack_file(&mlp->gate_up, part == 1 ? files->gate.rows : 0, rows[part]->rows, from, rows[part]->stride, NULL,
+                     slot);
     return 0;
 }
 

@@ -11,7 +11,7 @@
 
 enum { SN_STORE_READ = 1, SN_STORE_SHORT = 2, SN_STORE_CHANGED = 3 }; /* why reading failed */
 
-/* Rows of a matrix as they lie in a file, in the form that sn_pack_file or, of the same dense type, sn_pack_dense takes. */
+/* Rows of a matrix as they lie in a file, in the form that sn_pack_file takes. */
 typedef struct sn_file_rows {
     int64_t offset, stride, rows, row_bytes;
     int32_t fd;

@@ -14,19 +14,29 @@
 #define STEP (SN_VECTORS < 4 ? SN_VECTORS : 4)
 #define MOST_ROWS (SN_LANES == 16 && SN_REGISTERS == 32 ? 6 : 1)
 #define QUADS (SN_GROUP / 4)
-#define INT8_BYTES (SN_TILE * SN_GROUP)
-#define INT4_BYTES (INT8_BYTES / 2)
 
-/* Twice the value of a float of four bits, plus the offset that makes it positive. */
+/* What the integers of a table stand for, plus an offset. */
 #define FP4_OFFSET 12
 static const uint8_t FP4[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+#define IQ4(value) (uint8_t)((value) + SN_INT8_OFFSET)
+static const uint8_t IQ4_NL[16] = {IQ4(-127), IQ4(-104), IQ4(-83), IQ4(-65), IQ4(-49), IQ4(-35), IQ4(-22), IQ4(-10),
+                                   IQ4(1),    IQ4(13),   IQ4(25),  IQ4(38),  IQ4(53),  IQ4(69),  IQ4(89),  IQ4(113)};
+
+/* What is to be taken off the bytes that are multiplied. */
+static int32_t offset_of(int kind) {
+    int table = kind & SN_TABLE, bits = SN_BITS_OF(kind);
+    if (table) return table == SN_FP4 ? FP4_OFFSET : SN_INT8_OFFSET;
+    return bits == 8 ? SN_INT8_OFFSET : kind & SN_CENTRED ? 1 << (bits - 1) : 0;
+}
 
 /* What follows the digits of a prepared group. */
 typedef struct {
-    int32_t start[2][3]; /* what each digit's sum starts from: the weights' offset times the digits, taken off; of each
-                            half where halves have scales, else of all, and nothing */
+    int16_t digits, second; /* sums of a digit: of all, and of the second half */
+} digit_sum;
+typedef struct {
+    digit_sum of[3];
     float scale;
-    float sum; /* of the activations */
+    float sum, halves[2]; /* of the activations */
 } group_tail;
 
 static int64_t group_bytes(int digits) { return digits * SN_GROUP + (int64_t)sizeof(group_tail); }
@@ -36,7 +46,7 @@ static int64_t groups_of(const sn_linear *w) { return (w->cols + SN_GROUP - 1) /
 int64_t sn_int_scratch(const sn_linear *w, int64_t n) { return groups_of(w) * n * group_bytes(w->variant); }
 
 /* `count` activations (the rest of the group is 0) to digits, in the row's place of its group. */
-static void prepare_group(const float *x, int count, int digits, int32_t offset, int halves, int8_t *out) {
+static void prepare_group(const float *x, int count, int digits, int8_t *out) {
     float padded[SN_GROUP];
     if (count < SN_GROUP) {
         memset(padded, 0, sizeof padded);
@@ -53,7 +63,7 @@ static void prepare_group(const float *x, int count, int digits, int32_t offset,
     /* 127 in each digit; a little less where rounding could go beyond. */
     const float steps = digits == 1 ? 127.0f : digits == 2 ? 32639.0f : 8355700.0f;
     float largest = sn_float_of_bits((uint32_t)largest_bits);
-    group_tail tail = {{{0}}, 0.0f, 0.0f};
+    group_tail tail = {.scale = 0.0f};
     int32_t q[SN_GROUP];
     float inverse = 0.0f;
     if (largest_bits >= 0x7f800000) {
@@ -62,7 +72,7 @@ static void prepare_group(const float *x, int count, int digits, int32_t offset,
         tail.scale = largest / steps;
         inverse = steps / largest;
     }
-    int32_t total = 0;
+    int32_t total[2] = {0, 0};
     if (inverse == 0.0f) {
         memset(q, 0, sizeof q);
     } else {
@@ -70,24 +80,23 @@ static void prepare_group(const float *x, int count, int digits, int32_t offset,
             float value = x[i] * inverse;
             value += copysignf(0.5f, value);
             q[i] = (int32_t)value;
-            total += q[i];
         }
     }
-    tail.sum = (float)total * tail.scale;
+    for (int i = 0; i < SN_GROUP; i++) total[i / (SN_GROUP / 2)] += q[i];
+    tail.sum = (float)(total[0] + total[1]) * tail.scale;
+    for (int half = 0; half < 2; half++) tail.halves[half] = (float)total[half] * tail.scale;
     for (int d = digits - 1; d >= 0; d--) { /* the highest digit lies first */
         int8_t *plane = out + (digits - 1 - d) * SN_GROUP;
         int shift = 8 * d;
         /* Rounding half of the lower digits' range up makes each digit the nearest. */
         int32_t half = shift ? 0x808080 >> (24 - shift) : 0;
-        int32_t sum = 0, second = 0;
+        int32_t sums[2] = {0, 0};
         for (int i = 0; i < SN_GROUP; i++) {
             int8_t digit = (int8_t)((q[i] + half) >> shift);
             plane[i] = digit;
-            sum += digit;
+            sums[i / (SN_GROUP / 2)] += digit;
         }
-        for (int i = SN_GROUP / 2; i < SN_GROUP && halves == 2; i++) second += plane[i];
-        tail.start[0][digits - 1 - d] = -offset * (sum - second);
-        tail.start[1][digits - 1 - d] = -offset * second;
+        tail.of[digits - 1 - d] = (digit_sum){(int16_t)(sums[0] + sums[1]), (int16_t)sums[1]};
     }
     memcpy(out + digits * SN_GROUP, &tail, sizeof tail);
 }
@@ -96,12 +105,6 @@ void sn_int_prepare(const sn_linear *w, const float *x, int64_t ldx, int64_t n, 
                     int64_t end, int64_t first_col, int64_t end_col) {
     int digits = w->variant;
     int64_t bytes = group_bytes(digits);
-    int halves = (w->kind & SN_BASE) == SN_INT6 ? 2 : 1;
-    int32_t offset = (w->kind & SN_BASE) == SN_INT8 ? SN_INT8_OFFSET
-                     : halves == 2                  ? 32
-                     : w->kind & SN_FP4             ? FP4_OFFSET
-                     : w->kind & SN_CENTRED         ? 8
-                                                    : 0;
     for (int64_t row = first; row < end; row++)
         for (int64_t group = first_col / SN_GROUP; group * SN_GROUP < end_col; group++) {
             int64_t left = w->cols - group * SN_GROUP;
@@ -109,24 +112,25 @@ void sn_int_prepare(const sn_linear *w, const float *x, int64_t ldx, int64_t n, 
             int64_t block = row / SN_BLOCK_ROWS * SN_BLOCK_ROWS;
             int64_t rows = n - block < SN_BLOCK_ROWS ? n - block : SN_BLOCK_ROWS;
             int8_t *out = (int8_t *)scratch + (block * groups_of(w) + group * rows + row - block) * bytes;
-            prepare_group(x + row * ldx + group * SN_GROUP, left < SN_GROUP ? (int)left : SN_GROUP, digits, offset,
-                          halves, out);
+            prepare_group(x + row * ldx + group * SN_GROUP, left < SN_GROUP ? (int)left : SN_GROUP, digits, out);
         }
 }
 
 /* A group of a tile's weights, as bytes to multiply. */
 typedef struct {
     vi w[SN_VECTORS][QUADS];
-    vf scale[2][SN_VECTORS], minimum[SN_VECTORS];      /* of each half, or of all and nothing */
-    vf factor[SN_VECTORS], minimum_factor[SN_VECTORS]; /* SN_SCALE_K: of the group's scales and minima */
+    vf scale[2][SN_VECTORS], minimum[2][SN_VECTORS];   /* of each half with SN_HALVES, else of all */
+    vf factor[SN_VECTORS], minimum_factor[SN_VECTORS]; /* of a super-block's scales and minima */
+    int32_t offset;
     int has_minimum;
 } tile_group;
 
-/* `count` input rows' share of one group: sums += scale * (w . x), for each half where they have scales. `count`, `form`
- * and `digits` are constants. */
+/* `count` input rows' share of one group: sums += scale * (w . x) + minimum * x, for each half that has a scale. `count`,
+ * `form` and `digits` are constants. */
 SN_INLINE void add_rows(const tile_group *g, const int8_t *x, float *sums, const int count, const int form,
                         const int digits) {
-    const int halves = form == SN_INT6 ? 2 : 1, quads = QUADS / halves, small = form != SN_INT8;
+    const int halves = sn_scales(form), quads = QUADS / halves;
+    const int small = SN_BITS_OF(form) != 8 && (form & SN_TABLE) != SN_IQ4;
     const int64_t bytes = digits * SN_GROUP + (int64_t)sizeof(group_tail);
     for (int step = 0; step < SN_VECTORS / STEP * halves; step++) {
         const int v0 = step / halves * STEP, half = step % halves;
@@ -134,8 +138,10 @@ SN_INLINE void add_rows(const tile_group *g, const int8_t *x, float *sums, const
         for (int m = 0; m < count; m++) {
             group_tail tail;
             memcpy(&tail, x + m * bytes + digits * SN_GROUP, sizeof tail);
-            for (int d = 0; d < digits; d++)
-                for (int v = 0; v < STEP; v++) acc[m][d][v] = vi_set1(tail.start[half][d]);
+            for (int d = 0; d < digits; d++) {
+                int32_t of = half ? tail.of[d].second : tail.of[d].digits - (halves == 2 ? tail.of[d].second : 0);
+                for (int v = 0; v < STEP; v++) acc[m][d][v] = vi_set1(-g->offset * of);
+            }
         }
         for (int quad = half * quads; quad < (half + 1) * quads; quad++)
             for (int m = 0; m < count; m++)
@@ -154,61 +160,68 @@ SN_INLINE void add_rows(const tile_group *g, const int8_t *x, float *sums, const
                 vf product = vi_float(low);
                 if (digits > 2) product = vf_fma(vi_float(acc[m][0][v]), vf_set1(65536.0f), product);
                 vf total = vf_fma(product, vf_mul(g->scale[half][v0 + v], vf_set1(tail.scale)), vf_load(sum));
-                if (g->has_minimum) total = vf_fma(g->minimum[v0 + v], vf_set1(tail.sum), total);
+                if (g->has_minimum)
+                    total = vf_fma(g->minimum[half][v0 + v], vf_set1(halves == 2 ? tail.halves[half] : tail.sum), total);
                 vf_store(sum, total);
             }
         }
     }
 }
 
-/* `form` is a constant: SN_INT8, SN_INT6, SN_INT4 or SN_INT4 | SN_FP4. */
-SN_INLINE void load_group(tile_group *g, const uint8_t *stored, const int form, int kind) {
-    if (form != SN_INT8) {
-        const vi mask = vi_set1(0x0f0f0f0f);
-        for (int v = 0; v < SN_VECTORS; v++)
-            for (int eight = 0; eight < QUADS / 2; eight++) {
-                int panel = v * SN_LANES / 16, lane = v * SN_LANES % 16;
-                vi packed = vi_load(stored + panel * (INT4_BYTES / 2) + eight * 64 + lane * 4);
-                g->w[v][2 * eight] = vi_and(packed, mask);
-                g->w[v][2 * eight + 1] = vi_and(vi_shl(packed, -4), mask);
-            }
-        if (form & SN_FP4)
-            for (int v = 0; v < SN_VECTORS; v++)
-                for (int quad = 0; quad < QUADS; quad++) g->w[v][quad] = vi_lookup(FP4, g->w[v][quad]);
-        stored += INT4_BYTES;
-        if (form == SN_INT6) {
-            for (int v = 0; v < SN_VECTORS; v++)
-                for (int quad = 0; quad < QUADS; quad++) {
-                    int panel = v * SN_LANES / 16, lane = v * SN_LANES % 16;
-                    vi upper = vi_load(stored + panel * 128 + quad / 4 * 64 + lane * 4);
-                    upper = vi_and(vi_shl(upper, 4 - quad % 4 * 2), vi_set1(0x30303030));
-                    g->w[v][quad] = vi_or(g->w[v][quad], upper);
-                }
-            stored += SN_INT6_BYTES - INT4_BYTES;
+/* q with the bits that the plane of `width` bits has of these four columns. `bits` and `width` are constants. */
+SN_INLINE vi with_plane(vi q, const uint8_t *planes, int v, int quad, const int bits, const int width) {
+    if (!(bits & width)) return q;
+    const int below = bits & -2 * width, at = quad * width; /* bits in wider planes; of the panel's */
+    const int panel = v * SN_LANES / 16, lane = v * SN_LANES % 16, shift = below - at % 8;
+    vi plane = vi_load(planes + below * SN_PLANE + panel * width * 64 + at / 8 * 64 + lane * 4);
+    if (width == 8) return plane;
+    if (shift) plane = vi_shl(plane, shift);
+    const vi mask = vi_set1((int32_t)((((1u << width) - 1) << below) * 0x01010101u));
+    return below ? vi_merge(q, plane, mask) : vi_and(plane, mask);
+}
+
+SN_INLINE void load_integers(tile_group *g, const uint8_t *planes, const int form) {
+    const int bits = SN_BITS_OF(form);
+    for (int v = 0; v < SN_VECTORS; v++)
+        for (int quad = 0; quad < QUADS; quad++) {
+            vi q = vi_set1(0);
+            q = with_plane(q, planes, v, quad, bits, 8);
+            q = with_plane(q, planes, v, quad, bits, 4);
+            q = with_plane(q, planes, v, quad, bits, 2);
+            q = with_plane(q, planes, v, quad, bits, 1);
+            if (form & SN_TABLE) q = vi_lookup((form & SN_TABLE) == SN_FP4 ? FP4 : IQ4_NL, q);
+            g->w[v][quad] = bits == 8 && !SN_INT8_OFFSET ? vi_flip_signs(q) : q;
         }
-    } else {
-        for (int v = 0; v < SN_VECTORS; v++)
-            for (int quad = 0; quad < QUADS; quad++) {
-                int panel = v * SN_LANES / 16, lane = v * SN_LANES % 16;
-                vi w = vi_load(stored + panel * (INT8_BYTES / 2) + quad * 64 + lane * 4);
-                g->w[v][quad] = SN_INT8_OFFSET ? w : vi_flip_signs(w);
+}
+
+SN_INLINE void load_scales(tile_group *g, const uint8_t *stored, const int form, int kind) {
+    const int scales = sn_scales(form), type = kind & SN_SCALE_TYPE;
+    for (int half = 0; half < scales; half++)
+        for (int v = 0; v < SN_VECTORS; v++) {
+            int at = half * SN_TILE + v * SN_LANES, least = scales * SN_TILE + at;
+            vf *scale = &g->scale[half][v], *minimum = &g->minimum[half][v];
+            if (type == SN_SCALE_K4) {
+                vi both = vi_load_u8(stored + at);
+                *scale = vf_mul(vi_float(vi_and(both, vi_set1(15))), g->factor[v]);
+                *minimum = vf_mul(vi_float(vi_shl(both, -4)), g->minimum_factor[v]);
+            } else if (type == SN_SCALE_K && g->has_minimum) {
+                *scale = vf_mul(vi_float(vi_load_u8(stored + at)), g->factor[v]);
+                *minimum = vf_mul(vi_float(vi_load_u8(stored + least)), g->minimum_factor[v]);
+            } else if (type == SN_SCALE_K) { /* d * (scale + 128) - d * 128: exact */
+                *scale = vf_fma(vi_float(vi_load_u8(stored + at)), g->factor[v], g->minimum_factor[v]);
+            } else {
+                *scale = vf_load_scale(stored, at, type);
+                if (g->has_minimum) *minimum = vf_load_scale(stored, least, type);
             }
-        stored += INT8_BYTES;
-    }
+        }
+}
+
+/* What leads a super-block. */
+SN_INLINE void load_factors(tile_group *g, const uint16_t *stored) {
     for (int v = 0; v < SN_VECTORS; v++) {
-        int type = kind & SN_SCALE_TYPE, at = v * SN_LANES;
-        if (form == SN_INT6) { /* d * (scale + 128) - d * 128: exact */
-            for (int half = 0; half < 2; half++)
-                g->scale[half][v] = vf_fma(vf_load_u8(stored + half * SN_TILE + at), g->factor[v], g->minimum_factor[v]);
-            continue;
-        }
-        if (form == SN_INT4 && type == SN_SCALE_K) {
-            g->scale[0][v] = vf_mul(vf_load_u8(stored + at), g->factor[v]);
-            g->minimum[v] = vf_mul(vf_load_u8(stored + SN_TILE + at), g->minimum_factor[v]);
-            continue;
-        }
-        g->scale[0][v] = vf_load_scale(stored, at, type);
-        if (g->has_minimum) g->minimum[v] = vf_load_scale(stored + SN_TILE * sn_scale_bytes(kind), at, type);
+        g->factor[v] = vf_load_f16(stored + v * SN_LANES);
+        g->minimum_factor[v] = g->has_minimum ? vf_mul(vf_load_f16(stored + SN_TILE + v * SN_LANES), vf_set1(-1.0f))
+                                              : vf_mul(g->factor[v], vf_set1(-128.0f));
     }
 }
 
@@ -218,23 +231,16 @@ SN_INLINE void tile_rows(const sn_linear *w, const uint8_t *stored, const int8_t
     const int64_t bytes = digits * SN_GROUP + (int64_t)sizeof(group_tail);
     const int together = MOST_ROWS == 1 ? 1 : MOST_ROWS / digits;
     const int64_t step = sn_group_bytes(w->kind);
-    tile_group g;
-    for (int v = 0; v < SN_VECTORS; v++) g.factor[v] = g.minimum_factor[v] = g.minimum[v] = vf_set1(0.0f);
-    g.has_minimum = form == SN_INT4 && (w->kind & SN_MINIMUM);
+    tile_group g = {.offset = offset_of(w->kind), .has_minimum = w->kind & SN_MINIMUM};
     memset(sums, 0, sizeof(float) * SN_TILE * (size_t)rows);
     for (int64_t group = 0; group < groups_of(w); group++, stored += step) {
-        if (form != SN_INT8 && (w->kind & SN_SCALE_TYPE) == SN_SCALE_K && group % SN_K_GROUPS == 0) {
-            const uint16_t *factors = (const uint16_t *)stored;
-            for (int v = 0; v < SN_VECTORS; v++) {
-                g.factor[v] = vf_load_f16(factors + v * SN_LANES);
-                g.minimum_factor[v] = form == SN_INT6
-                                          ? vf_mul(g.factor[v], vf_set1(-128.0f))
-                                          : vf_mul(vf_load_f16(factors + SN_TILE + v * SN_LANES), vf_set1(-1.0f));
-            }
+        if (SN_BITS_OF(form) != 8 && sn_has_super(w->kind) && group % SN_K_GROUPS == 0) {
+            load_factors(&g, (const uint16_t *)stored);
             stored += sn_super_bytes(w->kind);
         }
         for (int64_t ahead = 0; ahead < step; ahead += 64) __builtin_prefetch(stored + PREFETCH + ahead);
-        load_group(&g, stored, form, w->kind);
+        load_integers(&g, stored, form);
+        load_scales(&g, stored + SN_BITS_OF(form) * SN_PLANE, form, w->kind);
         if (rows == 1) {
             add_rows(&g, x, sums, 1, form, digits);
             x += bytes;
@@ -261,14 +267,27 @@ typedef void (*tile_kernel)(const sn_linear *, const uint8_t *, const int8_t *, 
 #define KERNELS(name, form)                                                     \
     KERNEL(name, form, 1) KERNEL(name, form, 2) KERNEL(name, form, 3)           \
     static const tile_kernel name[3] = {name##_1, name##_2, name##_3};
-KERNELS(int8, SN_INT8)
-KERNELS(int6, SN_INT6)
-KERNELS(int4, SN_INT4)
-KERNELS(fp4, SN_INT4 | SN_FP4)
+KERNELS(int8, 8 * SN_BIT)
+KERNELS(int6, 6 * SN_BIT | SN_HALVES)
+KERNELS(int5, 5 * SN_BIT)
+KERNELS(int4, 4 * SN_BIT)
+KERNELS(fp4, 4 * SN_BIT | SN_FP4)
+KERNELS(iq4, 4 * SN_BIT | SN_IQ4)
+KERNELS(int3, 3 * SN_BIT | SN_HALVES)
+KERNELS(int2, 2 * SN_BIT | SN_HALVES)
 
 static tile_kernel kernel_of(const sn_linear *w) {
-    int base = w->kind & SN_BASE;
-    const tile_kernel *kernels = base == SN_INT8 ? int8 : base == SN_INT6 ? int6 : w->kind & SN_FP4 ? fp4 : int4;
+    const tile_kernel *kernels;
+    switch (w->kind & (SN_BITS | SN_TABLE)) {
+    case 8 * SN_BIT: kernels = int8; break;
+    case 6 * SN_BIT: kernels = int6; break;
+    case 5 * SN_BIT: kernels = int5; break;
+    case 4 * SN_BIT: kernels = int4; break;
+    case 4 * SN_BIT | SN_FP4: kernels = fp4; break;
+    case 4 * SN_BIT | SN_IQ4: kernels = iq4; break;
+    case 3 * SN_BIT: kernels = int3; break;
+    default: kernels = int2;
+    }
     return kernels[w->variant - 1];
 }
 

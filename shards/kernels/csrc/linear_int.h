@@ -4,21 +4,34 @@
 
 #include "sn.h"
 
-#define SN_K_GROUPS 8 /* groups of a super-block of Q4_K or Q6_K */
-#define SN_INT6_BYTES (SN_TILE * SN_GROUP / 4 * 3) /* of a group's integers */
+#define SN_K_GROUPS 8 /* groups of a super-block of SN_SCALE_K and SN_SCALE_K4 */
+#define SN_PLANE (SN_TILE * SN_GROUP / 8) /* bytes of a plane of one bit */
 
-static inline int sn_scale_bytes(int kind) { return (kind & SN_SCALE_TYPE) == SN_SCALE_F32 ? 4 : 2; }
+static inline int sn_has_super(int kind) { return (kind & SN_SCALE_TYPE) >= SN_SCALE_K; }
+
+/* Scales of a row in a group. */
+static inline int sn_scales(int kind) { return kind & SN_HALVES ? 2 : 1; }
+
+static inline int sn_scale_bytes(int kind) {
+    return sn_has_super(kind) ? 1 : (kind & SN_SCALE_TYPE) == SN_SCALE_F32 ? 4 : 2;
+}
 
 /* Bytes of one group of a tile: integers, scales, minima. */
-int64_t sn_group_bytes(int kind);
+static inline int sn_group_bytes(int kind) {
+    int apart = kind & SN_MINIMUM && (kind & SN_SCALE_TYPE) != SN_SCALE_K4;
+    return SN_BITS_OF(kind) * SN_PLANE + SN_TILE * sn_scales(kind) * sn_scale_bytes(kind) * (apart ? 2 : 1);
+}
 
-/* What leads SN_K_GROUPS groups: d of each row and, with SN_MINIMUM, dmin. 0 without SN_SCALE_K. */
+/* What leads SN_K_GROUPS groups: d of each row and, with SN_MINIMUM, dmin. */
 static inline int sn_super_bytes(int kind) {
-    return (kind & SN_SCALE_TYPE) != SN_SCALE_K ? 0 : 2 * SN_TILE * (kind & SN_MINIMUM ? 2 : 1);
+    return sn_has_super(kind) ? 2 * SN_TILE * (kind & SN_MINIMUM ? 2 : 1) : 0;
 }
 
 /* Bytes of a whole tile. */
 int64_t sn_tile_bytes(const sn_linear *w);
+
+/* Part `index` of a stack as a linear of its own, and the number of its first row; rows 0: there is none. */
+sn_linear sn_stack_part(const sn_linear *w, int32_t index, int32_t *first_row);
 
 int64_t sn_int_scratch(const sn_linear *w, int64_t n);
 void sn_int_prepare(const sn_linear *w, const float *x, int64_t ldx, int64_t n, void *scratch, int64_t first,

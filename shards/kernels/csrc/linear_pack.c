@@ -4,13 +4,6 @@
 #include "linear_int.h"
 #include "linear_simd.h"
 
-int64_t sn_group_bytes(int kind) {
-    if ((kind & SN_BASE) == SN_INT6) return SN_INT6_BYTES + 2 * SN_TILE;
-    if ((kind & SN_BASE) == SN_INT8) return SN_TILE * SN_GROUP + SN_TILE * sn_scale_bytes(kind);
-    if ((kind & SN_SCALE_TYPE) == SN_SCALE_K) return SN_TILE * SN_GROUP / 2 + 2 * SN_TILE;
-    return SN_TILE * SN_GROUP / 2 + SN_TILE * sn_scale_bytes(kind) * (kind & SN_MINIMUM ? 2 : 1);
-}
-
 int64_t sn_tile_bytes(const sn_linear *w) {
     int base = w->kind & SN_BASE;
     if (base <= SN_BF16) return (int64_t)SN_TILE * w->cols * (base == SN_F32 ? 4 : 2);
@@ -19,7 +12,12 @@ int64_t sn_tile_bytes(const sn_linear *w) {
 }
 
 int64_t sn_packed_bytes(const sn_linear *w) {
-    return (w->rows + SN_TILE - 1) / SN_TILE * sn_tile_bytes(w);
+    if ((w->kind & SN_BASE) != SN_STACK) return (int64_t)sn_linear_parts(w) * sn_tile_bytes(w);
+    int32_t row;
+    sn_linear part;
+    int64_t bytes = 0;
+    for (int32_t i = 0; (part = sn_stack_part(w, i, &row)).rows; i++) bytes += sn_packed_bytes(&part);
+    return bytes;
 }
 
 /* float32 that is exact in float16 to float16. */
@@ -52,158 +50,205 @@ static void store_scale(uint8_t *out, float value, int kind) {
     memcpy(out, &half, 2);
 }
 
-/* A group's integers, bytes in the order of the columns, to row `lane` of its tile. */
-static void store_integers(uint8_t *out, int64_t lane, const uint8_t *q, int four) {
-    uint8_t *target = out + lane / 16 * (SN_TILE * SN_GROUP / (four ? 4 : 2)) + lane % 16 * 4;
-    uint32_t low, high;
-    for (int i = 0; i < SN_GROUP; i += four ? 8 : 4, target += 64) {
-        memcpy(&low, q + i, 4);
-        if (four) {
-            memcpy(&high, q + i + 4, 4);
-            low |= high << 4;
-        } else {
-            low ^= 0x80808080;
+/* A group's integers, bytes in the order of the columns, to row `lane` of its tile. `bits` is a constant. */
+SN_INLINE void store_planes(uint8_t *out, int64_t lane, const uint8_t *q, const int bits) {
+    for (int width = 8; width; width /= 2) {
+        if (!(bits & width)) continue;
+        const int below = bits & -2 * width, quads = 8 / width;
+        const uint32_t mask = ((1u << width) - 1) * 0x01010101u;
+        uint8_t *plane = out + below * SN_PLANE + lane / 16 * width * 64 + lane % 16 * 4;
+        for (int i = 0; i < width; i++, plane += 64) {
+            uint32_t packed = 0, four;
+            for (int quad = 0; quad < quads; quad++) {
+                memcpy(&four, q + (i * quads + quad) * 4, 4);
+                packed |= (four >> below & mask) << quad * width;
+            }
+            memcpy(plane, &packed, 4);
         }
-        memcpy(target, &low, 4);
     }
+}
+
+static void store_integers(uint8_t *out, int64_t lane, const uint8_t *q, int bits) {
+    switch (bits) {
+    case 8: store_planes(out, lane, q, 8); break;
+    case 6: store_planes(out, lane, q, 6); break;
+    case 5: store_planes(out, lane, q, 5); break;
+    case 4: store_planes(out, lane, q, 4); break;
+    case 3: store_planes(out, lane, q, 3); break;
+    default: store_planes(out, lane, q, 2);
+    }
+}
+
+/* Signed bytes as the planes hold them: with 128 added. */
+static void flip_signs(const uint8_t *from, uint8_t *to, int n) {
+    for (int i = 0; i < n; i++) to[i] = from[i] ^ 128;
 }
 
 void sn_pack_int(const sn_linear *w, int64_t first_row, int64_t n, const uint8_t *q, const float *scale,
                  const float *minimum, void *packed) {
     const int64_t groups = w->cols / SN_GROUP, group_bytes = sn_group_bytes(w->kind);
-    const int four = (w->kind & SN_BASE) == SN_INT4, size = sn_scale_bytes(w->kind);
-    const int64_t integers = SN_TILE * SN_GROUP / (four ? 2 : 1);
+    const int bits = SN_BITS_OF(w->kind), size = sn_scale_bytes(w->kind);
     for (int64_t i = 0; i < n; i++) {
         int64_t row = first_row + i, lane = row % SN_TILE;
         for (int64_t group = 0; group < groups; group++, q += SN_GROUP) {
-            uint8_t *out = (uint8_t *)packed + (row / SN_TILE * groups + group) * group_bytes;
-            store_integers(out, lane, q, four);
-            out += integers + lane * size;
+            uint8_t *out = (uint8_t *)packed + (row / SN_TILE * groups + group) * group_bytes, flipped[SN_GROUP];
+            if (bits == 8) flip_signs(q, flipped, SN_GROUP);
+            store_integers(out, lane, bits == 8 ? flipped : q, bits);
+            out += bits * SN_PLANE + lane * size;
             store_scale(out, scale[i * groups + group], w->kind);
             if (w->kind & SN_MINIMUM) store_scale(out + SN_TILE * size, minimum[i * groups + group], w->kind);
         }
     }
 }
 
-/* A group's 32 nibbles as most of GGUF's types have them, the low ones of 16 bytes, then the high ones, to row `lane` of
- * its tile. */
-static void store_nibbles(uint8_t *out, int64_t lane, const uint8_t *bytes) {
-    const uint32_t low = 0x0f0f0f0f;
-    uint8_t *target = out + lane / 16 * (SN_TILE * SN_GROUP / 4) + lane % 16 * 4;
-    for (int half = 0; half < 2; half++, target += 64) {
-        uint32_t first, second, packed;
-        memcpy(&first, bytes + 8 * half, 4);
-        memcpy(&second, bytes + 8 * half + 4, 4);
-        packed = (first & low) | (second & low) << 4;
-        memcpy(target, &packed, 4);
-        packed = (first >> 4 & low) | (second & ~low);
-        memcpy(target + 2 * 64, &packed, 4);
-    }
-}
-
-/* The nibbles of two groups as Q4_K has them: the low ones of 32 bytes, then the high ones. */
-static void split_nibbles(const uint8_t *bytes, uint8_t *q) {
-    for (int i = 0; i < SN_GROUP; i++) {
+/* The low nibbles of `n` bytes, then the high ones. */
+SN_INLINE void split_nibbles(const uint8_t *bytes, int n, uint8_t *q) {
+    for (int i = 0; i < n; i++) {
         q[i] = bytes[i] & 15;
-        q[SN_GROUP + i] = bytes[i] >> 4;
-    }
-}
-
-/* Super-blocks of 256: float16 d and dmin, 12 bytes of 6-bit scales and minima, 128 of nibbles. */
-static void pack_q4_k_row(uint8_t *tile, int64_t lane, const uint8_t *in, int64_t groups) {
-    const int integers = SN_TILE * SN_GROUP / 2;
-    uint8_t q[2 * SN_GROUP];
-    for (int64_t super = 0; super < groups / SN_K_GROUPS; super++, in += 144) {
-        memcpy(tile + lane * 2, in, 2);
-        memcpy(tile + (SN_TILE + lane) * 2, in + 2, 2);
-        tile += 2 * 2 * SN_TILE;
-        const uint8_t *scales = in + 4, *nibbles = in + 16;
-        for (int group = 0; group < SN_K_GROUPS; group++, tile += integers + 2 * SN_TILE) {
-            if (group % 2 == 0) split_nibbles(nibbles + group / 2 * SN_GROUP, q);
-            store_integers(tile, lane, q + group % 2 * SN_GROUP, 1);
-            int low = group & 3;
-            uint8_t rest = scales[8 + low];
-            tile[integers + lane] =
-                group < 4 ? scales[low] & 63 : (uint8_t)((rest & 15) | scales[low] >> 6 << 4);
-            tile[integers + SN_TILE + lane] =
-                group < 4 ? scales[4 + low] & 63 : (uint8_t)(rest >> 4 | scales[4 + low] >> 6 << 4);
-        }
-    }
-}
-
-/* Super-blocks of 256: for each 128 of them 64 bytes of nibbles, for each 32 bytes of upper bits; then 16 scales, and
-   float16 d. */
-static void pack_q6_k_row(uint8_t *tile, int64_t lane, const uint8_t *in, int64_t groups) {
-    for (int64_t super = 0; super < groups / SN_K_GROUPS; super++, in += 210) {
-        memcpy(tile + lane * 2, in + 208, 2);
-        tile += 2 * SN_TILE;
-        for (int group = 0; group < SN_K_GROUPS; group++, tile += SN_INT6_BYTES + 2 * SN_TILE) {
-            const uint8_t *low = in + group / 4 * 64 + group % 2 * 32, *high = in + 128 + group / 4 * 32;
-            uint8_t q[SN_GROUP];
-            for (int i = 0; i < SN_GROUP; i++) q[i] = low[i] >> (group % 4 / 2 * 4) & 15;
-            store_integers(tile, lane, q, 1);
-            uint8_t *target = tile + SN_TILE * SN_GROUP / 2 + lane / 16 * 128 + lane % 16 * 4;
-            for (int half = 0; half < 2; half++, target += 64)
-                for (int b = 0; b < 4; b++) {
-                    int bits = 0;
-                    for (int quad = 0; quad < 4; quad++)
-                        bits |= (high[half * 16 + quad * 4 + b] >> (group % 4 * 2) & 3) << 2 * quad;
-                    target[b] = (uint8_t)bits;
-                }
-            for (int half = 0; half < 2; half++)
-                tile[SN_INT6_BYTES + half * SN_TILE + lane] = in[192 + 2 * group + half] ^ 128;
-        }
+        q[n + i] = bytes[i] >> 4;
     }
 }
 
 /* 2^(e - 128), half of what MXFP4's e means: its nibbles stand for twice their values. The same as ggml: no NaN. */
 static uint16_t scale_of_exponent(uint8_t e) { return e < 2 ? (uint16_t)(0x20 << e) : (uint16_t)((e - 1) << 7); }
 
-void sn_pack_file(const sn_linear *w, int64_t first_row, int64_t n, const uint8_t *rows, int64_t row_bytes,
-                  const int64_t *order, void *packed) {
-    const int64_t groups = w->cols / SN_GROUP, group_bytes = sn_group_bytes(w->kind);
-    const int four = (w->kind & SN_BASE) == SN_INT4;
-    const int factors = w->kind & SN_MINIMUM ? 2 : 1; /* float16 scale, or scale and minimum, lead a group */
-    const int64_t integers = SN_TILE * SN_GROUP / (four ? 2 : 1);
-    for (int64_t i = 0; i < n; i++) {
-        const uint8_t *in = rows + (order ? order[i] : i) * row_bytes;
-        int64_t lane = (first_row + i) % SN_TILE;
-        uint8_t *out = (uint8_t *)packed + (first_row + i) / SN_TILE * sn_tile_bytes(w);
-        if ((w->kind & SN_BASE) == SN_INT6) {
-            pack_q6_k_row(out, lane, in, groups);
-            continue;
+/* Groups with scales of their own: float16 scale and minimum, or an exponent; the fifth bits; nibbles, or bytes. */
+static void pack_groups(const sn_linear *w, uint8_t *out, int64_t lane, const uint8_t *in) {
+    const int bits = SN_BITS_OF(w->kind), factors = w->kind & SN_MINIMUM ? 2 : 1;
+    for (int64_t group = 0; group < w->cols / SN_GROUP; group++, out += sn_group_bytes(w->kind)) {
+        uint8_t q[SN_GROUP], *scales = out + bits * SN_PLANE + lane * 2;
+        if ((w->kind & SN_TABLE) == SN_FP4) {
+            uint16_t scale = scale_of_exponent(*in++);
+            memcpy(scales, &scale, 2);
+        } else {
+            for (int f = 0; f < factors; f++, in += 2) memcpy(scales + f * SN_TILE * 2, in, 2);
         }
-        if ((w->kind & SN_SCALE_TYPE) == SN_SCALE_K) {
-            pack_q4_k_row(out, lane, in, groups);
-            continue;
+        if (bits == 8) {
+            flip_signs(in, q, SN_GROUP);
+            in += SN_GROUP;
+        } else {
+            uint32_t fifth = 0;
+            if (bits == 5) memcpy(&fifth, in, 4), in += 4;
+            split_nibbles(in, SN_GROUP / 2, q);
+            for (int i = 0; i < SN_GROUP && bits == 5; i++) q[i] |= (uint8_t)((fifth >> i & 1) << 4);
+            in += SN_GROUP / 2;
         }
-        for (int64_t group = 0; group < groups; group++, out += group_bytes) {
-            if (w->kind & SN_FP4) {
-                uint16_t scale = scale_of_exponent(*in++);
-                memcpy(out + integers + lane * 2, &scale, 2);
-            } else {
-                for (int f = 0; f < factors; f++, in += 2) memcpy(out + integers + (f * SN_TILE + lane) * 2, in, 2);
-            }
-            if (four) {
-                store_nibbles(out, lane, in);
-            } else {
-                store_integers(out, lane, in, 0);
-            }
-            in += four ? SN_GROUP / 2 : SN_GROUP;
+        store_integers(out, lane, q, bits);
+    }
+}
+
+/* Where a super-block of GGUF has its bytes. */
+typedef struct {
+    int bytes, d, minimum, scales, low, high;
+} k_layout;
+
+static k_layout layout_of(int kind) {
+    switch (SN_BITS_OF(kind)) {
+    case 2: return (k_layout){.bytes = 84, .d = 80, .minimum = 82, .scales = 0, .low = 16};
+    case 3: return (k_layout){.bytes = 110, .d = 108, .scales = 96, .low = 32, .high = 0};
+    case 5: return (k_layout){.bytes = 176, .d = 0, .minimum = 2, .scales = 4, .low = 48, .high = 16};
+    case 6: return (k_layout){.bytes = 210, .d = 208, .scales = 192, .low = 0, .high = 128};
+    default:
+        if (kind & SN_TABLE) return (k_layout){.bytes = 136, .d = 0, .scales = 2, .low = 8};
+        return (k_layout){.bytes = 144, .d = 0, .minimum = 2, .scales = 4, .low = 16};
+    }
+}
+
+/* A group's integers. */
+static void take_integers(int kind, int group, const uint8_t *low, const uint8_t *high, uint8_t *q) {
+    const int bits = SN_BITS_OF(kind);
+    if (bits == 6)
+        low += group / 4 * 64 + group % 2 * SN_GROUP, high += group / 4 * SN_GROUP;
+    else if (kind & SN_TABLE)
+        low += group * (SN_GROUP / 2);
+    else
+        low += bits < 4 ? group / 4 * SN_GROUP : group / 2 * SN_GROUP;
+    if (kind & SN_TABLE) {
+        split_nibbles(low, SN_GROUP / 2, q);
+        return;
+    }
+    const int shift = bits < 4 ? group % 4 * 2 : bits == 6 ? group % 4 / 2 * 4 : group % 2 * 4;
+    const uint8_t mask = bits < 4 ? 3 : 15;
+    for (int i = 0; i < SN_GROUP; i++) q[i] = low[i] >> shift & mask;
+    if (bits == 6)
+        for (int i = 0; i < SN_GROUP; i++) q[i] |= (uint8_t)((high[i] >> group % 4 * 2 & 3) << 4);
+    else if (bits & 1)
+        for (int i = 0; i < SN_GROUP; i++) q[i] |= (uint8_t)((high[i] >> group & 1) << (bits - 1));
+}
+
+/* Its scales, then its minima: as many bytes as a group has of a row. */
+static void take_scales(int kind, int group, const uint8_t *in, uint8_t out[2]) {
+    const int low = group & 3;
+    switch (SN_BITS_OF(kind)) {
+    case 2:
+        memcpy(out, in + 2 * group, 2);
+        break;
+    case 3: /* nibbles of 8 and 8, and their upper bits, from 4 to a byte on */
+        for (int i = 0; i < 2; i++) {
+            int n = 2 * group + i, upper = in[8 + n % 4] >> n / 4 * 2 & 3;
+            out[i] = (uint8_t)((in[n % 8] >> n / 8 * 4 & 15) + upper * 16 - 32 + 128);
+        }
+        break;
+    case 6:
+        flip_signs(in + 2 * group, out, 2);
+        break;
+    default:
+        if (kind & SN_TABLE) { /* 16 bits of upper ones, then nibbles */
+            int upper = in[group / 4] >> group % 4 * 2 & 3;
+            out[0] = (uint8_t)((in[2 + group / 2] >> group % 2 * 4 & 15) + upper * 16 - 32 + 128);
+        } else { /* four scales and four minima in six bits; of the others nibbles, and two bits above those */
+            uint8_t rest = in[8 + low];
+            out[0] = group < 4 ? in[low] & 63 : (uint8_t)((rest & 15) | in[low] >> 6 << 4);
+            out[1] = group < 4 ? in[4 + low] & 63 : (uint8_t)(rest >> 4 | in[4 + low] >> 6 << 4);
         }
     }
 }
 
-void sn_pack_dense(const sn_linear *w, int64_t first_row, int64_t n, const void *values, void *packed) {
-    const int64_t size = (w->kind & SN_BASE) == SN_F32 ? 4 : 2, cols = w->cols;
+static void pack_super_blocks(const sn_linear *w, uint8_t *out, int64_t lane, const uint8_t *in) {
+    const k_layout layout = layout_of(w->kind);
+    const int bytes = sn_group_bytes(w->kind), integers = SN_BITS_OF(w->kind) * SN_PLANE;
+    for (int64_t super = 0; super < w->cols / (SN_K_GROUPS * SN_GROUP); super++, in += layout.bytes) {
+        memcpy(out + lane * 2, in + layout.d, 2);
+        if (w->kind & SN_MINIMUM) memcpy(out + (SN_TILE + lane) * 2, in + layout.minimum, 2);
+        out += sn_super_bytes(w->kind);
+        for (int group = 0; group < SN_K_GROUPS; group++, out += bytes) {
+            uint8_t q[SN_GROUP], scales[2];
+            take_integers(w->kind, group, in + layout.low, in + layout.high, q);
+            store_integers(out, lane, q, SN_BITS_OF(w->kind));
+            take_scales(w->kind, group, in + layout.scales, scales);
+            for (int at = integers, i = 0; at < bytes; at += SN_TILE, i++) out[at + lane] = scales[i];
+        }
+    }
+}
+
+/* Plain values. */
+static void pack_values(const sn_linear *w, uint8_t *out, int64_t lane, const uint8_t *in) {
+    if ((w->kind & SN_BASE) == SN_F32)
+        for (int64_t col = 0; col < w->cols; col++) memcpy(out + (col * SN_TILE + lane) * 4, in + col * 4, 4);
+    else
+        for (int64_t col = 0; col < w->cols; col++) memcpy(out + (col * SN_TILE + lane) * 2, in + col * 2, 2);
+}
+
+void sn_pack_file(const sn_linear *w, int64_t first_row, int64_t n, const uint8_t *rows, int64_t row_bytes,
+                  const int64_t *order, void *packed) {
+    if ((w->kind & SN_BASE) == SN_STACK) {
+        sn_linear stack = *w, part;
+        int32_t row, i = 0;
+        stack.weights = packed;
+        for (part = sn_stack_part(&stack, 0, &row); part.rows && first_row >= row + part.rows;) part = sn_stack_part(&stack, ++i, &row);
+                sn_pack_file(&part, first_row - row, n, rows, row_bytes, order, (void *)part.weights);
+        return;
+    }
     for (int64_t i = 0; i < n; i++) {
-        int64_t row = first_row + i;
-        const uint8_t *in = (const uint8_t *)values + i * cols * size;
-        uint8_t *out = (uint8_t *)packed + (row / SN_TILE * cols * SN_TILE + row % SN_TILE) * size;
-        if (size == 4)
-            for (int64_t col = 0; col < cols; col++) memcpy(out + col * SN_TILE * 4, in + col * 4, 4);
+        const uint8_t *in = rows + (order ? order[i] : i) * row_bytes;
+        int64_t lane = (first_row + i) % SN_TILE;
+        uint8_t *out = (uint8_t *)packed + (first_row + i) / SN_TILE * sn_tile_bytes(w);
+        if ((w->kind & SN_BASE) != SN_INT)
+            pack_values(w, out, lane, in);
+        else if (sn_has_super(w->kind))
+            pack_super_blocks(w, out, lane, in);
         else
-            for (int64_t col = 0; col < cols; col++) memcpy(out + col * SN_TILE * 2, in + col * 2, 2);
+            pack_groups(w, out, lane, in);
     }
 }
 

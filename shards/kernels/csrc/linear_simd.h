@@ -2,7 +2,9 @@
  *
  * vi: SN_LANES int32; vf: SN_LANES float. dot4(acc, w, x, small): acc[l] += sum of w's bytes 4l..4l+3 times x's four
  * signed bytes, exactly. w's bytes are unsigned, or signed where SN_INT8_OFFSET is 0; `small`: they are 0..63.
+ * merge(a, b, mask): a | (b & mask).
  * shl(a, bits): each lane to the left, or, where negative, to the right, as if unsigned.
+ * load_u8(p): SN_LANES bytes, each in a lane.
  * lookup(table, a): the table's byte for each byte of a, which is 0..15.
  * keep(a): a, which stays in its register while several rows use it, instead of being made again for each.
  * Every set gives the same bits. SN_PORTABLE forces the plain one, for tests.
@@ -43,7 +45,7 @@ SN_INLINE vi vi_keep(vi a) {
     return a;
 }
 SN_INLINE vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
-SN_INLINE vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
+SN_INLINE vi vi_merge(vi a, vi b, vi mask) { return _mm512_ternarylogic_epi32(a, b, mask, 0xf8); }
 SN_INLINE vi vi_shl(vi a, const int bits) {
     return bits < 0 ? _mm512_srli_epi32(a, (unsigned)-bits) : _mm512_slli_epi32(a, (unsigned)bits);
 }
@@ -63,8 +65,8 @@ SN_INLINE vf vf_set1(float a) { return _mm512_set1_ps(a); }
 SN_INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 SN_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 SN_INLINE vf vf_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
-SN_INLINE vf vf_load_u8(const uint8_t *p) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)));
+SN_INLINE vi vi_load_u8(const uint8_t *p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
 }
 SN_INLINE vf vf_load_bf16(const uint16_t *p) {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
@@ -82,7 +84,7 @@ SN_INLINE vi vi_load(const void *p) { return _mm256_loadu_si256((const __m256i *
 SN_INLINE vi vi_set1(int32_t a) { return _mm256_set1_epi32(a); }
 SN_INLINE vi vi_keep(vi a) { return a; } /* there are too few registers */
 SN_INLINE vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
-SN_INLINE vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
+SN_INLINE vi vi_merge(vi a, vi b, vi mask) { return _mm256_or_si256(a, _mm256_and_si256(b, mask)); }
 SN_INLINE vi vi_shl(vi a, const int bits) {
     return bits < 0 ? _mm256_srli_epi32(a, -bits) : _mm256_slli_epi32(a, bits);
 }
@@ -114,9 +116,7 @@ SN_INLINE vf vf_set1(float a) { return _mm256_set1_ps(a); }
 SN_INLINE vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
 SN_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 SN_INLINE vf vf_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
-SN_INLINE vf vf_load_u8(const uint8_t *p) {
-    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)));
-}
+SN_INLINE vi vi_load_u8(const uint8_t *p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
 SN_INLINE vf vf_load_bf16(const uint16_t *p) {
     __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
@@ -133,7 +133,7 @@ SN_INLINE vi vi_load(const void *p) { return vld1q_s32((const int32_t *)p); }
 SN_INLINE vi vi_set1(int32_t a) { return vdupq_n_s32(a); }
 SN_INLINE vi vi_keep(vi a) { return a; }
 SN_INLINE vi vi_and(vi a, vi b) { return vandq_s32(a, b); }
-SN_INLINE vi vi_or(vi a, vi b) { return vorrq_s32(a, b); }
+SN_INLINE vi vi_merge(vi a, vi b, vi mask) { return vorrq_s32(a, vandq_s32(b, mask)); }
 SN_INLINE vi vi_shl(vi a, const int bits) {
     return vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a), vdupq_n_s32(bits)));
 }
@@ -153,10 +153,10 @@ SN_INLINE vf vf_set1(float a) { return vdupq_n_f32(a); }
 SN_INLINE vf vf_mul(vf a, vf b) { return vmulq_f32(a, b); }
 SN_INLINE vf vf_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
 SN_INLINE vf vf_load_f16(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
-SN_INLINE vf vf_load_u8(const uint8_t *p) {
+SN_INLINE vi vi_load_u8(const uint8_t *p) {
     uint32_t four;
     memcpy(&four, p, 4);
-    return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(four)))));
+    return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(four)))));
 }
 SN_INLINE vf vf_load_bf16(const uint16_t *p) {
     return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
@@ -180,7 +180,7 @@ SN_INLINE vi vi_lookup(const uint8_t *table, vi a) {
     memcpy(&a, bytes, sizeof a);
     return a;
 }
-SN_INLINE vi vi_or(vi a, vi b) { SN_EACH a.v[l] |= b.v[l]; return a; }
+SN_INLINE vi vi_merge(vi a, vi b, vi mask) { SN_EACH a.v[l] |= b.v[l] & mask.v[l]; return a; }
 SN_INLINE vi vi_shl(vi a, const int bits) {
     SN_EACH {
         uint32_t value = (uint32_t)a.v[l];
@@ -212,7 +212,7 @@ SN_INLINE float sn_half(uint16_t h) {
     float value = sn_float_of_bits(rest << 13) * 0x1p112f; /* moves the exponent's bias; exact */
     return sign ? -value : value;
 }
-SN_INLINE vf vf_load_u8(const uint8_t *p) { vf r; SN_EACH r.v[l] = (float)p[l]; return r; }
+SN_INLINE vi vi_load_u8(const uint8_t *p) { vi r; SN_EACH r.v[l] = p[l]; return r; }
 SN_INLINE vf vf_load_f16(const uint16_t *p) { vf r; SN_EACH r.v[l] = sn_half(p[l]); return r; }
 SN_INLINE vf vf_load_bf16(const uint16_t *p) {
     vf r;

@@ -23,40 +23,52 @@ enum {
     SN_F32 = 0,
     SN_F16 = 1,
     SN_BF16 = 2,
-    SN_INT8 = 3,  /* groups of 32: weight = q * scale */
-    SN_INT4 = 4,  /* groups of 32: weight = q * scale [+ minimum] */
-    SN_INT6 = 5,  /* groups of 32 with a scale for 16: weight = (q - 32) * scale; with SN_SCALE_K */
-    SN_BASE = 15, /* mask of the above in `kind` */
+    SN_INT = 3,   /* integers of 1 to 8 bits in groups of 32: weight = value(q) * scale [+ minimum] */
+    SN_STACK = 4, /* several linears one below the other, each of its own kind: see `parts` */
+    SN_BASE = 15, /* mask of the above in `kind`; what follows is of SN_INT */
     SN_SCALE_F32 = 0 << 4,
     SN_SCALE_F16 = 1 << 4,
     SN_SCALE_BF16 = 2 << 4,
-    SN_SCALE_K = 3 << 4, /* of GGUF's Q4_K and Q6_K: small integers times a float16 for 8 groups */
-    SN_SCALE_TYPE = 3 << 4,
-    SN_CENTRED = 1 << 6, /* int4: q - 8 takes q's place */
-    SN_MINIMUM = 1 << 7, /* int4: groups have a minimum (with SN_CENTRED: a centre) */
-    SN_FP4 = 1 << 8,     /* int4: q is a float of 1 sign bit, 2 of exponent and 1 of fraction; twice its value takes its place */
+    SN_SCALE_K = 3 << 4,  /* bytes times a float16 for 8 groups; they are signed unless there are minima */
+    SN_SCALE_K4 = 4 << 4, /* the same with four bits for a scale and four for its minimum */
+    SN_SCALE_TYPE = 7 << 4,
+    SN_HALVES = 1 << 7,  /* a scale (and a minimum) for each 16 columns of a group */
+    SN_MINIMUM = 1 << 8, /* there are minima (with SN_CENTRED: centres) */
+    SN_CENTRED = 1 << 9, /* value(q) = q - half of their number, which is 2^bits; else value(q) = q */
+    SN_FP4 = 1 << 10,    /* value(q) = twice the float of 1 sign bit, 2 of exponent and 1 of fraction */
+    SN_IQ4 = 2 << 10,    /* value(q) = GGUF's table of IQ4_NL */
+    SN_TABLE = 3 << 10,
+    SN_BIT = 1 << 12, /* times the bits of an integer */
+    SN_BITS = 15 * SN_BIT,
 };
+#define SN_BITS_OF(kind) (((kind) & SN_BITS) / SN_BIT)
+
+enum { SN_MOST_PARTS = 4 };
+
+typedef struct sn_part {
+    int32_t kind, rows;
+} sn_part;
 
 /* `weights` (64-byte aligned, rows padded to SN_TILE, columns to SN_GROUP with zero weights):
  *  dense: [tile][column][32 rows]
- *  int8:  [tile][group]: [2 panels of 16 rows][8 quads of columns][16 rows][4 columns] bytes q + 128, then the
- *         [32 rows] scales
- *  int4:  [tile][group]: [2 panels][4 eights of columns][16 rows][4 bytes], byte b of an eight having column b in
- *         the low and column 4 + b in the high nibble; then [32 rows] scales and, with SN_MINIMUM, [32 rows] minima
- *  Q4_K:  [tile][8 groups]: [32 rows] float16 d, [32] float16 dmin, then for each group the nibbles as above and
- *         [32] bytes scale, [32] bytes minimum: weight = q * (d * scale) - dmin * minimum
- *  Q6_K:  [tile][8 groups]: [32 rows] float16 d, then for each group the lower four bits as the nibbles above,
- *         [2 panels][2 sixteens of columns][16 rows][4 bytes] the upper two, byte b of a sixteen having those of
- *         columns b, 4 + b, 8 + b, 12 + b from its lowest bits on, and [2 sixteens][32] bytes scale + 128
- * `bias`: float32 (padded rows) or NULL.
+ *  integers: [tile][group]: planes of their bits, then [32 rows] scales (with SN_HALVES: of the first 16 columns, then of
+ *         the others) and, with SN_MINIMUM, as many minima. SN_SCALE_K, SN_SCALE_K4: 8 groups follow [32 rows] float16 d
+ *         and, with SN_MINIMUM, [32] float16 dmin; weight = value(q) * (d * scale) - dmin * minimum. Signed bytes have 128
+ *         added.
+ *  planes: the integers' bits cut into 8, 4, 2 and 1 of them as their number is a sum of these, the lowest bits in the
+ *         widest plane. One of w bits is [2 panels of 16 rows][w][16 rows][4 bytes]; of each four columns, which are a
+ *         quad, byte b has column b, and quads lie from the lowest bits of a byte on: as many as it can hold.
+ *  a stack: its parts one after the other
+ * `bias`: float32 (rows, and SN_TILE more at the end, which are read) or NULL.
  */
 typedef struct sn_linear {
     int32_t kind;
-    int32_t variant; /* integer weights: digits of an activation, 1 to 3; dense: 0 */
+    int32_t variant; /* with integer weights: digits of an activation, 1 to 3; else 0 */
     int32_t rows;    /* outputs, as the caller sees them */
     int32_t cols;    /* inputs */
     const void *weights;
     const float *bias;
+    sn_part parts[SN_MOST_PARTS]; /* of a stack: from the first row on; a part with 0 rows is none */
 } sn_linear;
 
 /* Bytes of scratch memory for n input rows, 64-byte aligned by the caller; grows with n. 0 is possible. */
@@ -70,7 +82,7 @@ void sn_linear_prepare(const sn_linear *w, const float *x, int64_t ldx, int64_t 
 void sn_linear_prepare_part(const sn_linear *w, const float *x, int64_t ldx, int64_t n, void *scratch,
                             int64_t first, int64_t end, int64_t first_col, int64_t end_col);
 
-/* Independent parts of the product: tiles of SN_TILE output rows. */
+/* Independent parts of the product: tiles of SN_TILE output rows. Each part of a stack begins with a new one. */
 int32_t sn_linear_parts(const sn_linear *w);
 
 /* Output tiles first_tile to end_tile of y (n rows, `ldy` floats apart), written or, with `accumulate`, added to. */
@@ -81,26 +93,25 @@ void sn_linear_run(const sn_linear *w, const float *x, int64_t ldx, int64_t n, f
 void sn_linear_forward(const sn_linear *w, const float *x, int64_t ldx, int64_t n, float *y, int64_t ldy,
                        int32_t accumulate, void *scratch);
 
-/* Bytes of a linear's packed weights; needs kind, rows and cols only. */
+/* Bytes of a linear's packed weights; needs kind, rows, cols and parts only. */
 int64_t sn_packed_bytes(const sn_linear *w);
 
-/* Writes rows first_row.. of w's weights from n rows of a GGUF file, `row_bytes` apart, order[i] being the i-th
- * (NULL: as they lie). The file's type is told by kind: Q4_0 is SN_INT4|SN_SCALE_F16|SN_CENTRED, Q4_1
- * SN_INT4|SN_SCALE_F16|SN_MINIMUM, Q4_K SN_INT4|SN_SCALE_K|SN_MINIMUM, Q6_K SN_INT6|SN_SCALE_K, Q8_0
- * SN_INT8|SN_SCALE_F16, MXFP4 SN_INT4|SN_SCALE_BF16|SN_FP4. */
+/* Writes rows first_row.. of w's weights from n rows of a file, `row_bytes` apart, order[i] being the i-th (NULL: as they
+ * lie). They are values of a dense w's type; else the type of GGUF that lies so, without its SN_SCALE_F16 or SN_BIT:
+ *  Q8_0 8 SN_CENTRED, Q5_0 5 SN_CENTRED, Q5_1 5 SN_MINIMUM, Q4_0 4 SN_CENTRED, Q4_1 4 SN_MINIMUM, IQ4_NL 4 SN_IQ4
+ *  MXFP4 4 SN_FP4 SN_SCALE_BF16
+ *  Q6_K 6 SN_CENTRED SN_HALVES, Q5_K 5 SN_MINIMUM, Q4_K 4 SN_MINIMUM, IQ4_XS 4 SN_IQ4, Q3_K 3 SN_CENTRED SN_HALVES, all with
+ *  SN_SCALE_K; Q2_K 2 SN_MINIMUM SN_HALVES SN_SCALE_K4. The rows are of one part of a stack. */
 void sn_pack_file(const sn_linear *w, int64_t first_row, int64_t n, const uint8_t *rows, int64_t row_bytes,
                   const int64_t *order, void *packed);
 
-/* Writes rows first_row.. of int4 or int8 `w`'s weights. q: bytes (n, cols): 0..15, or int8. scale, minimum:
- * float32 (n, cols / 32), exact in the scales' type; minimum is read with SN_MINIMUM only. cols % 32 == 0.
+/* Writes rows first_row.. of `w`'s integer weights. q: bytes (n, cols), of 8 bits signed. scale, minimum: float32 (n,
+ * cols / 32), exact in the scales' type, which is no SN_SCALE_K; minimum is read with SN_MINIMUM only. cols % 32 == 0.
  * What no row is written to must be zero: that is a weight of 0. */
 void sn_pack_int(const sn_linear *w, int64_t first_row, int64_t n, const uint8_t *q, const float *scale,
                  const float *minimum, void *packed);
 
-/* The same for dense w: values (n, cols) of its type. */
-void sn_pack_dense(const sn_linear *w, int64_t first_row, int64_t n, const void *values, void *packed);
-
-/* Writes the weights of a row of int8 w to out (cols): q * scale in float32. */
+/* Writes the weights of a row of w, which has SN_BITS of 8, to out (cols): value(q) * scale in float32. */
 void sn_unpack_int8(const sn_linear *w, int64_t row, float *out);
 
 #ifdef __cplusplus

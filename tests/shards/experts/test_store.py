@@ -18,13 +18,20 @@ from swarm_node.shards.experts.file_linear import FileLinear
 from swarm_node.shards.experts.store import READERS, ExpertStore, FileMlp
 from swarm_node.shards.formats.block_config import ExpertsConfig, MlpConfig, RouterConfig
 from swarm_node.shards.formats.mapped_file import MappedFile
-from swarm_node.shards.formats.qtypes import DENSE, row_bytes
+from swarm_node.shards.formats.qtypes import GGUF_QTYPES, row_bytes
 from swarm_node.shards.formats.raw_tensor import RawTensor
 from swarm_node.shards.kernels import library
 from swarm_node.shards.kernels.experts import HeldExperts, NativeExperts, NativeMlp
-from swarm_node.shards.kernels.linear import ActivationPrecision, NativeLinear, native_dense, native_file
+from swarm_node.shards.kernels.linear import (
+    ActivationPrecision,
+    NativeLinear,
+    file_form,
+    native_dense,
+    native_file,
+)
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError, UsageError
 from swarm_node.swarm.runtime.c_build import NativeUnavailableError
+from tests.shards.gguf_files import raw_values
 
 try:
     library.library()
@@ -34,8 +41,9 @@ except NativeUnavailableError as unavailable:
 HIDDEN, INNER, COUNT, BLOCKS = 256, 256, 12, 3
 CONFIG = ExpertsConfig(COUNT, 3, MlpConfig(INNER), RouterConfig())
 EXACT = ActivationPrecision.EXACT
-FORMS = dict.fromkeys(("Q4_0", "Q4_1", "Q4_K", "MXFP4"), "int4")
-FORMS |= {"Q6_K": "int6", "Q8_0": "int8", "F32": "float32", "BF16": "bfloat16"}
+STACKS = {"mixed": ("Q4_K", "Q6_K", "Q3_K"), "mixed with values": ("BF16", "Q5_0", "IQ4_XS")}
+"""Types of an expert's gate, up and down."""
+STACKS |= {qtype: (qtype,) * 3 for qtype in GGUF_QTYPES if qtype != "F16"}
 
 
 class Model(NamedTuple):
@@ -43,64 +51,71 @@ class Model(NamedTuple):
 
     file: MappedFile
     tensors: list[list[list[RawTensor]]]  # of each block, of each expert: gate, up, down
-    form: str
     routers: list[NativeLinear]
     held: list[NativeExperts]
 
 
 def bytes_of(qtype: str, rows: int, rng: np.random.Generator) -> np.ndarray:
-    size = row_bytes(qtype, HIDDEN)
-    if qtype in DENSE:
-        values = rng.standard_normal((rows, HIDDEN), np.float32) * np.float32(0.1)
-        return (
-            values.view(np.uint8)
-            if qtype == "F32"
-            else (values.view(np.uint32) >> 16).astype("<u2").view(np.uint8)
-        )
-    stored = rng.integers(0x20, 0x30, (rows, size), dtype=np.uint8)
-    if qtype == "MXFP4":
-        stored[:, :: row_bytes(qtype, 32)] = 123  # scales of 1 / 16
-    return stored
+    return raw_values(rng, (rows, HIDDEN), qtype).view(np.uint8)
 
 
-def linear(raws: list[RawTensor], form: str) -> NativeLinear:
-    made = native_file(raws, None, EXACT) or native_dense([raw.dequantize(form) for raw in raws], None)
-    assert made is not None
-    return made
+def linear(raws: list[RawTensor]) -> NativeLinear:
+    return native_file(raws, None, EXACT)
 
 
-def model(folder: Path, qtype: str) -> Model:
-    """``up`` and ``gate`` lie interleaved, row by row, as some files have them."""
-    rng = np.random.default_rng(len(qtype))
-    path, size = folder / f"{qtype}.bin", row_bytes(qtype, HIDDEN)
-    rows = INNER * 2 + HIDDEN
-    path.write_bytes(b"head" + bytes_of(qtype, BLOCKS * COUNT * rows, rng).tobytes())
-    file, form = MappedFile(path), FORMS[qtype]
-    stored = file.slice(4, BLOCKS * COUNT * rows * size).reshape(BLOCKS, COUNT, rows, size)
-    tensors = [
-        [
-            [
-                RawTensor("gate", (INNER, HIDDEN), qtype, expert[0 : 2 * INNER : 2]),
-                RawTensor("up", (INNER, HIDDEN), qtype, expert[: 2 * INNER], np.arange(1, 2 * INNER, 2)),
-                RawTensor("down", (HIDDEN, INNER), qtype, expert[2 * INNER :]),
-            ]
-            for expert in block
-        ]
-        for block in stored
+def forms(raws: list[RawTensor]) -> list[str]:
+    return [str(file_form(raw.qtype)) for raw in raws]
+
+
+def model(folder: Path, name: str) -> Model:
+    """``up`` and ``gate`` of one type lie interleaved, row by row, as some files have them."""
+    rng = np.random.default_rng(len(name))
+    qtypes = STACKS[name]
+    sizes = [row_bytes(qtype, HIDDEN) for qtype in qtypes]
+    alike = sizes[0] == sizes[1]
+    each = [
+        [bytes_of(qtype, rows, rng) for qtype, rows in zip(qtypes, (INNER, INNER, HIDDEN), strict=True)]
+        for _ in range(BLOCKS * COUNT)
     ]
+    path = folder / f"{name}.bin"
+    with path.open("wb") as out:
+        out.write(b"head")
+        for gate, up, down in each:
+            first = np.stack((gate, up), 1).tobytes() if alike else gate.tobytes() + up.tobytes()
+            out.write(first + down.tobytes())
+    file, at = MappedFile(path), 4
+
+    def taken(rows: int, size: int) -> np.ndarray:
+        nonlocal at
+        at += rows * size
+        return file.slice(at - rows * size, rows * size).reshape(rows, size)
+
+    def expert() -> list[RawTensor]:
+        if alike:
+            both = taken(2 * INNER, sizes[0])
+            gate = RawTensor("gate", (INNER, HIDDEN), qtypes[0], both[::2])
+            up = RawTensor("up", (INNER, HIDDEN), qtypes[1], both, np.arange(1, 2 * INNER, 2))
+        else:
+            gate, up = (
+                RawTensor(part, (INNER, HIDDEN), qtype, taken(INNER, size))
+                for part, qtype, size in zip(("gate", "up"), qtypes, sizes, strict=False)
+            )
+        return [gate, up, RawTensor("down", (HIDDEN, INNER), qtypes[2], taken(HIDDEN, sizes[2]))]
+
+    tensors = [[expert() for _ in range(COUNT)] for _ in range(BLOCKS)]
     # native_file orders whole tensors: those of the plain reference are copies in order.
-    plain = [[[RawTensor(r.name, r.shape, qtype, np.array(r.data)) for r in e] for e in b] for b in tensors]
+    plain = [[[RawTensor(r.name, r.shape, r.qtype, np.array(r.data)) for r in e] for e in b] for b in tensors]
     routers = [native_dense([rng.standard_normal((COUNT, HIDDEN), np.float32)], None) for _ in range(BLOCKS)]
     held = [
         NativeExperts(
             CONFIG,
             HIDDEN,
             router,
-            HeldExperts(CONFIG.mlp, [NativeMlp(linear(e[:2], form), linear(e[2:], form)) for e in block]),
+            HeldExperts(CONFIG.mlp, [NativeMlp(linear(e[:2]), linear(e[2:])) for e in block]),
         )
         for router, block in zip(routers, plain, strict=True)
     ]
-    return Model(file, tensors, form, routers, held)
+    return Model(file, tensors, routers, held)
 
 
 def stored(
@@ -110,7 +125,10 @@ def stored(
     blocks = [
         store.add(
             CONFIG.mlp,
-            [FileMlp(*(FileLinear(part, None, made.form, EXACT) for part in (e[:2], e[2:]))) for e in block],
+            [
+                FileMlp(*(FileLinear(part, None, forms(part), EXACT) for part in (e[:2], e[2:])))
+                for e in block
+            ],
         )
         for block in made.tensors
     ]
@@ -138,9 +156,9 @@ def rows(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, HIDDEN), np.float32)
 
 
-@pytest.mark.parametrize("qtype", FORMS)
-def test_every_form_is_packed_as_in_memory(folder: Path, qtype: str) -> None:
-    made = model(folder, qtype)
+@pytest.mark.parametrize("name", STACKS)
+def test_every_form_is_packed_as_in_memory(folder: Path, name: str) -> None:
+    made = model(folder, name)
     store, experts = stored(made, 5)
     for seed in range(4):
         x = rows(3, seed)
@@ -251,13 +269,13 @@ def test_what_must_be_decoded_or_is_a_copy_cannot_stay_in_the_file(q4_0: Model) 
     raw = q4_0.tensors[0][0][0]
     for form in ("int8", "float32"):
         with pytest.raises(UnsupportedModelError, match="cannot stay in the file"):
-            FileLinear([raw], None, form, EXACT)
+            FileLinear([raw], None, [form], EXACT)
     copied = RawTensor(raw.name, raw.shape, raw.qtype, np.array(raw.stored))
     with pytest.raises(UnsupportedModelError, match="does not lie in the file"):
-        FileLinear([copied], None, "int4", EXACT)
+        FileLinear([copied], None, ["int4"], EXACT)
     shuffled = RawTensor(raw.name, raw.shape, raw.qtype, raw.stored, np.arange(INNER)[::-1])
     with pytest.raises(UnsupportedModelError, match="in order"):
-        FileLinear([shuffled], None, "int4", EXACT)
+        FileLinear([shuffled], None, ["int4"], EXACT)
 
 
 def test_the_store_ends_with_its_owner(q4_0: Model) -> None:

@@ -8,23 +8,25 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
-from gguf.quants import quantize
 
 from swarm_node.shards.formats.floats import narrow, widen
+from swarm_node.shards.formats.qtypes import DENSE, GGUF_QTYPES
 from swarm_node.shards.formats.raw_tensor import RawTensor
 from swarm_node.shards.kernels import linear as native_linear
 from swarm_node.shards.kernels.linear import (
     ActivationPrecision,
     NativeLinear,
+    file_form,
     native_dense,
     native_file,
     native_int4,
     native_int8,
+    native_stack,
 )
 from swarm_node.shards.layers.quantize import (
+    OWN_FORM,
     Int4Groups,
     Int8Groups,
     file_groups,
@@ -33,6 +35,7 @@ from swarm_node.shards.layers.quantize import (
     to_int8_groups,
 )
 from swarm_node.swarm.runtime.c_build import NativeUnavailableError
+from tests.shards.gguf_files import raw_values
 
 try:
     native_linear.library()
@@ -202,20 +205,33 @@ def test_what_is_not_finite_shows_and_stays_in_its_row(maker: str, value: float)
     assert np.array_equal(spoiled[[0, 2]], clean[[0, 2]])
 
 
-FILE_BITS = {"Q4_0": 4.5, "Q4_1": 5.0, "Q4_K": 4.625, "Q6_K": 6.5625, "Q8_0": 8.5, "MXFP4": 4.5}
+FILE_BITS = {
+    "Q8_0": 8.5,
+    "Q6_K": 6.5625,
+    "Q5_0": 5.5,
+    "Q5_1": 6.0,
+    "Q5_K": 5.625,
+    "Q4_0": 4.5,
+    "Q4_1": 5.0,
+    "Q4_K": 4.625,
+    "IQ4_NL": 4.5,
+    "IQ4_XS": 4.3125,
+    "MXFP4": 4.5,
+    "Q3_K": 3.5625,
+    "Q2_K": 2.625,
+}
+"""Bits of a weight in memory: six-bit scales take eight, and exponents sixteen."""
 
 
 def file_tensor(qtype: str, rows: int, cols: int, shuffled: bool = False) -> RawTensor:
-    weight, _, _ = case(rows, cols, 1)
-    if qtype in ("Q4_K", "Q6_K"):  # which the gguf package cannot make
-        random = np.random.default_rng(rows)
-        size, at, count = (144, 0, 2) if qtype == "Q4_K" else (210, 208, 1)
-        data = random.integers(0, 256, (rows, cols // 256 * size), dtype=np.uint8)
-        factors = random.normal(size=(rows, cols // 256, count)).astype(np.float16)
-        data.reshape(rows, -1, size)[..., at : at + 2 * count] = factors.view(np.uint8)
-    else:
-        data = quantize(weight, gguf.GGMLQuantizationType[qtype])
+    data = raw_values(np.random.default_rng(rows), (rows, cols), qtype).view(np.uint8)
     return RawTensor("w", (rows, cols), qtype, data, np.arange(rows)[::-1] if shuffled else None)
+
+
+def test_every_quantized_type_is_held_as_it_is() -> None:
+    assert set(FILE_BITS) == set(GGUF_QTYPES) - set(DENSE)
+    assert {qtype: file_form(qtype) for qtype in FILE_BITS} == {qtype: OWN_FORM[qtype] for qtype in FILE_BITS}
+    assert file_form("MLX4_32") is None
 
 
 @pytest.mark.parametrize("precision", ActivationPrecision)
@@ -223,16 +239,59 @@ def file_tensor(qtype: str, rows: int, cols: int, shuffled: bool = False) -> Raw
 def test_file_blocks_are_held_exactly(qtype: str, precision: ActivationPrecision) -> None:
     raws = [file_tensor(qtype, 33, 512, shuffled=True), file_tensor(qtype, 31, 512)]
     linear = native_file(raws, None, precision)
-    assert linear is not None
     assert linear.nbytes * 8 == FILE_BITS[qtype] * 64 * 512
     weight = np.concatenate([raw.dequantize() for raw in raws])
     # Unit vectors read the weights out; powers of two, which one digit holds but for its 127 steps.
     read = linear(np.eye(512, dtype=np.float32)).T
     np.testing.assert_allclose(read, weight, rtol=3e-6, atol=1e-6 * np.abs(weight).max())
-    x = rows(7, 512)
-    assert error(linear(x), x, weight, None) < TOLERANCE[precision]
-    for tokens in range(1, 7):
-        assert np.array_equal(linear(x[:tokens]), linear(x)[:tokens])
+    x = rows(max(ROWS), 512)
+    whole = linear(x)
+    assert error(whole, x, weight, None) < TOLERANCE[precision]
+    for tokens in ROWS:
+        assert np.array_equal(linear(x[:tokens]), whole[:tokens])
+        assert np.array_equal(linear(x[-tokens:]), whole[-tokens:])
+
+
+@pytest.mark.parametrize("qtype", [qtype for qtype in FILE_BITS if not qtype.endswith(("_K", "XS"))])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_odd_shapes_of_files(qtype: str, shape: tuple[int, int]) -> None:
+    raw, x = file_tensor(qtype, *shape), rows(9, shape[1])
+    linear = native_file([raw], None, ActivationPrecision.EXACT)
+    assert error(linear(x), x, raw.dequantize(), None) < TOLERANCE[ActivationPrecision.EXACT]
+
+
+STACKS = {
+    "Q4_K_M's q, k, v": (("Q4_K", 64), ("Q4_K", 32), ("Q6_K", 32)),
+    "gate and up": (("Q5_K", 96), ("Q4_K", 96)),
+    "odd rows": (("Q3_K", 50), ("IQ4_XS", 7), ("Q2_K", 1), ("Q8_0", 33)),
+    "with values": (("BF16", 40), ("Q4_0", 40), ("F32", 9)),
+    "values alone": (("F16", 33), ("F32", 33)),
+}
+
+
+@pytest.mark.parametrize("precision", ActivationPrecision)
+@pytest.mark.parametrize("name", STACKS)
+def test_a_stack_of_types_keeps_each(name: str, precision: ActivationPrecision) -> None:
+    raws = [file_tensor(qtype, count, 256, shuffled=count % 2 == 1) for qtype, count in STACKS[name]]
+    x = rows(max(ROWS), 256)
+    bias = case(sum(raw.shape[0] for raw in raws), 256, 1)[2]
+    apart = [native_file([raw], None, precision) for raw in raws]
+    for held in (None, bias):
+        linear = native_file(raws, held, precision)
+        want = np.concatenate([each(x) for each in apart], 1) + (0 if held is None else held)
+        assert linear.nbytes == sum(each.nbytes for each in apart)
+        assert np.array_equal(linear(x), want)
+        assert np.array_equal(native_stack(apart, held)(x), want)
+        for tokens in ROWS:
+            assert np.array_equal(linear(x[-tokens:]), want[-tokens:])
+
+
+def test_a_stack_has_at_most_four_kinds() -> None:
+    raws = [file_tensor(qtype, 8, 256) for qtype in ("Q4_K", "Q6_K", "Q4_K", "Q6_K", "Q4_K")]
+    with pytest.raises(ValueError, match="5 kinds of weights in one linear"):
+        native_file(raws, None, ActivationPrecision.CLOSE)
+    merged = native_file([*raws[:4], raws[3]], None, ActivationPrecision.CLOSE)
+    assert merged(rows(1, 256)).shape == (1, 40)
 
 
 @pytest.mark.parametrize("exponent", [0, 1, 2, 127, 220])
@@ -241,12 +300,11 @@ def test_any_scale_of_mxfp4_is_held_exactly(exponent: int) -> None:
     data = np.tile(np.array([exponent, *range(0, 256, 16)], np.uint8), (3, 2))
     raw = RawTensor("w", (3, 64), "MXFP4", data)
     linear = native_file([raw], None, ActivationPrecision.EXACT)
-    assert linear is not None
     x = np.float32(2.0 ** (127 - exponent if exponent > 1 else 100)) * np.eye(64, dtype=np.float32)
     np.testing.assert_allclose(linear(x).T, raw.dequantize() * x.max(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("qtype", [qtype for qtype in FILE_BITS if qtype not in ("MXFP4", "Q6_K")])
+@pytest.mark.parametrize("qtype", ["Q4_0", "Q4_1", "Q4_K", "Q8_0"])
 def test_file_blocks_and_their_groups_are_the_same_linear(qtype: str) -> None:
     raw = file_tensor(qtype, 40, 256)
     direct = native_file([raw], None, ActivationPrecision.CLOSE)
@@ -256,16 +314,15 @@ def test_file_blocks_and_their_groups_are_the_same_linear(qtype: str) -> None:
         else native_int4([file_groups(raw)], None, ActivationPrecision.CLOSE)
     )
     x = rows(5, 256)
-    assert direct is not None
     assert np.array_equal(direct(x), grouped(x))
 
 
-def test_only_like_types_are_packed_from_the_file() -> None:
-    q4, q8 = file_tensor("Q4_1", 32, 64), file_tensor("Q8_0", 32, 64)
-    assert native_file([q4, q8], None, ActivationPrecision.CLOSE) is None
-    assert native_file([RawTensor("w", (8, 64), "F32", q4.stored)], None, ActivationPrecision.CLOSE) is None
+def test_rows_of_a_file_that_do_not_fit_are_refused() -> None:
+    q4 = file_tensor("Q4_1", 32, 64)
     with pytest.raises(ValueError, match="differ in columns"):
         native_file([q4, file_tensor("Q4_1", 32, 96)], None, ActivationPrecision.CLOSE)
+    with pytest.raises(ValueError, match="not of its columns"):
+        native_file([RawTensor("w", (8, 64), "F32", q4.stored)], None, ActivationPrecision.CLOSE)
     wrong = RawTensor("w", (32, 64), "Q4_1", q4.stored, np.full(32, 32))
     with pytest.raises(ValueError, match="row order"):
         native_file([wrong], None, ActivationPrecision.CLOSE)
@@ -408,29 +465,25 @@ EXPECTED_SHAPE, EXPECTED_ROWS = (70, 96), 13
 @pytest.fixture(scope="module")
 def expected() -> dict[tuple[str, ActivationPrecision], np.ndarray]:
     """What the library of this machine computes."""
-    weight, x, bias = case(*EXPECTED_SHAPE, EXPECTED_ROWS)
+    names = (*MAKERS, *(FILE + qtype for qtype in FILE_BITS))
     return {
-        (maker, precision): make(weight, bias, precision)[0](x)
-        for maker, make in MAKERS.items()
-        for precision in ActivationPrecision
-    } | {
-        (qtype, precision): of_file(qtype, precision)
-        for qtype in ("Q4_K", "Q6_K", "MXFP4")
-        for precision in ActivationPrecision
+        (name, precision): computed(name, precision) for name in names for precision in ActivationPrecision
     }
 
 
-def of_file(qtype: str, precision: ActivationPrecision) -> np.ndarray:
-    linear = native_file([file_tensor(qtype, 40, 256)], None, precision)
-    assert linear is not None
-    return linear(rows(5, 256))
+FILE = "file of "
+
+
+def computed(name: str, precision: ActivationPrecision) -> np.ndarray:
+    if name in MAKERS:
+        weight, x, bias = case(*EXPECTED_SHAPE, EXPECTED_ROWS)
+        return MAKERS[name](weight, bias, precision)[0](x)
+    return native_file([file_tensor(name.removeprefix(FILE), 40, 256)], None, precision)(rows(5, 256))
 
 
 @pytest.mark.slow
 def test_every_instruction_set_gives_the_same_bits(
     expected: dict[tuple[str, ActivationPrecision], np.ndarray], other_kernels: None
 ) -> None:
-    weight, x, bias = case(*EXPECTED_SHAPE, EXPECTED_ROWS)
-    for (maker, precision), want in expected.items():
-        got = MAKERS[maker](weight, bias, precision)[0](x) if maker in MAKERS else of_file(maker, precision)
-        assert np.array_equal(got, want), (maker, precision)
+    for (name, precision), want in expected.items():
+        assert np.array_equal(computed(name, precision), want), (name, precision)

@@ -17,6 +17,7 @@ import torch
 
 from scripts.studies.client_memory import DOCUMENT, MODELS, table
 from swarm_node.shards.checkpoint.opening import open_checkpoint
+from swarm_node.shards.formats.qtypes import GGUF_QTYPES
 from swarm_node.shards.layers.memory import CHUNK_BYTES
 from swarm_node.shards.loading import load_client_model
 from swarm_node.shards.models.client_memory import HeadShape, client_memory
@@ -98,7 +99,7 @@ def test_safetensors_on_torch_kernels(hf_llama: HFLlama, qtype: str, dtype: torc
 
 
 @pytest.mark.parametrize("kernels", ["native", "torch"])
-@pytest.mark.parametrize("qtype", ["Q4_0", "Q4_1", "Q4_K", "Q8_0", "Q6_K", "F16"])
+@pytest.mark.parametrize("qtype", [qtype for qtype in GGUF_QTYPES if qtype not in ("F32", "BF16")])
 def test_gguf(gguf_llama: GGUFLlama, qtype: str, kernels: str) -> None:
     quantize = "int4" if kernels == "torch" and qtype.startswith("Q4") else "auto"
     check(gguf_llama(qtype), HeadShape(50, 256, True, qtype), quantize, kernels)

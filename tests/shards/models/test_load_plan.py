@@ -90,6 +90,11 @@ def test_a_cpu_without_fast_kernels_gets_float32(monkeypatch: pytest.MonkeyPatch
         ("Q4_K", WeightKind.INT4, None),
         ("Q8_0", WeightKind.INT8, None),
         ("Q6_K", WeightKind.INT6, None),
+        ("Q5_K", WeightKind.INT5, None),
+        ("Q5_0", WeightKind.INT5, None),
+        ("IQ4_XS", WeightKind.INT4, None),
+        ("Q3_K", WeightKind.INT3, None),
+        ("Q2_K", WeightKind.INT2, None),
         ("BF16", WeightKind.DENSE, "bfloat16"),
         ("F16", WeightKind.DENSE, "float16"),
         ("F32", WeightKind.DENSE, "float32"),
@@ -102,6 +107,14 @@ def test_native_kernels_keep_eight_bit_and_float16_files_too(
     assert plan.kind(tensor(qtype)) is kind
     assert dtype is None or plan.dense_dtype(qtype) == dtype
     assert plan.native(dtype or kind)
+
+
+def test_each_part_of_a_stack_has_its_own_form(native: None) -> None:
+    raws = [tensor(qtype) for qtype in ("Q4_K", "Q6_K", "BF16")]
+    assert resolve(LoadOptions(), "Q4_K").forms(raws) == ["int4", "int6", "bfloat16"]
+    assert resolve(LoadOptions(), "Q4_K").form(raws) == "bfloat16"
+    assert resolve(LoadOptions(quantize="int8"), "Q4_K").forms(raws) == ["int8"] * 3
+    assert resolve(LoadOptions(quantize="int4"), "Q4_K").forms(raws) == ["int4"] * 3
 
 
 def test_activations_of_native_kernels(native: None) -> None:

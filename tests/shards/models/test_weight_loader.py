@@ -46,6 +46,14 @@ CASES = [
     ("Q4_1", "auto", "int4 (Q4_1)", 5.0, 1e-4),
     ("Q8_0", "auto", "int8 (Q8_0)", 8.5, 1e-4),
     ("Q6_K", "auto", "int6 (Q6_K)", 6.5625, 1e-4),
+    ("Q5_K", "auto", "int5 (Q5_K)", 5.625, 1e-4),
+    ("Q5_0", "auto", "int5 (Q5_0)", 5.5, 1e-4),
+    ("Q5_1", "auto", "int5 (Q5_1)", 6.0, 1e-4),
+    ("IQ4_XS", "auto", "int4 (IQ4_XS)", 4.3125, 1e-4),
+    ("IQ4_NL", "int4", "int4 (IQ4_NL)", 4.5, 1e-4),
+    ("Q3_K", "auto", "int3 (Q3_K)", 3.5625, 1e-4),
+    ("Q2_K", "auto", "int2 (Q2_K)", 2.625, 1e-4),
+    ("Q5_0", "int8", "int8", 8.5, 1e-4),
     ("BF16", "auto", "bfloat16", 16.0, 1e-4),
     ("F16", "auto", "float16", 16.0, 1e-4),
     ("F32", "auto", "float32", 32.0, 1e-4),
@@ -71,6 +79,45 @@ def test_native_forms(
     x = np.random.default_rng(0).standard_normal((5, 256), np.float32)
     want = x @ weight.T
     assert np.linalg.norm(linear(x) - want) / np.linalg.norm(want) < tolerance
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("gate", "up", "quantize", "forms", "bits"),
+    [
+        ("Q4_K", "Q6_K", "auto", "int4 (Q4_K) + int6 (Q6_K)", (4.625, 6.5625)),
+        ("Q4_K", "Q5_K", "auto", "int4 (Q4_K) + int5 (Q5_K)", (4.625, 5.625)),
+        ("MXFP4", "Q4_0", "auto", "int4 (MXFP4) + int4 (Q4_0)", (4.5, 4.5)),
+        ("F16", "Q2_K", "auto", "float16 + int2 (Q2_K)", (16, 2.625)),
+        ("Q4_K", "Q6_K", "int4", "int4 (Q4_K) + int4", (4.625, 5.0)),
+        ("Q3_K", "IQ4_XS", "none", "float32", (32, 32)),
+    ],
+)
+def test_a_stack_of_two_types_keeps_both(
+    gguf_llama: GGUFLlama, gate: str, up: str, quantize: str, forms: str, bits: tuple[float, float]
+) -> None:
+    path = gguf_llama(gate, others={"ffn_up": up})
+    with open_checkpoint(str(path)) as checkpoint:
+        linear, summary = load(checkpoint, LoadOptions(quantize=quantize, kernels="native"))
+        weight = values(checkpoint)
+    assert sorted(summary.split(" + ")) == sorted(forms.split(" + "))
+    assert linear.nbytes * 8 == sum(bits) * 512 * 256
+    x = np.random.default_rng(0).standard_normal((5, 256), np.float32)
+    want = x @ weight.T
+    tolerance = 0.12 if quantize == "int4" else 1e-4
+    assert np.linalg.norm(linear(x) - want) / np.linalg.norm(want) < tolerance
+
+
+@pytest.mark.parametrize("up", ["Q6_K", "Q5_K", "IQ4_XS", "Q2_K"])
+def test_torch_holds_a_stack_of_two_types_dense(gguf_llama: GGUFLlama, up: str) -> None:
+    """Where our kernels could have been taken and were not, too."""
+    with open_checkpoint(str(gguf_llama("Q4_K", others={"ffn_up": up}))) as checkpoint:
+        loader = TorchLoader(checkpoint, resolve(LoadOptions(dtype="float32"), "Q4_K"))
+        linear: Any = loader.linear(GATE_UP, [512, 512], 256)
+        x = np.random.default_rng(0).standard_normal((5, 256), np.float32)
+        want = x @ values(checkpoint).T
+    assert isinstance(linear, DenseLinear)
+    np.testing.assert_allclose(linear(torch.from_numpy(x)).numpy(), want, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize(
