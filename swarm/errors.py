@@ -7,7 +7,7 @@
     ├── ModelError                  the model itself is the problem                 exit 3
     │   ├── CheckpointError         file missing, damaged, or not what it says
     │   │   ├── ChatTemplateError   the chat template is damaged, or takes more than it may
-    │   │   ├── AbsentError         bytes of it were never fetched (shards/formats/mapped_file)
+    │   │   ├── AbsentError         bytes of it were never fetched (shards/formats/files/mapped_file)
     │   │   ├── IncompleteError     pieces have to be fetched first (shards/checkpoint/stored)
     │   │   └── ForgedError         its pieces are of another file (shards/checkpoint/stored)
     │   ├── ModelNotFoundError      no model of this name (shards/checkpoint/lookup)

@@ -25,13 +25,12 @@ from ...swarm.errors import CheckpointError, NetworkError
 from ...swarm.runtime.state_files import set_aside
 from ...swarm.types import Span
 from ..formats.config import ModelConfig
-from ..formats.hf.safetensors_header import StoredTensor, header_length, parse_header
+from ..formats.files.tensor_files import StoredTensor, TensorFile, TensorFiles
+from ..formats.hf.safetensors_header import header_length, parse_header
 from ..formats.hf.safetensors_reader import (
     INDEX,
     SINGLE,
     LocalShard,
-    SafetensorsSource,
-    ShardFile,
     read_index,
     shard_names,
 )
@@ -89,7 +88,7 @@ def _open(
     if INDEX in small and repo.has(SINGLE):
         del small[INDEX]  # as in a directory: it is not read
     shards = _open_shards(repo, small.get(INDEX), config, blocks, client, weights)
-    config, source = checked_tensors(config, SafetensorsSource(shards.values()), name)
+    config, source = checked_tensors(config, TensorFiles(shards.values()), name)
     try:
         identity = _identity(small, shards, progress)
     except BaseException:
@@ -120,7 +119,7 @@ class _HubTokenizer(DirectoryTokenizer):
 
 
 def _identity(
-    small: Mapping[str, Path], shards: Mapping[str, ShardFile], progress: Progress | None
+    small: Mapping[str, Path], shards: Mapping[str, TensorFile], progress: Progress | None
 ) -> ModelIdentity:
     """The identity: local files are read, the others have the SHA-256 that the hub tells."""
     told = [shard.hash for shard in shards.values() if isinstance(shard, RemoteShard)]
@@ -304,16 +303,15 @@ class RemoteShard:
 
 def _open_shards(
     repo: HubRepo, index: Path | None, config: ModelConfig, blocks: Span | None, client: bool, weights: bool
-) -> dict[str, ShardFile]:
+) -> dict[str, TensorFile]:
     """The shards by file. Those with needed tensors, and those fetched before, are local."""
     if index is None:
         return {SINGLE: _open_shard(repo, SINGLE, weights)}
     weight_map = read_index(index)
     config, found = stored_places(config, weight_map)
     needed = needed_tensors(config, blocks, client) if weights else []
-    parts = {part for name in needed for part in stored_parts(found[name].stored)}
-    wanted = {weight_map[part] for part in parts if part in weight_map}
-    shards: dict[str, ShardFile] = {}
+    wanted = {weight_map[part] for name in needed for part in stored_parts(found[name].stored, weight_map)}
+    shards: dict[str, TensorFile] = {}
     try:
         for file in shard_names(weight_map):
             shards[file] = _open_shard(repo, file, file in wanted)
@@ -324,7 +322,7 @@ def _open_shards(
     return shards
 
 
-def _open_shard(repo: HubRepo, file: str, is_wanted: bool) -> ShardFile:
+def _open_shard(repo: HubRepo, file: str, is_wanted: bool) -> TensorFile:
     path = repo.fetch(file) if is_wanted else repo.cached(file)
     if path is None:
         first = repo.read_range(file, 0, _FIRST_READ)

@@ -16,8 +16,9 @@ from pathlib import Path
 from ...swarm.errors import SwarmError
 from ...swarm.names import matching
 from ...swarm.runtime.state_files import state_folder
+from ..formats.files.mapped_file import MappedFile
 from ..formats.gguf.header import GGUFHeader
-from ..formats.mapped_file import MappedFile
+from ..formats.gguf.reader import gguf_models, is_gguf
 from ..formats.not_a_model import is_other_format, no_model_error
 from ..pieces.cache import PieceCache
 from ..pieces.hashing import model_files
@@ -142,11 +143,11 @@ def _checked(model: ModelFiles) -> ModelFiles:
 
 
 def _in_folder(folder: Path, depth: int) -> Iterator[ModelFiles]:
+    for path, name in gguf_models(folder, within=depth == 1).items():
+        yield _with_size(ModelFiles(name, path, "gguf", 0))
     for entry in _entries(folder):
-        if entry.suffix == ".gguf" and entry.is_file():
-            yield ModelFiles(entry.stem, entry, "gguf", _size(entry))
-        elif entry.is_dir():
-            if (entry / "config.json").is_file():
+        if entry.is_dir():
+            if (entry / "config.json").is_file() and not is_gguf(entry):
                 yield _directory(entry, "huggingface")
                 continue
             if is_other_format(entry):
@@ -174,10 +175,13 @@ def _in_hub_cache(cache: Path) -> Iterator[ModelFiles]:
 
 
 def _directory(path: Path, kind: str) -> ModelFiles:
-    """A HuggingFace directory, with a problem where not all of its files are there."""
-    model = ModelFiles(directory_name(path), path, kind, 0)
+    return _with_size(ModelFiles(directory_name(path), path, kind, 0))
+
+
+def _with_size(model: ModelFiles) -> ModelFiles:
+    """With a problem where not all of its files are there."""
     try:
-        return replace(model, nbytes=sum(map(_size, model_files(path).values())))
+        return replace(model, nbytes=sum(map(_size, model_files(model.path).values())))
     except SwarmError as error:
         return model.with_problem(error)
 

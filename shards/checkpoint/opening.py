@@ -10,7 +10,7 @@ from ...swarm.errors import CheckpointError, UsageError
 from ...swarm.types import Span
 from ..families.named_source import NamedSource
 from ..formats.config import ModelConfig
-from ..formats.gguf.reader import GGUFSource
+from ..formats.gguf.reader import gguf_name, is_gguf, open_gguf
 from ..formats.gguf.tensors import gguf_tensors
 from ..formats.hf.safetensors_reader import open_directory
 from ..formats.hf.tensors import checked_tensors
@@ -35,7 +35,8 @@ def open_checkpoint(
     pieces: bool = False,
     progress: Progress | None = None,
 ) -> Checkpoint:
-    """A HuggingFace directory, a ``.gguf`` file, a model fetched from peers, or the name of one on the hub.
+    """A HuggingFace directory, any ``.gguf`` file of a model or the folder of its files, a model fetched from
+    peers, or the name of one on the hub.
 
     Blocks while the model's files are hashed for its identity, which is remembered; with ``pieces`` their
     root is known as well. ``progress(done_bytes, total_bytes, label)`` then, and while files are downloaded.
@@ -49,10 +50,10 @@ def open_checkpoint(
     checkpoint: Checkpoint
     if is_store(path):
         checkpoint = open_stored(path, blocks, client)
+    elif is_gguf(path):
+        checkpoint = _open_gguf(path, pieces, progress)
     elif path.is_dir():
         checkpoint = _open_directory(path, pieces, progress)
-    elif path.is_file():
-        checkpoint = _open_file(path, pieces, progress)
     elif is_hub_name(path_or_name):
         from .hub import open_hub_model  # here: huggingface_hub is imported only for hub models
 
@@ -74,15 +75,15 @@ def check_model(path: Path) -> None:
     """Raises the ModelError for which no node, or no client, can use the model at ``path``, if that shows in
     the headers of its files: no tensor is read, and nothing is hashed. A fetched model must be whole."""
     if is_store(path):
-        path = min((path / FILES).glob("*.gguf"), default=path / FILES)
+        path = path / FILES
     tokenizer: TokenizerSource
-    if path.is_dir():
-        if is_foreign(path):
-            return  # the rest only transformers can tell, whose import takes seconds
+    if is_gguf(path):
+        tensors, tokenizer = _gguf_tensors(path)[2:]
+    elif is_foreign(path):
+        return  # the rest only transformers can tell, whose import takes seconds
+    else:
         config, tensors = _directory_tensors(path)
         tokenizer = DirectoryTokenizer(path, config)
-    else:
-        tensors, tokenizer = _file_tensors(path)[1:]
     try:
         tokenizer.check()
     finally:
@@ -119,26 +120,27 @@ def _identified(
     return model_identity(path, progress=progress), "", files
 
 
-def _file_tensors(path: Path) -> tuple[ModelConfig, NamedSource, GGUFTokenizer]:
+def _gguf_tensors(path: Path) -> tuple[str, ModelConfig, NamedSource, GGUFTokenizer]:
+    """The model's name, and what is read of it."""
     refuse_file(path)
     if path.name.endswith(PART):
         raise CheckpointError(f"{path} has holes", hint=f"Give the directory {path.parent.parent}.")
-    source = GGUFSource(path)
+    source = open_gguf(path)
     try:
-        return *gguf_tensors(source), GGUFTokenizer(source.header)
+        return gguf_name(source.header.file.path), *gguf_tensors(source), GGUFTokenizer(source.header)
     except BaseException:
         source.close()
         raise
 
 
-def _open_file(path: Path, pieces: bool, progress: Progress | None) -> Checkpoint:
-    config, tensors, tokenizer = _file_tensors(path)
+def _open_gguf(path: Path, pieces: bool, progress: Progress | None) -> Checkpoint:
+    name, config, tensors, tokenizer = _gguf_tensors(path)
     try:
         identity = _identified(path, pieces, progress)
     except BaseException:
         tensors.close()
         raise
-    return Checkpoint(path.stem, config, tensors, tokenizer, *identity)
+    return Checkpoint(name, config, tensors, tokenizer, *identity)
 
 
 def is_hub_name(text: str) -> bool:

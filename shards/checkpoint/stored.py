@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...swarm.errors import CheckpointError
 from ...swarm.types import Span
-from ..formats.gguf.reader import GGUFSource
+from ..formats.files.mapped_file import AbsentError
+from ..formats.files.tensor_files import TensorFiles
+from ..formats.gguf.reader import GGUFFile, GGUFSource
 from ..formats.gguf.tensors import gguf_tensors
-from ..formats.hf.safetensors_reader import LocalShard, SafetensorsSource
+from ..formats.hf.safetensors_reader import LocalShard
 from ..formats.hf.tensors import checked_tensors, stored_parts
-from ..formats.mapped_file import AbsentError
 from ..formats.tensors import needed_tensors
 from ..pieces.digest import CLIENT_FILES
-from ..pieces.hashing import hashed, head_of
+from ..pieces.hashing import hashed, is_weights
 from ..pieces.store import FILES, PART, FilePresence, PieceStore
-from ..tokenizer.source import DirectoryTokenizer, GGUFTokenizer
+from ..tokenizer.source import DirectoryTokenizer, GGUFTokenizer, TokenizerSource
 from .checkpoint import Checkpoint, directory_config
 
 if TYPE_CHECKING:
@@ -47,50 +48,34 @@ class StoredCheckpoint(Checkpoint):
     """Its identity is its piece manifest's. Keeps its store from being evicted until it is closed."""
 
     def __init__(self, store: PieceStore) -> None:
-        manifest, folder = store.manifest, store.folder / FILES
+        manifest, name = store.manifest, store.model.name
         self._store = store
-        self._places: GGUFSource | SafetensorsSource
         _require(store, opening_pieces(store))
         store.finish_files()  # a crash may have come between the last piece of a file and its name
         check_whole_files(store)
-        if manifest.is_gguf:
-            name = manifest.files[0].name
-            source = self._places = GGUFSource(store.path(name), FilePresence(store, name))
-            _check_head(store, name, min(source.header.length, source.file.size))
-            config, self._tensors = gguf_tensors(source)
-            super().__init__(
-                *(store.model.name, config, self._tensors, GGUFTokenizer(source.header)),
-                manifest.identity,
-                manifest.root,
-            )
-            return
-        config = directory_config(folder)
-        names = [file.name for file in manifest.files if file.name.endswith(".safetensors")]
-        shards = SafetensorsSource(LocalShard(store.path(name), FilePresence(store, name)) for name in names)
-        self._places = shards
+        tokenizer: TokenizerSource
+        files = self._stored_files = _opened(store)
         try:
-            for name in names:
-                _check_head(store, name, head_of(name, store.path(name)))
-            config, self._tensors = checked_tensors(config, shards, store.model.name)
-            super().__init__(
-                *(store.model.name, config, self._tensors, _StoredTokenizer(store)),
-                manifest.identity,
-                manifest.root,
-            )
+            if isinstance(files, GGUFSource):
+                tokenizer = GGUFTokenizer(files.header)
+                config, self._tensors = gguf_tensors(files)
+            else:
+                tokenizer = _StoredTokenizer(store)
+                config, self._tensors = checked_tensors(directory_config(store.folder / FILES), files, name)
         except BaseException:
-            shards.close()
+            files.close()
             raise
+        super().__init__(name, config, self._tensors, tokenizer, manifest.identity, manifest.root)
 
     def close(self) -> None:
         super().close()
         self._store.close()
 
     def _pieces(self, name: str) -> list[int]:
-        """The pieces that hold a tensor. A matrix that MLX has quantized is stored as three tensors."""
-        stored = stored_parts(self._tensors.stored(name))
-        parts = [part for part in stored if part in self._places.manifest]
+        """The pieces that hold a tensor, which may be stored as several."""
+        parts = stored_parts(self._tensors.stored(name), self._stored_files.manifest)
         pieces: list[int] = []
-        for path, offset, size in map(self._places.place, parts):
+        for path, offset, size in map(self._stored_files.place, parts):
             pieces += self._store.manifest.pieces_of(path.name.removesuffix(PART), offset, size)
         return pieces
 
@@ -160,14 +145,33 @@ def check_whole_files(store: PieceStore) -> None:
             )
 
 
-def _check_head(store: PieceStore, name: str, head: int) -> None:
-    """A list with another length of a header has another root, though it is for the same files."""
-    if store.manifest.file(name).head != head:
-        raise ForgedError(
-            f"the list {store.manifest.root[:12]} of {store.model.name} says that the header of {name} has "
-            f"{store.manifest.file(name).head} bytes; it has {head}",
-            hint="A peer that announced that list lies. Give the path of a local copy, or another root.",
-        )
+def _opened(store: PieceStore) -> TensorFiles[Any]:
+    """The files with tensors. ForgedError for headers that cannot be read, as no honest peer has loaded such;
+    and for a list with another length of a header: it has another root, though it is for the same files."""
+    names = [file.name for file in store.manifest.files if is_weights(file.name)]
+    there = ((store.path(name), FilePresence(store, name)) for name in names)
+    files: TensorFiles[Any]
+    try:
+        if store.manifest.is_gguf:
+            files = GGUFSource(GGUFFile(*file) for file in there)
+        else:
+            files = TensorFiles(LocalShard(*file) for file in there)
+    except AbsentError:
+        raise
+    except CheckpointError as error:
+        raise _forged(store, f"leads to files that cannot be read: {error.message}") from None
+    for name, file in zip(names, files.files, strict=True):
+        if (said := store.manifest.file(name).head) != file.head:
+            files.close()
+            raise _forged(store, f"says that the header of {name} has {said} bytes; it has {file.head}")
+    return files
+
+
+def _forged(store: PieceStore, what: str) -> ForgedError:
+    return ForgedError(
+        f"the list {store.manifest.root[:12]} of {store.model.name} {what}",
+        hint="A peer that announced that list lies. Give the path of a local copy, or another root.",
+    )
 
 
 def _require(store: PieceStore, pieces: list[int]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...swarm.errors import UnsupportedModelError
-from ..formats.mapped_file import MappedFile, place_in_file
+from ..formats.files.mapped_file import MappedFile, place_in_file
 from ..kernels.library import address
 from ..kernels.linear import ActivationPrecision, file_form, file_struct, padded_bias
 

@@ -18,7 +18,7 @@ from .file_linear import FileLinear, SnFileRows
 
 if TYPE_CHECKING:
     from ..formats.block_config import MlpConfig
-    from ..formats.mapped_file import MappedFile
+    from ..formats.files.mapped_file import MappedFile
 
 READERS = 6
 """Threads that read: the three parts of two experts at a time."""

@@ -10,10 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...swarm.errors import CheckpointError
-from ..formats.gguf.header import GGUFHeader
-from ..formats.hf.safetensors_header import header_length
-from ..formats.hf.safetensors_reader import INDEX, SINGLE, weight_files
-from ..formats.mapped_file import MappedFile
+from ..formats.gguf.reader import GGUFFile, gguf_files, is_gguf
+from ..formats.hf.safetensors_reader import INDEX, SINGLE, LocalShard, weight_files
 from .digest import SMALL_FILES, FileHash, ModelIdentity, gguf_names, identity_of
 from .file_hashes import FileHashes, Progress, hash_files
 from .manifest import PieceFile, PieceManifest, piece_size_for
@@ -22,10 +20,12 @@ from .manifest import PieceFile, PieceManifest, piece_size_for
 def model_files(path: Path) -> dict[str, Path]:
     """The files that shape a model's answers by their names in a manifest, sorted: all of them must be here.
 
-    ``path``: a GGUF file or a HuggingFace directory. CheckpointError where a file is missing.
+    ``path``: any GGUF file of a model, a folder of them or a HuggingFace directory. CheckpointError where a
+    file is missing.
     """
-    if path.is_file():
-        return dict(zip(gguf_names(1), [path], strict=True))
+    if is_gguf(path):
+        parts = gguf_files(path)
+        return dict(zip(gguf_names(len(parts)), parts, strict=True))
     files = {name: path / name for name in SMALL_FILES if (path / name).is_file()}
     weights = weight_files(path)
     if SINGLE in weights:  # an index beside it is not read by anybody
@@ -35,7 +35,7 @@ def model_files(path: Path) -> dict[str, Path]:
 
 
 def model_identity(path: Path, *, progress: Progress | None = None) -> ModelIdentity:
-    """The identity of a GGUF file or a HuggingFace directory. Blocks while files are read that are not
+    """The identity of a model: see ``model_files``. Blocks while files are read that are not
     remembered. Raises as ``hash_files``."""
     return identity_of(hashed(model_files(path), progress=progress))
 
@@ -91,12 +91,13 @@ def _piece_size(files: Mapping[str, Path]) -> int:
 
 def head_of(name: str, path: Path) -> int:
     """How many bytes of the file every opening reads."""
-    if not name.endswith((".gguf", ".safetensors")):
+    if not is_weights(name):
         return path.stat().st_size
-    file = MappedFile(path)
-    try:
-        if name.endswith(".gguf"):
-            return min(GGUFHeader(file).length, file.size)
-        return 8 + header_length(file.slice(0, 8).tobytes(), file.size, str(path))
-    finally:
-        file.close()
+    file = GGUFFile(path) if name.endswith(".gguf") else LocalShard(path)
+    file.close()
+    return file.head
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file has tensors, by its name."""
+    return name.endswith((".gguf", ".safetensors"))

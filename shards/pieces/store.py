@@ -37,7 +37,7 @@ from ...swarm.errors import CheckpointError, RemoteProtocolError
 from ...swarm.runtime.state_files import replace_file
 from ...swarm.types import ModelRef
 from ..formats.bounded_json import JsonBounds, read_json
-from ..formats.mapped_file import AbsentError
+from ..formats.files.mapped_file import AbsentError
 from .checked import CheckedPieces, file_status, is_lost
 from .holder import Watcher, read_at
 from .manifest import MAX_MANIFEST, PieceManifest

@@ -20,12 +20,17 @@ def write_gguf_llama(
     name: str = "tiny.gguf",
     bias: bool = False,
     others: Mapping[str, str] | None = None,
+    blocks: int = 2,
+    split: int = 0,
+    first_without_tensors: bool = False,
 ) -> Path:
-    """A GGUF file of 2 blocks, random weights; hidden 256 and intermediate 512, so that K-quant groups fit.
-    ``extra(writer)`` may add keys and tensors. ``others``: types of matrices by the ends of their names."""
+    """A GGUF file, random weights; hidden 256 and intermediate 512, so that K-quant groups fit.
+    ``extra(writer)`` may add keys and tensors. ``others``: types of matrices by the ends of their names.
+    ``split``: into files of at most so many tensors; the first of them is returned, and has none if
+    ``first_without_tensors``."""
     path = folder / name
-    writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_block_count(2)
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=split, small_first_shard=first_without_tensors)
+    writer.add_block_count(blocks)
     writer.add_context_length(128)
     writer.add_embedding_length(256)
     writer.add_feed_forward_length(512)
@@ -41,7 +46,7 @@ def write_gguf_llama(
     kv = 256 * heads[1] // heads[0]
     matrices = {"token_embd": (50, 256)} | ({} if tied else {"output": (50, 256)})
     vectors = {"output_norm": 256}
-    for block in range(2):
+    for block in range(blocks):
         prefix = f"blk.{block}."
         matrices |= {
             prefix + "attn_q": (256, 256),
@@ -65,7 +70,7 @@ def write_gguf_llama(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return path if path.is_file() else min(path.parent.glob(f"{path.stem}-*-of-*.gguf"))
 
 
 def add_vocabulary(writer: gguf.GGUFWriter) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import gguf
 from tokenizers import Tokenizer as Backend
 
+from swarm_node.shards.formats.files.mapped_file import MappedFile
 from swarm_node.shards.formats.gguf.header import GGUFHeader
-from swarm_node.shards.formats.mapped_file import MappedFile
 from swarm_node.shards.tokenizer.gguf import gguf_tokenizer
 from swarm_node.shards.tokenizer.splitting import SPLITTINGS
 from swarm_node.shards.tokenizer.token_bytes import byte_of_letter

@@ -17,7 +17,7 @@ from swarm_node.shards.formats.block_config import (
     RouterConfig,
 )
 from swarm_node.shards.formats.config import ModelConfig
-from swarm_node.shards.formats.mapped_file import MappedFile
+from swarm_node.shards.formats.files.mapped_file import MappedFile
 from swarm_node.shards.formats.qtypes import row_bytes
 from swarm_node.shards.formats.raw_tensor import RawTensor
 from swarm_node.shards.formats.rope_config import RopeConfig

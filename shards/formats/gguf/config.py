@@ -11,8 +11,6 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
-
 from ....swarm.errors import CheckpointError, UnsupportedModelError
 from ....swarm.types import MAX_BLOCKS
 from ...families.family import Family
@@ -24,8 +22,9 @@ from ..bounds import MAX_CONTEXT, MAX_VOCAB, MAX_WIDTH, SCALES
 from ..config import ModelConfig
 from ..fields import Fields
 from ..rope_config import THETAS
-from ..tensors import TensorInfo, main_qtype
+from ..tensors import main_qtype
 from .header import GGUFArray, GGUFHeader
+from .reader import GGUFSource
 
 FREQUENCIES = "rope_freqs.weight"
 LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
@@ -132,42 +131,32 @@ FLAGS = {
 """Flags of transformers that a GGUF file does not have, and the tensors that say them."""
 
 
-def gguf_config(header: GGUFHeader) -> ModelConfig:
+def gguf_config(source: GGUFSource) -> ModelConfig:
     """CheckpointError for metadata missing or wrong, UnsupportedModelError for other architectures."""
+    header = source.header
     where = str(header.file.path)
     file = Fields(header.metadata, where)
     architecture = file.optional_text("general.architecture") or ""
     has_experts = not file.is_one_of(f"{architecture}.expert_count", (0,))
-    _refuse_other_kinds(file, architecture, header)
+    _refuse_other_kinds(file, architecture, source)
     family = BY_GGUF.get((architecture, has_experts)) or BY_GGUF.get((architecture, not has_experts))
     if family is None:
         raise unsupported_family(architecture or None, where)
-    if file.integer("split.count", 1) > 1:
-        raise UnsupportedModelError(
-            f"{header.file.path} is one part of a split GGUF model",
-            hint="Join the parts first: llama-gguf-split --merge FIRST_PART OUTPUT.",
-        )
-    if "token_embd.weight" not in header.tensors:
-        raise CheckpointError(f"{header.file.path} has no tensor token_embd.weight")
+    if "token_embd.weight" not in source.manifest:
+        raise CheckpointError(f"{where} has no tensor token_embd.weight")
     own = Fields(_own_values(header, f"{architecture}."), where, f"{architecture}.")
-    settings = _Translation(header, family, own).settings(file)
+    settings = _Translation(source, family, own).settings(file)
     config = model_config(
         family,
         settings,
         eos_token_ids=gguf_eos_ids(header),
-        native_dtype=main_qtype(
-            {
-                t.name: TensorInfo(t.name, t.shape, t.qtype, t.nbytes)
-                for t in header.tensors.values()
-                if ".weight" in t.name
-            }
-        ),
+        native_dtype=main_qtype({name: info for name, info in source.manifest.items() if ".weight" in name}),
     )
     _check_unread(own, settings, config, family)
     return config
 
 
-def _refuse_other_kinds(file: Fields, architecture: str, header: GGUFHeader) -> None:
+def _refuse_other_kinds(file: Fields, architecture: str, source: GGUFSource) -> None:
     """UnsupportedModelError for files that belong to a model and are none, as llama.cpp marks them."""
     kind = file.optional_text("general.type") or ""
     if architecture == "clip" or kind == "mmproj":
@@ -182,7 +171,7 @@ def _refuse_other_kinds(file: Fields, architecture: str, header: GGUFHeader) -> 
         )
     elif architecture == "controlvector":
         what, hint = "a control vector", "Give the GGUF file of the model."
-    elif architecture and not header.tensors and not file.has("split.count"):
+    elif architecture and not source.manifest:
         what, hint = "a vocabulary without weights", "Give the GGUF file of the model."
     else:
         return
@@ -213,11 +202,12 @@ def _own_values(header: GGUFHeader, prefix: str) -> dict[str, Any]:
 
 
 class _Translation:
-    """Of one file's keys. ``own``: those of its architecture."""
+    """Of one model's keys. ``own``: those of its architecture."""
 
-    def __init__(self, header: GGUFHeader, family: Family, own: Fields) -> None:
+    def __init__(self, source: GGUFSource, family: Family, own: Fields) -> None:
         assert family.gguf is not None
-        self._header, self._family, self._gguf, self._own = header, family, family.gguf, own
+        self._source, self._header = source, source.header
+        self._family, self._gguf, self._own = family, family.gguf, own
         self._values: dict[str, Any] = {}
         self._names: dict[str, str] = {}
         self._per_block: dict[str, list[Any]] = {}
@@ -235,13 +225,13 @@ class _Translation:
             self._values["scoring_func"] = GATING[self._own.integer("expert_gating_func", least=1, most=3)]
         for flag, pattern in FLAGS.items():
             if flag in self._family.defaults and flag not in self._gguf.settings:
-                self._values[flag] = any(re.fullmatch(pattern, name) for name in self._header.tensors)
+                self._values[flag] = any(re.fullmatch(pattern, name) for name in self._source.manifest)
         if "attention_k_eq_v" in self._family.defaults:
-            values = [name for name in self._header.tensors if name.endswith(".attn_v.weight")]
+            values = [name for name in self._source.manifest if name.endswith(".attn_v.weight")]
             self._values["attention_k_eq_v"] = len(values) < self._own.integer("block_count", most=MAX_BLOCKS)
         self._values |= {
-            "vocab_size": self._header.tensors["token_embd.weight"].shape[0],
-            "tie_word_embeddings": "output.weight" not in self._header.tensors,
+            "vocab_size": self._source.manifest["token_embd.weight"].shape[0],
+            "tie_word_embeddings": "output.weight" not in self._source.manifest,
             "bos_token_id": file.optional_integer("tokenizer.ggml.bos_token_id", most=MAX_VOCAB - 1),
         }
         if behind := self._next_blocks():
@@ -282,7 +272,7 @@ class _Translation:
         if behind and "num_nextn_predict_layers" not in self._family.defaults:
             raise UnsupportedModelError(f"{self._own.named(key)} is {behind}: this family has no such blocks")
         for number in range(blocks - behind, blocks):
-            if not any(name.startswith(f"blk.{number}.nextn.") for name in self._header.tensors):
+            if not any(name.startswith(f"blk.{number}.nextn.") for name in self._source.manifest):
                 raise UnsupportedModelError(
                     f"{self._own.named(key)} is {behind}, but block {number} has no tensor nextn.*"
                 )
@@ -369,15 +359,14 @@ class _Translation:
 
     def _factors(self, name: str) -> tuple[float, ...]:
         """``rope_freqs.weight``: how the converter stores llama3 scaling, as one divisor per frequency."""
-        tensor = self._header.tensors.get(name)
+        tensor = self._source.manifest.get(name)
         if tensor is None:
             return ()
         if tensor.qtype != "F32":
             raise UnsupportedModelError(f"{name} has type {tensor.qtype}, expected F32")
         if tensor.nbytes > 4 * MAX_WIDTH:
             raise CheckpointError(f"{self._header.file.path}: {name} has {tensor.nbytes} bytes")
-        raw = self._header.file.slice(tensor.offset, tensor.nbytes)
-        return tuple(raw.copy().view(np.dtype("<f4")).tolist())
+        return tuple(self._source.tensor(name).dequantize().reshape(-1).tolist())
 
 
 def _turned(factors: tuple[float, ...]) -> float:

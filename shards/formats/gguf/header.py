@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from ....swarm.errors import CheckpointError, UnsupportedModelError
-from ..mapped_file import MappedFile
+from ..files.mapped_file import MappedFile
+from ..files.tensor_files import StoredTensor
 from ..not_a_model import download_hint
 from ..qtypes import qtype_of_number, row_bytes
 from ..shown import shown
@@ -38,17 +39,6 @@ size of a large vocabulary."""
 MAX_TEXTS = 8 << 20
 """All single texts that are read have at most this many bytes. The chat template is the longest. Other texts
 stay in the file."""
-
-
-@dataclass(frozen=True, slots=True)
-class GGUFTensor:
-    """``shape`` is (rows, cols) or (cols,), the reverse of the file's order. ``offset``: in the file."""
-
-    name: str
-    shape: tuple[int, ...]
-    qtype: str
-    offset: int
-    nbytes: int
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -233,7 +223,7 @@ class GGUFHeader:
 
     def _place(self, table: list[tuple[str, tuple[int, ...], int, int]], start: int, alignment: int) -> None:
         """Check sizes and places of all tensors: inside the file, aligned, no two in one place."""
-        self.tensors: dict[str, GGUFTensor] = {}
+        self.tensors: dict[str, StoredTensor] = {}
         end_of_last = 0
         for name, shape, number, offset in sorted(table, key=lambda row: row[3]):
             qtype, nbytes = self._size(name, shape, number)
@@ -248,4 +238,4 @@ class GGUFHeader:
                     f"the file at {self.file.size}",
                     hint="Download it again.",
                 )
-            self.tensors[name] = GGUFTensor(name, shape, qtype, start + offset, nbytes)
+            self.tensors[name] = StoredTensor(name, shape, qtype, start + offset, nbytes)

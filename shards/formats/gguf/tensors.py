@@ -59,11 +59,11 @@ NAMES: Names = {
 def gguf_tensors(source: GGUFSource) -> tuple[ModelConfig, NamedSource]:
     """The configuration and all tensors of the model. CheckpointError, UnsupportedModelError: see
     ``gguf_config`` and ``NamedSource``."""
-    config = gguf_config(source.header)
+    config = gguf_config(source)
     gguf = FAMILIES[config.family].gguf
     names = {**NAMES, **(gguf.tensors if gguf else {})}
     found = places(config, names, "blk.{}.", source.manifest)
-    where = str(source.file.path)
+    where = str(source.header.file.path)
     ropes = {block.attention.rope for block in config.blocks}
     is_long = any(rope is not None and rope.long_factors for rope in ropes)
     read = [FREQUENCIES, *((LONG, SHORT) if is_long else ())]

@@ -8,11 +8,11 @@ the same code reads headers fetched from the hub by range requests.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from ....swarm.errors import CheckpointError, UnsupportedModelError
 from ..bounded_json import JsonBounds, parse_json
+from ..files.tensor_files import StoredTensor
 from ..not_a_model import download_hint
 from ..shown import shown
 
@@ -33,17 +33,6 @@ _BITS = {
     "I16": 16, "U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
     "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """``offset``: first byte, from the start of the file."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    offset: int
-    nbytes: int
 
 
 def header_length(first: bytes, file_size: int, where: str) -> int:

@@ -65,9 +65,11 @@ class _Rooted:
         return isinstance(name, str) and self.real(name) in self._present
 
 
-def stored_parts(name: str) -> tuple[str, ...]:
-    """Tensors that a quantized checkpoint may have for the one that is called ``name``."""
-    return (name, scales_of(name)) if name.endswith(BLOCKS) else stored_names(name)
+def stored_parts(name: str, present: Container[str]) -> list[str]:
+    """Those of the tensors ``present`` in files of which the one that is called ``name`` is made: several,
+    where a matrix is quantized. Each format says by names alone which these may be."""
+    parts = (name, scales_of(name)) if name.endswith(BLOCKS) else stored_names(name)
+    return [part for part in parts if part in present]
 
 
 def checked_tensors(config: ModelConfig, source: TensorSource, where: str) -> tuple[ModelConfig, NamedSource]:

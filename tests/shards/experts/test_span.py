@@ -12,7 +12,7 @@ import pytest
 
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
 from swarm_node.shards.formats.block_config import BlockConfig, MlpConfig, RouterConfig
-from swarm_node.shards.formats.mapped_file import MappedFile
+from swarm_node.shards.formats.files.mapped_file import MappedFile
 from swarm_node.shards.formats.raw_tensor import RawTensor
 from swarm_node.shards.formats.tensors import TensorInfo
 from swarm_node.shards.kernels.library import library

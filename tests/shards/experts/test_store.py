@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from swarm_node.shards.experts.file_linear import FileLinear
 from swarm_node.shards.experts.store import READERS, ExpertStore, FileMlp
 from swarm_node.shards.formats.block_config import ExpertsConfig, MlpConfig, RouterConfig
-from swarm_node.shards.formats.mapped_file import MappedFile
+from swarm_node.shards.formats.files.mapped_file import MappedFile
 from swarm_node.shards.formats.qtypes import GGUF_QTYPES, row_bytes
 from swarm_node.shards.formats.raw_tensor import RawTensor
 from swarm_node.shards.kernels import library

@@ -13,7 +13,7 @@ import pytest
 
 from swarm_node.shards.formats.config import ModelConfig
 from swarm_node.shards.formats.gguf.config import HARMLESS, gguf_config
-from swarm_node.shards.formats.gguf.reader import GGUFSource
+from swarm_node.shards.formats.gguf.reader import open_gguf
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
 
 from .cases import GGUF_CASES
@@ -66,10 +66,10 @@ def means_nothing(key: str, config: ModelConfig) -> bool:
 
 @pytest.mark.parametrize("case", FIRST)
 def test_no_key_is_ignored(case: str, tmp_path: Path) -> None:
-    source = GGUFSource(write_gguf(small_model(case), tmp_path / "model.gguf"))
+    source = open_gguf(write_gguf(small_model(case), tmp_path / "model.gguf"))
     metadata = source.header.metadata
     architecture = metadata["general.architecture"]
-    plain = gguf_config(source.header)
+    plain = gguf_config(source)
     ignored, unnamed = set(), set()
     for key in KEYS:
         name = f"{architecture}.{key}"
@@ -78,7 +78,7 @@ def test_no_key_is_ignored(case: str, tmp_path: Path) -> None:
             for value in pair:
                 source.header.metadata = {**metadata, name: value}
                 try:
-                    found.append(gguf_config(source.header))
+                    found.append(gguf_config(source))
                 except (CheckpointError, UnsupportedModelError) as error:
                     if name not in metadata and not re.search(rf"{architecture}\.|groups", str(error)):
                         unnamed.add(str(error))
@@ -91,14 +91,14 @@ def test_no_key_is_ignored(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", UNSAID)
 def test_a_key_that_is_missing_has_llama_cpps_value(case: str, tmp_path: Path) -> None:
-    source = GGUFSource(write_gguf(small_model(case), tmp_path / "model.gguf"))
+    source = open_gguf(write_gguf(small_model(case), tmp_path / "model.gguf"))
     metadata = {**source.header.metadata}
     architecture = metadata["general.architecture"]
     metadata[f"{architecture}.context_length"] = 20_000
     said = {f"{architecture}.{key}": value for key, value in UNSAID[case].items()}
     source.header.metadata = {key: value for key, value in metadata.items() if key not in said}
-    without = gguf_config(source.header)
+    without = gguf_config(source)
     source.header.metadata = {**metadata, **said}
-    assert without == gguf_config(source.header)
+    assert without == gguf_config(source)
     assert any(block.attention.reach for block in without.blocks)
     source.close()

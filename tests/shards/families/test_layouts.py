@@ -18,7 +18,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.formats.mapped_file import MappedFile
+from swarm_node.shards.formats.files.mapped_file import MappedFile
 from swarm_node.shards.formats.tensors import model_tensors
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
 

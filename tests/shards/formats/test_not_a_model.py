@@ -69,7 +69,12 @@ FIRST = "model-00001-of-00002.safetensors"
         (only("model.pth"), "a pickle (model.pth)", "safetensors files, or as a GGUF file"),
         (ADAPTER, "holds an adapter", "merge_and_unload"),
         (only("adapter_model.safetensors"), "holds an adapter", "merge_and_unload"),
-        (only("model-Q4_K_M.gguf"), "is a folder with GGUF files", "it's mine/model-Q4_K_M.gguf"),
+        (
+            only("a-Q4_K_M.gguf", "a-Q8_0-00001-of-00002.gguf", "a-Q8_0-00002-of-00002.gguf"),
+            "holds 2 GGUF models: 'a-Q4_K_M', 'a-Q8_0'",
+            "it's mine/a-Q4_K_M.gguf",
+        ),
+        (only("mmproj-a.gguf"), "is a folder with GGUF files, and holds no config.json", "mmproj-a.gguf"),
         (renamed(FIRST), "lacks 1 of its 2 safetensors files: model-00002-of-00002", "too: the number in"),
         (renamed(FIRST, UNFINISHED), "lacks 1 of its 2", "Run the download again"),
         (renamed("model.incomplete"), "a download that has not ended (model.incomplete)", "Run the download"),

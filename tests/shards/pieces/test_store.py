@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from swarm_node.shards.formats.mapped_file import AbsentError, MappedFile
+from swarm_node.shards.formats.files.mapped_file import AbsentError, MappedFile
 from swarm_node.shards.pieces.cache import PieceCache
 from swarm_node.shards.pieces.hashing import manifest_of, model_files
 from swarm_node.shards.pieces.holder import WholeFiles

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from swarm_node.shards.formats.mapped_file import AbsentError, MappedFile
+from swarm_node.shards.formats.files.mapped_file import AbsentError, MappedFile
 from swarm_node.shards.pieces import cache as piece_cache
 from swarm_node.shards.pieces import checked
 from swarm_node.shards.pieces import store as piece_store

@@ -16,8 +16,8 @@ from tokenizers import decoders, normalizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
+from swarm_node.shards.formats.files.mapped_file import MappedFile
 from swarm_node.shards.formats.gguf.header import GGUFHeader
-from swarm_node.shards.formats.mapped_file import MappedFile
 from swarm_node.shards.tokenizer.gguf import gguf_tokenizer
 from swarm_node.shards.tokenizer.splitting import NOT_BYTE_LEVEL, SPLITTINGS
 from swarm_node.shards.tokenizer.token_bytes import byte_spelling

@@ -11,9 +11,9 @@ import gguf
 import pytest
 
 from swarm_node.shards.formats.config import ModelConfig
+from swarm_node.shards.formats.files.mapped_file import MappedFile
 from swarm_node.shards.formats.gguf.header import GGUFHeader
 from swarm_node.shards.formats.hf.config import hf_config
-from swarm_node.shards.formats.mapped_file import MappedFile
 from swarm_node.shards.formats.not_a_model import tokenizer_hint
 from swarm_node.shards.tokenizer.source import DirectoryTokenizer, GGUFTokenizer, TokenizerSource
 from swarm_node.swarm.errors import ModelError

@@ -17,8 +17,8 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from scripts.lab.transformers_oracle import load_transformers_tokenizer
 from swarm_node.shards.checkpoint.opening import open_checkpoint
+from swarm_node.shards.formats.files.mapped_file import MappedFile
 from swarm_node.shards.formats.gguf.header import GGUFHeader
-from swarm_node.shards.formats.mapped_file import MappedFile
 from swarm_node.shards.tokenizer.gguf import gguf_tokenizer
 from swarm_node.shards.tokenizer.tokenizer import DECODED_AT_ONCE, Tokenizer
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError, UsageError

@@ -12,7 +12,7 @@ import pytest
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.checkpoint.stored import IncompleteError
-from swarm_node.shards.formats.mapped_file import AbsentError
+from swarm_node.shards.formats.files.mapped_file import AbsentError
 from swarm_node.shards.formats.tensors import needed_tensors
 from swarm_node.shards.pieces import checked
 from swarm_node.shards.pieces.manifest import PieceManifest

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.formats.hf import safetensors_reader
-from swarm_node.shards.formats.hf.safetensors_header import StoredTensor, header_length, parse_header
-from swarm_node.shards.formats.hf.safetensors_reader import SafetensorsSource
+from swarm_node.shards.formats.files import tensor_files
+from swarm_node.shards.formats.files.tensor_files import StoredTensor, TensorFiles
+from swarm_node.shards.formats.hf.safetensors_header import header_length, parse_header
 from swarm_node.shards.formats.raw_tensor import RawTensor
 from swarm_node.swarm.errors import CheckpointError, ModelError, UnsupportedModelError, UsageError
 from swarm_node.swarm.types import Span
@@ -270,10 +270,10 @@ def test_damaged_indexes(hf_llama: HFLlama, index: Any, message: str) -> None:
 
 
 def test_shards_of_too_many_tensors_are_not_all_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(safetensors_reader, "MAX_TENSORS", 5)
+    monkeypatch.setattr(tensor_files, "MAX_TENSORS", 5)
     opened: list[Shard] = []
     with pytest.raises(CheckpointError, match="more than 5 tensors"):
-        SafetensorsSource(Shard(opened) for _ in range(100))
+        TensorFiles(Shard(opened) for _ in range(100))
     assert [shard.closed for shard in opened] == [True] * 3
 
 

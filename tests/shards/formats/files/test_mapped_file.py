@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.formats.mapped_file import MappedFile
+from swarm_node.shards.formats.files.mapped_file import MappedFile
 from swarm_node.shards.loading import load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.errors import CheckpointError

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ...swarm.errors import CheckpointError
+from ....swarm.errors import CheckpointError
 
 
 class AbsentError(CheckpointError):
