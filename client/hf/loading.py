@@ -14,6 +14,7 @@ from transformers import AutoConfig, GenerationConfig, LlamaConfig, PreTrainedCo
 from transformers.utils.chat_template_utils import get_json_schema
 
 from ...shards.chat.template_set import ChatTemplates
+from ...shards.formats.gguf.reader import is_gguf
 from ...shards.models.client_part import ClientModel
 from ...shards.tokenizer.tokenizer import Tokenizer
 from ...swarm.errors import UsageError
@@ -57,7 +58,7 @@ def configurations(
 ) -> tuple[PreTrainedConfig, GenerationConfig | None]:
     """Those that the model came with; for a .gguf file made of what is written in it. None: no settings for
     ``generate`` came with it."""
-    if Path(name_or_path).expanduser().is_file():
+    if is_gguf(Path(name_or_path).expanduser()):
         return _from_file(local, fspath(name_or_path))
     place = (
         fspath(Path(name_or_path).expanduser()) if Path(name_or_path).expanduser().is_dir() else name_or_path

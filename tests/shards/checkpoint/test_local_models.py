@@ -10,7 +10,7 @@ import pytest
 
 from swarm_node.shards.checkpoint.local_models import LocalModels, default_local_models, gguf_title, hub_cache
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.formats.mapped_file import MappedFile
+from swarm_node.shards.formats.files.mapped_file import MappedFile
 from swarm_node.shards.pieces.cache import PieceCache
 from swarm_node.shards.pieces.hashing import manifest_of, model_files
 from swarm_node.swarm.types import ModelRef
@@ -182,3 +182,30 @@ def test_default_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     directory(tmp_path / "models" / "mine", "model.safetensors")
     cached(tmp_path / "hf" / "hub", "models--own--cached", "c1", "model.safetensors", "tokenizer.json")
     assert [model.name for model in default_local_models().models()] == ["mine", "own/cached"]
+
+
+def test_a_model_of_several_files_is_one_with_its_own_name_and_title(
+    tmp_path: Path,
+    gguf_llama,  # type: ignore[no-untyped-def]
+) -> None:
+    models = tmp_path / "models"
+    for folder in ("", "repo/Q8_0", "owner/repo"):
+        (models / folder).mkdir(parents=True, exist_ok=True)
+        path = gguf_llama("Q8_0", split=8, extra=lambda writer: writer.add_name("Tiny Title"))
+        for part in model_files(path).values():
+            shutil.move(part, models / folder / part.name.replace("tiny", f"tiny{len(folder)}"))
+    (models / "repo" / "config.json").write_text("{}")  # as in many repositories of GGUF files
+    listed = LocalModels([models]).checked()
+    assert {(model.name, model.kind, model.problem) for model in listed} == {
+        (name, "gguf", "") for name in ("tiny0", "tiny9", "tiny10")
+    }
+    assert all(model.nbytes > 1_000_000 for model in listed)
+    assert len(LocalModels([models]).find("Tiny Title")) == 3
+    (found,) = LocalModels([models]).find("tiny9.gguf")
+    with open_checkpoint(str(found.path)) as checkpoint:
+        assert checkpoint.ref.name == "tiny9"
+    next((models / "repo" / "Q8_0").glob("*-00002-*")).unlink()
+    (lacking,) = (model for model in LocalModels([models]).checked() if model.name == "tiny9")
+    assert "lacks 1 of the 3 files of tiny9" in lacking.problem
+    assert lacking.hint
+    assert not LocalModels([models]).find("tiny9")
