@@ -133,7 +133,7 @@ def check_whole_files(store: PieceStore) -> None:
     whole = {
         file.name: path
         for file in store.manifest.files
-        if file.n_pieces > 1 and (path := store.path(file.name)).name == file.name
+        if len(store.manifest.pieces_of(file.name)) > 1 and (path := store.path(file.name)).name == file.name
     }
     for found in hashed(whole):
         if found.content != store.manifest.file(found.name).content:

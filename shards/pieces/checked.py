@@ -59,9 +59,9 @@ class CheckedPieces:
             _known[key] = found
             return found
 
-    def wrong(self, name: str, path: Path, pieces: Iterable[int]) -> list[int]:
-        """Those of a file's ``pieces`` whose bytes are missing or wrong. Reads those that were not checked
-        yet; blocks. CheckpointError for a file that may not be read."""
+    def wrong(self, manifest: PieceManifest, name: str, path: Path, pieces: Iterable[int]) -> list[int]:
+        """Those of a file's ``pieces`` whose bytes are missing or wrong by ``manifest``. Reads those that
+        were not checked yet; blocks. CheckpointError for a file that may not be read."""
         pieces = list(pieces)
         try:
             change = self._notice(name, _identity(file_status(path)))
@@ -72,7 +72,7 @@ class CheckedPieces:
             todo = [piece for piece in pieces if not self._right[piece]]
         if not todo:
             return []
-        wrong = _wrong(self._manifest, path, todo)
+        wrong = _wrong(manifest, path, todo)
         with self._lock:
             self._found_wrong.update(wrong)
             if self._changes[name] == change:  # else some of it was read before the change

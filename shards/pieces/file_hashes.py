@@ -116,6 +116,16 @@ def stop_hashing() -> None:
         stop.set()
 
 
+def check_stopped(wait_s: float = 0.0) -> None:
+    """HashingStopped if ``stop_hashing`` was called, or is within ``wait_s`` seconds. For other long work of
+    the same thread, too."""
+    _, stop = _WATCH.get()
+    if stop is None:
+        time.sleep(wait_s)
+    elif stop.wait(wait_s):
+        raise HashingStopped
+
+
 _WATCH: ContextVar[tuple[Progress | None, threading.Event | None]] = ContextVar("watch", default=(None, None))
 
 

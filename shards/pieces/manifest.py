@@ -21,6 +21,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -61,10 +62,6 @@ class PieceFile:
     hashes: bytes
     content: bytes
 
-    @property
-    def n_pieces(self) -> int:
-        return len(self.hashes) // 32
-
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -81,9 +78,10 @@ class PieceManifest:
     def __init__(self, piece_size: int, files: tuple[PieceFile, ...]) -> None:
         self.piece_size = piece_size
         self.files = files
-        if problem := _problem(piece_size, files):
+        if problem := self._problem():
             raise CheckpointError(f"this is not a list of a model's pieces: {problem}")
-        self._ends = list(accumulate(file.n_pieces for file in files))
+        self._counts = [-(-file.size // piece_size) for file in files]
+        self._ends = list(accumulate(self._counts))
         self._by_name = {file.name: number for number, file in enumerate(files)}
 
     def __eq__(self, other: object) -> bool:
@@ -130,7 +128,7 @@ class PieceManifest:
     def place(self, piece: int) -> Place:
         number = bisect_right(self._ends, piece)
         file = self.files[number]
-        offset = (piece - self._ends[number] + file.n_pieces) * self.piece_size
+        offset = (piece - self._ends[number] + self._counts[number]) * self.piece_size
         return Place(file, offset, min(self.piece_size, file.size - offset))
 
     def pieces_of(self, name: str, start: int = 0, length: int | None = None) -> range:
@@ -138,7 +136,7 @@ class PieceManifest:
         number = self._by_name[name]
         file = self.files[number]
         end = file.size if length is None else min(start + length, file.size)
-        first = self._ends[number] - file.n_pieces
+        first = self._ends[number] - self._counts[number]
         if start >= end:
             return range(first, first)
         return range(first + start // self.piece_size, first - (-end // self.piece_size))
@@ -151,6 +149,20 @@ class PieceManifest:
         place = self.place(piece)
         at = place.offset // self.piece_size * 32
         return len(data) == place.length and hashlib.sha256(data).digest() == place.file.hashes[at : at + 32]
+
+    def accept(self, piece: int, data: bytes | bytearray | memoryview) -> bool:
+        """``is_right``, of bytes that have just come."""
+        return self.is_right(piece, data)
+
+    def load(self, folder: Path) -> None:
+        """A store's folder is about to be read: a manifest knows all hashes without it."""
+
+    def save(self, folder: Path) -> None:
+        """A store's claims are about to be written: a manifest has nothing to add."""
+
+    def _problem(self) -> str:
+        """What is wrong; empty where nothing is."""
+        return _problem(self.piece_size, self.files)
 
     @classmethod
     def parse(cls, encoded: bytes | bytearray | memoryview, root: str) -> PieceManifest:
@@ -207,8 +219,8 @@ def _file(entry: Any) -> PieceFile:
     return PieceFile(*entry)
 
 
-def _problem(piece_size: Any, files: tuple[PieceFile, ...]) -> str:
-    """What is wrong with a manifest; empty where nothing is."""
+def file_problem(piece_size: Any, files: tuple[PieceFile, ...]) -> str:
+    """What is wrong with names, sizes and number of files in pieces; empty where nothing is."""
     if type(piece_size) is not int or not MIN_PIECE <= piece_size <= MAX_PIECE or piece_size.bit_count() != 1:
         return f"pieces of {piece_size!r} bytes"
     if not 0 < len(files) <= MAX_FILES:
@@ -221,21 +233,30 @@ def _problem(piece_size: Any, files: tuple[PieceFile, ...]) -> str:
             return f"a file called {file.name[:60]!a}"
         if not 0 < file.size <= MAX_PIECES * MAX_PIECE or not 0 <= file.head <= file.size:
             return f"{file.name} has {file.size} bytes, {file.head} of them its head"
+        if len(file.content) != 32:
+            return f"{file.name} has a content hash of {len(file.content)} bytes"
+    if sum(-(-file.size // piece_size) for file in files) > MAX_PIECES:
+        return f"more than {MAX_PIECES} pieces"
+    if any(name.endswith(".gguf") for name in names):
+        return "" if names == gguf_names(len(names)) else "it names other files than one GGUF model has"
+    return "" if any(name.endswith(".safetensors") for name in names) else "no weights"
+
+
+def _problem(piece_size: int, files: tuple[PieceFile, ...]) -> str:
+    """As ``file_problem``, of hashes and heads as well."""
+    if problem := file_problem(piece_size, files):
+        return problem
+    for file in files:
         if file.head < file.size and not file.name.endswith((".gguf", ".safetensors")):
             return f"{file.name} is not all head"
         if len(file.hashes) != -(-file.size // piece_size) * 32:
             return f"{file.name} has another number of hashes than of pieces"
-        if len(file.content) != 32 or (file.n_pieces == 1 and file.content != file.hashes):
+        if len(file.hashes) == 32 and file.content != file.hashes:
             return f"{file.name} has a content hash that does not match its pieces"
     if sum(file.head for file in files) > MAX_HEADS:
         return f"heads of more than {MAX_HEADS} bytes"
-    if sum(file.n_pieces for file in files) > MAX_PIECES:
-        return f"more than {MAX_PIECES} pieces"
-    if any(name.endswith(".gguf") for name in names):
-        return "" if names == gguf_names(len(names)) else "it names other files than one GGUF model has"
-    if "config.json" not in names:
-        return "no config.json"
-    return "" if any(name.endswith(".safetensors") for name in names) else "no weights"
+    is_gguf = files[0].name.endswith(".gguf")
+    return "" if is_gguf or any(file.name == "config.json" for file in files) else "no config.json"
 
 
 def _may_be_called(name: str) -> bool:

@@ -2,9 +2,10 @@
 
 A store's folder, ``<root>`` in the piece cache:
 
-    manifest        the encoded manifest that the folder is named after
+    manifest        the encoded manifest or listing that the folder is named after
     about.json      {"name": the model's name, "digest": its digest, "n_blocks": of all of it}
     have            one bit a piece, the first piece in the highest bit of the first byte
+    hashes          of a listing alone: see there
     files/NAME      a whole file
     files/NAME.part a file with holes
     users/          a locked file of each process that uses the store
@@ -40,6 +41,7 @@ from ..formats.bounded_json import JsonBounds, read_json
 from ..formats.files.mapped_file import AbsentError
 from .checked import CheckedPieces, file_status, is_lost
 from .holder import Watcher, read_at
+from .listing import parse_list
 from .manifest import MAX_MANIFEST, PieceManifest
 from .store_users import StoreUser
 
@@ -145,7 +147,7 @@ class PieceStore:
     def _wrong(self, name: str, pieces: list[int]) -> list[int]:
         while True:
             path = self.path(name)
-            wrong = self._checked.wrong(name, path, pieces)
+            wrong = self._checked.wrong(self.manifest, name, path, pieces)
             if not wrong or self.path(name) == path:  # else it was renamed meanwhile
                 return wrong
 
@@ -177,7 +179,7 @@ class PieceStore:
 
         CheckpointError where the disk is full or fails; what is here stays.
         """
-        if not self.manifest.is_right(piece, data):
+        if not self.manifest.accept(piece, data):
             return False
         place = self.manifest.place(piece)
         name = place.file.name
@@ -231,6 +233,7 @@ class PieceStore:
                     _to_disk(opened.fileno())
             with FileLock(self.folder / (_HAVE + ".lock"), timeout=_LOCK_S):
                 held |= self._read_have() & ~bad
+                self.manifest.save(self.folder)
                 replace_file(self.folder / _HAVE, np.packbits(held).tobytes())
         except OSError as error:
             with self._lock:
@@ -279,6 +282,7 @@ class PieceStore:
 
     def _read_have(self) -> np.ndarray:
         n = self.manifest.n_pieces
+        self.manifest.load(self.folder)
         try:
             file_status(have := self.folder / _HAVE)
             bits = np.frombuffer(have.read_bytes(), dtype=np.uint8)
@@ -323,11 +327,13 @@ class PieceStore:
 
 
 class FilePresence:
-    """``mapped_file.PresentBytes`` of one file of a store."""
+    """``mapped_file.PresentBytes`` of one file of a store. ``head``: how many bytes its header has at most,
+    where the manifest does not say it."""
 
-    def __init__(self, store: PieceStore, name: str) -> None:
+    def __init__(self, store: PieceStore, name: str, head: int = 0) -> None:
         self._store = store
         self._name = name
+        self._size = head or store.manifest.file(name).head
         self._head = 0
 
     def require(self, start: int, length: int) -> None:
@@ -336,9 +342,8 @@ class FilePresence:
     def prefix(self) -> int:
         """The file's head. AbsentError where that is not all there."""
         if not self._head:
-            head = self._store.manifest.file(self._name).head
-            self.require(0, head)
-            self._head = head
+            self.require(0, self._size)
+            self._head = self._size
         return self._head
 
 
@@ -352,7 +357,7 @@ def _described(folder: Path) -> tuple[PieceManifest, ModelRef]:
     for name in (_MANIFEST, _ABOUT):
         file_status(folder / name)
     with (folder / _MANIFEST).open("rb") as file:
-        manifest = PieceManifest.parse(file.read(MAX_MANIFEST + 1), folder.name)
+        manifest = parse_list(file.read(MAX_MANIFEST + 1), folder.name)
     about = read_json(folder / _ABOUT, _ABOUT_BOUNDS)
     name, digest, n_blocks = about["name"], about["digest"], about["n_blocks"]
     if (type(name), type(digest), type(n_blocks)) != (str, str, int):

@@ -9,7 +9,7 @@ from ...swarm.errors import NetworkError
 from ..pieces.manifest import PieceManifest
 
 if TYPE_CHECKING:
-    from ..checkpoint.hub import HubRepo
+    from ..checkpoint.hub_repo import HubFile, HubRepo
 
 
 class HubPieces:
@@ -18,17 +18,23 @@ class HubPieces:
     def __init__(self, name: str) -> None:
         self._name = name
         self._lock = threading.Lock()
-        self._repo: HubRepo | None = None
+        self._files: dict[str, HubFile] | None = None
+        self._repo: HubRepo
 
     def __call__(self, manifest: PieceManifest, piece: int) -> bytes:
-        from ..checkpoint.hub import HubRepo  # here: huggingface_hub is imported only where it is used
+        with self._lock:
+            if self._files is None:
+                self._repo, self._files = self._found(manifest)
+        place = manifest.place(piece)
+        file = self._files.get(place.file.name)
+        if file is None or (file.sha256 and file.sha256 != place.file.content):
+            raise NetworkError(f"the hub has another {place.file.name} of {self._name}")
+        return self._repo.read_range(file, place.offset, place.length)
+
+    def _found(self, manifest: PieceManifest) -> tuple[HubRepo, dict[str, HubFile]]:
+        from ..checkpoint.hub_repo import HubRepo  # here: huggingface_hub is imported only where it is used
 
         if manifest.is_gguf:
             raise NetworkError("it is not known which GGUF file of the hub this is")
-        with self._lock:
-            if self._repo is None:
-                repo = HubRepo(self._name)
-                repo.fetch("config.json")  # settles the commit
-                self._repo = repo
-        place = manifest.place(piece)
-        return self._repo.read_range(place.file.name, place.offset, place.length).data
+        repo = HubRepo(self._name)
+        return repo, dict(repo.files)

@@ -30,10 +30,9 @@ class StoredTensor:
 
 
 class TensorFile(Protocol):
-    """One file. ``local`` is False for one of which only the header was fetched."""
+    """One file."""
 
     where: str
-    local: bool
     tensors: Mapping[str, StoredTensor]
 
     def tensor(self, name: str) -> RawTensor: ...
@@ -45,8 +44,6 @@ class TensorFile(Protocol):
 
 class MappedTensors:
     """A file on this disk. ``head``: how many of its first bytes every opening reads."""
-
-    local = True
 
     def __init__(self, file: MappedFile, tensors: Mapping[str, StoredTensor], head: int) -> None:
         self.where = str(file.path)

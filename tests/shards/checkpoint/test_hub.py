@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -24,83 +20,11 @@ from swarm_node.shards.pieces.hashing import manifest_of
 from swarm_node.shards.transfer.hub_source import HubPieces
 from swarm_node.swarm.errors import CheckpointError, NetworkError, UnsupportedModelError, UsageError
 from swarm_node.swarm.types import Span
+from tests.shards.checkpoint.fake_hub import NAME, PIECE, FakeHub, serving
 from tests.shards.mlx.mlx_checkpoints import quantize_directory
 from tests.shards.pieces.differing import differing_parts
 
 HFLlama = Callable[..., Path]
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-NAME = "some-org/tiny-llama"
-
-
-class FakeHub(ThreadingHTTPServer):
-    """Serves one directory as the model ``NAME``. ``requests``: (method, file, Range header) as they came."""
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.directory = directory
-        self.requests: list[tuple[str, str, str | None]] = []
-        self.gated = False
-        self.tells_sha256 = True
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def fetched(self) -> set[str]:
-        """Files of which more than parts were asked for."""
-        return {file for method, file, part in self.requests if method == "GET" and part is None}
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: FakeHub
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, *, body: bool) -> None:
-        match = re.fullmatch(rf"/{NAME}/resolve/(main|{COMMIT})/(.+)", self.path)
-        if match is None:
-            return self.refuse(404 if self.path.startswith("/api") else 401, "RepoNotFound")
-        if self.server.gated:
-            return self.refuse(403, "GatedRepo")
-        part = self.headers.get("Range")
-        self.server.requests.append((self.command, match[2], part))
-        path = self.server.directory / match[2]
-        if not path.is_file():
-            return self.refuse(404, "EntryNotFound")
-        data = path.read_bytes()
-        size = len(data)
-        if part:
-            first, last = part.removeprefix("bytes=").split("-")
-            data = data[int(first) : int(last or size) + 1]
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(data) - 1}/{size}")
-        else:
-            self.send_response(200)
-        self.send_header("X-Repo-Commit", COMMIT)
-        etag = hashlib.sha1(path.read_bytes()).hexdigest()
-        if match[2].endswith(".safetensors") and self.server.tells_sha256:  # a large file
-            etag = hashlib.sha256(path.read_bytes()).hexdigest()
-            self.send_header("X-Linked-Etag", f'"{etag}"')
-        self.send_header("ETag", f'"{etag}"')
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
-        return None
-
-    def refuse(self, status: int, code: str) -> None:
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None: ...
 
 
 @pytest.fixture
@@ -108,19 +32,8 @@ def hub(tmp_path: Path, hf_llama: HFLlama, monkeypatch: pytest.MonkeyPatch) -> I
     directory = hf_llama(shards=4)
     Backend(models.BPE()).save(str(directory / "tokenizer.json"))
     (directory / "tokenizer_config.json").write_text('{"chat_template": "hi"}')
-    server = FakeHub(directory)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(directory, tmp_path / "cache", monkeypatch) as server:
+        yield server
 
 
 def shard(number: int) -> str:
@@ -136,13 +49,13 @@ def test_a_node_fetches_only_the_shards_of_its_blocks(hub: FakeHub) -> None:
         assert model.ref.digest == local.ref.digest
         name = "model.layers.0.self_attn.q_proj.weight"
         assert np.array_equal(model.tensor(name).dequantize(), local.tensor(name).dequantize())
-        with pytest.raises(CheckpointError, match="was not fetched"):
+        with pytest.raises(CheckpointError, match="were not fetched"):
             model.tensor("model.layers.3.mlp.up_proj.weight")
         assert model.has("model.layers.3.mlp.up_proj.weight")
     asked = sum(
         int(part.split("-")[1]) - int(part[6:].split("-")[0]) + 1 for _, _, part in hub.requests if part
     )
-    assert asked <= 3 * 100_000  # three headers
+    assert asked <= 4 * PIECE  # four headers
 
 
 def test_a_client_fetches_its_shard_and_the_tokenizer(hub: FakeHub) -> None:
@@ -216,7 +129,7 @@ def test_a_hub_that_tells_no_hashes_is_asked_for_small_shards_and_never_for_larg
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.tells_sha256 = False
-    monkeypatch.setattr("swarm_node.shards.checkpoint.hub._MAX_UNTOLD", 1000)
+    monkeypatch.setattr("swarm_node.shards.checkpoint.hub_weights._MAX_UNTOLD", 1000)
     with pytest.raises(NetworkError, match="does not tell the SHA-256") as caught:
         open_checkpoint(NAME, blocks=Span(0, 1))
     assert "Download" in caught.value.hint
@@ -352,9 +265,10 @@ def test_gated_model(hub: FakeHub) -> None:
 def test_repository_without_safetensors(hub: FakeHub) -> None:
     for path in hub.directory.glob("model*"):
         path.unlink()
+    (hub.directory / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(CheckpointError, match=r"no file model\.safetensors") as caught:
         open_checkpoint(NAME, blocks=Span(0, 1))
-    assert ".gguf" in caught.value.hint
+    assert "pickle (pytorch_model.bin)" in caught.value.hint
 
 
 def test_truncated_remote_shard(hub: FakeHub) -> None:
@@ -371,10 +285,10 @@ def test_span_outside_the_model_fetches_no_weights(hub: FakeHub) -> None:
 
 
 def test_single_pieces_for_those_who_have_the_manifest(hub: FakeHub) -> None:
-    manifest = manifest_of(hub.directory, piece_size=16 * 1024)
+    listed = manifest_of(hub.directory, piece_size=PIECE)
     read = HubPieces(NAME)
-    for piece in range(0, manifest.n_pieces, 5):
-        assert manifest.is_right(piece, read(manifest, piece))
+    for piece in range(0, listed.n_pieces, 5):
+        assert listed.is_right(piece, read(listed, piece))
     assert not any(name.endswith(".safetensors") for name in hub.fetched())
 
 
