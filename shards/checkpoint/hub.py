@@ -15,7 +15,8 @@ from ...swarm.types import Span
 from ..formats.config import ModelConfig
 from ..formats.files.tensor_files import TensorFiles
 from ..formats.hf.safetensors_reader import INDEX, SINGLE, LocalShard, read_index, shard_names
-from ..formats.hf.tensors import checked_tensors, stored_parts
+from ..formats.hf.tensors import checked_tensors
+from ..formats.quantized.source import stored_parts
 from ..formats.tensors import needed_tensors
 from ..pieces.digest import SMALL_FILES, FileHash, identity_of
 from ..pieces.file_hashes import Progress

@@ -12,7 +12,8 @@ from ..formats.files.tensor_files import TensorFiles
 from ..formats.gguf.reader import GGUFFile, GGUFSource
 from ..formats.gguf.tensors import gguf_tensors
 from ..formats.hf.safetensors_reader import LocalShard
-from ..formats.hf.tensors import checked_tensors, stored_parts
+from ..formats.hf.tensors import checked_tensors
+from ..formats.quantized.source import stored_parts
 from ..formats.tensors import needed_tensors
 from ..pieces.digest import CLIENT_FILES
 from ..pieces.hashing import hashed, is_weights

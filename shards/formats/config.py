@@ -13,6 +13,7 @@ from ...swarm.types import MAX_BLOCKS
 from .block_config import BlockConfig, NormConfig
 from .bounds import MAX_CONTEXT, MAX_VOCAB, MAX_WIDTH, SCALES, check_between, check_count, check_softcap
 from .foreign_config import ForeignConfig
+from .qtypes import Quantization
 from .shown import shown
 
 MAX_MODEL_EXPERTS = 1 << 16
@@ -31,6 +32,7 @@ class ModelConfig:
     ``next_blocks``: blocks that the file may have behind the last, to guess further tokens; nothing reads
     them. ``native_dtype``: the file's main weight type, such as ``BF16`` or ``Q4_1``; for people and for
     ``auto``.
+    ``quantization``: what a HuggingFace configuration says of quantized matrices.
     ``foreign``: transformers' own layers compute the model; ``blocks`` then tell no more than what each
     caches, and the client's part is transformers' own, too.
     """
@@ -50,6 +52,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     next_blocks: int = 0
     native_dtype: str = "F32"
+    quantization: Quantization | None = None
     foreign: ForeignConfig | None = None
 
     def __post_init__(self) -> None:

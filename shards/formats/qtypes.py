@@ -1,6 +1,10 @@
-"""Tensor types by their GGUF names, and MLX's, and their sizes."""
+"""Tensor types: by their GGUF names, and by ours for what quantizers of HuggingFace checkpoints write; their
+sizes; and what a configuration says of them."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from ...swarm.errors import CheckpointError, UnsupportedModelError
 
@@ -49,9 +53,55 @@ AFFINE = {
     for group in AFFINE_GROUPS
     for wide in (False, True)
 }
+INTEGER_BITS = range(2, 9)
+INTEGER_GROUPS = (0, 16, 32, 64, 128, 256, 512, 1024)
+"""Columns that share a scale; 0: all of a row."""
+CODE_BLOCKS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+"""Values in a row that share a scale, of codes that a table turns into values."""
+MIXED, ZEROS = "_MIXED", "_ZEROS"
+"""Ends of names of integers that only their values can stand for: whose groups are not neighbours, and eight
+bits that do not begin at the same number everywhere."""
+
+
+class Grouped(NamedTuple):
+    """Numbers of ``bits``; ``group`` of a row (0: all) share a scale of ``scale_bytes``."""
+
+    bits: int
+    group: int
+    scale_bytes: int
+
+
+def integer_qtype(bits: int, group: int, end: str = "") -> str:
+    """Our name for integers in groups of columns. ``end``: MIXED, ZEROS or nothing."""
+    return f"INT{bits}_{group or 'ROW'}{end}"
+
+
+def float8_qtype(group: int) -> str:
+    """Our name for floats of eight bits (e4m3fn) with a scale for each group of columns."""
+    return f"F8_E4M3_{group or 'ROW'}"
+
+
+def code_qtype(table: str, block: int) -> str:
+    """Our name for codes of four bits. ``table``: NF4, FP4 (both of bitsandbytes) or E2M1 (of nvfp4)."""
+    return f"{table}_{block}"
+
+
+INTEGERS = {
+    integer_qtype(bits, group, end): Grouped(bits, group, 2)
+    for bits in INTEGER_BITS
+    for group in INTEGER_GROUPS
+    for end in ("", MIXED, *((ZEROS,) if bits == 8 else ()))
+}
+FLOAT8 = {float8_qtype(group): Grouped(8, group, 4) for group in INTEGER_GROUPS}
+CODES = {
+    code_qtype(table, block): Grouped(4, block, 4)
+    for table in ("NF4", "FP4", "E2M1")
+    for block in CODE_BLOCKS
+}
+HF_GROUPED = {**INTEGERS, **FLOAT8, **CODES}
 GGUF_QTYPES = tuple(_TABLE)
-QTYPES = (*_TABLE, *AFFINE)
-SUPPORTED = f"Supported types: {', '.join(GGUF_QTYPES)}, and what MLX quantizes to."
+QTYPES = (*_TABLE, *AFFINE, *HF_GROUPED)
+SUPPORTED = f"Supported types: {', '.join(GGUF_QTYPES)}; in HuggingFace checkpoints, see the guide on models."
 """The hint of an error for a type that is not supported."""
 
 
@@ -66,8 +116,38 @@ def qtype_of_number(number: int, tensor: str) -> str:
         ) from None
 
 
+class Scheme(NamedTuple):
+    """What a configuration says of a matrix: ``bits`` of a number; ``group``: columns that share a scale, 0
+    for all of a row; ``rows`` that share it, 1 or those of a block, 0 for all."""
+
+    bits: int
+    group: int
+    rows: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """What a configuration says of quantized matrices. ``method``: its name for who wrote them. ``schemes``:
+    what they may be; empty where it says no more than the tensors do.
+
+    Of GPTQ: ``zero_offset`` is added to stored zero points; ``symmetric``: these are all in the middle;
+    ``mixed``: a group's columns need not be neighbours.
+    """
+
+    method: str
+    schemes: tuple[Scheme, ...] = ()
+    zero_offset: int = 0
+    symmetric: bool = True
+    mixed: bool = False
+
+
 def row_bytes(qtype: str, cols: int) -> int:
-    """Bytes of a row of ``cols`` values; CheckpointError where groups do not fit."""
+    """Bytes of a row of ``cols`` values; CheckpointError where groups do not fit. What a few rows of a matrix
+    share, such as zero points packed together, is left out."""
+    if qtype in HF_GROUPED:
+        grouped = HF_GROUPED[qtype]
+        groups = -(-cols // grouped.group) if grouped.group else 1
+        return -(-cols * grouped.bits // 8) + groups * grouped.scale_bytes
     if qtype in AFFINE:
         bits, values, wide = AFFINE[qtype]
         size = values * bits // 8 + (8 if wide else 4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -62,7 +63,7 @@ class RawTensor:
 
     def turned(self, name: str, groups: int = 1) -> RawTensor:
         """Each of ``groups`` equal parts, one below the other, transposed; a quantized matrix as float32."""
-        rows, cols = self.stored.shape[0], self.cols
+        rows, cols = self.rows, self.cols
         if self.is_dense:
             qtype, values = self.qtype, np.ascontiguousarray(self.data).view(STORED[DENSE[self.qtype]])
         else:
@@ -91,13 +92,18 @@ class RawTensor:
         return self.qtype in DENSE
 
     @property
+    def rows(self) -> int:
+        """Of the matrix, or of all matrices of a stack."""
+        return prod(self.shape[:-1])
+
+    @property
     def cols(self) -> int:
         return self.shape[-1]
 
     def dequantize(self, dtype: str = "float32") -> NDArray[Any]:
         """The values, computed exactly in float32, then rounded to ``dtype``, a key of ``floats.STORED``: a
         fresh array of ``shape``, bits for bfloat16."""
-        rows = self.stored.shape[0]
+        rows = self.rows
         if self.is_dense and DENSE[self.qtype] == dtype:
             return _dense(self.data, dtype).reshape(self.shape)
         out = np.empty((rows, self.cols), STORED[dtype])

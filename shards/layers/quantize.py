@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..formats.floats import narrow, widen
-from ..formats.hf.mlx_affine import AffineTensor
-from ..formats.qtypes import AFFINE_GROUPS, affine_qtype
+from ..formats.qtypes import AFFINE_GROUPS, INTEGERS, affine_qtype, integer_qtype
+from ..formats.quantized.tensor import QuantizedTensor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,15 +27,27 @@ _TINY = np.float32(2.0**-126)
 """The smallest normal number of bfloat16, and of float32."""
 
 
+_PACKED = tuple(
+    (bits, integer_qtype(bits, group)) for bits, group, _ in INTEGERS.values() if group % GROUP == 0
+)
+"""Bits and types of integers that quantizers of HuggingFace checkpoints write."""
+
+
 INT4_SOURCES = (
     *("Q4_0", "Q4_1", "Q4_K"),
     *(affine_qtype(4, group, wide) for group in AFFINE_GROUPS for wide in (False, True)),
+    *dict.fromkeys(qtype for bits, qtype in _PACKED if bits <= 4),
 )
-"""File types that are four-bit integers with scale and minimum for 32 of them or more: ``file_groups``."""
+"""File types that are integers of up to four bits with scale and minimum for 32 of them or more:
+``file_groups``."""
 
 
-INT8_SOURCES = ("Q8_0", "Q5_0")
-"""File types that are integers of up to eight bits with a scale for 32: ``file_int8_groups``."""
+GGUF_INT8 = ("Q8_0", "Q5_0")
+"""Of those below the ones whose scales are float16."""
+
+
+INT8_SOURCES = (*GGUF_INT8, *dict.fromkeys(qtype for bits, qtype in _PACKED if bits > 4))
+"""File types that are integers of up to eight bits with a scale for 32 or more: ``file_int8_groups``."""
 
 
 KEPT_INTEGERS = {
@@ -44,7 +56,7 @@ KEPT_INTEGERS = {
     "int4": (*INT4_SOURCES, "MXFP4", "IQ4_NL", "IQ4_XS"),
     "int5": ("Q5_0", "Q5_1", "Q5_K"),
     "int6": ("Q6_K",),
-    "int8": ("Q8_0",),
+    "int8": tuple(qtype for qtype in INT8_SOURCES if qtype != "Q5_0"),
 }
 """The file types whose integers our kernels hold as they are, by ``LoadPlan.form``."""
 OWN_FORM = {qtype: form for form, qtypes in KEPT_INTEGERS.items() for qtype in qtypes}
@@ -150,10 +162,14 @@ def _bf16(x: Floats) -> Floats:
 
 def file_groups(raw: RawTensor) -> Int4Groups:
     """The file's own integers and scales, for a ``raw`` matrix whose ``qtype`` is in INT4_SOURCES."""
-    if isinstance(raw, AffineTensor):
-        parts = raw.scales.values(slice(None)), raw.biases.values(slice(None))
-        scale, minimum = (part.repeat(raw.group // GROUP, 1) for part in parts)
-        return Int4Groups(raw.integers(), scale, minimum)
+    if isinstance(raw, QuantizedTensor):
+        q, scale, minimum, zero = raw.groups()
+        times = raw.cols // GROUP // scale.shape[1]
+        if zero is not None and INTEGERS[raw.qtype].bits < 4:
+            # Few enough to have their zero at 8 everywhere, for which kernels need no minimum.
+            q += (8 - zero).astype(np.uint8).repeat(times * GROUP, 1)
+            minimum = scale * np.float32(-8)
+        return Int4Groups(q, scale.repeat(times, 1), minimum.repeat(times, 1))
     if raw.qtype == "Q4_K":
         return q4_k_groups(raw.data)
     return Int4Groups(*raw.blocks())
@@ -161,6 +177,11 @@ def file_groups(raw: RawTensor) -> Int4Groups:
 
 def file_int8_groups(raw: RawTensor) -> Int8Groups:
     """The file's own integers and scales, for a ``raw`` matrix in INT8_SOURCES."""
+    if isinstance(raw, QuantizedTensor):
+        unsigned, scale, _, zero = raw.groups()
+        times = raw.cols // GROUP // scale.shape[1]
+        at_zero = np.int16(0) if zero is None else zero.repeat(times * GROUP, 1)
+        return Int8Groups((unsigned - at_zero).astype(np.int8), scale.repeat(times, 1))
     if raw.qtype == "Q5_0":
         return q5_0_groups(raw.data)
     q, scale, _ = raw.blocks()

@@ -11,7 +11,8 @@ import numpy as np
 
 from ...swarm.errors import UsageError
 from ..formats.floats import narrow, widen
-from ..formats.hf.mlx_affine import AffineTensor
+from ..formats.qtypes import AFFINE_BITS, AFFINE_GROUPS
+from ..formats.quantized.tensor import QuantizedTensor
 from ..formats.raw_tensor import RawTensor
 from ..layers.quantize import (
     GROUP,
@@ -210,7 +211,7 @@ class MlxLoader(TensorReader[MlxPlan]):
             return None
         if bits and wanted in ("auto", f"int{bits}"):
             mode = "mxfp4" if raw.qtype == "MXFP4" else "affine"
-            return _Layout(bits, raw.group if isinstance(raw, AffineTensor) else GROUP, mode)
+            return _Layout(bits, _file_group(raw), mode)
         return None if wanted == "auto" else _Layout(4 if wanted == "int4" else 8, GROUP)
 
     def _quantize(self, raw: RawTensor) -> str:
@@ -234,20 +235,29 @@ def _rows(raws: Sequence[RawTensor]) -> int:
 
 def _file_bits(raw: RawTensor) -> int:
     """Bits of the numbers that MLX's layout can hold as they are; 0 for other forms."""
-    if isinstance(raw, AffineTensor):
-        return raw.bits
+    if isinstance(raw, QuantizedTensor):
+        integers = raw.integers
+        fits = integers is not None and integers.group % GROUP == 0
+        return integers.bits if integers and fits and integers.bits in AFFINE_BITS else 0
     return 4 if raw.qtype in (*INT4_SOURCES, "MXFP4") else 8 if raw.qtype in INT8_SOURCES else 0
+
+
+def _file_group(raw: RawTensor) -> int:
+    """Columns of a group in MLX's layout: the most that it has, and that share a scale in the file."""
+    integers = raw.integers if isinstance(raw, QuantizedTensor) else None
+    if integers is None:
+        return GROUP
+    return max(group for group in AFFINE_GROUPS if integers.group % group == 0)
 
 
 def _as_in_file(raw: RawTensor) -> _Grouped:
     """The matrix without loss: integers stay, and scales become float32."""
-    if isinstance(raw, AffineTensor):
-        return _Grouped(
-            np.ascontiguousarray(raw.stored).view(np.uint32),
-            raw.scales.dequantize(),
-            raw.biases.dequantize(),
-            f"int{raw.bits} ({raw.qtype})",
-        )
+    if isinstance(raw, QuantizedTensor):
+        _, scale, minimum, _ = raw.groups()
+        times = raw.cols // _file_group(raw) // scale.shape[1]
+        packed = np.ascontiguousarray(raw.packed()).view(np.uint32)
+        bits = _file_bits(raw)
+        return _Grouped(packed, scale.repeat(times, 1), minimum.repeat(times, 1), f"int{bits} ({raw.qtype})")
     if raw.qtype == "MXFP4":
         return _fp4(raw)
     if raw.qtype in INT4_SOURCES:

@@ -131,5 +131,6 @@ def head_form(qtype: str, hidden: int, quantize: str, native: bool) -> str:
         return dense
     own = OWN_FORM.get(qtype)
     if own is not None and quantize in ("auto", own) and (native or qtype in INT4_SOURCES):
-        return "Q4_1" if qtype.startswith("MLX") else qtype  # held alike
+        alike = {"int4": "Q4_1", "int8": "Q8_0"} if qtype.startswith(("MLX", "INT")) else {}
+        return alike.get(own, qtype)
     return "Q8_0" if qtype in INT8_SOURCES and native else "int8"

@@ -19,8 +19,9 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..families.places import flat
 from ..formats.config import ModelConfig
 from ..formats.floats import narrow
-from ..formats.hf.mlx_affine import affine_tensor
-from ..formats.qtypes import AFFINE, DENSE, row_bytes
+from ..formats.qtypes import AFFINE, DENSE, HF_GROUPED, row_bytes
+from ..formats.quantized.made_up import made_up
+from ..formats.quantized.mlx_affine import affine_tensor
 from ..formats.raw_tensor import RawTensor
 from ..formats.tensors import FINAL_NORM, TensorInfo, block_names
 from ..pieces.digest import identity_of
@@ -87,6 +88,8 @@ def _made(info: TensorInfo) -> RawTensor:
         stored = _cut(_random_bytes(), info.name, rows, row_bytes(info.qtype, cols))
         if info.qtype == "MXFP4":
             stored[:, ::17] = _EXPONENT
+    if info.qtype in HF_GROUPED:
+        return made_up(info, stored)
     if info.qtype in AFFINE:
         return affine_tensor(info, stored)
     return RawTensor(info.name, info.shape, info.qtype, stored)

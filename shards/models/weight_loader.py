@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -23,11 +22,13 @@ from ..kernels.linear import (
     native_dense,
     native_file,
     native_int4,
+    native_int8,
     native_int8_pieces,
     native_stack,
 )
 from ..kernels.rows import NativeNorm
 from ..layers.quantize import (
+    GGUF_INT8,
     INT4_SOURCES,
     INT8_SOURCES,
     KEPT_INTEGERS,
@@ -189,9 +190,8 @@ class WeightLoader(TensorReader[LoadPlan]):
         raw = self._checkpoint.tensor(f"{name}.weight")
         each = raw.shape[0] // heads
         check_shape(raw, (heads * each, cols))
-        rows = raw.data
         parts = (
-            replace(raw, shape=(each, cols), stored=rows[first : first + each], row_order=None)
+            raw.part(raw.name, (each, cols), slice(first, first + each))
             for first in range(0, heads * each, each)
         )
         linears = [self._packed([part]) for part in parts]
@@ -253,12 +253,14 @@ class WeightLoader(TensorReader[LoadPlan]):
             return native_int4([int4_groups(raw, self._threads) for raw in raws], bias, self.precision)
         if form != WeightKind.INT8:
             return native_dense([raw.dequantize(form) for raw in raws], bias)
+        if all(raw.qtype in INT8_SOURCES for raw in raws):
+            return native_int8([file_int8_groups(raw) for raw in raws], bias, self.precision)
         pieces = (
             piece
             for raw in raws
             for piece in (
                 (file_int8_groups(raw),)
-                if raw.qtype in INT8_SOURCES
+                if raw.qtype in GGUF_INT8
                 else in_pieces(to_int8_groups, raw, self._threads, errors)
             )
         )

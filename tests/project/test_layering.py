@@ -44,6 +44,7 @@ FLOORS = {
     "shards": (
         ("shards/formats",),
         ("shards/formats/files",),
+        ("shards/formats/quantized",),
         ("shards/families",),
         ("shards/families/rows",),
         ("shards/formats/gguf", "shards/formats/hf"),

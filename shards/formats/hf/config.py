@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ....swarm.errors import CheckpointError, UnsupportedModelError
+from ....swarm.errors import CheckpointError
 from ...families.family import Family
 from ...families.model import model_config, refuse_unknown
 from ...families.rows.table import BY_ARCHITECTURE, BY_TYPE, unsupported_family
@@ -21,7 +22,7 @@ from ..bounded_json import JsonBounds
 from ..bounds import MAX_VOCAB
 from ..config import ModelConfig
 from ..fields import Fields
-from ..shown import shown
+from ..quantized.settings import quantization
 
 BOUNDS = JsonBounds(nbytes=16 << 20, values=1 << 19)
 """The bounds of each small file: config.json has some kilobytes, a tokenizer_config.json up to 1.2 MB."""
@@ -55,8 +56,7 @@ def hf_config(document: dict[str, Any], generation: dict[str, Any], where: str) 
         native_dtype=native_dtype(read),
     )
     refuse_unknown(family, read)
-    check_quantization(read)
-    return config
+    return replace(config, quantization=quantization(read))
 
 
 def _family(document: dict[str, Any], where: str) -> tuple[Family, dict[str, Any], dict[str, str]]:
@@ -114,36 +114,3 @@ def end_ids(read: Fields, generation: dict[str, Any]) -> tuple[int, ...]:
     others = Fields(generation, str(Path(read.where).with_name("generation_config.json")))
     source = others if others.has("eos_token_id") else read
     return source.integers("eos_token_id", most=MAX_VOCAB - 1, entries=MAX_END_TOKENS)
-
-
-def check_quantization(read: Fields) -> None:
-    """UnsupportedModelError for weights that cannot be read as they lie in the file: we read what MLX wrote,
-    gpt-oss in MXFP4, and plain weights.
-
-    Bits and groups of MLX's matrices are not taken from here: the tensors' shapes say them.
-    """
-    by_mlx = read.section("quantization")
-    other = read.section("quantization_config")
-    method = None if other is None else other.optional_text("quant_method")
-    # MLX writes its settings twice, the second time under the name that transformers reads.
-    is_mlx = by_mlx is not None and method in (None, "mlx", "affine")
-    if other is not None and not is_mlx and method != "mxfp4":
-        raise UnsupportedModelError(
-            f"checkpoints quantized with {shown(method)} are not supported",
-            hint="Use the unquantized checkpoint, one quantized by MLX, or a GGUF file.",
-        )
-    for settings in filter(None, (by_mlx, other)):
-        for part in (settings, *(inner for _, inner in settings.inner())):
-            _check_affine(part)
-
-
-def _check_affine(part: Fields) -> None:
-    """The modes' tensors look alike, so the name alone tells them apart."""
-    for key in ("bits", "group_size"):
-        part.optional_integer(key, most=1024)
-    mode = part.optional_text("mode")
-    if mode not in (None, "affine"):
-        raise UnsupportedModelError(
-            f"checkpoints quantized by MLX in mode {shown(mode)} are not supported",
-            hint="Those in mode affine, MLX's default, are.",
-        )

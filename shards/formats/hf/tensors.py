@@ -11,11 +11,10 @@ from ...families.named_source import NamedSource, next_blocks
 from ...families.places import Place, places
 from ...families.rows.table import FAMILIES
 from ..config import ModelConfig
+from ..quantized.source import plain_names, with_quantized
 from ..shown import shown
 from ..tensors import EMBEDDING, HEAD, TensorSource
 from .foreign_tensors import foreign_places, foreign_tensors
-from .mlx_affine import stored_names, with_affine
-from .mxfp4 import BLOCKS, scales_of, with_mxfp4
 
 _ROOTS = ("model.", "language_model.model.", "model.language_model.", "language_model.")
 """What names of the text part begin with: the last ones in models that see or hear, too."""
@@ -30,6 +29,7 @@ def stored_places(config: ModelConfig, present: Collection[str]) -> tuple[ModelC
     transformers."""
     if config.foreign is not None:
         return foreign_places(config, config.foreign, present)
+    present = plain_names(present)
     root = _root(present)
     outer = root.removesuffix("model.") if root == "model." or root.endswith(".model.") else root
     head = next((name for name in (*_HEADS, outer + HEAD) if name in present), None)
@@ -65,13 +65,6 @@ class _Rooted:
         return isinstance(name, str) and self.real(name) in self._present
 
 
-def stored_parts(name: str, present: Container[str]) -> list[str]:
-    """Those of the tensors ``present`` in files of which the one that is called ``name`` is made: several,
-    where a matrix is quantized. Each format says by names alone which these may be."""
-    parts = (name, scales_of(name)) if name.endswith(BLOCKS) else stored_names(name)
-    return [part for part in parts if part in present]
-
-
 def checked_tensors(config: ModelConfig, source: TensorSource, where: str) -> tuple[ModelConfig, NamedSource]:
     """The configuration, with what only the tensors tell, and all of the model's tensors, quantized ones put
     together. CheckpointError, UnsupportedModelError: see ``NamedSource``."""
@@ -79,13 +72,13 @@ def checked_tensors(config: ModelConfig, source: TensorSource, where: str) -> tu
         return foreign_tensors(config, config.foreign, source, where)
     _refuse_unlike(source.manifest, where)
     config, found = stored_places(config, source.manifest)
-    if not config.tie_word_embeddings and found[HEAD].stored not in source.manifest:
+    if not config.tie_word_embeddings and found[HEAD].stored not in plain_names(source.manifest):
         raise CheckpointError(
             f"{where} has no head ({HEAD}): it is a base model that was saved without one",
             hint="Take the model that writes text (…ForCausalLM), or a GGUF file of it.",
         )
-    source = with_mxfp4(source, (place.stored for place in found.values()), where)
-    source = with_affine(source, {place.stored: place.whole for place in found.values()}, where)
+    shapes = {place.stored: place.whole for place in found.values()}
+    source = with_quantized(source, shapes, config.quantization, where)
     own = FAMILIES[config.family].ignored
     ignored = "|".join(filter(None, (own, next_blocks(config, "layers.{}."))))
     return config, NamedSource(source, found, where, ignored=ignored)

@@ -16,7 +16,8 @@ from ..bounds import MAX_VOCAB, MAX_WIDTH
 from ..config import ModelConfig
 from ..fields import Fields
 from ..foreign_config import ANOTHER, ForeignConfig
-from ..hf.config import check_quantization, end_ids, native_dtype
+from ..hf.config import end_ids, native_dtype
+from ..quantized.settings import quantization
 from ..shown import shown
 from .layered import Layer, LayeredModel, quiet, unusable
 from .own_keys import CONTEXTS, LONGEST, own_keys
@@ -40,6 +41,16 @@ def foreign_config(document: dict[str, Any], generation: dict[str, Any], where: 
             raise UnsupportedModelError(error.message, hint=f"{error.hint} {ANOTHER}".strip()) from None
 
 
+def _refuse_quantized(read: Fields) -> None:
+    settings = quantization(read)
+    if settings is not None or read.section("quantization") is not None:
+        method = settings.method if settings else "MLX"
+        raise UnsupportedModelError(
+            f"{read.where}: weights quantized by {method} are not supported where transformers computes",
+            hint="Use the unquantized checkpoint.",
+        )
+
+
 def _foreign_config(document: dict[str, Any], generation: dict[str, Any], where: str) -> ModelConfig:
     read = Fields(document, where)
     family = read.text("model_type")
@@ -52,7 +63,7 @@ def _foreign_config(document: dict[str, Any], generation: dict[str, Any], where:
     architectures = read.texts("architectures")
     if architectures and MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family] not in architectures:
         raise UnsupportedModelError(f"{where}: {shown(architectures[0])} is no causal language model")
-    check_quantization(read)
+    _refuse_quantized(read)
     said = json.dumps(own_keys(document, where), sort_keys=True)
     made = LayeredModel(said)
     own = Fields({key: getattr(made.config, key, None) for key in _USED}, where)

@@ -145,7 +145,7 @@ def test_the_first_name_of_the_architecture() -> None:
     [
         ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, "gpt2"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "hqq"),
         ({"hidden_act": "mish"}, "hidden_act: activation 'mish'"),
         ({"partial_rotary_factor": 0.5}, "part of a head"),
         ({"model_type": "x" * 10**6}, r"^\S+: model family .{1,120} is not"),

@@ -10,8 +10,8 @@ from gguf.quants import dequantize, quantize
 from swarm_node.shards.formats.floats import narrow, widen
 from swarm_node.shards.formats.raw_tensor import RawTensor
 from swarm_node.shards.layers.quantize import (
+    GGUF_INT8,
     GROUP,
-    INT8_SOURCES,
     file_groups,
     file_int8_groups,
     q4_k_groups,
@@ -69,7 +69,7 @@ def test_int8_groups_are_within_half_a_step() -> None:
         to_int8_groups(np.zeros((4, 40), np.float32))
 
 
-@pytest.mark.parametrize("kind", [gguf.GGMLQuantizationType[name] for name in INT8_SOURCES])
+@pytest.mark.parametrize("kind", [gguf.GGMLQuantizationType[name] for name in GGUF_INT8])
 def test_int8_groups_of_a_file_are_the_file_exactly(kind: gguf.GGMLQuantizationType) -> None:
     data = quantize(weights(24, 256), kind)
     groups = file_int8_groups(RawTensor("w", (24, 256), kind.name, data))

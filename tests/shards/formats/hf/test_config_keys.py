@@ -73,7 +73,7 @@ def test_missing_keys_have_transformers_defaults(model_type: str, missing: str |
         ("per_layer_config", {"1": {"num_attention_heads": 2}}),
         ("is_encoder_decoder", True),
         ("rotary_pct", 0.25),
-        ("quantization_config", {"quant_method": "gptq"}),
+        ("quantization_config", {"quant_method": "hqq"}),
         ("quantization", {"bits": 4, "mode": "mxfp4"}),
         ("quantization", {"bits": 4, "model.layers.0": {"mode": "mxfp4"}}),
         ("rope_scaling", {"full_attention": {"rope_type": "linear", "factor": 2.0}}),

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.formats.hf.mlx_affine import AffineTensor, stored_names
 from swarm_node.shards.formats.qtypes import AFFINE_BITS, AFFINE_GROUPS, row_bytes
+from swarm_node.shards.formats.quantized.mlx_affine import MlxAffine
+from swarm_node.shards.formats.quantized.tensor import QuantizedTensor
 from swarm_node.shards.formats.tensors import EMBEDDING
 from swarm_node.shards.loading import load_backend, load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
@@ -23,6 +24,7 @@ from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
 from swarm_node.swarm.types import Span
 from tests.shards.mlx.mlx_checkpoints import quantize_directory
 
+stored_names = MlxAffine().stored
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
 
@@ -46,8 +48,9 @@ def test_every_width_is_read_as_mlx_reads_it(tmp_path: Path, dense: Path, bits: 
     folder = quantize_directory(dense, tmp_path / "q", bits=bits, group=group)
     with open_checkpoint(str(folder)) as checkpoint:
         raw = checkpoint.tensor(DOWN)
-        assert isinstance(raw, AffineTensor)
-        assert (raw.shape, raw.bits, raw.group, raw.cols) == ((128, 256), bits, group, 256)
+        assert isinstance(raw, QuantizedTensor)
+        assert raw.integers is not None
+        assert (raw.shape, raw.integers.bits, raw.integers.group) == ((128, 256), bits, group)
         assert raw.qtype == f"MLX{bits}_{group}_F32"
         assert raw.nbytes == 128 * row_bytes(raw.qtype, 256) == checkpoint.manifest[DOWN].nbytes
         wanted = values(folder, DOWN, bits, group)

@@ -1,0 +1,83 @@
+"""Which scale belongs to which weight: one for a matrix, a row, a group of columns, or a block of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..floats import STORED, widen
+from ..qtypes import DENSE, Scheme
+from ..raw_tensor import RawTensor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+
+SCALE_TYPES = (*DENSE, "F8_E8M0")
+
+Shape = tuple[int, ...]
+
+
+def scheme_of(shape: Shape, scale: Shape, bits: int, told: Sequence[Scheme]) -> Scheme | None:
+    """How ``scale`` is divided among a matrix, or a stack of them, of ``shape``; None where it does not fit.
+
+    ``told`` are tried first: shapes alone do not tell the size of a block."""
+    usual = (Scheme(bits, 0, 0), Scheme(bits, 0))
+    for scheme in (*(each for each in told if each.bits == bits), *usual):
+        if _fits(shape, scale, scheme):
+            return scheme
+    groups = scale[-1] if scale else 0
+    if scale[:-1] == shape[:-1] and groups and shape[-1] % groups == 0:
+        return Scheme(bits, shape[-1] // groups)
+    return None
+
+
+def _fits(shape: Shape, scale: Shape, scheme: Scheme) -> bool:
+    *stack, rows, cols = shape
+    if scheme.rows == 0:
+        return prod(scale) == prod(stack) and (len(scale) == 1 or scale[: len(stack)] == tuple(stack))
+    divided = (*stack, -(-rows // scheme.rows))
+    if scheme.group == 0:
+        return scale in (divided, (*divided, 1))
+    if scheme.rows == 1 and cols % scheme.group:
+        return False
+    return scale == (*divided, -(-cols // scheme.group))
+
+
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """``values`` float32 (all scales, groups). So many ``rows`` of a matrix share some; it has ``each``."""
+
+    values: Floats
+    rows: int
+    each: int
+
+    def __call__(self, rows: NDArray[np.int64]) -> Floats:
+        """Of stored rows: (rows, groups)."""
+        blocks = -(-self.each // self.rows)
+        return self.values[rows // self.each * blocks + rows % self.each // self.rows]
+
+    def of(self, values: Floats) -> Scales:
+        """Other values, divided in the same way."""
+        return replace(self, values=values.reshape(self.values.shape))
+
+
+def scales(raw: RawTensor, shape: Shape, scheme: Scheme) -> Scales:
+    """Of a matrix of ``shape``, by what ``scheme_of`` has found."""
+    groups = -(-shape[-1] // scheme.group) if scheme.group else 1
+    return Scales(whole_floats(raw).reshape(-1, groups), scheme.rows or shape[-2], shape[-2])
+
+
+def whole_floats(raw: RawTensor) -> Floats:
+    """All values of a small tensor, float32 in its shape; of F8_E8M0, which are powers of two, too."""
+    if raw.qtype == "F8_E8M0":
+        exponents = raw.stored.astype(np.int32) - 127
+        powers = np.where(raw.stored == 255, np.nan, np.ldexp(1.0, exponents))
+        return powers.astype(np.float32).reshape(raw.shape)
+    dtype = DENSE[raw.qtype]
+    return widen(np.array(raw.stored, order="C").view(STORED[dtype]), dtype).reshape(raw.shape)
