@@ -10,13 +10,21 @@ import numpy as np
 
 from ..swarm.errors import UsageError
 from .checkpoint.checkpoint import Checkpoint, check_span
-from .formats.tensors import EMBEDDING, FINAL_NORM, HEAD, HEAD_BIAS
+from .formats.tensors import (
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD,
+    HEAD_BIAS,
+    SIDE_EMBEDDING,
+    SIDE_NORM,
+    SIDE_PROJECTION,
+)
 from .kernels.head import NativeHead
 from .kernels.linear import ActivationPrecision
 from .kernels.rows import NativeNorm
 from .layers.quantize import INT4_SOURCES, OWN_FORM
 from .models.client_memory import HeadShape, check_room
-from .models.client_part import ClientModel
+from .models.client_part import ClientModel, SideMaker
 from .models.devices import INSTALL_COMPILER, require_mlx, require_torch, resolve_device
 from .models.head import FinalNorm, Head, RefinedHead
 from .models.load_plan import LoadOptions, LoadPlan, WeightKind, resolve
@@ -26,6 +34,8 @@ from .models.weight_loader import Progress, WeightLoader, check_shape
 
 if TYPE_CHECKING:
     from ..swarm.types import Span
+    from .formats.block_config import NormConfig
+    from .formats.config import SidebandConfig
     from .formats.raw_tensor import RawTensor
     from .models.backend import SpanBackend
     from .torch.weights import TorchLoader
@@ -101,17 +111,18 @@ def load_client_model(
     if plan.packed:
         shape = HeadShape(config.vocab_size, config.hidden_size, tied, raw.qtype)
         check_room(shape, quantize=options.quantize, native=plan.native(WeightKind.INT8))
-    norm = _final_norm(checkpoint)
+    norm = _norm(checkpoint, FINAL_NORM.removesuffix(".weight"), config.final_norm, config.hidden_size)
     # What refines logits computes products alone.
     refinable = _refinable(plan) and not config.head_bias
     kind = _head_kind(raw, plan, refinable)
     errors = RoundingBounds() if refinable else None
     bias = HEAD_BIAS.removesuffix(".bias")
     wanted = ([name.removesuffix(".weight")], [config.vocab_size], config.hidden_size, kind, errors, bias)
+    in_file = raw.nbytes + _projection_bytes(checkpoint)
     loader: WeightLoader | TorchLoader
     head: Head
     if plan.precision is not None and plan.native(plan.form([raw], kind)):
-        loader = WeightLoader(checkpoint, plan, raw.nbytes, progress, threads)
+        loader = WeightLoader(checkpoint, plan, in_file, progress, threads)
         loader.label = "head"
         linear = loader.linear(*wanted)
         native = NativeHead(NativeNorm(norm.settings, norm.weight, norm.bias), linear, threads)
@@ -123,11 +134,12 @@ def load_client_model(
         from .torch.head import TorchHead
         from .torch.weights import TorchLoader
 
-        loader = TorchLoader(checkpoint, plan, raw.nbytes, progress, threads)
+        loader = TorchLoader(checkpoint, plan, in_file, progress, threads)
         loader.label = "head"
         head = TorchHead(norm, loader.linear(*wanted), plan.device, plan.dtype, threads)
         kernels, tied_head = "torch", None
         rounding = torch_rounding(config.hidden_size)
+    side = None if config.sideband is None else _side_maker(checkpoint, config.sideband, loader)
     held = norm.nbytes + loader.nbytes
     if errors is not None and errors.known:
         bounds = errors.bounds(rounding)
@@ -136,8 +148,30 @@ def load_client_model(
     checkpoint.release()
     return ClientModel(
         *(config, embedding, norm, head, plan.device, held, loader.summary(), kernels),
-        *(checkpoint.release, tied_head),
+        *(checkpoint.release, tied_head, side),
     )
+
+
+def _projection_bytes(checkpoint: Checkpoint) -> int:
+    name = f"{SIDE_PROJECTION}.weight"
+    return checkpoint.tensor(name).nbytes if checkpoint.config.sideband is not None else 0
+
+
+def _side_maker(
+    checkpoint: Checkpoint, settings: SidebandConfig, loader: WeightLoader | TorchLoader
+) -> SideMaker:
+    """Its embedding stays in the file, its projection is held as the blocks' matrices are."""
+    config = checkpoint.config
+    beside = config.n_blocks * settings.values
+    embedding = checkpoint.tensor(SIDE_EMBEDDING)
+    check_shape(embedding, (settings.vocab_size, beside))
+    norm = _norm(checkpoint, SIDE_NORM, settings.norm, settings.values)
+    wanted = ([SIDE_PROJECTION], [beside], config.hidden_size)
+    if isinstance(loader, WeightLoader):
+        return SideMaker(settings, embedding, loader.linear(*wanted), norm)
+    from .torch.head import TorchProduct
+
+    return SideMaker(settings, embedding, TorchProduct(loader.linear(*wanted), loader.target), norm)
 
 
 def _check_foreign(options: LoadOptions) -> None:
@@ -156,20 +190,19 @@ def _check_foreign(options: LoadOptions) -> None:
             )
 
 
-def _final_norm(checkpoint: Checkpoint) -> FinalNorm:
-    config = checkpoint.config
-    settings, name, hidden = config.final_norm, FINAL_NORM.removesuffix(".weight"), config.hidden_size
+def _norm(checkpoint: Checkpoint, name: str, settings: NormConfig, size: int) -> FinalNorm:
+    """Of rows of ``size`` values. ``name``: without ``.weight``."""
 
     def vector(part: str) -> np.ndarray:
         raw = checkpoint.tensor(f"{name}.{part}")
-        check_shape(raw, (hidden,))
+        check_shape(raw, (size,))
         return raw.dequantize()
 
     return FinalNorm(
         settings,
         vector("weight") if settings.weighted else None,
         vector("bias") if settings.bias else None,
-        hidden,
+        size,
     )
 
 

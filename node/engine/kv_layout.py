@@ -1,8 +1,8 @@
 """How many slots a session needs in each of its blocks. Plain ints.
 
-Blocks that see all tokens need a page for every page of tokens. Those that see only the last ones, or those
-of a chunk, use a few pages again and again: a session holds what a token sees there, what one batch may add,
-and ROLLBACK_TOKENS.
+Blocks that see all tokens need a page for every page of tokens; those that read another block's keys and
+values need none. Those that see only the last ones, or those of a chunk, use a few pages again and again: a
+session holds what a token sees there, what one batch may add, and ROLLBACK_TOKENS.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ class KvGroup:
 
 
 class KvLayout:
-    """The groups of one span's blocks, by ``reaches`` of these. ``batch_tokens``: most tokens of one session
-    in a batch.
+    """The groups of one span's blocks, by ``reaches`` of these, None for one that caches nothing.
+    ``batch_tokens``: most tokens of one session in a batch.
 
     ``most`` counts one page more than these tokens need: the first one may begin anywhere in its page.
     """
 
     def __init__(
         self,
-        reaches: Iterable[int],
+        reaches: Iterable[int | None],
         batch_tokens: int,
         *,
         page_tokens: int = PAGE_TOKENS,
@@ -55,11 +55,13 @@ class KvLayout:
     ) -> None:
         self.page_tokens = page_tokens
         rows: dict[int, list[int]] = {}
+        reaches = [*reaches]
         for row, reach in enumerate(reaches):
-            rows.setdefault(reach, []).append(row)
+            if reach is not None:
+                rows.setdefault(reach, []).append(row)
         self.groups = tuple(
             KvGroup(
-                slice(None) if len(rows) == 1 else rows[reach],
+                slice(None) if len(rows[reach]) == len(reaches) else rows[reach],
                 len(rows[reach]),
                 reach,
                 self._pages(reach + batch_tokens + rollback_tokens) + 1 if reach else ALL_PAGES,
@@ -71,7 +73,9 @@ class KvLayout:
 
     @classmethod
     def of(cls, blocks: Iterable[BlockConfig], batch_tokens: int) -> KvLayout:
-        return cls((block.attention.reach for block in blocks), batch_tokens)
+        """Of a span between allowed cuts, which holds what its blocks read."""
+        reaches = (block.attention.reach if block.kv_of is None else None for block in blocks)
+        return cls(reaches, batch_tokens)
 
     def slots_of(self, tokens: int) -> int:
         """Slots of one session of ``tokens`` tokens."""

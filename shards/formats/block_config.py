@@ -5,6 +5,7 @@ In these terms a block is, with x (tokens, hidden) and all norms optional:
     a = attention_out_norm(attention(norm(x)))
     sequential:   x += m * a;   x += m * mlp_out_norm(mlp(mlp_norm(x)))
     parallel:     x += m * (a + mlp_out_norm(mlp(mlp_norm(x)))), without mlp_norm: mlp(norm(x))
+    with a side:  x += side.norm(projection(side.activation(gate(x)) * values))
     x *= scalar
 
 where ``mlp`` is a dense MLP, experts, or both, and m the ``residual_multiplier``. How a file lays its weights
@@ -310,8 +311,26 @@ class ExpertsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class SideConfig:
+    """``values`` that a block reads of each token beside the residual stream: see the module."""
+
+    values: int
+    activation: str
+    norm: NormConfig
+
+    def __post_init__(self) -> None:
+        check_count("a block's values beside the residual", self.values, MAX_WIDTH)
+        _one_of("activation", self.activation, ACTIVATIONS)
+        if self.activation == "clamped":
+            raise UnsupportedModelError("activation clamped is for gated MLPs")
+
+
+@dataclass(frozen=True, slots=True)
 class BlockConfig:
-    """See the module. ``scalar``: the file has one number that the block's output is multiplied by."""
+    """See the module. ``scalar``: the file has one number that the block's output is multiplied by.
+
+    ``kv_of``: number of the earlier block whose keys and values this one reads: it makes and caches none.
+    """
 
     attention: AttentionConfig
     mlp: MlpConfig | None
@@ -323,8 +342,13 @@ class BlockConfig:
     parallel: bool = False
     residual_multiplier: float = 1.0
     scalar: bool = False
+    side: SideConfig | None = None
+    kv_of: int | None = None
 
     def __post_init__(self) -> None:
+        attention = self.attention
+        if self.kv_of is not None and (attention.latent or attention.v_norm or attention.keys_as_values):
+            raise UnsupportedModelError("a block that reads another's keys and values has none of its own")
         if self.mlp is None and self.experts is None:
             raise CheckpointError("a block has neither an MLP nor experts")
         check_between("the residual multiplier", self.residual_multiplier, (0.0, SCALES[1]))

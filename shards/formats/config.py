@@ -2,6 +2,10 @@
 
 All numbers are checked here and in the settings of its blocks, so that all code may trust a ``ModelConfig``:
 sizes are positive and bounded, head counts divide, the rope settings are complete for their type.
+
+What is handed over at a boundary of two blocks is a *row* a token: what the next block reads. It begins with
+the residual stream; of a model with a sideband, the values that each block from there on reads beside it
+follow.
 """
 
 from __future__ import annotations
@@ -11,13 +15,45 @@ from dataclasses import dataclass
 from ...swarm.errors import CheckpointError
 from ...swarm.types import MAX_BLOCKS
 from .block_config import BlockConfig, NormConfig
-from .bounds import MAX_CONTEXT, MAX_VOCAB, MAX_WIDTH, SCALES, check_between, check_count, check_softcap
+from .bounds import (
+    MAX_CONTEXT,
+    MAX_ROW,
+    MAX_VOCAB,
+    MAX_WIDTH,
+    SCALES,
+    check_between,
+    check_count,
+    check_softcap,
+)
 from .foreign_config import ForeignConfig
 from .qtypes import Quantization
 from .shown import shown
 
 MAX_MODEL_EXPERTS = 1 << 16
 """Experts of all blocks together; models have up to 31,000. Each has tensors, and all of them get a name."""
+
+
+@dataclass(frozen=True, slots=True)
+class SidebandConfig:
+    """What the client makes of a token for every block beside the residual stream, ``values`` each.
+
+    With e the row that goes into the first block, all blocks' values of a token are
+    scale * (norm(projection_scale * projection(e)) + embedding_scale * embedding[token]), the norm over each
+    block's. ``vocab_size``: rows of that embedding.
+    """
+
+    values: int
+    vocab_size: int
+    norm: NormConfig
+    projection_scale: float
+    embedding_scale: float
+    scale: float
+
+    def __post_init__(self) -> None:
+        check_count("values of a block beside the residual", self.values, MAX_WIDTH)
+        check_count("vocabulary of the values beside the residual", self.vocab_size, MAX_VOCAB)
+        for name in ("projection_scale", "embedding_scale", "scale"):
+            check_between(f"the sideband's {name}", getattr(self, name), (0.0, SCALES[1]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +69,7 @@ class ModelConfig:
     them. ``native_dtype``: the file's main weight type, such as ``BF16`` or ``Q4_1``; for people and for
     ``auto``.
     ``quantization``: what a HuggingFace configuration says of quantized matrices.
+    ``sideband``: what its blocks' ``side`` reads.
     ``foreign``: transformers' own layers compute the model; ``blocks`` then tell no more than what each
     caches, and the client's part is transformers' own, too.
     """
@@ -53,6 +90,7 @@ class ModelConfig:
     next_blocks: int = 0
     native_dtype: str = "F32"
     quantization: Quantization | None = None
+    sideband: SidebandConfig | None = None
     foreign: ForeignConfig | None = None
 
     def __post_init__(self) -> None:
@@ -72,6 +110,56 @@ class ModelConfig:
             if not 0 <= token < MAX_VOCAB:
                 raise CheckpointError(f"special token id {shown(token)} is outside 0..{MAX_VOCAB - 1}")
 
+        self._check_sideband()
+        for number, block in enumerate(self.blocks):
+            if block.kv_of is not None:
+                self._check_kv(number, block, block.kv_of)
+
+    def _check_sideband(self) -> None:
+        made = 0 if self.sideband is None else self.sideband.values
+        if any((0 if block.side is None else block.side.values) != made for block in self.blocks):
+            raise CheckpointError(
+                "the blocks do not read the values beside the residual that the client makes"
+            )
+        check_count("values of a row", self.row_width(0), MAX_ROW)
+        if self.sideband is not None and self.sideband.vocab_size < self.vocab_size:
+            raise CheckpointError(
+                f"values beside the residual for {self.sideband.vocab_size} tokens of {self.vocab_size}"
+            )
+
+    def _check_kv(self, number: int, block: BlockConfig, of: int) -> None:
+        if not 0 <= of < number or self.blocks[of].kv_of is not None:
+            raise CheckpointError(
+                f"block {number} reads keys and values of block {of}, which makes none for it"
+            )
+        own, theirs = block.attention, self.blocks[of].attention
+        if own.kv != theirs.kv or own.reach != theirs.reach or theirs.latent is not None:
+            raise CheckpointError(
+                f"block {number} cannot read the keys and values of block {of}: other shapes"
+            )
+
     @property
     def n_blocks(self) -> int:
         return len(self.blocks)
+
+    def row_width(self, boundary: int) -> int:
+        """Values of the row of a token that block ``boundary`` reads, or after the last block the head."""
+        beside = 0 if self.sideband is None else self.sideband.values
+        return self.hidden_size + beside * (self.n_blocks - boundary)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """``row_width`` of every boundary, 0 to ``n_blocks``."""
+        return tuple(map(self.row_width, range(self.n_blocks + 1)))
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """The boundaries where spans may begin and end: no block behind one reads the keys and values of a
+        block before it."""
+        inside = {
+            boundary
+            for number, block in enumerate(self.blocks)
+            if block.kv_of is not None
+            for boundary in range(block.kv_of + 1, number + 1)
+        }
+        return tuple(boundary for boundary in range(self.n_blocks + 1) if boundary not in inside)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ...swarm.types import Span
-from .block_config import AttentionConfig, ExpertsConfig, LatentConfig, MlpConfig, NormConfig
+from .block_config import AttentionConfig, ExpertsConfig, LatentConfig, MlpConfig, NormConfig, SideConfig
 from .config import ModelConfig
 from .raw_tensor import RawTensor
 
@@ -15,6 +15,10 @@ EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
 HEAD_BIAS = "lm_head.bias"
+SIDE_EMBEDDING = "model.embed_tokens_per_layer.weight"
+SIDE_PROJECTION = "model.per_layer_model_projection"
+SIDE_NORM = "model.per_layer_projection_norm"
+"""Of the values beside the residual; the last two without ``.weight``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +54,13 @@ def block_tensors(config: ModelConfig, block: int) -> dict[str, tuple[int, ...]]
     settings, hidden = config.blocks[block], config.hidden_size
     shapes = {
         **_norm("input_layernorm", settings.norm, hidden),
-        **_attention(settings.attention, hidden),
+        **_attention(settings.attention, hidden, makes_kv=settings.kv_of is None),
         **_norm("self_attn.out_norm", settings.attention_out_norm, hidden),
         **_norm("post_attention_layernorm", settings.mlp_norm, hidden),
         **_mlp("mlp", settings.mlp, hidden),
         **_experts(settings.experts, hidden),
         **_norm("mlp.out_norm", settings.mlp_out_norm, hidden),
+        **_side(settings.side, hidden),
     }
     if settings.scalar:
         shapes["scalar.weight"] = (1,)
@@ -77,22 +82,21 @@ def _linear(name: str, rows: int, cols: int, *, bias: bool = False) -> Shapes:
     return shapes | ({f"{name}.bias": (rows,)} if bias else {})
 
 
-def _attention(attention: AttentionConfig, hidden: int) -> Shapes:
+def _attention(attention: AttentionConfig, hidden: int, *, makes_kv: bool) -> Shapes:
     if attention.latent is not None:
         return _latent(attention, attention.latent, hidden)
     q, kv, out = attention.q_size, attention.kv_size, attention.out_size
-    shapes = {
-        **_linear("self_attn.q_proj", q, hidden, bias=attention.bias),
-        **_linear("self_attn.k_proj", kv, hidden, bias=attention.bias),
-    }
-    if not attention.keys_as_values:
+    shapes = _linear("self_attn.q_proj", q, hidden, bias=attention.bias)
+    if makes_kv:
+        shapes |= _linear("self_attn.k_proj", kv, hidden, bias=attention.bias)
+    if makes_kv and not attention.keys_as_values:
         shapes |= _linear("self_attn.v_proj", kv, hidden, bias=attention.bias)
     if attention.gate is not None:
         shapes |= _linear(
             "self_attn.gate_proj", out if attention.gate == "channel" else attention.heads, hidden
         )
     if (norm := attention.qk_norm) is not None:
-        for part, size in (("q", q), ("k", kv)):
+        for part, size in (("q", q), ("k", kv)) if makes_kv else (("q", q),):
             each = size if norm.over == "all" or norm.per_head else attention.head_dim
             shapes |= _norm(f"self_attn.{part}_norm", norm.norm, each)
     shapes |= _norm("self_attn.v_norm", attention.v_norm, attention.head_dim)
@@ -158,8 +162,19 @@ def _experts(experts: ExpertsConfig | None, hidden: int) -> Shapes:
     }
 
 
+def _side(side: SideConfig | None, hidden: int) -> Shapes:
+    if side is None:
+        return {}
+    return {
+        **_linear("per_layer_input_gate", side.values, hidden),
+        **_linear("per_layer_projection", hidden, side.values),
+        **_norm("post_per_layer_input_norm", side.norm, hidden),
+    }
+
+
 def client_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of embedding, final norm and, where it is not tied to the embedding, head."""
+    """Names and shapes of embedding, final norm and, where it is not tied to the embedding, head; and of what
+    makes the values beside the residual."""
     shapes: Shapes = {
         EMBEDDING: (config.vocab_size, config.hidden_size),
         **_norm(FINAL_NORM.removesuffix(".weight"), config.final_norm, config.hidden_size),
@@ -168,6 +183,11 @@ def client_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes[HEAD] = (config.vocab_size, config.hidden_size)
     if config.head_bias:
         shapes[HEAD_BIAS] = (config.vocab_size,)
+    if (sideband := config.sideband) is not None:
+        beside = config.n_blocks * sideband.values
+        shapes[SIDE_EMBEDDING] = (sideband.vocab_size, beside)
+        shapes |= _linear(SIDE_PROJECTION, beside, config.hidden_size)
+        shapes |= _norm(SIDE_NORM, sideband.norm, sideband.values)
     return shapes
 
 

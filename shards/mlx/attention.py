@@ -65,7 +65,7 @@ class PagedAttention:
         self._pool, self._span = pool, span
         self._groups: list[_Group] = []
         self._views: dict[tuple[int, ...], list[_View]] = {}
-        self._new: dict[KvShape, list[tuple[int, Stored]]] = {}
+        self._new: dict[KvShape, dict[int, Stored]] = {}
         self._stacked: list[tuple[list[int], list[mx.array]]] = []
         for part in slices:
             if part.first_block > span.start or part.first_block + len(part.table) < span.end:
@@ -79,18 +79,18 @@ class PagedAttention:
         self.order = None if rows == list(range(len(rows))) else np.array(rows)
 
     def __call__(
-        self, block: int, scores: Scores, q: mx.array, k: mx.array, v: mx.array | None = None
+        self, block: int, scores: Scores, q: mx.array, k: mx.array | None, v: mx.array | None = None
     ) -> mx.array:
         """``q`` (T, heads, key_dim), ``k`` and ``v`` (T, kv_heads, key_dim) → (T, heads * value_dim). Without
-        ``v``, values are shared with keys.
+        ``v``, values are shared with keys. Without ``k``, they are those that ``block`` has made already.
 
-        ``block`` is absolute. Call it once for each block of the span, in their order.
+        ``block`` is absolute. Call it with keys once for each block of the span, in their order.
         """
-        at = block - self._span.start
-        rows = (k if v is None else mx.concatenate([k, v], axis=1)).swapaxes(0, 1)  # (vectors, T, key_dim)
-        stored = self._pool.narrow(rows)
-        self._new.setdefault(scores.kv, []).append((at, stored))
-        new = self._pool.widen(stored, q.dtype)
+        at, made = block - self._span.start, self._new.setdefault(scores.kv, {})
+        if k is not None:
+            rows = k if v is None else mx.concatenate([k, v], axis=1)
+            made[at] = self._pool.narrow(rows.swapaxes(0, 1))  # (vectors, T, key_dim)
+        new = self._pool.widen(made[at], q.dtype)
         outs = []
         for group, view in zip(self._groups, self._seen(scores), strict=True):
             own = slice(group.first, group.first + group.rows)
@@ -102,8 +102,8 @@ class PagedAttention:
         """What ``commit`` writes. Evaluate it before, together with the result."""
         self._stacked = []
         for new in self._new.values():
-            arrays = [mx.stack(list(parts)) for parts in zip(*(stored for _, stored in new), strict=True)]
-            self._stacked.append(([at for at, _ in new], arrays))
+            arrays = [mx.stack(list(parts)) for parts in zip(*new.values(), strict=True)]
+            self._stacked.append(([*new], arrays))
         return [array for _, arrays in self._stacked for array in arrays]
 
     def commit(self) -> None:

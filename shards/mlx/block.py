@@ -12,7 +12,7 @@ from .experts import ExpertsLayer, MlxExperts
 from .heads import HeadsLayer
 from .latent import LatentLayer
 from .linear import DenseLinears, MlxLinear
-from .mlp import MlxMlp
+from .mlp import MlxMlp, MlxSide
 from .norm import MlxNorm, normed
 from .rope import MlxRope, Positions
 
@@ -34,7 +34,7 @@ class MlxBlock:
         attention = weights.attention
         self._attention: HeadsLayer | LatentLayer
         if isinstance(attention, AttentionWeights):
-            self._attention = HeadsLayer(settings.attention, attention, rope, dtype)
+            self._attention = HeadsLayer(settings.attention, attention, rope, dtype, settings.kv_of)
         else:
             self._attention = LatentLayer(settings.attention, attention, rope)
         dense = None
@@ -47,11 +47,22 @@ class MlxBlock:
             self._feed_forward = dense
         self._norm, self._mlp_norm = weights.norm, weights.mlp_norm
         self._attention_out_norm, self._mlp_out_norm = weights.attention_out_norm, weights.mlp_out_norm
+        self._side: MlxSide | None = None
+        if settings.side is not None and weights.side is not None:
+            self._side = MlxSide(settings.side, weights.side)
         self._parallel = settings.parallel
         self._multiplier, self._scalar = settings.residual_multiplier, weights.scalar
 
-    def __call__(self, block: int, x: mx.array, positions: Positions, attend: PagedAttention) -> mx.array:
-        """``x`` (T, hidden) → (T, hidden). ``block`` is absolute."""
+    def __call__(
+        self,
+        block: int,
+        x: mx.array,
+        positions: Positions,
+        attend: PagedAttention,
+        beside: mx.array | None = None,
+    ) -> mx.array:
+        """``x`` (T, hidden) → (T, hidden). ``block`` is absolute. ``beside`` (T, values): what its side
+        reads."""
         read = normed(self._norm, x)
         attended = normed(self._attention_out_norm, self._attention(block, read, positions, attend))
         if self._parallel:
@@ -62,6 +73,8 @@ class MlxBlock:
             x = x + self._times(attended)
             out = self._feed_forward(normed(self._mlp_norm, x), x)
             x = x + self._times(normed(self._mlp_out_norm, out))
+        if self._side is not None and beside is not None:
+            x = x + self._side(x, beside)
         return x if self._scalar == 1.0 else x * self._scalar
 
     def _times(self, x: mx.array) -> mx.array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -27,13 +28,16 @@ class HeadsLayer:
         weights: AttentionWeights[MlxNorm, MlxLinear],
         rope: MlxRope | None,
         dtype: str,
+        kv_of: int | None = None,
     ) -> None:
-        self._settings, self._rope = settings, rope
+        """``kv_of``: the block whose keys and values are read, where these are not its own."""
+        self._settings, self._rope, self._kv_of = settings, rope, kv_of
         self._qkv, self._out = weights.qkv, weights.out
         self._heads, self._head_dim = settings.heads, settings.head_dim
-        self._rotated = settings.heads + settings.kv_heads
+        kv_heads = settings.kv_heads if kv_of is None else 0
+        self._rotated = settings.heads + kv_heads
         self._first_value = settings.heads if settings.keys_as_values else self._rotated
-        self._width = (self._first_value + settings.kv_heads) * settings.head_dim
+        self._width = (self._first_value + kv_heads) * settings.head_dim
         self._norm = self._v_norm = None
         if settings.qk_norm is not None:
             self._norm = _QkNorm(settings, settings.qk_norm, weights, dtype)
@@ -67,7 +71,10 @@ class HeadsLayer:
         q = qk[:, : self._heads]
         if settings.query_scale is not None:
             q = q * positions.query_scale(settings.query_scale, q.dtype)
-        out = attend(block, self._scores, q, qk[:, self._heads :], v)
+        if self._kv_of is None:
+            out = attend(block, self._scores, q, qk[:, self._heads :], v)
+        else:
+            out = attend(self._kv_of, self._scores, q, None)
         if settings.gate is not None:
             gate = mx.sigmoid(projected[:, self._width :])
             out = out.reshape(*gate.shape, -1) * gate[..., None]  # a value or a whole head has one gate
@@ -93,8 +100,8 @@ class _QkNorm:
             self._norms = [MlxNorm(norm.norm, None, None)]
             shape = (-1, settings.head_dim)
             self._weight, self._bias = (
-                None if q is None or k is None else optional(np.concatenate([q, k]).reshape(shape), dtype)
-                for q, k in parts
+                optional(np.concatenate(given).reshape(shape), dtype) if (given := _given(part)) else None
+                for part in parts
             )
         else:
             self._norms = [
@@ -111,5 +118,10 @@ class _QkNorm:
         normed = [
             norm(part.reshape(len(qk), -1)).reshape(part.shape)
             for norm, part in zip(self._norms, parts, strict=True)
+            if part.size
         ]
         return mx.concatenate(normed, axis=1)
+
+
+def _given(parts: Iterable[np.ndarray | None]) -> list[np.ndarray]:
+    return [part for part in parts if part is not None]

@@ -13,8 +13,9 @@ from .device import fused
 from .linear import MlxLinear
 
 if TYPE_CHECKING:
-    from ..formats.block_config import MlpConfig
-    from ..models.block_weights import MlpWeights
+    from ..formats.block_config import MlpConfig, SideConfig
+    from ..models.block_weights import MlpWeights, SideWeights
+    from .norm import MlxNorm
 
 Function = Callable[[mx.array], mx.array]
 
@@ -29,6 +30,17 @@ class MlxMlp:
 
     def __call__(self, x: mx.array, _residual: mx.array | None = None) -> mx.array:
         return self._down(self._activate(self._gate_up(x)))
+
+
+class MlxSide:
+    """``side(x, values)``: x (T, hidden), values (T, side) → (T, hidden)."""
+
+    def __init__(self, settings: SideConfig, weights: SideWeights[MlxNorm, MlxLinear]) -> None:
+        self._gate, self._projection, self._norm = weights
+        self._activate = fused(_gated(settings.activation))
+
+    def __call__(self, x: mx.array, values: mx.array) -> mx.array:
+        return self._norm(self._projection(self._activate(self._gate(x), values)))
 
 
 @cache

@@ -15,6 +15,7 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..layers.kv_pool import BatchSlice, resolve_kv_dtype
 from ..models.block_weights import bytes_in_file, load_block
 from ..models.load_plan import LoadOptions
+from ..models.sideband import check_width, passed_on
 from .attention import PagedAttention
 from .block import MlxBlock
 from .device import DTYPES, device_name, on_gpu, prepare, to_mlx
@@ -78,23 +79,28 @@ class MlxSpan:
         span = self.span if span is None else span
         if not self.span.covers(span):
             raise UsageError(f"blocks {span} are not within {self.span}")
+        check_width(self.config, span, x)
         if sum(part.count for part in slices) != len(x):
             raise LocalProtocolError(f"slices of other rows than the batch's {len(x)}")
         attention = PagedAttention(pool, slices, span)
         order = attention.order
-        hidden = to_mlx(x if order is None else x[order]).astype(DTYPES[self._dtype])
-        positions = Positions(attention.slices)
+        width = self.config.hidden_size
+        rows = to_mlx(x if order is None else x[order]).astype(DTYPES[self._dtype])
+        hidden, positions = rows[:, :width], Positions(attention.slices)
         for block in range(span.start, span.end):
-            hidden = self._blocks[block - self.span.start](block, hidden, positions, attention)
+            side = self.config.blocks[block].side
+            beside = None if side is None else rows[:, width : width + side.values]
+            width += 0 if side is None else side.values
+            hidden = self._blocks[block - self.span.start](block, hidden, positions, attention, beside)
         result = hidden.astype(mx.float32)
         mx.eval(result, attention.pending())
         attention.commit()
         out = np.array(result, copy=False)
-        if order is None:
-            return out
-        turned = np.empty_like(out)
-        turned[order] = out
-        return turned
+        if order is not None:
+            turned = np.empty_like(out)
+            turned[order] = out
+            out = turned
+        return passed_on(self.config, span, x, out)
 
     def use_threads(self, threads: int) -> None:
         pass  # MLX has its own

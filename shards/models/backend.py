@@ -2,8 +2,8 @@
 torch's ``TorchSpan``, MLX's ``MlxSpan``.
 
 The engine's compute thread is the only caller once a span is loaded and its memory is made. Rows go in and
-come out as float32 arrays, (tokens, hidden) and C-contiguous, as the wire codecs read and write them; a
-backend whose type is narrower converts them itself.
+come out as float32 arrays, (tokens, ``ModelConfig.row_width``) and C-contiguous, as the wire codecs read and
+write them; a backend whose type is narrower converts them itself.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class SpanBackend(Protocol[Memory]):
     def forward(
         self, x: NDArray[np.float32], slices: Sequence[BatchSlice], pool: Memory, span: Span | None = None
     ) -> NDArray[np.float32]:
-        """``x`` (T, hidden), left as it is → (T, hidden), through ``span`` (absolute numbers; None: all).
-        Complete when it returns.
+        """``x`` (T, ``row_width`` of the span's start), left as it is → (T, that of its end), through
+        ``span`` (absolute numbers, between allowed cuts; None: all). Complete when it returns.
 
         ``slices`` in the order of their rows, which together are all of ``x``'s. Their keys and values go
         into ``pool``, as the slices' tables say; what a page holds beyond a slice's end counts for nothing.

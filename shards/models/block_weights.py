@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from ..checkpoint.checkpoint import Checkpoint
     from ..formats.block_config import (
         AttentionConfig,
+        BlockConfig,
         ExpertsConfig,
         HeadNorm,
         LatentConfig,
         MlpConfig,
         NormConfig,
+        SideConfig,
     )
     from ..formats.config import ModelConfig
 
@@ -61,9 +63,10 @@ class BlockLoader(Protocol[Norm, Linear, Experts, Heads]):
 
 
 class AttentionWeights(NamedTuple, Generic[Norm, Linear]):
-    """``qkv``: q, k, v (unless keys are the values) and the output gate, as one product. ``q_norm``
-    (heads * head_dim), ``k_norm`` (kv_heads * head_dim): offsets added, a shared weight once a head; None: no
-    norm, or one without weights, as the settings say. Their biases likewise. ``sinks`` (heads)."""
+    """``qkv``: q, k, v (unless keys are the values) and the output gate, as one product; q and the gate alone
+    of a block that reads another's keys and values. ``q_norm`` (heads * head_dim), ``k_norm`` (kv_heads *
+    head_dim): offsets added, a shared weight once a head; None: no norm, or one without weights, as the
+    settings say. Their biases likewise. ``sinks`` (heads)."""
 
     qkv: Linear
     out: Linear
@@ -111,6 +114,14 @@ class ExpertsWeights(NamedTuple, Generic[Norm, Linear, Experts]):
     out_norm: Norm | None = None
 
 
+class SideWeights(NamedTuple, Generic[Norm, Linear]):
+    """``gate``: hidden → the values beside the residual; ``projection``: back."""
+
+    gate: Linear
+    projection: Linear
+    norm: Norm
+
+
 class BlockWeights(NamedTuple, Generic[Norm, Linear, Experts, Heads]):
     """The parts of ``BlockConfig``, under the same names."""
 
@@ -121,6 +132,7 @@ class BlockWeights(NamedTuple, Generic[Norm, Linear, Experts, Heads]):
     mlp: MlpWeights[Linear] | None = None
     experts: ExpertsWeights[Norm, Linear, Experts] | None = None
     mlp_out_norm: Norm | None = None
+    side: SideWeights[Norm, Linear] | None = None
     scalar: float = 1.0
 
 
@@ -137,13 +149,15 @@ def block_stacks(config: ModelConfig, block: int) -> list[tuple[Stack, int]]:
     settings, hidden, prefix = config.blocks[block], config.hidden_size, f"model.layers.{block}"
     attention, experts = settings.attention, settings.experts
     if attention.latent is None:
-        found = [_qkv(prefix, attention, hidden), _out(prefix, attention, hidden)]
+        found = [_qkv(prefix, settings, hidden), _out(prefix, attention, hidden)]
     else:
         found = [*_latent(prefix, attention, attention.latent, hidden).values()]
     if settings.mlp is not None:
         found += mlp_stacks(f"{prefix}.mlp", settings.mlp, hidden)
     if experts is not None and experts.shared is not None:
         found += mlp_stacks(f"{prefix}.mlp.shared_experts", experts.shared, hidden)
+    if settings.side is not None:
+        found += _side(prefix, settings.side, hidden)
     counted = [(stack, 1) for stack in found]
     if experts is not None:
         first = mlp_stacks(f"{prefix}.mlp.experts.0", experts.mlp, hidden)
@@ -151,9 +165,12 @@ def block_stacks(config: ModelConfig, block: int) -> list[tuple[Stack, int]]:
     return counted
 
 
-def _qkv(prefix: str, attention: AttentionConfig, hidden: int) -> Stack:
-    names, sizes = ["q_proj", "k_proj"], [attention.q_size, attention.kv_size]
-    if not attention.keys_as_values:
+def _qkv(prefix: str, settings: BlockConfig, hidden: int) -> Stack:
+    attention, makes_kv = settings.attention, settings.kv_of is None
+    names, sizes = ["q_proj"], [attention.q_size]
+    if makes_kv:
+        names, sizes = [*names, "k_proj"], [*sizes, attention.kv_size]
+    if makes_kv and not attention.keys_as_values:
         names, sizes = [*names, "v_proj"], [*sizes, attention.kv_size]
     if attention.gate is not None:
         rows = attention.out_size if attention.gate == "channel" else attention.heads
@@ -179,6 +196,13 @@ def _latent(prefix: str, attention: AttentionConfig, latent: LatentConfig, hidde
     return parts | {"out": _out(prefix, attention, hidden)}
 
 
+def _side(prefix: str, side: SideConfig, hidden: int) -> tuple[Stack, Stack]:
+    return (
+        Stack([f"{prefix}.per_layer_input_gate"], [side.values], hidden),
+        Stack([f"{prefix}.per_layer_projection"], [hidden], side.values),
+    )
+
+
 def mlp_stacks(name: str, mlp: MlpConfig, hidden: int) -> list[Stack]:
     """Those of the MLP ``name``: gate and up, then down."""
     parts = ["gate_proj", "up_proj"] if mlp.gated else ["up_proj"]
@@ -200,7 +224,7 @@ def load_block(
 
     attention = settings.attention
     return BlockWeights(
-        attention=_load_attention(loader, prefix, attention, hidden)
+        attention=_load_attention(loader, prefix, settings, hidden)
         if attention.latent is None
         else _load_latent(loader, prefix, attention, attention.latent, hidden),
         norm=norm("input_layernorm", settings.norm),
@@ -209,28 +233,24 @@ def load_block(
         mlp=_load_mlp(loader, f"{prefix}.mlp", settings.mlp, hidden),
         experts=None if settings.experts is None else _load_experts(loader, prefix, settings.experts, hidden),
         mlp_out_norm=norm("mlp.out_norm", settings.mlp_out_norm),
+        side=None if settings.side is None else _load_side(loader, prefix, settings.side, hidden),
         scalar=float(loader.vector(f"{prefix}.scalar.weight", 1)[0]) if settings.scalar else 1.0,
     )
 
 
 def _load_attention(
-    loader: BlockLoader[Norm, Linear, Experts, Heads], prefix: str, attention: AttentionConfig, hidden: int
+    loader: BlockLoader[Norm, Linear, Experts, Heads], prefix: str, settings: BlockConfig, hidden: int
 ) -> AttentionWeights[Norm, Linear]:
-    name = f"{prefix}.self_attn."
-    qkv = loader.linear(*_qkv(prefix, attention, hidden))
+    name, attention = f"{prefix}.self_attn.", settings.attention
+    qkv = loader.linear(*_qkv(prefix, settings, hidden))
     out = loader.linear(*_out(prefix, attention, hidden))
     weights = AttentionWeights[Norm, Linear](qkv, out)
     if (wanted := attention.qk_norm) is not None:
-        q, k = attention.heads, attention.kv_heads
-        weights = weights._replace(
-            q_norm=_head_norm(loader, f"{name}q_norm.weight", wanted, q, attention.head_dim),
-            k_norm=_head_norm(loader, f"{name}k_norm.weight", wanted, k, attention.head_dim),
-        )
-        if wanted.norm.bias:
-            weights = weights._replace(
-                q_norm_bias=_head_vector(loader, f"{name}q_norm.bias", wanted, q, attention.head_dim),
-                k_norm_bias=_head_vector(loader, f"{name}k_norm.bias", wanted, k, attention.head_dim),
-            )
+        q, q_bias = _head_norm(loader, f"{name}q_norm", wanted, attention.heads, attention.head_dim)
+        weights = weights._replace(q_norm=q, q_norm_bias=q_bias)
+        if settings.kv_of is None:
+            k, k_bias = _head_norm(loader, f"{name}k_norm", wanted, attention.kv_heads, attention.head_dim)
+            weights = weights._replace(k_norm=k, k_norm_bias=k_bias)
     if attention.v_norm is not None and attention.v_norm.weighted:
         each = loader.vector(f"{name}v_norm.weight", attention.head_dim) + np.float32(attention.v_norm.offset)
         weights = weights._replace(v_norm=np.tile(each, attention.kv_heads))
@@ -241,10 +261,14 @@ def _load_attention(
 
 def _head_norm(
     loader: BlockLoader[Norm, Linear, Experts, Heads], name: str, norm: HeadNorm, heads: int, head_dim: int
-) -> Floats | None:
-    if not norm.norm.weighted:
-        return None
-    return _head_vector(loader, name, norm, heads, head_dim) + np.float32(norm.norm.offset)
+) -> tuple[Floats | None, Floats | None]:
+    """Weight, its offset added, and bias; None: it has none."""
+    weight = bias = None
+    if norm.norm.weighted:
+        weight = _head_vector(loader, f"{name}.weight", norm, heads, head_dim) + np.float32(norm.norm.offset)
+    if norm.norm.bias:
+        bias = _head_vector(loader, f"{name}.bias", norm, heads, head_dim)
+    return weight, bias
 
 
 def _head_vector(
@@ -283,6 +307,17 @@ def _load_mlp(
         None
         if mlp is None
         else MlpWeights(*(loader.linear(*stack) for stack in mlp_stacks(name, mlp, hidden)))
+    )
+
+
+def _load_side(
+    loader: BlockLoader[Norm, Linear, Experts, Heads], prefix: str, side: SideConfig, hidden: int
+) -> SideWeights[Norm, Linear]:
+    gate, projection = _side(prefix, side, hidden)
+    return SideWeights(
+        loader.linear(*gate),
+        loader.linear(*projection),
+        loader.norm(f"{prefix}.post_per_layer_input_norm", side.norm, hidden),
     )
 
 

@@ -8,17 +8,40 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ...swarm.errors import UsageError
-from .head import Head
+from .head import FinalNorm, Head
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..formats.config import ModelConfig
+    from ..formats.config import ModelConfig, SidebandConfig
     from ..kernels.head import NativeHead
 
 HELD_ROWS = 64
 """After this many rows of the embedding, their pages of the file are let go: the kernel maps 64 KiB around
 each row, so that a long chat would come to hold all of the embedding."""
+
+
+class SideMaker:
+    """Makes the values that blocks read beside the residual: see ``SidebandConfig``."""
+
+    def __init__(
+        self,
+        settings: SidebandConfig,
+        embedding: Embedding,
+        project: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+        norm: FinalNorm,
+    ) -> None:
+        """``project``: (T, hidden) → (T, all blocks' values)."""
+        self._settings, self._embedding, self._project, self._norm = settings, embedding, project, norm
+
+    def __call__(self, ids: NDArray[np.int64], embedded: NDArray[np.float32]) -> NDArray[np.float32]:
+        """T token ids and their rows of the first block (T, hidden) → (T, all blocks' values)."""
+        settings = self._settings
+        made = self._project(embedded) * np.float32(settings.projection_scale)
+        made = self._norm(made.reshape(-1, settings.values)).reshape(made.shape)
+        made += self._embedding.dequantize_rows(ids) * np.float32(settings.embedding_scale)
+        made *= np.float32(settings.scale)
+        return made
 
 
 class Embedding(Protocol):
@@ -49,9 +72,11 @@ class ClientModel:
         kernels: str,
         release: Callable[[], None],
         tied: NativeHead | None = None,
+        side: SideMaker | None = None,
     ) -> None:
         """``release`` lets go of the pages of the file that were read. ``tied`` holds the values of the
-        embedding in 8 bits: a token that was just chosen is not looked up in the file."""
+        embedding in 8 bits: a token that was just chosen is not looked up in the file. ``side``: of a model
+        with a sideband."""
         self.config = config
         self.device = device
         self.weight_bytes = weight_bytes
@@ -63,22 +88,31 @@ class ClientModel:
         self._release = release
         self._rows_read = 0
         self._tied = tied
+        self._side = side
 
     def embed(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """T token ids → (T, hidden) float32. UsageError for an id outside the vocabulary."""
-        if self._tied is not None and len(ids) == 1 and 0 <= ids[0] < self.config.vocab_size:
-            return self._scaled(self._tied.int8_row(int(ids[0])))
+        """T token ids → (T, ``row_width(0)``) float32. UsageError for an id outside the vocabulary."""
         index = np.asarray(ids, dtype=np.int64)
         if not len(index):
-            return np.empty((0, self.config.hidden_size), np.float32)
+            return np.empty((0, self.config.row_width(0)), np.float32)
         if not 0 <= index.min() <= index.max() < self.config.vocab_size:
             raise UsageError(f"token ids must be 0 to {self.config.vocab_size - 1}")
-        rows = self._embedding.dequantize_rows(index)
-        self._rows_read += len(rows)
+        if self._tied is not None and len(index) == 1:
+            rows = self._scaled(self._tied.int8_row(int(index[0])))
+        else:
+            rows = self._scaled(self._embedding.dequantize_rows(index))
+            self._count(len(rows))
+        if self._side is None:
+            return rows
+        beside = self._side(index, rows)
+        self._count(len(rows))
+        return np.concatenate((rows, beside), 1)
+
+    def _count(self, rows: int) -> None:
+        self._rows_read += rows
         if self._rows_read > HELD_ROWS:
             self._rows_read = 0
             self._release()
-        return self._scaled(rows)
 
     def _scaled(self, rows: np.ndarray) -> np.ndarray:
         if self.config.embedding_multiplier != 1.0:

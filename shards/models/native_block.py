@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...swarm.errors import LocalProtocolError
+from ..formats.block_config import ACTIVATIONS
 from ..kernels.experts import ExpertWeights, NativeExperts, NativeMlp, SnExperts
 from ..kernels.linear import NativeLinear, SnLinear
 from ..kernels.pages import SnAttention, attention_struct
-from ..kernels.rows import NativeNorm, SnMlp, SnNorm, mlp_struct
+from ..kernels.rows import NativeNorm, SnActivation, SnMlp, SnNorm, mlp_struct
 from .block_weights import AttentionWeights, BlockWeights, ExpertsWeights, LatentWeights
 
 if TYPE_CHECKING:
@@ -74,6 +75,12 @@ class SnBlock(ctypes.Structure):
         ("parallel", ctypes.c_int32),
         ("residual_multiplier", ctypes.c_float),
         ("scalar", ctypes.c_float),
+        ("kv_of", ctypes.c_int32),
+        ("side", ctypes.c_int32),
+        ("side_gate", SnLinear),
+        ("side_projection", SnLinear),
+        ("side_activation", SnActivation),
+        ("side_norm", SnNorm),
     )
 
 
@@ -94,7 +101,14 @@ class NativeBlock:
             parallel=settings.parallel,
             residual_multiplier=settings.residual_multiplier,
             scalar=weights.scalar,
+            kv_of=-1 if settings.kv_of is None else settings.kv_of,
+            side_norm=_norm(None if weights.side is None else weights.side.norm),
         )
+        if settings.side is not None and weights.side is not None:
+            self.struct.side = settings.side.values
+            self.struct.side_gate = weights.side.gate.struct
+            self.struct.side_projection = weights.side.projection.struct
+            self.struct.side_activation = SnActivation(ACTIVATIONS.index(settings.side.activation))
         if settings.parallel and settings.mlp_norm is None:
             self.struct.mlp_norm = self.struct.norm
         if settings.mlp is not None and weights.mlp is not None:

@@ -30,6 +30,7 @@ from ..layers.rope import Rope
 from .block_weights import block_stacks, bytes_in_file, load_block
 from .load_plan import LoadOptions, LoadPlan, resolve
 from .native_block import NativeBlock, NativeWeights, SnBlock
+from .sideband import passed_on, residual_of
 from .weight_loader import Progress, WeightLoader
 
 if TYPE_CHECKING:
@@ -111,6 +112,8 @@ class NativeSpan:
             ctypes.c_int32,  # end block
             ctypes.c_void_p,  # x
             ctypes.c_int64,  # rows
+            ctypes.c_void_p,  # beside
+            ctypes.c_int64,  # floats of a row of it
             ctypes.c_void_p,  # slices
             ctypes.c_void_p,  # rotations
             ctypes.c_int32,  # slices
@@ -136,9 +139,8 @@ class NativeSpan:
         span = self.span if span is None else span
         if not self.span.covers(span):
             raise UsageError(f"blocks {span} are not within {self.span}")
-        rows = np.array(x, np.float32, order="C")  # a copy, which becomes the output
-        if rows.shape[1] != self._c_span.hidden:
-            raise LocalProtocolError(f"hidden size {rows.shape[1]}: this model has {self._c_span.hidden}")
+        rows = residual_of(self.config, span, x)  # which becomes the blocks' output
+        x = np.ascontiguousarray(x, np.float32)
         if not self._kv <= pool.shapes:
             raise LocalProtocolError(f"KV memory for {pool.shapes}: this model has {self._kv}")
         self._slices.fill(slices, len(rows), span)
@@ -150,6 +152,8 @@ class NativeSpan:
             span.end,
             address(rows),
             len(rows),
+            address(x) + self._c_span.hidden * x.itemsize,
+            x.shape[1],
             self._slices.array,
             self._rotations.array,
             len(slices),
@@ -158,7 +162,7 @@ class NativeSpan:
         )
         if self.store is not None:
             self.store.check()
-        return rows
+        return passed_on(self.config, span, x, rows)
 
 
 def unsupported(checkpoint: Checkpoint, span: Span, plan: LoadPlan) -> str | None:

@@ -110,9 +110,10 @@ class PagedAttention:
         self._slots = torch.cat(slots, 1)  # (blocks, rows of all slices in their order)
         self._offsets = torch.cat(offsets)
 
-    def __call__(self, block: int, scores: Scores, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __call__(self, block: int, scores: Scores, q: Tensor, k: Tensor | None, v: Tensor | None) -> Tensor:
         """``q`` (T, heads, key_dim), ``k`` (T, kv_heads, key_dim), ``v`` (T, kv_heads, value_dim) → (T, heads
-        * value_dim). Where ``scores.kv`` is shared, ``v`` is not read.
+        * value_dim). Where ``scores.kv`` is shared, ``v`` is not read. No ``k``: the block's keys and values
+        of these rows are there already.
 
         ``block`` is absolute and held by every slice. Raises LocalProtocolError when the slices are not T
         rows.
@@ -122,7 +123,8 @@ class PagedAttention:
         if len(self._offsets) != rows:
             raise LocalProtocolError(f"slices of {len(self._offsets)} rows for a batch of {rows}")
         held = self._pool.part(scores.kv)
-        held.store(self._slots[at], self._offsets, k, v)
+        if k is not None and v is not None:
+            held.store(self._slots[at], self._offsets, k, v)
         out = q.new_empty((rows, heads, scores.kv.value_dim))
         reach = (scores.window, scores.chunk)
         if reach not in self._seen:

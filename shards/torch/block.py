@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..models.block_weights import AttentionWeights
 from .experts import Experts
-from .mlp import Mlp
+from .mlp import Mlp, Side
 from .self_attention import LatentAttention, SelfAttention
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Block:
         attention = weights.attention
         self._attention: SelfAttention | LatentAttention
         if isinstance(attention, AttentionWeights):
-            self._attention = SelfAttention(settings.attention, attention, rope, target)
+            self._attention = SelfAttention(settings.attention, attention, rope, target, settings.kv_of)
         else:
             self._attention = LatentAttention(settings.attention, attention, rope, target)
         self._transform = _transform(settings, weights, target)
@@ -45,9 +45,20 @@ class Block:
         self._mlp_out_norm = weights.mlp_out_norm or _same
         self._parallel, self._multiplier = settings.parallel, settings.residual_multiplier
         self._scalar = weights.scalar
+        self._side: Side | None = None
+        if settings.side is not None and weights.side is not None:
+            self._side = Side(settings.side, weights.side, target)
 
-    def __call__(self, block: int, x: Tensor, positions: Positions, attend: PagedAttention) -> None:
-        """``x`` (T, hidden) becomes its own output. ``block`` is absolute."""
+    def __call__(
+        self,
+        block: int,
+        x: Tensor,
+        positions: Positions,
+        attend: PagedAttention,
+        beside: Tensor | None = None,
+    ) -> None:
+        """``x`` (T, hidden) becomes its own output. ``block`` is absolute. ``beside`` (T, values): what its
+        side reads."""
         normed = self._norm(x)
         attended = self._attention_out_norm(self._attention(block, normed, positions, attend))
         if self._parallel:
@@ -57,6 +68,8 @@ class Block:
             self._add(x, attended)
             made = self._transform(x if self._mlp_norm is None else self._mlp_norm(x), x)
             self._add(x, self._mlp_out_norm(made))
+        if self._side is not None and beside is not None:
+            x.add_(self._side(x, beside))
         if self._scalar != 1:
             x.mul_(self._scalar)
 

@@ -12,7 +12,19 @@ from .device import DTYPES, to_array
 
 if TYPE_CHECKING:
     from ..models.head import FinalNorm
+    from .device import Target
     from .linear import Linear
+
+
+class TorchProduct:
+    """``linear`` of rows from and to the host: x (T, in) float32 → (T, out) float32."""
+
+    def __init__(self, linear: Linear, target: Target) -> None:
+        self._linear, self._target = linear, target
+
+    @torch.inference_mode()
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return to_array(self._linear(self._target.tensor(x)))
 
 
 class TorchHead:

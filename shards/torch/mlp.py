@@ -10,11 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..formats.block_config import MlpConfig
+
 if TYPE_CHECKING:
-    from ..formats.block_config import MlpConfig
-    from ..models.block_weights import MlpWeights
+    from ..formats.block_config import SideConfig
+    from ..models.block_weights import MlpWeights, SideWeights
     from .device import Target
     from .linear import Linear
+    from .norm import Norm
 
 
 class Mlp:
@@ -24,7 +27,7 @@ class Mlp:
         self._inner, self._gated = settings.inner, settings.gated
         self._limit = settings.limit if settings.activation == "clamped" else 0.0
         self.gate_up, self.down = weights
-        self._activation = target.per_row(_activation(settings))
+        self._activation = target.per_row(activation(settings))
 
     def __call__(self, x: Tensor) -> Tensor:
         gate_up = self.gate_up(x)
@@ -36,7 +39,19 @@ class Mlp:
         return self.down(self._activation(gate_up[:, : self._inner]).mul_(up))
 
 
-def _activation(settings: MlpConfig) -> Callable[[Tensor], Tensor]:
+class Side:
+    """``side(x, values)``: x (T, hidden), values (T, side) → (T, hidden)."""
+
+    def __init__(self, settings: SideConfig, weights: SideWeights[Norm, Linear], target: Target) -> None:
+        self.gate, self.projection, self._norm = weights
+        self._activation = target.per_row(activation(MlpConfig(settings.values, settings.activation)))
+
+    def __call__(self, x: Tensor, values: Tensor) -> Tensor:
+        gated = self._activation(self.gate(x)).mul_(values)
+        return self._norm(self.projection(gated).to(x.dtype))
+
+
+def activation(settings: MlpConfig) -> Callable[[Tensor], Tensor]:
     """Its result is memory of its own."""
     alpha, limit = settings.alpha, settings.limit
 

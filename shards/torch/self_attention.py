@@ -31,11 +31,14 @@ class SelfAttention:
         weights: AttentionWeights[Norm, Linear],
         rope: TorchRope | None,
         target: Target,
+        kv_of: int | None = None,
     ) -> None:
+        """``kv_of``: the block whose keys and values are read, where these are not its own."""
+        self._kv_of, kv_heads = kv_of, settings.kv_heads if kv_of is None else 0
         self.qkv, self.out = weights.qkv, weights.out
         self._heads, self._head_dim, self._rope = settings.heads, settings.head_dim, rope
-        self._rotated = settings.heads + settings.kv_heads
-        self._stacked = self._rotated + (0 if settings.keys_as_values else settings.kv_heads)
+        self._rotated = settings.heads + kv_heads
+        self._stacked = self._rotated + (0 if settings.keys_as_values else kv_heads)
         self._query_scale, self._gate = settings.query_scale, settings.gate
         self._sigmoid = target.per_row(torch.sigmoid)
         self._fused = not target.rowwise
@@ -43,7 +46,7 @@ class SelfAttention:
         self._scores = Scores.of(settings, sinks)
         self._norm = self._late_norm = self._v_norm = None
         if settings.qk_norm is not None:
-            norm = target.per_row(_qk_norm(settings, settings.qk_norm, weights, target))
+            norm = target.per_row(_qk_norm(settings, kv_heads, settings.qk_norm, weights, target))
             if settings.qk_norm.after_rope:
                 self._late_norm = norm
             else:
@@ -60,7 +63,6 @@ class SelfAttention:
         part = stacked if self._gate is None else stacked[:, :width]
         heads = part.view(x.shape[0], -1, self._head_dim)
         qk = heads[:, : self._rotated]  # (T, heads + kv_heads, head_dim): q and k turn in one go
-        v = heads[:, -(self._rotated - self._heads) :]  # the keys themselves where there are no others
         if self._norm is not None:
             qk = self._norm(qk)
         if self._rope is not None:
@@ -70,9 +72,11 @@ class SelfAttention:
         q, k = qk[:, : self._heads], qk[:, self._heads :]
         if self._query_scale is not None:
             q = q * positions.query_scale(self._query_scale)
-        if self._v_norm is not None:
-            v = self._v_norm(v)
-        attended = attend(block, self._scores, q, k, v)
+        if self._kv_of is not None:
+            attended = attend(self._kv_of, self._scores, q, None, None)
+        else:
+            v = heads[:, -k.shape[1] :]  # the keys themselves where there are no others
+            attended = attend(block, self._scores, q, k, v if self._v_norm is None else self._v_norm(v))
         if self._gate is not None:
             gate = self._sigmoid(stacked[:, width:])
             if self._gate == "head":
@@ -119,10 +123,14 @@ class LatentAttention:
 
 
 def _qk_norm(
-    settings: AttentionConfig, norm: HeadNorm, weights: AttentionWeights[Norm, Linear], target: Target
+    settings: AttentionConfig,
+    kv_heads: int,
+    norm: HeadNorm,
+    weights: AttentionWeights[Norm, Linear],
+    target: Target,
 ) -> Norm:
     """Of q and k together, (T, heads + kv_heads, head_dim)."""
-    heads, kv_heads, dim = settings.heads, settings.kv_heads, settings.head_dim
+    heads, dim = settings.heads, settings.head_dim
     weight = [_vector(weights.q_norm, heads * dim), _vector(weights.k_norm, kv_heads * dim)]
     bias = [part for part in (weights.q_norm_bias, weights.k_norm_bias) if part is not None]
     if norm.over == "head":
@@ -137,7 +145,9 @@ def _qk_norm(
     )
 
     def over_all(qk: Tensor) -> Tensor:
-        parts = (q_norm(qk[:, :heads].flatten(1)), k_norm(qk[:, heads:].flatten(1)))
+        parts = [q_norm(qk[:, :heads].flatten(1))]
+        if kv_heads:
+            parts.append(k_norm(qk[:, heads:].flatten(1)))
         return torch.cat(parts, 1).view(qk.shape)
 
     return over_all

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from ...swarm.codecs.codec import MAX_MAGNITUDE
@@ -17,6 +16,7 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..layers.kv_pool import BatchSlice, resolve_kv_dtype
 from ..models.block_weights import bytes_in_file, load_block
 from ..models.load_plan import LoadPlan
+from ..models.sideband import passed_on, residual_of
 from .attention import PagedAttention
 from .block import Block
 from .device import Target, to_array
@@ -25,6 +25,7 @@ from .rope import Positions, TorchRope
 from .weights import TorchLoader
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from ..formats.config import ModelConfig
@@ -75,15 +76,25 @@ class SpanOnTorch(ABC):
             raise UsageError(f"blocks {span} are not within {self.span}")
         if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
-        rows = self.target.tensor(np.array(x, np.float32))  # a copy, in which the blocks work
-        self._compute(rows, slices, pool, span)
-        return to_array(rows)
+        rows = self.target.tensor(residual_of(self.config, span, x))  # in which the blocks work
+        beside = None
+        if (sideband := self.config.sideband) is not None:
+            own = x[:, self.config.hidden_size :][:, : len(span) * sideband.values]
+            beside = self.target.tensor(own).split(sideband.values, 1)
+        self._compute(rows, slices, pool, span, beside)
+        return passed_on(self.config, span, x, to_array(rows))
 
     @abstractmethod
     def _compute(
-        self, rows: torch.Tensor, slices: Sequence[BatchSlice], pool: TorchKvPool, span: Span
+        self,
+        rows: torch.Tensor,
+        slices: Sequence[BatchSlice],
+        pool: TorchKvPool,
+        span: Span,
+        beside: Sequence[torch.Tensor] | None,
     ) -> None:
-        """Blocks ``span`` of ``rows`` (tokens, hidden), in place."""
+        """Blocks ``span`` of ``rows`` (tokens, hidden), in place. ``beside``: for each of them, what it reads
+        beside these."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -98,13 +109,19 @@ class TorchSpan(SpanOnTorch):
         return self.device != "cpu"
 
     def _compute(
-        self, rows: torch.Tensor, slices: Sequence[BatchSlice], pool: TorchKvPool, span: Span
+        self,
+        rows: torch.Tensor,
+        slices: Sequence[BatchSlice],
+        pool: TorchKvPool,
+        span: Span,
+        beside: Sequence[torch.Tensor] | None,
     ) -> None:
         target, first = self.target, self.span.start
         positions = Positions(slices, target.device, target.dtype)
         attend = PagedAttention(pool, slices, target.dtype, rowwise=target.rowwise)
         for block in range(span.start, span.end):
-            self.blocks[block - first](block, rows, positions, attend)
+            side = None if beside is None else beside[block - span.start]
+            self.blocks[block - first](block, rows, positions, attend, side)
 
 
 def load_torch_span(

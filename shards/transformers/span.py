@@ -53,7 +53,12 @@ class ForeignSpan(SpanOnTorch):
     mixes = False
 
     def _compute(
-        self, rows: torch.Tensor, slices: Sequence[BatchSlice], pool: TorchKvPool, span: Span
+        self,
+        rows: torch.Tensor,
+        slices: Sequence[BatchSlice],
+        pool: TorchKvPool,
+        span: Span,
+        beside: Sequence[torch.Tensor] | None,
     ) -> None:
         for part in slices:
             cache = paged_cache(self.config, pool, part, span.start, span.end)

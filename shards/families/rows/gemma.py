@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ....swarm.errors import UnsupportedModelError
@@ -12,12 +13,14 @@ from ...formats.block_config import (
     HeadNorm,
     MlpConfig,
     RouterConfig,
+    SideConfig,
 )
-from ...formats.bounds import MAX_WIDTH, SOFTCAPS
+from ...formats.bounds import MAX_VOCAB, MAX_WIDTH, SOFTCAPS
+from ...formats.config import SidebandConfig
 from ..experts import experts
 from ..family import Family, GGUFFamily
 from ..names import Names, fused, stack
-from ..pieces import attention, mlp, pre_norm, rms, usual
+from ..pieces import activation_of, attention, mlp, pre_norm, rms, usual
 from ..rope import rope
 from ..settings import FULL, SLIDING, Settings, every
 from .llama import VISION
@@ -183,15 +186,21 @@ GEMMA3 = Family(
 )
 
 
-def _gemma4_block(s: Settings) -> BlockConfig:
+def _gemma4_kind(s: Settings) -> str:
     last = s.block == s.n_blocks - 1
-    kind = FULL if last else s.layer_type(every(6))
-    bias = s.flag("attention_bias")
-    own: dict[str, Any] = {"window": s.window()}
+    return FULL if last else s.layer_type(every(6))
+
+
+def _gemma4_block(s: Settings) -> BlockConfig:
+    kind, kv_of = _gemma4_kind(s), _kv_of(s)
+    bias, norm = s.flag("attention_bias"), rms(s)
+    own: dict[str, Any] = {"window": s.window() if kind == SLIDING else 0}
     if kind == FULL:
         shares = s.flag("attention_k_eq_v")
-        own = {"keys_as_values": shares}
         s = s.with_values(_of_full_layers(s, shares))
+    if kv_of is None:
+        own["v_norm"] = rms(s, weighted=False)
+        own["keys_as_values"] = kind == FULL and s.flag("attention_k_eq_v")
     return sandwich(
         s,
         attention(
@@ -199,16 +208,45 @@ def _gemma4_block(s: Settings) -> BlockConfig:
             scale=1.0,
             rope=rope(s, kind, theta_key=_THETA[kind], scaled=kind == FULL, partial=True),
             qk_norm=HeadNorm(rms(s)),
-            v_norm=rms(s, weighted=False),
             bias=bias,
             out_bias=bias,
             **own,
         ),
-        mlp(s, activation="hidden_activation"),
+        _gemma4_mlp(s, kv_of),
         0.0,
         experts=_gemma4_experts(s),
         scalar=True,
+        side=SideConfig(beside, activation_of(s, "hidden_activation"), norm)
+        if (beside := _beside(s))
+        else None,
+        kv_of=kv_of,
     )
+
+
+def _beside(s: Settings) -> int:
+    """Values that a block reads of a token beside the residual; 0: none."""
+    return s.optional_integer("hidden_size_per_layer_input", most=MAX_WIDTH) or 0
+
+
+def _kv_of(s: Settings) -> int | None:
+    """Of the last ``num_kv_shared_layers``: the last block before them that is of this one's kind."""
+    shared = s.optional_integer("num_kv_shared_layers", most=s.n_blocks) or 0
+    first = s.n_blocks - shared
+    if s.block < first:
+        return None
+    for block in reversed(range(first)):
+        if _gemma4_kind(s.of(block)) == _gemma4_kind(s):
+            return block
+    raise UnsupportedModelError(
+        f"{s.named('num_kv_shared_layers')} is {shared}: no block before these is like block {s.block}"
+    )
+
+
+def _gemma4_mlp(s: Settings, kv_of: int | None) -> MlpConfig:
+    """GGUF files have each block's own inner size."""
+    found = mlp(s, activation="hidden_activation")
+    is_wide = s.flag("use_double_wide_mlp", False) and kv_of is not None
+    return replace(found, inner=2 * found.inner) if is_wide else found
 
 
 def _gemma4_experts(s: Settings) -> ExpertsConfig | None:
@@ -243,10 +281,20 @@ def _of_full_layers(s: Settings, shares: bool) -> dict[str, Any]:
 
 
 def _gemma4_client(s: Settings) -> dict[str, Any]:
-    for key in ("hidden_size_per_layer_input", "num_kv_shared_layers", "use_double_wide_mlp"):
-        if not s.is_one_of(key, (0, False, None)):
-            raise UnsupportedModelError(f"{s.named(key)} is {s.shown(key)}, which is not supported")
-    return _client(s, 0.0)
+    found = _client(s, 0.0)
+    if beside := _beside(s):
+        vocab = s.integer("vocab_size", least=1, most=MAX_VOCAB)
+        found["sideband"] = SidebandConfig(
+            values=beside,
+            vocab_size=vocab
+            if s.is_gguf
+            else s.integer("vocab_size_per_layer_input", least=1, most=MAX_VOCAB),
+            norm=rms(s),
+            projection_scale=s.hidden**-0.5,
+            embedding_scale=beside**0.5,
+            scale=0.5**0.5,
+        )
+    return found
 
 
 _GEMMA4_EXPERTS: Names = {
@@ -273,6 +321,9 @@ GEMMA4 = Family(
         sliding_window=512,
         final_logit_softcapping=None,
         hidden_size_per_layer_input=256,
+        vocab_size_per_layer_input=262144,
+        num_kv_shared_layers=0,
+        use_double_wide_mlp=False,
         attention_k_eq_v=False,
         rope_parameters={
             SLIDING: {"rope_type": "default", "rope_theta": 1e4},
@@ -282,7 +333,7 @@ GEMMA4 = Family(
     block=_gemma4_block,
     client=_gemma4_client,
     tensors={**SANDWICH, "scalar.weight": "layer_scalar", **_GEMMA4_EXPERTS},
-    ignored=VISION,
+    ignored=rf"{VISION}|.*self_attn\.(k_proj|v_proj|k_norm)\..*",  # of blocks that read another's
     wrappers=("gemma4",),
     gguf=GGUFFamily(
         "gemma4",

@@ -227,8 +227,8 @@ class _Translation:
             if flag in self._family.defaults and flag not in self._gguf.settings:
                 self._values[flag] = any(re.fullmatch(pattern, name) for name in self._source.manifest)
         if "attention_k_eq_v" in self._family.defaults:
-            values = [name for name in self._source.manifest if name.endswith(".attn_v.weight")]
-            self._values["attention_k_eq_v"] = len(values) < self._own.integer("block_count", most=MAX_BLOCKS)
+            ends = [name.rpartition(".attn_")[2] for name in self._source.manifest]
+            self._values["attention_k_eq_v"] = ends.count("v.weight") < ends.count("k.weight")
         self._values |= {
             "vocab_size": self._source.manifest["token_embd.weight"].shape[0],
             "tie_word_embeddings": "output.weight" not in self._source.manifest,

@@ -9,6 +9,7 @@ from ...families.names import Names
 from ...families.places import places
 from ...families.rows.table import FAMILIES
 from ..config import ModelConfig
+from ..tensors import SIDE_EMBEDDING, SIDE_NORM, SIDE_PROJECTION
 from .config import FREQUENCIES, LONG, SHORT, gguf_config
 from .reader import GGUFSource
 
@@ -52,6 +53,12 @@ NAMES: Names = {
     "mlp.shared_experts.up_proj": "ffn_up_shexp",
     "mlp.shared_experts.down_proj": "ffn_down_shexp",
     "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "per_layer_input_gate": "inp_gate",
+    "per_layer_projection": "proj",
+    "post_per_layer_input_norm": "post_norm",
+    SIDE_EMBEDDING.removesuffix(".weight"): "per_layer_token_embd",
+    SIDE_PROJECTION: "per_layer_model_proj",
+    SIDE_NORM: "per_layer_proj_norm",
 }
 """Our names → llama.cpp's, where a family's row has no other."""
 
@@ -67,5 +74,11 @@ def gguf_tensors(source: GGUFSource) -> tuple[ModelConfig, NamedSource]:
     ropes = {block.attention.rope for block in config.blocks}
     is_long = any(rope is not None and rope.long_factors for rope in ropes)
     read = [FREQUENCIES, *((LONG, SHORT) if is_long else ())]
-    ignored = "|".join([*map(re.escape, read), next_blocks(config, "blk.{}.")])
+    ignored = "|".join([*map(re.escape, read), next_blocks(config, "blk.{}."), *_unread(config)])
     return config, NamedSource(source, found, where, ignored=ignored, bias_optional=True)
+
+
+def _unread(config: ModelConfig) -> list[str]:
+    """Patterns of tensors that files have for blocks that read another's keys and values, for nothing."""
+    blocks = (number for number, block in enumerate(config.blocks) if block.kv_of is not None)
+    return [rf"blk\.{number}\.attn_(k|v|k_norm)\.weight" for number in blocks]

@@ -28,6 +28,7 @@ typedef struct {
     int64_t group; /* rows of a group */
     int64_t qkv, q_latent, queries, attended, values, gate_up;
     int64_t prepared, kv_prepared, mlp_prepared, gated, head, attend, experts;
+    int64_t side, side_prepared, side_gated;
     int64_t branch, parallel, experts_out, experts_normed, router_normed; /* 1 where any block needs it */
 } needs;
 
@@ -77,6 +78,16 @@ static void need_mlp(needs *n, const sn_block *block, int32_t threads, int64_t r
     }
 }
 
+static void need_side(needs *n, const sn_block *block, int64_t rows)
+{
+    if (!block->side)
+        return;
+    need(&n->branch, 1);
+    need(&n->side, block->side);
+    need(&n->side_prepared, sn_linear_scratch(&block->side_gate, rows));
+    need(&n->side_gated, sn_linear_scratch(&block->side_projection, rows));
+}
+
 /* Lays out scratch memory for batches of up to `rows` rows. Returns its size. */
 static int64_t lay_out(sn_tile *t, const sn_span *span, int32_t threads, int64_t rows, char *base)
 {
@@ -86,6 +97,7 @@ static int64_t lay_out(sn_tile *t, const sn_span *span, int32_t threads, int64_t
         const sn_block *block = &span->blocks[index];
         need_attention(&n, block, tile);
         need_mlp(&n, block, threads, smallest(rows, group_rows(block)));
+        need_side(&n, block, smallest(rows, group_rows(block)));
     }
     int64_t group = number * n.group * span->hidden;
     t->attend_floats = (n.attend + 15) / 16 * 16;
@@ -110,6 +122,9 @@ static int64_t lay_out(sn_tile *t, const sn_span *span, int32_t threads, int64_t
     t->router_normed = sn_take(base, &used, group * n.router_normed);
     t->experts_out = sn_take(base, &used, group * n.experts_out);
     t->experts_scratch = sn_take(base, &used, n.experts);
+    t->side = sn_take(base, &used, number * n.group * n.side);
+    t->side_prepared = sn_take(base, &used, n.side_prepared);
+    t->side_gated = sn_take(base, &used, n.side_gated);
     return used;
 }
 
@@ -169,6 +184,7 @@ static void block_forward(const sn_tile *batch, sn_pool *pool, int64_t first, in
     sn_tile group = *batch;
     const sn_block *block = group.block;
     group.x += first * group.hidden;
+    group.beside += first * group.beside_ld;
     group.rows = rows;
     if (block->parallel)
         sn_pool_run(pool, read_inputs, &group, (int32_t)rows, 1);
@@ -188,13 +204,16 @@ static void block_forward(const sn_tile *batch, sn_pool *pool, int64_t first, in
     if (!block->parallel || !sn_adds_attention(block))
         sn_pool_run(pool, between, &group, (int32_t)rows, 1);
     sn_block_mlp(&group, pool);
+    if (block->side)
+        sn_block_side(&group, pool);
 }
 
 void sn_span_forward(const sn_span *span, sn_pool *pool, int32_t first_block, int32_t end_block, float *x,
-                     int64_t rows, const sn_piece *pieces, const sn_rotation *rotations, int32_t n_pieces,
-                     const sn_kv *kv, void *scratch)
+                     int64_t rows, const float *beside, int64_t beside_ld, const sn_piece *pieces,
+                     const sn_rotation *rotations, int32_t n_pieces, const sn_kv *kv, void *scratch)
 {
     sn_tile t = {.kv = kv, .rotations = rotations, .n_pieces = n_pieces, .hidden = span->hidden, .x = x};
+    t.beside = beside, t.beside_ld = beside_ld;
     lay_out(&t, span, sn_pool_threads(pool), smallest(rows, EXPERTS_ROWS), scratch);
     for (int32_t number = first_block; number < end_block; number++) {
         t.number = number;
@@ -202,6 +221,7 @@ void sn_span_forward(const sn_span *span, sn_pool *pool, int32_t first_block, in
         int64_t step = group_rows(t.block);
         for (int64_t first = 0; first < rows; first += step)
             block_forward(&t, pool, first, smallest(rows - first, step), pieces);
+        t.beside += t.block->side;
     }
     sn_pool_rest(pool);
 }

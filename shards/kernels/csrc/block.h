@@ -50,7 +50,13 @@ typedef struct sn_block {
     sn_norm dense_out_norm, experts_out_norm; /* where there is an MLP beside experts */
     int32_t parallel;                         /* attention and MLP read the same x */
     float residual_multiplier;
-    float scalar; /* of the output */
+    float scalar;               /* of the output */
+    int32_t kv_of;              /* whose keys and values it reads, absolute; -1: it makes its own */
+    int32_t side;               /* values beside x that it reads; 0: none */
+    sn_linear side_gate;        /* hidden -> side */
+    sn_linear side_projection;  /* side -> hidden */
+    sn_activation side_activation;
+    sn_norm side_norm;
 } sn_block;
 
 typedef struct sn_span {
@@ -68,11 +74,11 @@ typedef struct sn_rotation {
 /* Bytes of scratch memory for any number of rows, 64-byte aligned by the caller. */
 int64_t sn_span_scratch(const sn_span *span, int32_t threads);
 
-/* x (rows, hidden), packed, becomes the output of blocks first_block to end_block (absolute). The pieces, in the
-   order of their rows, are all of x; their keys and values are appended to kv. rotations: (kinds, pieces), a block's
+/* x (rows, hidden), packed, becomes the output of blocks first_block to end_block (absolute). beside, `beside_ld`
+   floats a row: what these blocks read beside x, in their order. The pieces, in the order of their rows, are all of x; their keys and values are appended to kv. rotations: (kinds, pieces), a block's
    `rope` being the number of its kind. pool may be NULL. */
 void sn_span_forward(const sn_span *span, sn_pool *pool, int32_t first_block, int32_t end_block, float *x,
-                     int64_t rows, const sn_piece *pieces, const sn_rotation *rotations, int32_t n_pieces,
-                     const sn_kv *kv, void *scratch);
+                     int64_t rows, const float *beside, int64_t beside_ld, const sn_piece *pieces,
+                     const sn_rotation *rotations, int32_t n_pieces, const sn_kv *kv, void *scratch);
 
 #endif

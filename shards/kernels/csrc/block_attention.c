@@ -15,6 +15,8 @@ static layout layout_of(const sn_block *block)
 {
     const sn_attention *a = &block->attention;
     int64_t q = (int64_t)a->heads * a->key_dim, kv = (int64_t)a->kv_heads * a->key_dim, rows = block->qkv.rows;
+    if (block->kv_of >= 0)
+        return (layout){q, q, q, rows};
     if (block->keys_as_values) /* which are copied behind what the product gives */
         return (layout){q, rows, q + kv, rows + kv};
     return (layout){q, q + kv, q + 2 * kv, rows};
@@ -55,13 +57,14 @@ static void norm_heads(const sn_norm *norm, int over_all, float *x, int32_t firs
 }
 
 /* Norms and rotation of KV heads first to end, all of them with norm_over_all, and of their queries; then stores keys
-   and values. */
+   and values. A block that reads another's has queries alone. */
 static void append_heads(sn_tile *t, const sn_segment *s, int32_t first, int32_t end)
 {
     const sn_block *block = t->block;
     const sn_attention *a = &block->attention;
     layout at = layout_of(block);
     int32_t dim = a->key_dim, group = a->heads / a->kv_heads, heads = (end - first) * group;
+    int makes_kv = block->kv_of < 0;
     for (int64_t i = 0; i < s->piece.count; i++) {
         float *q = t->qkv + (s->piece.row + i) * at.width, *k = q + at.k, *v = q + at.v;
         float *queries = q + (int64_t)first * group * dim, *keys = k + (int64_t)first * dim;
@@ -70,17 +73,21 @@ static void append_heads(sn_tile *t, const sn_segment *s, int32_t first, int32_t
         for (int step = 0; step < 2; step++) {
             if (step == block->norm_after_rope) {
                 norm_heads(&block->q_norm, block->norm_over_all, q, first * group, end * group, dim);
-                norm_heads(&block->k_norm, block->norm_over_all, k, first, end, dim);
+                if (makes_kv)
+                    norm_heads(&block->k_norm, block->norm_over_all, k, first, end, dim);
             } else if (block->rope >= 0) {
                 sn_rotation r = sn_rotation_of(t, s, i);
                 sn_rotate(queries, dim, heads, r.cos, r.sin, block->rotary);
-                sn_rotate(keys, dim, end - first, r.cos, r.sin, block->rotary);
+                if (makes_kv)
+                    sn_rotate(keys, dim, end - first, r.cos, r.sin, block->rotary);
             }
         }
         sn_scale_query(block, s->piece.start + i, queries, (int64_t)heads * dim);
-        norm_heads(&block->v_norm, 0, v, first, end, dim);
+        if (makes_kv)
+            norm_heads(&block->v_norm, 0, v, first, end, dim);
     }
-    sn_kv_append(a, t->kv, &s->piece, t->number, t->qkv + at.k, t->qkv + at.v, at.width, first, end);
+    if (makes_kv)
+        sn_kv_append(a, t->kv, &s->piece, t->number, t->qkv + at.k, t->qkv + at.v, at.width, first, end);
 }
 
 static void append(void *arg, int32_t first, int32_t end, int32_t thread)
@@ -122,7 +129,7 @@ static void attend(void *arg, int32_t first, int32_t end, int32_t thread)
         if (!t->appended)
             append_heads(t, s, kv_first, kv_end);
         float *q = t->qkv + piece->row * at.width, *to = t->attended + piece->row * out;
-        sn_attend(a, t->kv, piece, t->number, 0, piece->count, q, at.width, to, out, kv_first * group, kv_end * group,
+        sn_attend(a, t->kv, piece, sn_kv_block(t), 0, piece->count, q, at.width, to, out, kv_first * group, kv_end * group,
                   scratch);
         for (int64_t i = 0; block->gate != SN_NO_GATE && i < piece->count; i++)
             gate_heads(block, to + i * out, q + i * at.width + at.gate, kv_first * group, kv_end * group);

@@ -48,6 +48,12 @@ static void activate(void *arg, int32_t first, int32_t end, int32_t thread)
                            first_col + columns);
 }
 
+static void scale(const sn_block *block, float *x, int32_t hidden)
+{
+    for (int32_t i = 0; block->scalar != 1.0f && i < hidden; i++)
+        x[i] *= block->scalar;
+}
+
 /* Parts: rows, whose MLP's and experts' outputs are in branch and experts_out. */
 static void finish(void *arg, int32_t first, int32_t end, int32_t thread)
 {
@@ -69,9 +75,8 @@ static void finish(void *arg, int32_t first, int32_t end, int32_t thread)
             for (int32_t i = 0; i < hidden; i++)
                 x[i] += block->residual_multiplier * branch[i];
         }
-        if (block->scalar != 1.0f)
-            for (int32_t i = 0; i < hidden; i++)
-                x[i] *= block->scalar;
+        if (!block->side)
+            scale(block, x, hidden);
     }
 }
 
@@ -91,6 +96,52 @@ void sn_block_mlp(sn_tile *t, sn_pool *pool)
                            block->router_norm.kind != SN_NO_NORM ? t->router_normed : read, t->rows,
                            mlp->inner ? t->experts_out : t->branch, t->experts_scratch);
     }
-    if (!adds || block->scalar != 1.0f)
+    if (!adds || (block->scalar != 1.0f && !block->side))
         sn_pool_run(pool, finish, t, (int32_t)t->rows, 1);
+}
+
+static void prepare_side(void *arg, int32_t first, int32_t end, int32_t thread)
+{
+    sn_tile *t = arg;
+    (void)thread;
+    sn_linear_prepare_part(&t->block->side_gate, t->x, t->hidden, t->rows, t->side_prepared, first, end, 0, t->hidden);
+}
+
+/* Parts: rows. */
+static void gate_side(void *arg, int32_t first, int32_t end, int32_t thread)
+{
+    sn_tile *t = arg;
+    const sn_block *block = t->block;
+    int32_t side = block->side;
+    (void)thread;
+    for (int64_t row = first; row < end; row++)
+        sn_activate(&block->side_activation, t->side + row * side, t->beside + row * t->beside_ld, side);
+    sn_linear_prepare_part(&block->side_projection, t->side, side, t->rows, t->side_gated, first, end, 0, side);
+}
+
+/* Parts: rows, whose projections are in branch. */
+static void add_side(void *arg, int32_t first, int32_t end, int32_t thread)
+{
+    const sn_tile *t = arg;
+    const sn_block *block = t->block;
+    int32_t hidden = t->hidden;
+    (void)thread;
+    for (int64_t row = first; row < end; row++) {
+        float *x = t->x + row * hidden, *branch = t->branch + row * hidden;
+        sn_norm_row(&block->side_norm, branch, branch, hidden, 0);
+        for (int32_t i = 0; i < hidden; i++)
+            x[i] += branch[i];
+        scale(block, x, hidden);
+    }
+}
+
+void sn_block_side(sn_tile *t, sn_pool *pool)
+{
+    const sn_block *block = t->block;
+    int32_t rows = (int32_t)t->rows;
+    sn_pool_run(pool, prepare_side, t, rows, 1);
+    sn_multiply(pool, &block->side_gate, t->x, t->hidden, rows, t->side, block->side, 0, t->side_prepared);
+    sn_pool_run(pool, gate_side, t, rows, 1);
+    sn_multiply(pool, &block->side_projection, t->side, block->side, rows, t->branch, t->hidden, 0, t->side_gated);
+    sn_pool_run(pool, add_side, t, rows, 1);
 }

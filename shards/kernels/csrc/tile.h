@@ -23,6 +23,8 @@ typedef struct {
     int32_t splits;   /* ranges of heads that share a segment's attention */
     int64_t rows;     /* in this tile */
     float *x;         /* the tile's first row */
+    const float *beside; /* what the block reads beside it, beside_ld floats a row */
+    int64_t beside_ld;
     float *normed;    /* x as attention reads it and, unless they are parallel, the MLP */
     float *branch;    /* what is added to x after norms or factors: of the tile's first row */
     float *qkv, *q_latent, *queries, *attended, *values, *attend_scratch;
@@ -32,6 +34,8 @@ typedef struct {
     void *prepared, *kv_prepared; /* inputs of the next linears */
     float *mlp_normed, *experts_normed, *router_normed, *gate_up, *experts_out;
     void *mlp_prepared, *gated; /* inputs of gate_up and of down */
+    float *side;                /* what of beside goes through the gate */
+    void *side_prepared, *side_gated; /* inputs of side_gate and of side_projection */
     void *experts_scratch;
     sn_segment *segment;
 } sn_tile;
@@ -70,7 +74,16 @@ static inline sn_rotation sn_rotation_of(const sn_tile *t, const sn_segment *s, 
 /* What follows attention: the product with `out`, whose input `from`, `ld` floats a row, has been prepared. */
 void sn_attention_out(sn_tile *t, sn_pool *pool, const float *from, int64_t ld);
 
-/* MLP and experts of the rows, after sn_mlp_inputs, added to x; and the end of the block. */
+/* MLP and experts of the rows, after sn_mlp_inputs, added to x; and the end of the block, if there is no side. */
 void sn_block_mlp(sn_tile *t, sn_pool *pool);
+
+/* What the rows read beside x, added to it; and the end of the block. */
+void sn_block_side(sn_tile *t, sn_pool *pool);
+
+/* Number of the block whose keys and values the tile's block reads. */
+static inline int32_t sn_kv_block(const sn_tile *t)
+{
+    return t->block->kv_of >= 0 ? t->block->kv_of : t->number;
+}
 
 #endif

@@ -235,13 +235,17 @@ def _add_gemma4(writer: gguf.GGUFWriter, arch: str, config: Any) -> tuple[str, .
     writer.add_rope_dimension_count(full)
     writer.add_rope_dimension_count_swa(own)
     writer.add_head_count_kv([layer.num_key_value_heads for layer in layers])
-    writer.add_shared_kv_layers(0)
-    writer.add_embedding_length_per_layer_input(0)
+    writer.add_shared_kv_layers(config.num_kv_shared_layers)
+    writer.add_embedding_length_per_layer_input(config.hidden_size_per_layer_input)
+    wide = {"reuse": 2 if config.use_double_wide_mlp else 1}
+    writer.add_feed_forward_length(
+        [config.intermediate_size * wide.get(mode, 1) for mode in config.kv_sharing_modes]
+    )
     turned = int(full * config.rope_parameters["full_attention"]["partial_rotary_factor"] / 2)
     writer.add_tensor(
         "rope_freqs.weight", np.array([1.0] * turned + [1e30] * (full // 2 - turned), np.float32)
     )
-    return "head_dim", "num_key_value_heads"
+    return "head_dim", "num_key_value_heads", "intermediate_size"
 
 
 def _rope_factors(config: Any) -> dict[str, list[float]]:

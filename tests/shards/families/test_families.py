@@ -13,7 +13,16 @@ import torch
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.families.rows.table import FAMILIES
-from swarm_node.shards.formats.tensors import EMBEDDING, FINAL_NORM, HEAD, HEAD_BIAS
+from swarm_node.shards.formats.config import SidebandConfig
+from swarm_node.shards.formats.tensors import (
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD,
+    HEAD_BIAS,
+    SIDE_EMBEDDING,
+    SIDE_NORM,
+    SIDE_PROJECTION,
+)
 from swarm_node.shards.loading import load_backend, load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.types import Span
@@ -28,7 +37,10 @@ def computed(checkpoint: Checkpoint, tokens: torch.Tensor) -> np.ndarray:
     """Logits of all tokens, in float64."""
     config = checkpoint.config
     embedding = checkpoint.tensor(EMBEDDING).dequantize().astype(np.float64)
-    x = reference(checkpoint, embedding[tokens.numpy()] * config.embedding_multiplier)
+    x = embedding[tokens.numpy()] * config.embedding_multiplier
+    if config.sideband is not None:
+        x = np.concatenate((x, beside(checkpoint, config.sideband, tokens, x)), 1)
+    x = reference(checkpoint, x)
     norm = config.final_norm
     if norm.kind == "layer":
         x = x - x.mean(-1, keepdims=True)
@@ -44,6 +56,18 @@ def computed(checkpoint: Checkpoint, tokens: torch.Tensor) -> np.ndarray:
     if config.logit_softcap:
         out = config.logit_softcap * np.tanh(out / config.logit_softcap)
     return out
+
+
+def beside(
+    checkpoint: Checkpoint, settings: SidebandConfig, tokens: torch.Tensor, x: np.ndarray
+) -> np.ndarray:
+    """What all blocks read beside ``x``, the rows of the first."""
+    projection = checkpoint.tensor(f"{SIDE_PROJECTION}.weight").dequantize().astype(np.float64)
+    made = (x @ projection.T * settings.projection_scale).reshape(len(x), -1, settings.values)
+    made = made / np.sqrt((made**2).mean(-1, keepdims=True) + settings.norm.eps)
+    made = made * checkpoint.tensor(f"{SIDE_NORM}.weight").dequantize()
+    embedded = checkpoint.tensor(SIDE_EMBEDDING).dequantize().astype(np.float64)[tokens.numpy()]
+    return settings.scale * (made.reshape(len(x), -1) + settings.embedding_scale * embedded)
 
 
 def assert_close(ours: np.ndarray, theirs: torch.Tensor) -> None:

@@ -24,7 +24,7 @@ CHANGES_NOTHING = {
         "output_hidden_states",
         "return_dict",
     ),
-    *("transformers_version", "pretraining_tp", "vocab_size_per_layer_input", "output_router_logits"),
+    *("transformers_version", "pretraining_tp", "output_router_logits"),
     *("router_aux_loss_coef", "router_jitter_noise", "moe_intermediate_size", "top_k_experts"),
     *(
         "input_jitter_noise",
@@ -37,7 +37,6 @@ CHANGES_NOTHING = {
 """Of training, of other heads than a language model's, of what a call gives back, and of parts that are not
 there if keys that are read say so."""
 NEEDED: dict[str, dict[str, Any]] = {
-    "gemma4_text": {"hidden_size_per_layer_input": 0},
     "deepseek_v2": {"num_experts_per_tok": 6},
     "glm4_moe": {"head_dim": 128},
     "dots1": {"n_routed_experts": 128, "num_experts_per_tok": 6, "n_shared_experts": 2},

@@ -46,9 +46,7 @@ def test_neighbours_become_halves() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("hidden_size_per_layer_input", 256),
         ("num_kv_shared_layers", 2),
-        ("use_double_wide_mlp", True),
         ("use_bidirectional_attention", "all"),
     ],
 )

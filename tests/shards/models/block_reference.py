@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from swarm_node.shards.formats.block_config import MlpConfig
 from swarm_node.shards.layers.rope import frequencies
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from swarm_node.shards.formats.block_config import (
         BlockConfig,
         ExpertsConfig,
-        MlpConfig,
         NormConfig,
     )
     from swarm_node.shards.formats.rope_config import RopeConfig
@@ -29,22 +29,35 @@ if TYPE_CHECKING:
 def reference(
     checkpoint: Checkpoint, x: NDArray[Any], *, span: Span | None = None, long: bool = False
 ) -> Doubles:
-    """``x`` (T, hidden), positions from 0 → what leaves the last block of ``span`` (None: all). ``long``: as
-    ``Rope``'s."""
-    blocks = checkpoint.config.blocks
-    out = x.astype(np.float64)
-    for number in range(len(blocks)) if span is None else range(span.start, span.end):
-        out = _Block(checkpoint, number, blocks[number], long)(out)
-    return out
+    """``x`` (T, row width), positions from 0 → what leaves the last block of ``span`` (None: all). ``long``:
+    as ``Rope``'s."""
+    config = checkpoint.config
+    out, beside = np.split(x.astype(np.float64), [config.hidden_size], 1)
+    made: dict[int, tuple[Doubles, Doubles]] = {}
+    for number in range(config.n_blocks) if span is None else range(span.start, span.end):
+        settings = config.blocks[number]
+        values = 0 if settings.side is None else settings.side.values
+        own, beside = np.split(beside, [values], 1)
+        out = _Block(checkpoint, number, settings, long, made)(out, own)
+    return np.concatenate((out, beside), 1)
 
 
 class _Block:
-    def __init__(self, checkpoint: Checkpoint, number: int, settings: BlockConfig, long: bool) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        number: int,
+        settings: BlockConfig,
+        long: bool,
+        made: dict[int, tuple[Doubles, Doubles]],
+    ) -> None:
+        """``made``: keys and values of the blocks before, and then of this one."""
+        self._number, self._made = number, made
         self._checkpoint, self._prefix = checkpoint, f"model.layers.{number}."
         self._settings, self._long = settings, long
         self._known: dict[str, Doubles] = {}
 
-    def __call__(self, x: Doubles) -> Doubles:
+    def __call__(self, x: Doubles, beside: Doubles) -> Doubles:
         settings, m = self._settings, self._settings.residual_multiplier
         normed = self._norm("input_layernorm", settings.norm, x)
         attends = self._latent if settings.attention.latent else self._heads
@@ -57,6 +70,11 @@ class _Block:
         out = self._both(x, self._norm("post_attention_layernorm", settings.mlp_norm, normed))
         out = self._norm("mlp.out_norm", settings.mlp_out_norm, out)
         x = x + m * (a + out) if settings.parallel else x + m * out
+        if (side := settings.side) is not None:
+            gate = self._linear("per_layer_input_gate", x)
+            gated = _activation(MlpConfig(side.values, side.activation), gate) * beside
+            read = self._linear("per_layer_projection", gated)
+            x = x + self._norm("post_per_layer_input_norm", side.norm, read)
         return x * self._tensor("scalar.weight") if settings.scalar else x
 
     # tensors
@@ -90,25 +108,31 @@ class _Block:
         settings = self._settings.attention
         tokens, dim = len(x), settings.head_dim
         q = self._linear("self_attn.q_proj", x).reshape(tokens, settings.heads, dim)
-        k = self._linear("self_attn.k_proj", x).reshape(tokens, settings.kv_heads, dim)
-        v = k if settings.keys_as_values else self._linear("self_attn.v_proj", x).reshape(k.shape)
-        v = self._norm("self_attn.v_norm", settings.v_norm, v)
-        parts = []
-        for name, part in (("q", q), ("k", k)):
-            if settings.qk_norm is None:
-                turned = _turn(part, settings.rope, self._long)
-            elif settings.qk_norm.after_rope:
-                turned = self._head_norm(name, _turn(part, settings.rope, self._long))
-            else:
-                turned = _turn(self._head_norm(name, part), settings.rope, self._long)
-            parts.append(turned)
-        q, k = parts
+        if self._settings.kv_of is None:
+            self._made[self._number] = self._keys_and_values(x)
+        k, v = self._made[self._number if self._settings.kv_of is None else self._settings.kv_of]
+        q = self._turned("q", q)
         group = settings.heads // settings.kv_heads
         out = self._softmax(q, k.repeat(group, 1), v.repeat(group, 1))
         if settings.gate is not None:
             gate = _sigmoid(self._linear("self_attn.gate_proj", x)).reshape(tokens, settings.heads, -1)
             out = out * gate  # a value a channel, or one a head
         return self._linear("self_attn.o_proj", out.reshape(tokens, -1))
+
+    def _keys_and_values(self, x: Doubles) -> tuple[Doubles, Doubles]:
+        settings = self._settings.attention
+        tokens, dim = len(x), settings.head_dim
+        k = self._linear("self_attn.k_proj", x).reshape(tokens, settings.kv_heads, dim)
+        v = k if settings.keys_as_values else self._linear("self_attn.v_proj", x).reshape(k.shape)
+        return self._turned("k", k), self._norm("self_attn.v_norm", settings.v_norm, v)
+
+    def _turned(self, name: str, part: Doubles) -> Doubles:
+        settings = self._settings.attention
+        if settings.qk_norm is None:
+            return _turn(part, settings.rope, self._long)
+        if settings.qk_norm.after_rope:
+            return self._head_norm(name, _turn(part, settings.rope, self._long))
+        return _turn(self._head_norm(name, part), settings.rope, self._long)
 
     def _head_norm(self, name: str, x: Doubles) -> Doubles:
         norm = self._settings.attention.qk_norm
