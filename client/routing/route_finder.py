@@ -109,7 +109,7 @@ class RouteFinder:
             request,
             start=hops[number].span.start,
             end=hops[number].span.end,
-            cuts=(),
+            borders=(),
             before=hops[number - 1].peer_id if number else "",
             after=hops[number + 1].peer_id if number + 1 < len(hops) else "",
         )

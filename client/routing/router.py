@@ -133,7 +133,7 @@ class Router:
         before: str | None,
         after: str | None,
         keep: frozenset[str],
-        cuts: Sequence[int] = (),
+        borders: Sequence[int] = (),
         began: float | None = None,
         limits: WaitLimits | None = None,
         on_wait: OnWait | None = None,
@@ -141,13 +141,13 @@ class Router:
         """Hops for exactly the blocks ``gap``, between the peers ``before`` and ``after`` (None: the client).
 
         ``keep``: peers that cannot be among them, because they stay in the route, or shall leave it.
-        ``cuts``: where the hops that were there had their borders, inside the gap; kept where that costs
+        ``borders``: where the hops that were there had their borders, inside the gap; kept where that costs
         little more. ``need.prompt_tokens`` is what must be replayed. Waits and raises as ``plan``.
         """
 
         def search(nodes: Sequence[NodeInfo], banned: frozenset[str]) -> Planned:
             request = self._finder.request(need, banned | keep)
-            request = replace(request, start=gap.start, end=gap.end, cuts=tuple(cuts))
+            request = replace(request, start=gap.start, end=gap.end, borders=tuple(borders))
             return self._finder.search(nodes, replace(request, before=before or "", after=after or ""))
 
         self._finder.begin_plan()

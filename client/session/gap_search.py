@@ -53,12 +53,12 @@ class GapSearch:
         between: tuple[str | None, str | None],
         keep: frozenset[str],
         avoid: frozenset[str],
-        cuts: Sequence[int],
+        borders: Sequence[int],
         *,
         wait: bool,
     ) -> Planned:
         """Hops for ``gap``, ``between`` two peers (None: the client): none of those to ``keep``, of those to
-        ``avoid`` only where there are no others, and with borders at ``cuts`` if that is possible.
+        ``avoid`` only where there are no others, and with borders at ``borders`` if that is possible.
 
         Waits for some, if it may ``wait``, with the rest of the route kept. A whole new route is better than
         to wait: then RouteLostError. Raises what ``Router.plan_gap`` raises.
@@ -78,7 +78,7 @@ class GapSearch:
                     before=between[0],
                     after=between[1],
                     keep=keep,
-                    cuts=cuts,
+                    borders=borders,
                     limits=WaitLimits(*(min(slice_s, max(0.0, left)),) * 4),
                     on_wait=self._waiting(began_at + limits.missing_s),
                 )

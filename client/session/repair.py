@@ -209,10 +209,10 @@ class RouteRepair:
             gap = Span(hops[number].plan.hop.span.start, hops[end - 1].plan.hop.span.end)
             before = hops[number - 1].peer_id if number else None
             after = hops[end].peer_id if end < len(hops) else None
-            cuts = [hop.plan.hop.span.end for hop in hops[number : end - 1]]
+            borders = [hop.plan.hop.span.end for hop in hops[number : end - 1]]
             avoid = frozenset(self._gone - keep)
             neighbours, kept = (before, after), frozenset(keep)
-            planned = await self._gaps.find(session, gap, neighbours, kept, avoid, cuts, wait=self._wait)
+            planned = await self._gaps.find(session, gap, neighbours, kept, avoid, borders, wait=self._wait)
             session.learn(planned.nodes)
             keep |= planned.nodes.keys()
             line.extend(planned.route.hops)

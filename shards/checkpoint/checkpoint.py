@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from ...swarm.boundaries import may_serve, span_around
 from ...swarm.errors import CheckpointError, UnsupportedModelError, UsageError
 from ...swarm.runtime.extras import install_extra
 from ...swarm.types import ModelRef, Span
@@ -162,4 +163,9 @@ def check_span(span: Span, config: ModelConfig) -> None:
         raise UsageError(
             f"blocks {span} are outside the model, which has {config.n_blocks}",
             hint=f"Choose blocks within 0-{config.n_blocks - 1}.",
+        )
+    if not may_serve(span, config.cuts):
+        raise UsageError(
+            f"blocks {span} cannot be served alone: some blocks read the keys and values of others",
+            hint=f"Choose --blocks {span_around(span, config.cuts)}.",
         )

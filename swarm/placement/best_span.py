@@ -51,6 +51,8 @@ def choose(view: SwarmView, machine: Machine, *, worth: float = WORTH) -> BestSp
         return NoBetterSpan(f"its free memory does not hold a block and its KV cache ({gigabytes(need)})")
     span_costs = SpanCosts(view, machine)
     ranked = span_costs.best()
+    if not ranked:
+        return NoBetterSpan("its free memory does not hold any of the spans into which the model may be cut")
     cost_s = ranked[0][0]
     if view.missing:
         after = _widened(view, machine, [s for c, s in ranked if c <= cost_s * NEARLY][:_TRIED])
@@ -90,14 +92,12 @@ def _span_in(view: SwarmView, machine: Machine) -> Span:
 def _widened(view: SwarmView, machine: Machine, spans: Sequence[Span]) -> SwarmView:
     """The view with the one of ``spans`` that gives most throughput, or with a longer span around it where
     that gives more still or copies of blocks that have one only."""
-    n = view.shape.n_blocks
     exact = _best(view, machine, spans)
     span = _span_in(exact, machine)
-    length = min(machine.max_blocks, n)
-    if length == len(span):
+    around = [each for each in view.shape.spans_of(machine.max_blocks) if each.covers(span) and each != span]
+    if not around:
         return exact
-    starts = range(max(0, span.end - length), min(span.start, n - length) + 1)
-    wider = _best(view, machine, _thinnest(view, length, starts))
+    wider = _best(view, machine, _thinnest(view, around))
     better = wider.tokens_per_s >= WORTH_WIDER * exact.tokens_per_s or wider.singles < exact.singles
     if wider.missing:
         better = wider.n_missing < exact.n_missing
@@ -129,24 +129,21 @@ def _is_better(one: SwarmView, other: SwarmView) -> bool:
 
 def _scarce(view: SwarmView, machine: Machine) -> list[Span]:
     """The spans where another copy should add most throughput."""
-    n = view.shape.n_blocks
-    length = min(machine.max_blocks, n)
-    return _thinnest(view, length, range(n - length + 1))
+    return _thinnest(view, view.shape.spans_of(machine.max_blocks))
 
 
-def _thinnest(view: SwarmView, length: int, starts: range) -> list[Span]:
-    """Up to _TRIED spans of ``length``: those where least is computed, each node's work spread evenly over
-    its span, and those around the scarcest block."""
+def _thinnest(view: SwarmView, spans: Sequence[Span]) -> list[Span]:
+    """Up to _TRIED of ``spans``: those where least is computed, each node's work spread evenly over its span,
+    and those around the scarcest block."""
     density = view.density
     sums = [0.0]
     for each in density:
         sums.append(sums[-1] + each)
 
-    def thickness(start: int) -> tuple[float, float, int]:
-        return min(density[start : start + length]), sums[start + length] - sums[start], start
+    def mean(span: Span) -> tuple[float, int]:
+        return (sums[span.end] - sums[span.start]) / len(span), span.start
 
-    by_scarcest = sorted(starts, key=thickness)
-    by_sum = sorted(starts, key=lambda start: (sums[start + length] - sums[start], start))
-    around = by_scarcest[: 1 + _TRIED // 2] + by_scarcest[-1:] if len(starts) <= _TRIED else by_scarcest
-    chosen = dict.fromkeys([*by_sum[: _TRIED // 2], *around[: _TRIED // 2]])
-    return [Span(start, start + length) for start in chosen]
+    by_scarcest = sorted(spans, key=lambda span: (min(density[span.start : span.end]), mean(span)))
+    by_mean = sorted(spans, key=mean)
+    around = by_scarcest[: 1 + _TRIED // 2] + by_scarcest[-1:] if len(spans) <= _TRIED else by_scarcest
+    return [*dict.fromkeys([*by_mean[: _TRIED // 2], *around[: _TRIED // 2]])]

@@ -72,6 +72,7 @@ class _Search:
         self.steps = STEPS
         self._most = [min(flexible.get(node.peer_id, len(node.span)), n) for node in nodes]
         self._until = times_until(view.shape)
+        self._closed = view.shape.closed
         self._least_time = min(view.shape.times, default=1.0)
         self._enter = [float(prices.hop(node)[0]) for node in nodes]
         self._block = [float(prices.hop(node)[1]) for node in nodes]
@@ -119,11 +120,13 @@ class _Search:
         if flexible:
             padded = np.concatenate([np.full(most, np.inf), entered[:-1]])
             least = np.lib.stride_tricks.sliding_window_view(padded, most).min(axis=1)
-            return np.asarray(least + computed)
-        entered[: node.span.start] = np.inf
-        least = np.concatenate([[np.inf], np.minimum.accumulate(entered)[:-1]])
-        least[node.span.end + 1 :] = np.inf
-        return np.asarray(least + computed)
+        else:
+            entered[: node.span.start] = np.inf
+            least = np.concatenate([[np.inf], np.minimum.accumulate(entered)[:-1]])
+            least[node.span.end + 1 :] = np.inf
+        reached = np.asarray(least + computed)
+        reached[self._closed] = np.inf
+        return reached
 
     def _rest(self, used: int) -> Costs:
         """[b]: what the blocks from ``b`` on cost at least on nodes that are not in ``used``: the fastest

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ..boundaries import may_serve, span_inside
 from ..errors import UsageError
 from ..types import NodeInfo, NodeState, Span
 from .assign import assign_machines
@@ -154,13 +155,28 @@ def _join_together(
 
 
 def _of_shape(snapshot: Sequence[NodeInfo], shape: ModelShape) -> list[NodeInfo]:
-    return [node for node in snapshot if node.model.n_blocks == shape.n_blocks]
+    """What counts of ``snapshot``: of a node that says it serves blocks that it could not, those between the
+    model's cuts."""
+    found = []
+    for node in snapshot:
+        if node.model.n_blocks != shape.n_blocks:
+            continue
+        if not _is_undecided(node) and not may_serve(node.span, shape.cuts):
+            span = span_inside(node.span, shape.cuts)
+            if span is None:
+                continue
+            node = replace(node, span=span)
+        found.append(node)
+    return found
 
 
 def _undecided(nodes: Sequence[NodeInfo], shape: ModelShape) -> list[NodeInfo]:
-    return [
-        node for node in _of_shape(nodes, shape) if node.state is NodeState.JOINING and node.max_blocks > 0
-    ]
+    return [node for node in _of_shape(nodes, shape) if _is_undecided(node)]
+
+
+def _is_undecided(node: NodeInfo) -> bool:
+    """Whether it has not begun to load."""
+    return node.state is NodeState.JOINING and node.max_blocks > 0
 
 
 def _is_whole(nodes: Sequence[NodeInfo], shape: ModelShape) -> bool:

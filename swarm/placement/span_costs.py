@@ -41,6 +41,7 @@ class SpanCosts:
         self._prices = Prices(view.edges, view.request)
         self._nodes = [node for node in view.priced if node.peer_id != machine.peer_id]
         n, count = view.shape.n_blocks, len(self._nodes)
+        self._closed = view.shape.closed
         self._whole = machine.serving(Span(0, n), n)
         prices = [self._prices.hop(node) for node in self._nodes]
         self._enter: Costs = np.array([enter for enter, _ in prices], dtype=np.float64)
@@ -58,7 +59,8 @@ class SpanCosts:
 
     def best(self) -> list[tuple[float, Span]]:
         """(seconds per token, the blocks the machine would carry), cheapest first; one entry at least where
-        the machine can hold a block. The first is exact, the others near enough to choose among."""
+        the machine can hold a span that may be served. The first is exact, the others near enough to choose
+        among."""
         found: list[tuple[float, Span]] = []
         looks = LOOKS_WHEN_LARGE if len(self._nodes) > LARGE else MOST_LOOKS
         for promised, span in islice(self._in_order(), looks):
@@ -105,7 +107,7 @@ class SpanCosts:
             else:
                 come = costs[block][:, None] + self._links
                 via = come.argmin(axis=0) if count else np.zeros(0, dtype=np.int64)
-                arrive = come[via, np.arange(count)]
+                arrive = come[via, np.arange(count)] if block not in self._closed else np.full(count, np.inf)
             arrive = arrive + self._enter
             stays = costs[block] <= arrive
             reached = np.where(stays, costs[block], arrive) + self._block
@@ -125,6 +127,8 @@ class SpanCosts:
                 go = self._links + (self._enter + costs[block + 1])[None, :]
                 to = go.argmin(axis=1) if count else np.zeros(0, dtype=np.int64)
                 rest = go[np.arange(count), to]
+                if block + 1 in self._closed:
+                    rest = np.full(count, np.inf)
                 stays = costs[block + 1] <= rest
                 rest, to = np.where(stays, costs[block + 1], rest), np.where(stays, _STAYS, to)
             costs[block] = np.where(self._active[block], rest + self._block, np.inf)
@@ -152,6 +156,7 @@ class SpanCosts:
         length = ends - starts
         total = before[:, None] + enter + _times(self.view.shape) * block + after[None, :]
         self._total: Costs = np.where((length >= 1) & (length <= self.machine.max_blocks), total, np.inf)
+        self._total[self._closed] = self._total[:, self._closed] = np.inf
 
     def _is_simple(self, span: Span) -> bool:
         """Whether the cheapest route around ``span`` uses no node twice."""

@@ -109,7 +109,13 @@ class SwarmView:
         self.links = links
         n = shape.n_blocks
         self.request = RouteRequest(
-            n, kv_tokens=0, prompt_tokens=0, new_tokens=1, bytes_per_token=shape.activation_bytes
+            n,
+            kv_tokens=0,
+            prompt_tokens=0,
+            new_tokens=1,
+            bytes_per_token=shape.activation_bytes,
+            row_bytes=shape.row_bytes,
+            cuts=shape.cuts,
         )
         self.nodes = {node.peer_id: node for node in sorted(nodes, key=_by_peer) if node.span.end <= n}
         self.copies = [0] * n
@@ -125,7 +131,7 @@ class SwarmView:
 
     def _finish(self) -> None:
         n = self.shape.n_blocks
-        self.missing = missing_blocks(self._likely, n)
+        self.missing = missing_blocks(self._likely, n, cuts=self.shape.cuts)
         self.n_missing = sum(map(len, self.missing))
         self.priced = [*self._likely, *(_hole(span, n) for span in self.missing)]
         """The nodes that may be in the best route, and one for each missing span, at HOLE_S a block."""

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from enum import StrEnum
 
+from ..boundaries import is_cut, span_inside
 from ..errors import UsageError
 from ..types import PeerLink, Span
 
@@ -15,8 +16,9 @@ class ModelShape:
     """What serving a model costs. ``block_bytes``: one block's weights as the node would hold them.
 
     ``kv_bytes``: keys and values of one token in one block. ``context_tokens``: a node keeps room for at
-    least this many tokens in each of its blocks. ``activation_bytes``: one token's hidden state on the wire,
-    one way.
+    least this many tokens in each of its blocks. ``activation_bytes``: one token's row on the wire, one way;
+    ``row_bytes``: at each boundary, where they differ (then that is their mean). ``cuts``: where spans may
+    begin and end, as in ``swarm.boundaries``.
     Where blocks differ, ``rooms`` has the bytes of each, weights and one context; ``times`` has how long each
     takes beside the mean, which is 1. ``block_bytes`` and ``kv_bytes`` are means then.
     """
@@ -28,6 +30,8 @@ class ModelShape:
     activation_bytes: int = 4096
     rooms: tuple[int, ...] = ()
     times: tuple[float, ...] = ()
+    row_bytes: tuple[int, ...] = ()
+    cuts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         Span(0, self.n_blocks)  # raises for an impossible number
@@ -38,6 +42,22 @@ class ModelShape:
                 raise UsageError(
                     f"a model's shape needs a positive number for each of {self.n_blocks} blocks"
                 )
+
+    @property
+    def closed(self) -> list[int]:
+        """The boundaries where no span may begin or end."""
+        return [boundary for boundary in range(self.n_blocks + 1) if not is_cut(boundary, self.cuts)]
+
+    def spans_of(self, most: int) -> list[Span]:
+        """The longest spans of up to ``most`` blocks, one for each place where one may begin, without those
+        that lie within another."""
+        found: list[Span] = []
+        for start in range(self.n_blocks):
+            if is_cut(start, self.cuts):
+                span = span_inside(Span(start, min(start + most, self.n_blocks)), self.cuts)
+                if span is not None and not (found and found[-1].covers(span)):
+                    found.append(span)
+        return found
 
     def room(self, span: Span) -> int:
         """Bytes of the weights of these blocks, and of their keys and values of one context."""

@@ -6,15 +6,18 @@ hop the wait in the node's queue and the blocks' compute. A route is the cheapes
 over the whole request (prefill plus decode); among equals the one of fewest hops, and then the one a ``salt``
 picks, so that many sessions spread over equal peers. A node may be entered and left anywhere inside its span,
 but carries one hop of a route at most: it reserves KV cache once.
+Where a model may not be cut at every boundary, hops begin and end at its cuts. Where rows are wider at some
+boundaries, the search reckons with the mean for the links between hops, and a prediction with each one's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import pairwise
 
+from ..boundaries import may_serve, span_inside
 from ..errors import RouteError, UsageError
 from ..types import Hop, NodeInfo, NodeState, Route, Span
 from .edges import Edges, Link
@@ -33,9 +36,11 @@ _PEERS_IN_MESSAGE = 4
 class RouteRequest:
     """What the route is for: blocks ``start`` to ``end`` (None: to the last), and how much will flow through.
 
-    ``kv_tokens``: KV cache each hop must have free. ``bytes_per_token``: activations one way, encoded.
+    ``kv_tokens``: KV cache each hop must have free. ``bytes_per_token``: activations one way, encoded;
+    ``row_bytes``: these at each boundary of the model, where they differ (the former is then their mean).
+    ``cuts``: the boundaries where hops may begin and end, as in ``swarm.boundaries``.
     ``banned``: peers to leave out. ``digest``: the model's; "" takes nodes of any. ``before`` and ``after``:
-    the peers that the route's ends are joined to, "" for the client. ``cuts``: borders between hops that the
+    the peers that the route's ends are joined to, "" for the client. ``borders``: those between hops that the
     route should have inside, and no others, where that costs little more; None: any will do.
     """
 
@@ -50,18 +55,28 @@ class RouteRequest:
     digest: str = ""
     before: str = ""
     after: str = ""
-    cuts: tuple[int, ...] | None = None
+    borders: tuple[int, ...] | None = None
+    row_bytes: tuple[int, ...] = ()
+    cuts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.span.end > self.n_blocks:  # the span itself raises for an impossible one
             raise UsageError(f"blocks {self.span} are outside a model of {self.n_blocks}")
+        if not may_serve(self.span, self.cuts):
+            raise UsageError(f"blocks {self.span} cannot be cut out of the model")
+        if self.row_bytes and len(self.row_bytes) != self.n_blocks + 1:
+            raise UsageError(f"bytes of {len(self.row_bytes)} boundaries of {self.n_blocks} blocks")
         if min(self.kv_tokens, self.prompt_tokens, self.new_tokens, self.bytes_per_token) < 0:
             raise UsageError("tokens and bytes of a route request must be 0 or more")
 
+    def bytes_at(self, boundary: int) -> int:
+        """Of a token's activations there."""
+        return self.row_bytes[boundary] if self.row_bytes else self.bytes_per_token
+
     @property
     def wanted_spans(self) -> list[Span]:
-        """The hops' spans that ``cuts`` ask for; those outside the route's blocks ask for nothing."""
-        inside = sorted({cut for cut in self.cuts or () if self.span.start < cut < self.span.end})
+        """The hops' spans that ``borders`` ask for; those outside the route's blocks ask for nothing."""
+        inside = sorted({each for each in self.borders or () if self.span.start < each < self.span.end})
         return [Span(a, b) for a, b in pairwise([self.span.start, *inside, self.span.end])]
 
     @property
@@ -90,6 +105,7 @@ class Prices:
         self._edges = edges
         self._request = request
         self._client_links: dict[str, int] = {}
+        self._ends: dict[int, Prices] = {}  # with rows of other sizes, at the ends of a route
 
     def hop(self, node: NodeInfo) -> tuple[int, int]:
         """(for using the node at all, for each block on it)."""
@@ -106,6 +122,22 @@ class Prices:
                 self._edges.client_link(peer_id), self._request.prompt_tokens
             )
         return price
+
+    def first(self, before: str, peer_id: str) -> int:
+        """The price of all that is sent to a route's first hop."""
+        return self._at_end(before, peer_id, self._request.span.start)
+
+    def last(self, peer_id: str, after: str) -> int:
+        """The price of all that is sent from a route's last hop."""
+        return self._at_end(peer_id, after, self._request.span.end)
+
+    def _at_end(self, a: str, b: str, boundary: int) -> int:
+        size = self._request.bytes_at(boundary)
+        if size == self._request.bytes_per_token:
+            return self.link(a, b)
+        if size not in self._ends:
+            self._ends[size] = Prices(self._edges, replace(self._request, bytes_per_token=size, row_bytes=()))
+        return self._ends[size].link(a, b)
 
     def link(self, a: str, b: str) -> int:
         """The price of all that is sent from ``a`` to ``b``; "" is the client, to which only one row of a
@@ -131,7 +163,8 @@ class Prices:
     def route(self, picks: Sequence[Pick]) -> int:
         """A whole route, from ``before`` to ``after``."""
         peers = [self._request.before, *(node.peer_id for node, _ in picks), self._request.after]
-        total = sum(self.link(a, b) for a, b in pairwise(peers))
+        first, *inside, last = pairwise(peers)
+        total = self.first(*first) + sum(self.link(a, b) for a, b in inside) + self.last(*last)
         for node, span in picks:
             enter, block = self.hop(node)
             total += enter + len(span) * block
@@ -164,16 +197,22 @@ def find_route(
     """
     usable = (node for node in nodes if not why_unusable(node, request))
     by_peer = {node.peer_id: node for node in sorted(usable, key=_record_order)}
-    missing = missing_blocks(list(by_peer.values()), request.span.end, start=request.start)
+    missing = missing_blocks(list(by_peer.values()), request.span.end, start=request.start, cuts=request.cuts)
     if missing:
         raise _no_route(nodes, request, missing)
     candidates = [node for node in by_peer.values() if _overlap(node.span, request.span)]
     prices = Prices(edges, request)
-    offers = [_offer(node, prices, request, salt, spread) for node in candidates]
-    chain = cheapest_chain(offers, request.span.start, request.span.end, prices.links(candidates))
+    offers = [
+        _offer(node, span, prices, request, salt, spread)
+        for node in candidates
+        if (span := span_inside(node.span, request.cuts)) is not None
+    ]
+    chain = cheapest_chain(
+        offers, request.span.start, request.span.end, prices.links(candidates), request.cuts
+    )
     picks = [(by_peer[offer.peer_id], span) for offer, span in chain]
     ends = {"before": request.before, "after": request.after}
-    if request.cuts is not None and [span for _, span in picks] != request.wanted_spans:
+    if request.borders is not None and [span for _, span in picks] != request.wanted_spans:
         same = cheapest_with_borders(
             candidates, request.wanted_spans, prices, lambda peer_id: _rank(salt, peer_id), **ends
         )
@@ -209,7 +248,7 @@ def predict_route(
         [nodes[hop.peer_id] for hop in hops],
         edges,
         prompt_tokens=request.prompt_tokens,
-        bytes_per_token=request.bytes_per_token,
+        bytes_at=request.bytes_at,
         before=request.before,
         after=request.after,
     )
@@ -220,11 +259,15 @@ def route_price_ns(picks: Sequence[Pick], edges: Edges, request: RouteRequest) -
     return Prices(edges, request).route(picks)
 
 
-def missing_blocks(nodes: Sequence[NodeInfo], n_blocks: int, *, start: int = 0) -> tuple[Span, ...]:
-    """The spans of blocks ``start`` to ``n_blocks`` that none of ``nodes`` serves, ascending."""
+def missing_blocks(
+    nodes: Sequence[NodeInfo], n_blocks: int, *, start: int = 0, cuts: Sequence[int] = ()
+) -> tuple[Span, ...]:
+    """The spans of blocks ``start`` to ``n_blocks`` that none of ``nodes`` serves, ascending. Of a node whose
+    span does not end at ``cuts`` counts what lies between cuts."""
     missing = []
     reached = start
-    for span in sorted(node.span for node in nodes):
+    spans = (span_inside(node.span, cuts) for node in nodes)
+    for span in sorted(span for span in spans if span is not None):
         if span.start >= n_blocks:
             break
         if span.start > reached:
@@ -250,17 +293,19 @@ def why_unusable(node: NodeInfo, request: RouteRequest) -> str:
     return ""
 
 
-def _offer(node: NodeInfo, prices: Prices, request: RouteRequest, salt: str, spread: float) -> Offer:
+def _offer(
+    node: NodeInfo, span: Span, prices: Prices, request: RouteRequest, salt: str, spread: float
+) -> Offer:
     enter, block = prices.hop(node)
     client_link = prices.client_link(node.peer_id)
-    first, last = prices.link(request.before, node.peer_id), prices.link(node.peer_id, request.after)
+    first, last = prices.first(request.before, node.peer_id), prices.last(node.peer_id, request.after)
     rank = _rank(salt, node.peer_id)
     if spread > 0:
         more = 1 + spread * _fraction(rank)
         enter, block, client_link, first, last = (
             round(price * more) for price in (enter, block, client_link, first, last)
         )
-    return Offer(node.peer_id, node.span, enter, block, rank, client_link, first, last)
+    return Offer(node.peer_id, span, enter, block, rank, client_link, first, last)
 
 
 def _rank(salt: str, peer_id: str) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -134,20 +134,20 @@ def predict(
     edges: Edges,
     *,
     prompt_tokens: int,
-    bytes_per_token: int,
+    bytes_at: Callable[[int], int],
     before: str = "",
     after: str = "",
     max_step_tokens: int = 1 << 30,
 ) -> Prediction:
     """``nodes``: the hops' announcements, in their order. ``before`` and ``after``: the peers that feed the
-    first hop and take what the last gives, "" for the client, to which only one row of a prompt is sent."""
+    first hop and take what the last gives, "" for the client, to which only one row of a prompt is sent.
+    ``bytes_at``: of a token's activations at a boundary, one way, encoded."""
     peers = [before, *(hop.peer_id for hop in hops), after]
-    links = list(pairwise(peers))
+    sizes = [bytes_at(boundary) for boundary in (hops[0].span.start, *(hop.span.end for hop in hops))]
+    links = [(a, b, size) for (a, b), size in zip(pairwise(peers), sizes, strict=True)]
     edge_predictions = tuple(
-        EdgePrediction(
-            a, b, edges.one_way_s(a, b, bytes_per_token), edges.may_chain(a, b), edges.is_measured(a, b)
-        )
-        for a, b in links
+        EdgePrediction(a, b, edges.one_way_s(a, b, size), edges.may_chain(a, b), edges.is_measured(a, b))
+        for a, b, size in links
     )
     hop_predictions = tuple(
         HopPrediction(
@@ -165,11 +165,11 @@ def predict(
         # A pipeline: the first chunk passes all stages, the others follow as fast as the slowest stage lets.
         stages = [hop.prefill_s * chunk / prompt_tokens for hop in hop_predictions]
         fill = sum(stages) + sum(hop.queue_s for hop in hop_predictions)
-        for a, b in links:
-            last = (a, b) == links[-1] and not b
-            fill += edges.one_way_s(a, b, bytes_per_token * (1 if last else chunk))
+        for number, (a, b, size) in enumerate(links):
+            last = number == len(hops) and not b
+            fill += edges.one_way_s(a, b, size * (1 if last else chunk))
             if not last:
-                stages += _transfers(a, b, edges, bytes_per_token * chunk)
+                stages += _transfers(a, b, edges, size * chunk)
         prefill_s = fill + (prompt_tokens / chunk - 1) * max(stages)
     return Prediction(hop_predictions, edge_predictions, prefill_s, prompt_tokens)
 

@@ -8,7 +8,7 @@ the same.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..types import MAX_BLOCKS, Span
@@ -44,15 +44,20 @@ class Offer:
 
 
 def cheapest_chain(
-    offers: Sequence[Offer], start: int, end: int, links: LinkPrices | None = None
+    offers: Sequence[Offer],
+    start: int,
+    end: int,
+    links: LinkPrices | None = None,
+    cuts: Collection[int] = (),
 ) -> list[tuple[Offer, Span]]:
     """The best chain over blocks ``start`` to ``end`` that uses no peer twice, as (offer, its blocks).
 
+    ``cuts``: where a chain may go from one offer to the next, and where offers begin and end; none: anywhere.
     ``offers`` must cover every block and name each peer once. Branch and bound: the best chain that may use
     peers twice bounds the answer from below, and nearly always is it. Where a peer does come twice, with a
     block g between, each allowed chain has it before g only, after g only, or at g.
     """
-    search = _Search(offers, start, end, links or {})
+    search = _Search(offers, start, end, links or {}, frozenset(cuts or range(start, end)))
     everybody = dict(enumerate(search.offers))
     best: _Chain | None = None
     work = 0
@@ -79,7 +84,10 @@ def cheapest_chain(
 class _Search:
     """What all branches share: the offers in the order of their ranks, and the links between their places."""
 
-    def __init__(self, offers: Sequence[Offer], start: int, end: int, links: LinkPrices) -> None:
+    def __init__(
+        self, offers: Sequence[Offer], start: int, end: int, links: LinkPrices, cuts: frozenset[int]
+    ) -> None:
+        self._cuts = cuts
         self.offers = sorted(offers, key=lambda offer: (offer.rank, offer.peer_id))
         self.start, self.end = start, end
         self.work = 1 + sum(
@@ -118,9 +126,10 @@ class _Search:
                     continue
                 offer = offers[place]
                 stays = inside.get(place)
+                enters: _Chain | None = None
                 if block == self.start:
-                    enters: _Chain | None = (offer.first_ns, 0, ())
-                else:
+                    enters = (offer.first_ns, 0, ())
+                elif block in self._cuts:
                     enters = self._best_entry(place, arrivals, inside, stays, once)
                 chain = stays
                 if enters is not None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import product
 
+from swarm_node.swarm.boundaries import is_cut
 from swarm_node.swarm.placement.swarm_view import Machine, MeasuredLinks, SwarmView
 from swarm_node.swarm.placement.types import ModelShape
 from swarm_node.swarm.routing.prediction import decode_seconds
@@ -50,6 +51,8 @@ def least_token_s(machines: Sequence[Machine], fixed: Sequence[NodeInfo], shape:
         for place in range(len(peers)):
             if not used >> place & 1:
                 for end in range(block + 1, reach(place, block) + 1):
+                    if not is_cut(end, shape.cuts):
+                        continue
                     computing = (end - block) * block_s[place]
                     onward = rest(end, used | 1 << place, place)
                     best = min(best, links[last, place] + computing + onward)

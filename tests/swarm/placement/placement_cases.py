@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from scripts.studies.placement.clusters import BLOCK_BYTES
 from swarm_node.swarm.placement.swarm_view import Machine
@@ -10,7 +11,7 @@ from swarm_node.swarm.placement.types import ModelShape
 from swarm_node.swarm.types import NodeInfo, NodeState, Span
 
 
-def shape(n_blocks: int = 12, **changes: int) -> ModelShape:
+def shape(n_blocks: int = 12, **changes: Any) -> ModelShape:
     return ModelShape(n_blocks, BLOCK_BYTES, **changes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from scripts.studies.placement.clusters import cluster, offers
 from scripts.studies.placement.optimum import all_pictures, least_token_s
 from scripts.studies.placement.world import Clock, World
+from swarm_node.swarm.boundaries import may_serve, span_around
 from swarm_node.swarm.placement.planner import assign
 from swarm_node.swarm.placement.swarm_view import Machine, MeasuredLinks, SwarmView
 from swarm_node.swarm.placement.types import ModelShape
@@ -47,6 +49,23 @@ def test_the_route_is_as_fast_as_it_can_be(seed: int, fixed: int) -> None:
     for machine in machines:
         if machine.peer_id in spans:
             assert len(spans[machine.peer_id]) <= machine.max_blocks
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_spans_begin_and_end_at_cuts(seed: int) -> None:
+    rng = random.Random(seed)
+    cuts = tuple(sorted({0, *rng.sample(range(1, 12), 3), 12}))
+    model = shape(12, cuts=cuts)
+    machines, nodes = cluster(rng, 4, 1, model.n_blocks)
+    nodes = [replace(node, span=span_around(node.span, cuts)) for node in nodes]
+    least_s = least_token_s(machines, nodes, model)
+    spans = assign(offers(machines), model, fixed=nodes)
+    assert all(may_serve(span, cuts) for span in spans.values())
+    found = pictured(spans, machines, nodes, model)
+    assert bool(found.missing) == (least_s == float("inf"))
+    assert found.missing or least_s * (1 - 1e-6) <= found.cost_s <= least_s * WITHIN
+    for machine in machines:
+        assert machine.peer_id not in spans or len(spans[machine.peer_id]) <= machine.max_blocks
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swarm_node.swarm.boundaries import may_serve, span_inside
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.routing.best_route import (
     NoRouteError,
@@ -65,15 +66,21 @@ def shape(route: Route) -> list[tuple[str, int, int]]:
 
 
 def all_routes(
-    nodes: Sequence[NodeInfo], start: int, end: int, used: frozenset[str] = frozenset()
+    nodes: Sequence[NodeInfo],
+    start: int,
+    end: int,
+    used: frozenset[str] = frozenset(),
+    cuts: Sequence[int] = (),
 ) -> Iterator[list[tuple[NodeInfo, Span]]]:
-    """Every chain over the blocks that uses no node twice."""
+    """Every chain over the blocks that uses no node twice, and that goes on to another node at cuts only."""
     if start == end:
         yield []
     for n in nodes:
         if start in n.span and n.peer_id not in used:
             for stop in range(start + 1, min(end, n.span.end) + 1):
-                for rest in all_routes(nodes, stop, end, used | {n.peer_id}):
+                if cuts and stop not in cuts:
+                    continue
+                for rest in all_routes(nodes, stop, end, used | {n.peer_id}, cuts):
                     yield [(n, Span(start, stop)), *rest]
 
 
@@ -108,12 +115,18 @@ def swarms(draw: st.DrawFn) -> tuple[list[NodeInfo], Edges, RouteRequest]:
         nodes.append(n)
         if draw(st.booleans()):
             known[n.peer_id] = Link(draw(rtts), draw(st.sampled_from([1e5, 1e6])))
-    start = draw(st.integers(0, n_blocks - 1))
+    inside = draw(st.lists(st.integers(0, n_blocks), max_size=3)) if draw(st.booleans()) else None
+    cuts = () if inside is None else tuple(sorted({0, *inside, n_blocks}))
+    ends = cuts or range(n_blocks + 1)
+    start, end = sorted(draw(st.lists(st.sampled_from(ends), min_size=2, max_size=2, unique=True)))
+    sizes = st.lists(st.sampled_from([600, 4096, 40_000]), min_size=n_blocks + 1, max_size=n_blocks + 1)
     joined = draw(st.booleans()) and count > 2
     wanted = request(
         n_blocks,
         start=start,
-        end=draw(st.integers(start + 1, n_blocks)),
+        end=end,
+        cuts=cuts,
+        row_bytes=draw(st.sampled_from([(), tuple(draw(sizes))])),
         prompt_tokens=draw(st.sampled_from([0, 1, 500])),
         new_tokens=draw(st.sampled_from([0, 1, 200])),
         banned=frozenset({"peer0", "peer1"}) if joined else frozenset(),
@@ -136,11 +149,13 @@ def test_agrees_with_brute_force(
         for n in nodes
         if n.state is NodeState.ONLINE and n.free_kv_tokens >= 100 and n.peer_id not in wanted.banned
     ]
-    routes = list(all_routes(usable, wanted.span.start, wanted.span.end))
+    routes = list(all_routes(usable, wanted.span.start, wanted.span.end, cuts=wanted.cuts))
     if not routes:
         with pytest.raises(NoRouteError) as caught:
             find_route(nodes, edges, wanted)
-        covered = {block for n in usable for block in range(n.span.start, n.span.end)}
+        spans = [span_inside(n.span, wanted.cuts) for n in usable]
+        covered = {block for span in spans if span for block in range(span.start, span.end)}
+        assert all(may_serve(span, wanted.cuts) for span in caught.value.missing)
         holes = {block for span in caught.value.missing for block in range(span.start, span.end)}
         assert holes == set(range(wanted.span.start, wanted.span.end)) - covered
         assert caught.value.seen == tuple(nodes)
@@ -184,6 +199,25 @@ def test_slow_node_over_everything_is_used_once(speeds: list[float], rtt: float,
 def test_enters_and_leaves_inside_spans() -> None:
     nodes = [node("a", 0, 4), node("b", 2, 6, ms=0.5)]
     assert shape(find_route(nodes, links(nodes), request())) == [("a", 0, 2), ("b", 2, 6)]
+
+
+def test_hops_begin_and_end_at_cuts() -> None:
+    nodes = [node("a", 0, 4), node("b", 2, 6, ms=0.5), node("c", 3, 5, ms=0.01)]
+    found = find_route(nodes, links(nodes), request(cuts=(0, 4, 6)))
+    assert shape(found) == [("a", 0, 4), ("b", 4, 6)]
+    with pytest.raises(NoRouteError) as caught:
+        find_route(nodes, links(nodes), request(cuts=(0, 1, 6)))
+    assert caught.value.missing == (Span(1, 6),)
+    with pytest.raises(UsageError, match="blocks 0-2 cannot be cut out of the model"):
+        request(cuts=(0, 4, 6), end=3)
+
+
+def test_a_span_that_a_stranger_announces_counts_between_cuts() -> None:
+    nodes = [node("odd", 1, 5, ms=0.01), node("whole", 0, 6)]
+    assert shape(find_route(nodes, links(nodes), request(cuts=(0, 3, 6)))) == [("whole", 0, 6)]
+    nodes.append(node("more", 0, 6))
+    found = find_route(nodes, links(nodes), request(cuts=(0, 2, 4, 6)))
+    assert sorted(shape(found), key=lambda hop: hop[1])[1] == ("odd", 2, 4)
 
 
 def test_fewest_hops_among_equal_costs() -> None:
@@ -303,15 +337,15 @@ def test_a_gap_keeps_the_borders_of_the_hops_that_were_there() -> None:
     assert found() == [("fast1", 0, 3), ("fast2", 3, 6)]
     nodes[2] = replace(nodes[2], decode_ms_per_block=1.2)
     assert found() == [("fast1", 0, 3), ("fast2", 3, 6)]
-    assert found(cuts=()) == [("whole", 0, 6)]  # a fifth dearer, with no border inside
-    assert found(cuts=(3,)) == [("fast1", 0, 3), ("fast2", 3, 6)]
-    assert found(cuts=(2,)) == [("fast1", 0, 2), ("whole", 2, 6)]
-    assert found(cuts=(1, 2)) == [("fast1", 0, 3), ("fast2", 3, 6)]  # would need three nodes for 0-3
+    assert found(borders=()) == [("whole", 0, 6)]  # a fifth dearer, with no border inside
+    assert found(borders=(3,)) == [("fast1", 0, 3), ("fast2", 3, 6)]
+    assert found(borders=(2,)) == [("fast1", 0, 2), ("whole", 2, 6)]
+    assert found(borders=(1, 2)) == [("fast1", 0, 3), ("fast2", 3, 6)]  # would need three nodes for 0-3
     nodes[2] = replace(nodes[2], decode_ms_per_block=1.5)
-    assert found(cuts=()) == [("fast1", 0, 3), ("fast2", 3, 6)]  # half dearer: too much
+    assert found(borders=()) == [("fast1", 0, 3), ("fast2", 3, 6)]  # half dearer: too much
     nodes[2] = replace(nodes[2], decode_ms_per_block=0.9)
     assert found() == [("whole", 0, 6)]
-    kept = found(cuts=(3, 0, 6, 99))  # borders outside ask for nothing
+    kept = found(borders=(3, 0, 6, 99))  # borders outside ask for nothing
     assert [(start, end) for _, start, end in kept] == [(0, 3), (3, 6)]
 
 

@@ -24,7 +24,7 @@ LINKS = {"a": Link(0.010, 1e6), "b": Link(0.012, 1e6)}
 
 
 def test_a_decoded_token() -> None:
-    predicted = predict(HOPS, [A, B], Edges([A, B], LINKS), prompt_tokens=0, bytes_per_token=1000)
+    predicted = predict(HOPS, [A, B], Edges([A, B], LINKS), prompt_tokens=0, bytes_at=lambda _: 1000)
     assert [edge.wire_s for edge in predicted.edges] == pytest.approx([0.006, 0.0021, 0.007])
     assert [(edge.source, edge.target, edge.chained) for edge in predicted.edges] == [
         ("", "a", True),
@@ -38,15 +38,26 @@ def test_a_decoded_token() -> None:
     assert all(edge.measured for edge in predicted.edges)
 
 
+def test_each_boundary_has_rows_of_its_own_size() -> None:
+    sizes = [3000, 2900, 2800, 2000, 1000, 900, 500]
+    edges = Edges([A, B], LINKS)
+    predicted = predict(HOPS, [A, B], edges, prompt_tokens=0, bytes_at=sizes.__getitem__)
+    assert [edge.wire_s for edge in predicted.edges] == pytest.approx([0.008, 0.0022, 0.0065])
+    predicted = predict(HOPS, [A, B], edges, prompt_tokens=800, bytes_at=sizes.__getitem__)
+    # chunks of 100 tokens, of which the first hop's link takes 0.3 s each; one row comes back
+    fill = (0.005 + 0.3) + 0.005 + 0.075 + (0.002 + 0.02) + 0.15 + 0.0065
+    assert predicted.prefill_s == pytest.approx(fill + 7 * 0.3)
+
+
 def test_a_prompt_is_a_pipeline_of_chunks() -> None:
-    predicted = predict(HOPS, [A, B], Edges([A, B], LINKS), prompt_tokens=800, bytes_per_token=1000)
+    predicted = predict(HOPS, [A, B], Edges([A, B], LINKS), prompt_tokens=800, bytes_at=lambda _: 1000)
     # a has 3 of 4 blocks at 1000 tokens/s, b 3 of 4 at 500: 0.6 s and 1.2 s for 800 tokens, in 8 chunks
     assert [hop.prefill_s for hop in predicted.hops] == pytest.approx([0.6, 1.2])
     fill = (0.005 + 0.1) + 0.005 + 0.075 + (0.002 + 0.01) + 0.15 + 0.007
     assert predicted.prefill_s == pytest.approx(fill + 7 * 0.15)
     # through the client an edge takes both lines, one after the other, at the same time as other chunks
     edges = Edges([A, B], LINKS, unchained=frozenset({("a", "b")}))
-    relayed = predict(HOPS, [A, B], edges, prompt_tokens=800, bytes_per_token=1000)
+    relayed = predict(HOPS, [A, B], edges, prompt_tokens=800, bytes_at=lambda _: 1000)
     fill = (0.005 + 0.1) + 0.005 + 0.075 + (0.011 + 0.2) + 0.15 + 0.007
     assert relayed.prefill_s == pytest.approx(fill + 7 * 0.15)
     assert not relayed.edges[1].chained
@@ -55,10 +66,15 @@ def test_a_prompt_is_a_pipeline_of_chunks() -> None:
 def test_one_hop_takes_the_prompt_in_one_piece() -> None:
     whole = node("a", Span(0, 6))
     edges = Edges([whole], {"a": Link(0.010, 1e6)})
-    predicted = predict([Hop("a", Span(0, 6))], [whole], edges, prompt_tokens=500, bytes_per_token=1000)
+    predicted = predict([Hop("a", Span(0, 6))], [whole], edges, prompt_tokens=500, bytes_at=lambda _: 1000)
     assert predicted.prefill_s == pytest.approx(0.005 + 0.5 + 0.5 + 0.005 + 0.001)
     cut = predict(
-        [Hop("a", Span(0, 6))], [whole], edges, prompt_tokens=500, bytes_per_token=1000, max_step_tokens=100
+        [Hop("a", Span(0, 6))],
+        [whole],
+        edges,
+        prompt_tokens=500,
+        bytes_at=lambda _: 1000,
+        max_step_tokens=100,
     )
     assert cut.prefill_s == pytest.approx(0.005 + 0.1 + 0.1 + 0.006 + 4 * 0.1)
 
@@ -66,7 +82,7 @@ def test_one_hop_takes_the_prompt_in_one_piece() -> None:
 def test_a_gap_between_two_nodes_sends_on_every_row() -> None:
     edges = Edges([A, B], LINKS)
     predicted = predict(
-        [Hop("b", Span(3, 6))], [B], edges, prompt_tokens=100, bytes_per_token=1000, before="a", after="a"
+        [Hop("b", Span(3, 6))], [B], edges, prompt_tokens=100, bytes_at=lambda _: 1000, before="a", after="a"
     )
     assert [edge.wire_s for edge in predicted.edges] == pytest.approx([0.0021, 0.0021])
     assert predicted.prefill_s == pytest.approx(0.15 + 2 * (0.002 + 0.01))
@@ -74,7 +90,9 @@ def test_a_gap_between_two_nodes_sends_on_every_row() -> None:
 
 def test_an_announced_queue_is_bounded() -> None:
     full = node("a", Span(0, 6), queue_ms=1e9)
-    predicted = predict([Hop("a", Span(0, 6))], [full], Edges([full], {}), prompt_tokens=0, bytes_per_token=1)
+    predicted = predict(
+        [Hop("a", Span(0, 6))], [full], Edges([full], {}), prompt_tokens=0, bytes_at=lambda _: 1
+    )
     assert predicted.hops[0].queue_s == QUEUE_MS.high / 1000
 
 
@@ -86,7 +104,7 @@ def test_chunks() -> None:
 
 
 def test_as_dict_is_plain() -> None:
-    predicted = predict(HOPS, [A, B], Edges([A, B], LINKS), prompt_tokens=4, bytes_per_token=1000)
+    predicted = predict(HOPS, [A, B], Edges([A, B], LINKS), prompt_tokens=4, bytes_at=lambda _: 1000)
     told = predicted.as_dict()
     assert told["token_ms"] == pytest.approx(29.1)
     assert told["hops"][0] == {  # type: ignore[index]
