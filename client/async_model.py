@@ -86,13 +86,16 @@ class AsyncSwarmModel:
         self._runs: set[GenerationRun] = set()
         self._noting: asyncio.Future[None] | None = None  # that the model has answered
         self._closed = False
+        mean, each = local.boundaries.sizes(partial(kind_row_bytes, self._wire_codec))
         self._router = router or Router(
             network.directory,
             local.ref,
-            bytes_per_token=kind_row_bytes(self._wire_codec, local.hidden_size),
+            bytes_per_token=mean,
+            row_bytes=each,
+            cuts=local.boundaries.cuts,
             demand=network.demand,
         )
-        self._scout = Scout(self._links, self._router, local.head.embed, self._wire_codec)
+        self._scout = Scout(self._links, self._router, local.head.embed, self._wire_codec, local.boundaries)
 
     @classmethod
     async def connect(cls, **options: Unpack[ConnectOptions]) -> Self:
@@ -229,7 +232,7 @@ class AsyncSwarmModel:
             router,
             self._scout,
             RouteSettings(
-                SessionSettings(local.hidden_size, max_tokens, local.embedding_rms),
+                SessionSettings(local.boundaries, max_tokens, local.embedding_rms),
                 self._wire_codec,
                 router if self._chain else None,
                 prefix=PrefixKey(self._salt, router.model.digest) if self._salt is not None else None,

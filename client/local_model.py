@@ -8,7 +8,8 @@ from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..shards.pieces.file_hashes import hashing_watched
-from ..swarm.codecs.kinds import DEFAULT_KIND, usual_kind
+from ..swarm.boundaries import Boundaries
+from ..swarm.codecs.kinds import DEFAULT_KIND, UNMEASURED_KIND, usual_kind
 from ..swarm.runtime.heap import trim_heap
 from ..swarm.types import ModelRef
 from .drafting.draft_model import DraftModel, load_draft_model
@@ -40,14 +41,15 @@ def progress_lines(on_progress: OnProgress | None, doing: str = "") -> Callable[
 
 @dataclass(frozen=True, slots=True)
 class LocalModel:
-    """``context``: the longest sequence in tokens. ``draft``: guesses what the model will say. ``close``
+    """``boundaries``: what passes between the model's blocks.
+    ``context``: the longest sequence in tokens. ``draft``: guesses what the model will say. ``close``
     gives files back, if there are any; a draft model ends its step before. ``embedding_rms``: root mean
     square of a usual embedding, 0 where it is not known. ``wire_codec``: how its activations travel, unless
     a person asks for another. ``answered``: to be called, in a thread, after the
     swarm has answered with it."""
 
     ref: ModelRef
-    hidden_size: int
+    boundaries: Boundaries
     vocab_size: int
     context: int
     head: ClientModel
@@ -57,6 +59,10 @@ class LocalModel:
     draft: DraftModel | None = None
     embedding_rms: float = 0.0
     wire_codec: str = DEFAULT_KIND
+
+    @property
+    def hidden_size(self) -> int:
+        return self.boundaries.widths[-1]
 
 
 def load_local_model(
@@ -110,7 +116,7 @@ def load_local_model(
 
     return LocalModel(
         ref=checkpoint.ref,
-        hidden_size=config.hidden_size,
+        boundaries=config.boundaries,
         vocab_size=config.vocab_size,
         context=config.max_position_embeddings,
         head=head,
@@ -118,5 +124,5 @@ def load_local_model(
         close=close,
         draft=guesser,
         embedding_rms=usual_rms,
-        wire_codec=usual_kind(config.family),
+        wire_codec=usual_kind(config.family) if config.sideband is None else UNMEASURED_KIND,
     )

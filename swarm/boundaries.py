@@ -7,8 +7,9 @@ may be cut, ascending, the first and the last among them; none at all stands for
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from .types import Span
 
@@ -39,7 +40,8 @@ def span_inside(span: Span, cuts: Sequence[int]) -> Span | None:
 
 @dataclass(frozen=True, slots=True)
 class Boundaries:
-    """``widths``: values of the row of a token, at each boundary."""
+    """``widths``: values of the row of a token, at each boundary. A row begins with the residual stream,
+    which is all of it after the last block; then comes what each block from there on reads beside it."""
 
     widths: tuple[int, ...]
     cuts: tuple[int, ...] = ()
@@ -48,3 +50,10 @@ class Boundaries:
     def alike(cls, n_blocks: int, width: int) -> Boundaries:
         """Of a model that may be cut anywhere."""
         return cls((width,) * (n_blocks + 1))
+
+    def sizes(self, row_bytes: Callable[[int], int]) -> tuple[int, tuple[int, ...]]:
+        """Bytes of a row between two hops, in the mean of the places where a model may be cut; and at each
+        boundary, where these differ. ``row_bytes``: of a row by its width."""
+        each = tuple(map(row_bytes, self.widths))
+        inside = [size for boundary, size in enumerate(each[1:-1], 1) if is_cut(boundary, self.cuts)]
+        return round(fmean(inside or each)), () if len(set(each)) == 1 else each

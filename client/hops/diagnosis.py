@@ -56,7 +56,7 @@ class Diagnosis:
         return HopFailedError(hops[0].peer_id, StreamClosedError("the route ended without giving a reason"))
 
 
-async def diagnose(hops: Sequence[HopClient], hidden_size: int) -> Diagnosis:
+async def diagnose(hops: Sequence[HopClient]) -> Diagnosis:
     """Look at every hop; where they say that a neighbour is lost, ask that neighbour itself."""
     found = Diagnosis()
     suspects: set[int] = set()
@@ -74,7 +74,7 @@ async def diagnose(hops: Sequence[HopClient], hidden_size: int) -> Diagnosis:
                 if hops[edge].listener is hop.listener is hops[edge - 1].listener:
                     found.edges[edge] = state.stalled
         if state.step_error is not None:
-            _judge(hops, number, hidden_size, found)
+            _judge(hops, number, found)
     asked = [hops[number].link.check() for number in sorted(suspects) if hops[number].failure is None]
     await asyncio.gather(*asked)
     for number, hop in enumerate(hops):
@@ -86,7 +86,7 @@ async def diagnose(hops: Sequence[HopClient], hidden_size: int) -> Diagnosis:
     return found
 
 
-def _judge(hops: Sequence[HopClient], number: int, hidden_size: int, found: Diagnosis) -> None:
+def _judge(hops: Sequence[HopClient], number: int, found: Diagnosis) -> None:
     """A hop could not take a step. If the step came from another hop, that one may be to blame. Where the
     client carried the step, its bytes tell; elsewhere the client has to carry it to see. A session that
     another hop has fed counts tokens as that hop made it count: a new session will show which of them is to
@@ -103,7 +103,7 @@ def _judge(hops: Sequence[HopClient], number: int, hidden_size: int, found: Diag
             awaited = hop.listener.awaited_payload if hop.listener is not None else None
             try:
                 if awaited is not None:
-                    hop.codec.decode(awaited[0], awaited[1], hidden_size)
+                    hop.codec.decode(awaited[0], awaited[1], hop.width)
             except RemoteProtocolError as damaged:
                 found.lost[number - 1] = damaged
                 return

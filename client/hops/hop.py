@@ -20,7 +20,7 @@ from ...swarm.errors import (
     StreamClosedError,
     SwarmError,
 )
-from ...swarm.links.link import NodeLink, Reply, Told, span_problem
+from ...swarm.links.link import NodeLink, Reply, Told, span_problem, width_problem
 from ...swarm.links.pool import LinkPool
 from ...swarm.protocol.error_frames import error_of
 from ...swarm.protocol.field_types import MAX_RETRY_MS, PAGE_TOKENS, Downstream, Progress
@@ -87,6 +87,7 @@ class Listener(Protocol):
 class HopClient:
     """An open session on one node. Made by ``open``; ends with ``close``.
 
+    ``width`` and ``reply_width``: values of the rows that come in and go out.
     ``length``: tokens that its KV cache held already when it opened. ``state``: what is known against it, and
     what it lacks. ``upstream`` and ``downstream`` are how it is wired now, as the node knows it: a peer id or
     "", a session, None (us) or NOBODY. ``was_fed``: by another hop, which may be the cause of what it holds
@@ -99,6 +100,8 @@ class HopClient:
         self.session = plan.session
         self.codec = plan.codec
         self.reply_codec = plan.reply_codec
+        self.width = settings.boundaries.widths[plan.hop.span.start]
+        self.reply_width = settings.boundaries.widths[plan.hop.span.end]
         self.link = link
         self.deadline_ms = deadline_ms
         self.state = HopState()
@@ -381,7 +384,7 @@ class HopClient:
             Opened,
         )
         welcome = link.welcome.result()
-        row = max(codec.row_bytes(settings.hidden_size) for codec in (self.codec, self.reply_codec))
+        row = max(self.codec.row_bytes(self.width), self.reply_codec.row_bytes(self.reply_width))
         fits = (min(welcome.max_frame, DEFAULT_MAX_FRAME) - FRAME_OVERHEAD) // row
         self.max_step_tokens = min(opened.max_step_tokens, fits)
         if self.max_step_tokens < 1:
@@ -392,8 +395,11 @@ class HopClient:
             self.trace.ways.on = opened.way
 
     def _problem(self, welcome: Welcome) -> SwarmError | None:
-        return span_problem(welcome, self.plan.hop, self.codec.kind, self.link.name) or span_problem(
-            welcome, self.plan.hop, self.reply_codec.kind, self.link.name
+        hop, name = self.plan.hop, self.link.name
+        return (
+            span_problem(welcome, hop, self.codec.kind, name)
+            or span_problem(welcome, hop, self.reply_codec.kind, name)
+            or width_problem(welcome, self._settings.boundaries, name)
         )
 
     def _checked_length(self, length: int, welcome: Welcome, pages: int) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from ...swarm.boundaries import Boundaries
 from ...swarm.codecs.codec import Codec
 from ...swarm.codecs.kinds import negotiate
 from ...swarm.codecs.names import KINDS
@@ -29,10 +30,10 @@ class Patient(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """What all hops of a session share. ``max_tokens``: KV cache to reserve, in tokens. ``embedding_rms``:
-    root mean square of the model's usual embedding, 0 where it is not known."""
+    """What all hops of a session share. ``boundaries``: of the model. ``max_tokens``: KV cache to reserve, in
+    tokens. ``embedding_rms``: root mean square of the model's usual embedding, 0 where it is not known."""
 
-    hidden_size: int
+    boundaries: Boundaries
     max_tokens: int
     embedding_rms: float = 0.0
 

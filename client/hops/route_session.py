@@ -30,7 +30,7 @@ from ...swarm.protocol.messages import Want
 from ...swarm.protocol.wire import Payload
 from ...swarm.routing.prediction import chunk_tokens
 from ...swarm.runtime.tasks import all_of
-from ...swarm.types import NodeInfo, Route
+from ...swarm.types import NodeInfo, Route, Span
 from .diagnosis import diagnose
 from .hop import HopClient
 from .line_up import plan_line
@@ -174,12 +174,12 @@ class RouteSession:
     def _segment(self, hops: Sequence[HopClient]) -> Segment:
         settings = self.settings.session
         rows = RowWatch(
-            settings.hidden_size,
-            hops[-1].plan.hop.span.end - hops[0].plan.hop.span.start,
+            settings.boundaries,
+            Span(hops[0].plan.hop.span.start, hops[-1].plan.hop.span.end),
             own_input=hops[0] is self.hops[0],
             embedding_rms=settings.embedding_rms,
         )
-        return Segment(hops, settings.hidden_size, rows, self.settings.doubts)
+        return Segment(hops, rows, self.settings.doubts)
 
     def check_open(self) -> None:
         """Raises StreamClosedError for a session that was closed here."""
@@ -204,7 +204,7 @@ class RouteSession:
 
     async def failure(self) -> HopFailedError | EdgeFailedError:
         """What has broken the route, the worst first."""
-        diagnosis = await diagnose(self.hops, self.settings.session.hidden_size)
+        diagnosis = await diagnose(self.hops)
         return diagnosis.worst(self.hops)
 
     def rollback(self, length: int) -> None:
@@ -286,7 +286,7 @@ class RouteSession:
         hop = self.hops[-1]
         began = perf_counter()
         try:
-            x = hop.reply_codec.decode(payload, tokens, self.settings.session.hidden_size)
+            x = hop.reply_codec.decode(payload, tokens, hop.reply_width)
         except RemoteProtocolError as error:
             hop.mark_lost(error)
             raise BrokenError from error

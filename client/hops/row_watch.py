@@ -5,7 +5,7 @@ them. This cannot show that a row is right: only computing it again can.
 
 - Magnitude: the root mean square of a row, beside that of the model's embeddings. A model's blocks add to
   what comes in, so that rows grow from block to block; some tokens' rows are thousands of times larger.
-- Echo: a row that leaves the blocks as it came in.
+- Echo: a row that leaves the blocks as it came in; of a row with a sideband, its residual.
 - Repetition: one row for two positions whose inputs differ.
 
 Blame must be certain. So a row is held against a hop only if what it was sent does not explain it, and the
@@ -20,10 +20,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ...swarm.boundaries import Boundaries
 from ...swarm.codecs.codec import SMALLEST_MAGNITUDE, Codec
 from ...swarm.errors import ErrorCode, RemoteProtocolError
 from ...swarm.fairness.recent import RecentMap
 from ...swarm.protocol.wire import Payload
+from ...swarm.types import Span
 
 MOST_GROWTH = 2.0**24
 """A row's root mean square is at most this many times that of the embeddings. Some rows of SmolLM2 reach
@@ -49,14 +51,15 @@ trained have nearly the same embedding."""
 
 
 class RowWatch:
-    """The rows of one run of hops. ``blocks``: how many they compute; ``own_input``: it is this client that
+    """The rows of one run of hops. ``span``: the blocks they compute; ``own_input``: it is this client that
     feeds them embeddings, and not another hop; ``embedding_rms``: root mean square of the model's usual
     embedding, 0 where it is not known; magnitudes are not looked at then."""
 
-    def __init__(self, hidden_size: int, blocks: int, *, own_input: bool, embedding_rms: float) -> None:
-        self._hidden = hidden_size
+    def __init__(self, boundaries: Boundaries, span: Span, *, own_input: bool, embedding_rms: float) -> None:
+        self._width, self._reply_width = boundaries.widths[span.start], boundaries.widths[span.end]
+        self._residual = boundaries.widths[-1]
         self._own_input = own_input
-        self._echo = own_input and blocks >= ECHO_BLOCKS
+        self._echo = own_input and len(span) >= ECHO_BLOCKS
         known = embedding_rms > 0
         self._least = max(embedding_rms * LEAST_GROWTH, SMALLEST_MAGNITUDE) if known else -math.inf
         self._most = embedding_rms * MOST_GROWTH if known else math.inf
@@ -75,13 +78,12 @@ class RowWatch:
     ) -> None:
         """``rows``: the last of the ``tokens`` that were ``sent``, the first at ``position``; both of the
         right size. Raises RemoteProtocolError for a row that cannot be."""
-        hidden = self._hidden
-        size = reply_codec.row_bytes(hidden)
+        size = reply_codec.row_bytes(self._reply_width)
         count = len(rows) // size
         if not count:
             return
         first = tokens - count  # of the inputs
-        sizes = reply_codec.magnitudes(rows, count, hidden)
+        sizes = reply_codec.magnitudes(rows, count, self._reply_width)
         for index, magnitude in enumerate(sizes):
             if not self._least < magnitude <= self._most:
                 self._judge(name, magnitude, codec, self._input(codec, sent, first + index), position + index)
@@ -92,7 +94,7 @@ class RowWatch:
                 self._compare(name, codec, came, reply_codec, row, position + index)
 
     def _input(self, codec: Codec, sent: Payload, index: int) -> memoryview:
-        size = codec.row_bytes(self._hidden)
+        size = codec.row_bytes(self._width)
         return memoryview(sent)[index * size : (index + 1) * size]
 
     def _judge(self, name: str, magnitude: float, codec: Codec, came: memoryview, position: int) -> None:
@@ -100,7 +102,7 @@ class RowWatch:
         refused when it is decoded, and its sender is certainly the cause."""
         if not math.isfinite(magnitude):
             return
-        (before,) = codec.magnitudes(came, 1, self._hidden)
+        (before,) = codec.magnitudes(came, 1, self._width)
         if magnitude <= self._least:
             if magnitude >= before * EXPLAINED_SMALL:
                 return
@@ -127,16 +129,20 @@ class RowWatch:
     def _is_echo(self, codec: Codec, came: bytes, row: bytes) -> bool:
         """Whether two rows hold the same values. Not its scale counts, whose last bit may change when
         a row is encoded again."""
+        if self._width != self._reply_width:
+            one, other = codec.decode(came, 1, self._width), codec.decode(row, 1, self._reply_width)
+            residual = one[:, : self._residual]
+            return bool(residual.any()) and np.array_equal(residual, other[:, : self._residual])
         skipped = codec.scale_bytes
         if memoryview(came)[skipped:] != memoryview(row)[skipped:]:  # honest ones differ in the first bytes
             return False
         # Nothing comes of nothing: blocks without biases leave a row of zeros as it is.
-        return codec.magnitudes(came, 1, self._hidden)[0] > SMALLEST_MAGNITUDE
+        return codec.magnitudes(came, 1, self._width)[0] > SMALLEST_MAGNITUDE
 
     def _differ(self, codec: Codec, one: bytes, other: bytes) -> bool:
         if one == other:
             return False
-        a, b = (codec.decode(row, 1, self._hidden) for row in (one, other))
+        a, b = (codec.decode(row, 1, self._width) for row in (one, other))
         return bool(np.abs(a - b).max() > UNLIKE * np.abs(a).max())
 
 

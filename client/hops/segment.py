@@ -66,14 +66,12 @@ class Segment:
     def __init__(
         self,
         hops: Sequence[HopClient],
-        hidden_size: int,
         rows: RowWatch | None = None,
         doubts: Patient | None = None,
     ) -> None:
         self.hops = tuple(hops)
         self.first, self.last = self.hops[0], self.hops[-1]
         self.trace = ChainTimings(tuple(hop.peer_id for hop in hops))
-        self._hidden_size = hidden_size
         self._rows = rows
         self._sent: deque[_Sent] = deque()
         self._inbox: deque[Result] = deque()
@@ -171,7 +169,7 @@ class Segment:
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
         try:
-            check_size(self.last, result, self._hidden_size)
+            check_size(self.last, result)
         except RemoteProtocolError as error:
             self._sent.appendleft(sent)  # what it is about
             self.last.mark_lost(error)  # whatever it was sent, it could count the rows that it made of it
@@ -237,7 +235,7 @@ class Segment:
 
     def _transit_within_s(self, number: int) -> float:
         before, hop = self.hops[number - 1], self.hops[number]
-        row = hop.codec.row_bytes(self._hidden_size)
+        row = hop.codec.row_bytes(hop.width)
         size = row * sum(sent.tokens for sent in self._sent)
         return transit_within_s(size, max(before.link.round_trip_s, hop.link.round_trip_s))
 
@@ -310,22 +308,20 @@ class Segment:
             hop.trace.phase(sent.decoding).spent(*told, unit_s)
         wire_s = max(0.0, elapsed_s - told_s)
         for hop in hops:
-            came = len(result.payload) if hop is last else self._size(hop.reply_codec, sent.tokens)
+            came = hop.reply_codec.payload_bytes(sent.tokens, hop.reply_width)
             alone_s = wire_s if hops[0] is last else 0.0
             phase = hop.trace.phase(sent.decoding)
-            phase.stepped(sent.tokens, self._size(hop.codec, sent.tokens), came, alone_s)
+            went = hop.codec.payload_bytes(sent.tokens, hop.width)
+            phase.stepped(sent.tokens, went, len(result.payload) if hop is last else came, alone_s)
         if sent.decoding:
             self._slowest_wire_s = max(self._slowest_wire_s, wire_s)
         whole = self.trace.phase(sent.decoding)
         whole.stepped(sent.tokens, len(sent.payload), len(result.payload), wire_s)
 
-    def _size(self, codec: Codec, tokens: int) -> int:
-        return codec.payload_bytes(tokens, self._hidden_size)
 
-
-def check_size(hop: HopClient, result: Result, hidden_size: int) -> None:
+def check_size(hop: HopClient, result: Result) -> None:
     """Raises RemoteProtocolError if a payload does not have the size of its rows."""
-    size = hop.reply_codec.payload_bytes(result.tokens, hidden_size)
+    size = hop.reply_codec.payload_bytes(result.tokens, hop.reply_width)
     if len(result.payload) != size:
         raise RemoteProtocolError(
             f"{hop.link.name}: RESULT of {len(result.payload)} bytes; {result.tokens} rows take {size}",

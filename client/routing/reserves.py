@@ -32,20 +32,21 @@ class Wanted:
 
 
 class Reserves:
-    """The reserves of one client, for a model of ``n_blocks``. ``clock`` gives seconds."""
+    """The reserves of one client, for a model of ``n_blocks`` and ``cuts``. ``clock`` gives seconds."""
 
     def __init__(
         self,
         n_blocks: int,
         announcements: Announcements,
         *,
+        cuts: tuple[int, ...] = (),
         finder: RouteFinder,
         evidence: Evidence,
         slow: SlowSearch,
         health: PeerHealth,
         clock: Callable[[], float],
     ) -> None:
-        self._n_blocks = n_blocks
+        self._n_blocks, self._cuts = n_blocks, cuts
         self._announcements = announcements
         self._finder = finder
         self._evidence = evidence
@@ -64,7 +65,7 @@ class Reserves:
             and node.peer_id not in wanted.without
         ]
         gap = wanted.gap or Span(0, self._n_blocks)
-        return missing_blocks(known, gap.end, start=gap.start)
+        return missing_blocks(known, gap.end, start=gap.start, cuts=self._cuts)
 
     def to_meet(self, need: Need, wanted: Wanted) -> list[NodeInfo]:
         """Peers that could carry blocks of ``unmet``, if they proved to be what is ``wanted``, in the order

@@ -41,14 +41,17 @@ class Planned:
 
 
 class RouteFinder:
-    """Searches for one model. ``bytes_per_token``: activations of a token on the wire, one way. ``clock`` in
-    seconds. ``salt`` makes this client's order of equal peers its own."""
+    """Searches for one model. ``bytes_per_token``: activations of a token on the wire, one way; ``row_bytes``
+    and ``cuts``: as in ``RouteRequest``. ``clock`` in seconds. ``salt`` makes this client's order of equal
+    peers its own."""
 
     def __init__(
         self,
         model: ModelRef,
         bytes_per_token: int,
         *,
+        row_bytes: tuple[int, ...] = (),
+        cuts: tuple[int, ...] = (),
         evidence: Evidence,
         links: LinkTable,
         slow: SlowSearch,
@@ -58,6 +61,7 @@ class RouteFinder:
     ) -> None:
         self._model = model
         self._bytes_per_token = bytes_per_token
+        self._row_bytes, self._cuts = row_bytes, cuts
         self._evidence = evidence
         self._links = links
         self._slow = slow
@@ -78,6 +82,8 @@ class RouteFinder:
             prompt_tokens=need.prompt_tokens,
             new_tokens=need.new_tokens,
             bytes_per_token=self._bytes_per_token,
+            row_bytes=self._row_bytes,
+            cuts=self._cuts,
             banned=banned,
             digest=self._model.digest,
         )

@@ -35,7 +35,8 @@ LIE_FACTOR = 10.0
 class Router:
     """Plans routes for one model. Everything that is learned of peers goes in here: failures, round trips.
 
-    ``bytes_per_token``: activations of a token on the wire, one way. ``clock`` in seconds. ``demand`` is told
+    ``bytes_per_token``: activations of a token on the wire, one way; ``row_bytes`` and ``cuts``: as in
+    ``RouteRequest``. ``clock`` in seconds. ``demand`` is told
     while there is no route. ``reserves``: the peers that could serve besides those in use.
     """
 
@@ -45,6 +46,8 @@ class Router:
         model: ModelRef,
         *,
         bytes_per_token: int,
+        row_bytes: tuple[int, ...] = (),
+        cuts: tuple[int, ...] = (),
         health: PeerHealth | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -67,6 +70,8 @@ class Router:
         self._finder = RouteFinder(
             model,
             bytes_per_token,
+            row_bytes=row_bytes,
+            cuts=cuts,
             evidence=self._evidence,
             links=self._link_table,
             slow=self._slow,
@@ -77,6 +82,7 @@ class Router:
         self.reserves = Reserves(
             model.n_blocks,
             self._announcements,
+            cuts=cuts,
             finder=self._finder,
             evidence=self._evidence,
             slow=self._slow,

@@ -109,7 +109,7 @@ class RouteRepair:
         while True:
             session.check_open()
             self._alarm.clear()
-            found = await diagnose(session.hops, session.settings.session.hidden_size)
+            found = await diagnose(session.hops)
             self._round = session.take_steps(1 + secrets.randbelow(SKIPPED_STEPS))
             for hop in session.hops:
                 hop.ignore_before(self._round)
@@ -374,7 +374,7 @@ class RouteRepair:
     def _listen(self, hop: HopClient) -> HopListener:
         if isinstance(hop.listener, HopListener) and hop.listener.alarm is self._alarm:
             return hop.listener
-        listener = HopListener(hop, self._alarm, self._session.settings.session.hidden_size)
+        listener = HopListener(hop, self._alarm)
         hop.listen(listener)
         hop.link.watch()
         return listener

@@ -58,10 +58,9 @@ class RepairRecord:
     def feed_again(self, session: RouteSession, held: int) -> None:
         """A new route is about to be fed what the old one had computed."""
         tokens = max(0, self.acked - held)
-        hidden = session.settings.session.hidden_size
         self.cost.by_nodes(tokens * len(session.hops), 0)
         for number, hop in enumerate(session.hops):
-            size = hop.codec.payload_bytes(tokens, hidden)
+            size = hop.codec.payload_bytes(tokens, hop.width)
             if not hop.upstream:  # from this client: what a hop before it sent, if any, came here first
                 self.cost.by_client(0, size)
             if number:

@@ -36,10 +36,9 @@ class HopListener:
 
     is_chain = False
 
-    def __init__(self, hop: HopClient, alarm: asyncio.Event, hidden_size: int) -> None:
+    def __init__(self, hop: HopClient, alarm: asyncio.Event) -> None:
         self.hop = hop
         self.alarm = alarm
-        self.hidden_size = hidden_size
         self.rows: asyncio.Queue[Result | None] = asyncio.Queue()  # None: no more will come
         self._wanted = range(0)  # positions whose rows are still to come
         self._failed = False
@@ -61,7 +60,7 @@ class HopListener:
     @contextmanager
     def feeding(self) -> Iterator[Segment]:
         """Inside, the segment that is given takes held steps for the hop."""
-        self._feed = self._last_feed = Segment([self.hop], self.hidden_size)
+        self._feed = self._last_feed = Segment([self.hop])
         self.hop.listen(self)
         try:
             yield self._feed
@@ -107,7 +106,7 @@ class HopListener:
                 f"{self.hop.link.name}: replays {result.tokens} rows at {result.position}, not up to "
                 f"{left} at {at}"
             )
-        check_size(self.hop, result, self.hidden_size)
+        check_size(self.hop, result)
 
 
 async def feed_ids(
@@ -136,7 +135,7 @@ async def relay_rows(
     """Let ``source`` replay positions [start, until) to us, and pass them on to ``target``; from then on its
     results come to us. Raises BrokenError and what ``HopClient.replay`` raises."""
     hop = source.hop
-    row = hop.reply_codec.row_bytes(source.hidden_size)
+    row = hop.reply_codec.row_bytes(hop.reply_width)
 
     async def chunks() -> AsyncIterator[_Chunk]:
         at = start

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ...swarm.boundaries import Boundaries
 from ...swarm.errors import HopFailedError, PeerTimeoutError, SwarmError
 from ...swarm.links.pool import LinkPool
 from ...swarm.runtime.tasks import cancel_all
@@ -59,12 +60,18 @@ class Scout:
     it."""
 
     def __init__(
-        self, links: LinkPool, router: Router, embed: Callable[[Sequence[int]], np.ndarray], wire_codec: str
+        self,
+        links: LinkPool,
+        router: Router,
+        embed: Callable[[Sequence[int]], np.ndarray],
+        wire_codec: str,
+        boundaries: Boundaries,
     ) -> None:
         self._links = links
         self._router = router
         self._embed = embed
         self._wire_codec = wire_codec
+        self._boundaries = boundaries
         self._trials: asyncio.Task[None] | None = None
         self._until = 0.0  # when to end them, on perf_counter
         self._meetings: dict[Wanted, _Meeting] = {}
@@ -103,7 +110,7 @@ class Scout:
         """Whether a peer works; the router learns of it."""
         x = self._embed([0])  # (1, hidden)
         try:
-            tried = await try_peer(self._links, node, x, self._wire_codec)
+            tried = await try_peer(self._links, node, x, self._wire_codec, self._boundaries)
         except HopFailedError as failure:
             self._router.failed_trial(failure)
             return failure

@@ -13,9 +13,10 @@ from time import perf_counter
 
 import numpy as np
 
+from ...swarm.boundaries import Boundaries, span_inside
 from ...swarm.codecs.kinds import negotiate
 from ...swarm.codecs.names import KINDS
-from ...swarm.errors import HopFailedError, NetworkError, SwarmError, TrialLostError
+from ...swarm.errors import HopFailedError, NetworkError, RemoteProtocolError, SwarmError, TrialLostError
 from ...swarm.links.pool import LinkPool
 from ...swarm.protocol.messages import Want
 from ...swarm.types import Hop, NodeInfo
@@ -38,11 +39,13 @@ class Tried:
     round_trip_s: float
 
 
-async def try_peer(links: LinkPool, node: NodeInfo, x: np.ndarray, wire_codec: str) -> Tried:
-    """``x``: (1, hidden), an embedding. Raises HopFailedError."""
+async def try_peer(
+    links: LinkPool, node: NodeInfo, x: np.ndarray, wire_codec: str, boundaries: Boundaries
+) -> Tried:
+    """``x``: (1, width), the row of a token that enters the first block. Raises HopFailedError."""
     try:
         async with asyncio.timeout(TRIAL_S):
-            return await _try(links, node, x, wire_codec)
+            return await _try(links, node, x, wire_codec, boundaries)
     except TimeoutError:
         error: SwarmError = TrialLostError(f"peer {node.peer_id[-8:]} did not pass a trial in {TRIAL_S:g} s")
     except SwarmError as caught:
@@ -50,21 +53,25 @@ async def try_peer(links: LinkPool, node: NodeInfo, x: np.ndarray, wire_codec: s
     raise HopFailedError(node.peer_id, error)
 
 
-async def _try(links: LinkPool, node: NodeInfo, x: np.ndarray, wire_codec: str) -> Tried:
-    hidden_size = x.shape[1]
+async def _try(
+    links: LinkPool, node: NodeInfo, x: np.ndarray, wire_codec: str, boundaries: Boundaries
+) -> Tried:
     codec = negotiate(KINDS, node.codecs or KINDS, wire_codec)
-    plan = HopPlan(Hop(node.peer_id, node.span, node.dial_maddrs), 0, 1, new_session(), codec, codec)
-    hop = await HopClient.open(links, plan, SessionSettings(hidden_size, TRIAL_TOKENS))
+    span = span_inside(node.span, boundaries.cuts)
+    if span is None:
+        raise RemoteProtocolError(f"peer {node.peer_id[-8:]} serves blocks {node.span}: no cut is in them")
+    plan = HopPlan(Hop(node.peer_id, span, node.dial_maddrs), 0, 1, new_session(), codec, codec)
+    hop = await HopClient.open(links, plan, SessionSettings(boundaries, TRIAL_TOKENS))
     try:
-        segment = Segment([hop], hidden_size)
-        payload = codec.encode(x)
+        segment = Segment([hop])
+        payload = codec.encode(_row_at(boundaries, span.start, x))
         times = []
         for number in range(TRIAL_STEPS):
             began = perf_counter()
             segment.post(number + 1, payload, 1, number, Want.LAST)
             result = await segment.receive()
             times.append(perf_counter() - began)
-            codec.decode(result.payload, 1, hidden_size)
+            codec.decode(result.payload, 1, hop.reply_width)
         round_trip_s = min(hop.link.round_trip_s, await hop.link.ping())
     except NetworkError as error:
         raise (hop.failure or hop.state.step_error or error) from error
@@ -72,3 +79,11 @@ async def _try(links: LinkPool, node: NodeInfo, x: np.ndarray, wire_codec: str) 
         hop.listen(None)
         hop.close()
     return Tried(max(0.0, median(times[1:]) - round_trip_s) / len(node.span), round_trip_s)
+
+
+def _row_at(boundaries: Boundaries, boundary: int, x: np.ndarray) -> np.ndarray:
+    """``x`` of the first block as block ``boundary`` could read it: the same residual, and what is beside it
+    from there on."""
+    residual = boundaries.widths[-1]
+    gone = boundaries.widths[0] - boundaries.widths[boundary]
+    return np.concatenate((x[:, :residual], x[:, residual + gone :]), 1)

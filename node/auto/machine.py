@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import fmean
 
 from ...shards.formats.config import ModelConfig
@@ -122,8 +123,11 @@ def measure_machine(
     config = config.for_model(model)
     memory = usable_memory(config.device, config.memory)
     kinds = _kinds(model, manifest)
+    of_block: dict[int, _MeasuredKind] = {}
     try:
-        measured = [_measure_kind(config, model, manifest, blocks, memory, threads) for blocks in kinds]
+        for blocks in sorted(kinds, key=lambda kind: model.blocks[kind[0]].kv_of is not None):
+            measured = _measure_kind(config, model, manifest, blocks, memory, threads, of_block)
+            of_block |= dict.fromkeys(blocks, measured)
     except (MemoryError, RuntimeError) as error:
         if not is_memory_error(error):
             raise
@@ -132,20 +136,22 @@ def measure_machine(
             hint="Close other programs, or choose --quantize int4.",
         ) from error
     give_memory_back(config.device)
-    of_block = {block: kind for blocks, kind in zip(kinds, measured, strict=True) for block in blocks}
     each = [of_block[block] for block in range(model.n_blocks)]
-    usual = measured[0]
+    usual = of_block[kinds[0][0]]
     context = config.kv_cache_tokens or model.max_position_embeddings
     kv_dtype, slot = usual.kv_dtype, largest_slot(model.blocks, usual.kv_dtype)
     slots = [KvLayout.of([block], config.max_batch_tokens).slots_of(context) for block in model.blocks]
     decode_ms = fmean(kind.decode_ms for kind in each)
+    row_bytes, at_boundaries = model.boundaries.sizes(partial(kind_row_bytes, DEFAULT_KIND))
     alike = len(kinds) == 1
     shape = ModelShape(
         n_blocks=model.n_blocks,
         block_bytes=-(-sum(kind.weight_bytes for kind in each) // model.n_blocks),
         kv_bytes=-(-sum(slots) * slot // (model.n_blocks * pages_for(context) * PAGE_TOKENS)),
         context_tokens=context,
-        activation_bytes=kind_row_bytes(DEFAULT_KIND, model.hidden_size),
+        activation_bytes=row_bytes,
+        row_bytes=at_boundaries,
+        cuts=model.boundaries.cuts,
         rooms=()
         if alike
         else tuple(kind.weight_bytes + n * slot for kind, n in zip(each, slots, strict=True)),
@@ -206,26 +212,35 @@ def _measure_kind(
     blocks: Sequence[int],
     memory: int,
     threads: int,
+    known: Mapping[int, _MeasuredKind],
 ) -> _MeasuredKind:
-    """What one of these ``blocks`` costs, measured with made-up ones like the first."""
+    """What one of these ``blocks`` costs, measured with made-up ones like the first. Where these read the
+    keys and values of another block, which is ``known``, that is measured with them: their time is the mean.
+    """
     like = blocks[0]
+    kv_of = model.blocks[like].kv_of
+    others = [] if kv_of is None else [kv_of]
     file_bytes = max(1, sum(manifest[name].nbytes for name in block_names(model, like) if name in manifest))
     most = min(len(blocks), MOST_BLOCKS)
     count = min(most, max(1, min(-(-CACHE_BYTES // file_bytes), memory // file_bytes)))
-    made_up, first = [like] * count, 0
+    made_up, first = [*others, *[like] * count], 0
     if model.foreign is not None:  # whose layers know their numbers
         made_up, first, count = list(range(model.n_blocks)), like, 1
     with random_checkpoint(model, manifest, made_up) as made:
-        span = load_backend(made, Span(first, first + count), load_options(config), threads=threads)
+        measured_blocks = len(others) + count
+        span = load_backend(made, Span(first, first + measured_blocks), load_options(config), threads=threads)
         kv_dtype = kv_dtype_of(config, span)
         longest = min(model.max_position_embeddings, config.kv_cache_tokens or PREFILL_TOKENS + 1)
         measured = measure_self(span, kv_dtype, longest)
+        own_bytes = span.weight_bytes - sum(known[other].weight_bytes for other in others)
         return _MeasuredKind(
-            -(-span.weight_bytes // count),
+            max(1, -(-own_bytes // count)),
             measured.decode_ms_per_block,
-            measured.prefill_tokens_per_s * count,
+            measured.prefill_tokens_per_s * measured_blocks,
             span.weights,
             span.kernels,
             kv_dtype,
-            least_held(made, first, load_options(config)) if isinstance(span, NativeSpan) else 1.0,
+            least_held(made, first + len(others), load_options(config))
+            if isinstance(span, NativeSpan)
+            else 1.0,
         )

@@ -54,7 +54,7 @@ class BatchRunner:
     def __init__(self, model: SpanBackend[Memory], pool: Memory) -> None:
         self._model: SpanBackend[Any] = model
         self._pool = pool
-        self._width = model.config.hidden_size
+        self._widths = model.config.boundaries.widths
         self._limit = model.limit
 
     def admit(self, job: StepJob) -> None:
@@ -110,18 +110,19 @@ class BatchRunner:
         """As ``run``, of one step of one token whose row is wanted; None for what is not as usual, which
         ``run`` is to look at. ``began``: now."""
         sequence, position, codec = job.sequence, job.position, job.sequence.codec
+        width = self._widths[sequence.span.start]
         if (
             job.refusal is not None
             or job.want is Want.NOTHING
             or position > sequence.computed
-            or len(job.payload) != codec.row_bytes(self._width)
+            or len(job.payload) != codec.row_bytes(width)
             or 0 < job.deadline_ns < began
         ):
             return None
         sequence.computed = position
         slices = [BatchSlice(sequence.table, sequence.span.start, 0, position, 1, sequence.long_context)]
         try:
-            x = codec.decode(job.payload, 1, self._width, self._limit)
+            x = codec.decode(job.payload, 1, width, self._limit)
             decoded = perf_counter_ns()
             hidden = self._model.forward(x, slices, self._pool, sequence.span)
             computed = perf_counter_ns()
@@ -172,7 +173,8 @@ class BatchRunner:
                 f"holds {sequence.computed} tokens",
                 hint="Send the failed step again under a new number.",
             )
-        expected, got = job.tokens * sequence.codec.row_bytes(self._width), len(job.payload)
+        width = self._widths[sequence.span.start]
+        expected, got = job.tokens * sequence.codec.row_bytes(width), len(job.payload)
         if got != expected:
             return StepFailed(
                 ErrorCode.BAD_TENSOR,
@@ -196,7 +198,7 @@ class BatchRunner:
     # Payloads in.
 
     def _decode(self, work: _Work, report: BatchReport) -> tuple[_Work, np.ndarray | None]:
-        """The slices that are sound, and their rows (T, hidden) in that order; None without any."""
+        """The slices that are sound, and their rows (T, width) in that order; None without any."""
         try:
             return work, self._rows(work)
         except Exception as error:  # noqa: BLE001 - told to its sender
@@ -217,7 +219,9 @@ class BatchRunner:
         return sound, np.concatenate(rows) if rows else None
 
     def _rows(self, work: _Work) -> np.ndarray:
-        """(T, hidden) of ``work``, which is sorted by codec. Raises RemoteProtocolError for bad values."""
+        """(T, width) of ``work``, which is of one span and sorted by codec. Raises RemoteProtocolError for
+        bad values."""
+        width = self._widths[work[0][0].sequence.span.start]
         parts: list[np.ndarray] = []
         payloads: list[bytes | bytearray | memoryview] = []
         tokens = 0
@@ -227,14 +231,14 @@ class BatchRunner:
             if part.last and not part.offset:
                 payloads.append(job.payload)
             else:
-                size = codec.row_bytes(self._width)
+                size = codec.row_bytes(width)
                 payloads.append(
                     memoryview(job.payload)[part.offset * size : (part.offset + part.count) * size]
                 )
             tokens += part.count
             if i == last or work[i + 1][0].sequence.codec != codec:
                 payload = payloads[0] if len(payloads) == 1 else b"".join(payloads)
-                parts.append(codec.decode(payload, tokens, self._width, self._limit))
+                parts.append(codec.decode(payload, tokens, width, self._limit))
                 payloads, tokens = [], 0
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -274,7 +278,7 @@ class BatchRunner:
     # Results out.
 
     def _encode(self, work: _Work, hidden: np.ndarray, report: BatchReport, started: int) -> None:
-        """Add to each step's ``parts`` the rows of ``hidden`` (T, hidden) that its client wants."""
+        """Add to each step's ``parts`` the rows of ``hidden`` (T, width) that its client wants."""
         wanted: dict[Codec, list[tuple[StepJob, int, int]]] = {}  # first row, rows
         row = 0
         for job, part in work:
@@ -317,7 +321,7 @@ class BatchRunner:
             takes[0][0].parts.append(payload)
             takes[0][0].rows += total
             return
-        view, size, at = memoryview(payload), codec.row_bytes(self._width), 0
+        view, size, at = memoryview(payload), codec.row_bytes(rows.shape[1]), 0
         for job, _, count in takes:
             # Bytes of its own: an answer that is kept must not keep all others.
             job.parts.append(bytes(view[at : at + count * size]))

@@ -51,7 +51,7 @@ def measure_self(
     pages = pages_for(tokens + 1)
     pool = model.new_pool(pages * blocks, kv_dtype)
     table = np.arange(pages * blocks, dtype=np.int32).reshape(blocks, pages)
-    prompt = _noise(tokens, config.hidden_size)
+    prompt = _noise(tokens, config.row_width(model.span.start))
 
     def forward(start: int, count: int) -> None:
         model.forward(prompt[:count], [BatchSlice(table, model.span.start, 0, start, count)], pool)
@@ -72,7 +72,7 @@ def measure_decode(
     blocks = len(model.span)
     pool = model.new_pool(blocks, kv_dtype)
     table = np.arange(blocks, dtype=np.int32).reshape(blocks, 1)
-    x = _noise(1, model.config.hidden_size)
+    x = _noise(1, model.config.row_width(model.span.start))
     times = []
     for position in range(AGAIN_RUNS + 1):
         began = clock()
@@ -81,8 +81,8 @@ def measure_decode(
     return median(times[1:]) * 1000 / blocks
 
 
-def _noise(tokens: int, hidden: int) -> np.ndarray:
-    return np.random.default_rng().standard_normal((tokens, hidden), np.float32)
+def _noise(tokens: int, width: int) -> np.ndarray:
+    return np.random.default_rng().standard_normal((tokens, width), np.float32)
 
 
 def _time(run: Callable[[], None], box_s: float, clock: Callable[[], float]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...shards.pieces.digest import what_differs
+from ...swarm.boundaries import Boundaries
 from ...swarm.codecs.kinds import kind_row_bytes
 from ...swarm.errors import ErrorCode, PeerError, RemoteProtocolError, other_root_hint
 from ...swarm.protocol.field_types import MAX_MEMBERS
@@ -24,7 +25,7 @@ class Terms:
     model: ModelRef
     span: Span
     codecs: tuple[str, ...]
-    hidden_size: int
+    boundaries: Boundaries
     max_frame: int
     max_step_tokens: int
     page_tokens: int
@@ -65,18 +66,20 @@ def answer_hello(hello: Hello, terms: Terms) -> Welcome:
             retriable=False,
         )
     frame = min(terms.max_frame, hello.max_frame)
-    row = max(kind_row_bytes(kind, terms.hidden_size) for kind in terms.codecs)
+    span, widths = terms.span, terms.boundaries.widths
+    widest = max(widths[span.start : span.end + 1])
+    row = max(kind_row_bytes(kind, widest) for kind in terms.codecs)
     max_step_tokens = min(terms.max_step_tokens, (frame - FRAME_OVERHEAD) // row)
     if max_step_tokens < 1:
         raise PeerError(
-            f"a frame of {frame} bytes cannot hold one token of {terms.hidden_size} values",
+            f"a frame of {frame} bytes cannot hold one token of {widest} values",
             code=ErrorCode.UNSUPPORTED,
             retriable=False,
         )
     return Welcome(
         version=PROTOCOL_VERSION,
         digest=model.digest,
-        span=terms.span,
+        span=span,
         codecs=shared,
         max_frame=terms.max_frame,
         agent=terms.agent,
@@ -85,4 +88,6 @@ def answer_hello(hello: Hello, terms: Terms) -> Welcome:
         page_tokens=terms.page_tokens,
         root=model.root,
         members=MAX_MEMBERS,
+        row_width=widths[span.start],
+        reply_width=widths[span.end],
     )

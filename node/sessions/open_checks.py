@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...swarm.boundaries import may_serve, span_around
 from ...swarm.codecs.codec import Codec
 from ...swarm.codecs.kinds import codec_named
 from ...swarm.errors import ErrorCode, RemoteProtocolError
@@ -26,6 +27,12 @@ def refusal_of(
         return refused(
             ErrorCode.SPAN_NOT_SERVED,
             f"blocks {request.span} are not served here; this node has {terms.span}",
+        )
+    if not may_serve(request.span, cuts := terms.boundaries.cuts):
+        return refused(
+            ErrorCode.SPAN_NOT_SERVED,
+            f"blocks {request.span} cannot be computed alone: some blocks read the keys and values of others",
+            f"The nearest blocks that can: {span_around(request.span, cuts)}.",
         )
     try:
         codecs_of(request, terms)

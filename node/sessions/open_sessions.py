@@ -228,7 +228,7 @@ class OpenSessions:
             kept = parent.journal.slice(parent.journal.base, sequence.length)
             if kept is not None:
                 base, rows = parent.journal.base, kept
-        row_bytes = sequence.reply_codec.row_bytes(self.terms.hidden_size)
+        row_bytes = sequence.reply_codec.row_bytes(self.terms.boundaries.widths[request.span.end])
         return self.journals.open(row_bytes, base, rows, owner=owner.peer_id, group=owner.group)
 
     def _reclaim(self, account: PeerAccount, cells: int, now: float) -> bool:

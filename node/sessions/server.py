@@ -77,7 +77,7 @@ class NodeServer:
             model=model,
             span=engine.model.span,
             codecs=KINDS,
-            hidden_size=engine.model.config.hidden_size,
+            boundaries=engine.model.config.boundaries,
             max_frame=max_frame,
             max_step_tokens=limits.max_step_tokens,
             page_tokens=PAGE_TOKENS if engine.settings.prefix_cache else 0,

@@ -11,9 +11,11 @@ import torch
 
 from swarm_node.client.hops.row_watch import LEAST_GROWTH, MOST_GROWTH, RowWatch, usual_embedding_rms
 from swarm_node.shards.checkpoint.opening import open_checkpoint
+from swarm_node.swarm.boundaries import Boundaries
 from swarm_node.swarm.codecs.kinds import codec_named
 from swarm_node.swarm.codecs.names import KINDS
 from swarm_node.swarm.errors import RemoteProtocolError, SwarmError
+from swarm_node.swarm.types import Span
 
 from .. import ROOT
 from ..lab.command_line import script_parser
@@ -95,7 +97,12 @@ def _alarms(came: torch.Tensor, went: torch.Tensor, blocks: int, own_input: bool
         sent, got = codec.encode(came.float().numpy()), codec.encode(went.float().numpy())
         one, size = len(sent) // len(came), len(got) // len(went)
         for step in (1, len(came)):
-            watch = RowWatch(came.shape[1], blocks, own_input=own_input, embedding_rms=usual)
+            watch = RowWatch(
+                Boundaries.alike(blocks, came.shape[1]),
+                Span(0, blocks),
+                own_input=own_input,
+                embedding_rms=usual,
+            )
             try:
                 for at in range(0, len(came), step):
                     these = memoryview(sent)[at * one : (at + step) * one]

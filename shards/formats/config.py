@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...swarm.boundaries import Boundaries
 from ...swarm.errors import CheckpointError
 from ...swarm.types import MAX_BLOCKS
 from .block_config import BlockConfig, NormConfig
@@ -121,8 +122,10 @@ class ModelConfig:
             raise CheckpointError(
                 "the blocks do not read the values beside the residual that the client makes"
             )
-        check_count("values of a row", self.row_width(0), MAX_ROW)
-        if self.sideband is not None and self.sideband.vocab_size < self.vocab_size:
+        if self.sideband is None:
+            return
+        check_count("values of a row and beside it", self.row_width(0), MAX_ROW)
+        if self.sideband.vocab_size < self.vocab_size:
             raise CheckpointError(
                 f"values beside the residual for {self.sideband.vocab_size} tokens of {self.vocab_size}"
             )
@@ -148,9 +151,10 @@ class ModelConfig:
         return self.hidden_size + beside * (self.n_blocks - boundary)
 
     @property
-    def widths(self) -> tuple[int, ...]:
-        """``row_width`` of every boundary, 0 to ``n_blocks``."""
-        return tuple(map(self.row_width, range(self.n_blocks + 1)))
+    def boundaries(self) -> Boundaries:
+        """``row_width`` of every boundary, and ``cuts``: none where all may be."""
+        widths, cuts = tuple(map(self.row_width, range(self.n_blocks + 1))), self.cuts
+        return Boundaries(widths, () if len(cuts) == len(widths) else cuts)
 
     @property
     def cuts(self) -> tuple[int, ...]:

@@ -116,7 +116,7 @@ class _Sessions:
         ]
         batch = np.concatenate([others, rows] if before else [rows, others])
         slices.sort(key=lambda part: part.row)
-        for span in [model.span] if before else _halves(model.span):
+        for span in [model.span] if before else _halves(model.span, model.config.cuts):
             batch = model.forward(batch, slices, self._pool, span)
         return batch[own : own + count]
 
@@ -130,15 +130,18 @@ def _before(model: SpanBackend[Any]) -> int:
     return -(-max(0, reach - TOKENS // 2) // PAGE_TOKENS) * PAGE_TOKENS
 
 
-def _halves(span: Span) -> list[Span]:
+def _halves(span: Span, cuts: Sequence[int]) -> list[Span]:
+    """``span``, cut near its middle where it may be cut."""
+    inside = [cut for cut in cuts if span.start < cut < span.end]
     middle = (span.start + span.end) // 2
-    return [Span(span.start, middle), Span(middle, span.end)] if len(span) > 1 else [span]
+    cut = min(inside, key=lambda each: abs(each - middle), default=None)
+    return [span] if cut is None else [Span(span.start, cut), Span(cut, span.end)]
 
 
 def _rows(tokens: int, model: SpanBackend[Any], seed: int) -> Floats:
-    """(tokens, hidden): whole numbers over a power of two, so the same on every machine; one channel is
+    """(tokens, width): whole numbers over a power of two, so the same on every machine; one channel is
     large, as in real hidden states."""
-    shape = (tokens, model.config.hidden_size)
+    shape = (tokens, model.config.row_width(model.span.start))
     bits = np.random.RandomState(seed).randint(0, 2**32, shape, dtype=np.uint32)
     values: Floats = ((bits % np.uint32(511)).astype(np.float32) - 255) / np.float32(128)
     values[:, seed % shape[1]] *= 64

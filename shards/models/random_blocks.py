@@ -44,10 +44,18 @@ def random_checkpoint(
     config: ModelConfig, manifest: Mapping[str, TensorInfo], blocks: Sequence[int] = (0,)
 ) -> Checkpoint:
     """A model of as many blocks as ``blocks`` has numbers, each of the shape and types of the block that has
-    that number in ``manifest``. Its tensors are made when they are asked for, each time the same."""
+    that number in ``manifest``. A block whose keys and values another one reads comes before it. Tensors are
+    made when they are asked for, each time the same."""
+    made = (config.blocks[block] for block in blocks)
     return Checkpoint(
         "random",
-        replace(config, blocks=tuple(config.blocks[block] for block in blocks)),
+        replace(
+            config,
+            blocks=tuple(
+                block if block.kv_of is None else replace(block, kv_of=blocks.index(block.kv_of))
+                for block in made
+            ),
+        ),
         _RandomBlocks(config, manifest, blocks),
         _NoTokenizer(),
         identity_of(()),

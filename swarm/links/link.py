@@ -19,6 +19,7 @@ from time import perf_counter
 from time import time as wall_clock
 from typing import Protocol
 
+from ..boundaries import Boundaries
 from ..codecs.names import KINDS
 from ..errors import (
     ErrorCode,
@@ -437,4 +438,18 @@ def span_problem(welcome: Welcome, hop: Hop, kind: str, name: str) -> NotAsAnnou
             hop=hop,
             kind=kind,
         )
+    return None
+
+
+def width_problem(welcome: Welcome, boundaries: Boundaries, name: str) -> ModelMismatchError | None:
+    """Whether a node that welcomed us counts other values in a row than we do."""
+    span, widths = welcome.span, boundaries.widths
+    if span.end >= len(widths):
+        return None
+    for boundary, theirs in ((span.start, welcome.row_width), (span.end, welcome.reply_width)):
+        if theirs not in (0, widths[boundary]):
+            return ModelMismatchError(
+                f"{name} has rows of {theirs} values before block {boundary}, we of {widths[boundary]}",
+                hint="Use the same version of swarm-node on both sides.",
+            )
     return None

@@ -41,6 +41,8 @@ MAX_PREFIX_PAGES = 1024
 PAGE_TOKENS = 32
 """One name of a prefix stands for this many tokens, at every node and client that keeps prefixes."""
 MAX_PAGE_TOKENS = 4096
+MAX_ROW = 2**20
+"""A peer may say that a row has this many values: more than any model hands over."""
 MAX_CHAIN = 256
 """At most this many hops of a chain say what a step has cost them."""
 BATCH_SCALE = 100
@@ -77,6 +79,7 @@ Blocks = Annotated[Span, SpanField()]
 OptionalPeerId = Annotated[
     str, Word(re.compile(r"[1-9A-HJ-NP-Za-km-z]{0,128}"), "a peer id in base58, or empty")
 ]
+RowWidth = Annotated[int, Integer(0, MAX_ROW)]
 Members = Annotated[int, Integer(0, 0xFFFF)]
 Flag = Annotated[bool, Boolean()]
 PrefixHashes = Annotated[tuple[bytes, ...], Sequence(Blob(32), 0, MAX_PREFIX_PAGES)]

@@ -44,6 +44,7 @@ from .field_types import (
     Progress,
     ProgressField,
     RoundTripMicroseconds,
+    RowWidth,
     SessionId,
     Sessions,
     SomeTokens,
@@ -110,7 +111,9 @@ class Welcome:
     """The node's answer to HELLO: the version it chose and what it serves.
 
     ``page_tokens``: how many tokens one name in a ``prefix`` stands for; 0 where prefixes are not kept.
-    ``root``: as in HELLO. ``members``: as many steps it takes in one STEPS frame; 0: none.
+    ``root``: as in HELLO. ``members``: as many steps it takes in one STEPS frame; 0: none. ``row_width``
+    and ``reply_width``: values of a row that enters at the span's start, and of one that leaves at its end; 0
+    where it does not say.
     """
 
     version: Annotated[int, Integer(1, 0xFFFF)]
@@ -124,6 +127,8 @@ class Welcome:
     page_tokens: Annotated[int, Integer(0, MAX_PAGE_TOKENS)] = 0
     root: OptionalRoot = ""
     members: Members = 0
+    row_width: RowWidth = 0
+    reply_width: RowWidth = 0
 
     def problem(self) -> str:
         return f"span {self.span} is outside {self.n_blocks} blocks" if self.span.end > self.n_blocks else ""

@@ -62,8 +62,9 @@ async def test_a_session_through_three_hops(swarm: Swarm) -> None:
     client = await swarm.client()
     prompt = prompt_of(client._local.vocab_size)
     options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "ignore_eos": True}
-    blocks = client._local.head.config.n_blocks
-    spans = {"a": Span(0, 1), "b": Span(1, 2), "c": Span(2, blocks)}
+    cuts = client._local.head.config.cuts
+    blocks, near, far = cuts[-1], cuts[1], cuts[2]
+    spans = {"a": Span(0, near), "b": Span(near, far), "c": Span(far, blocks)}
     await swarm.serve(kv_tokens=ROOMY, **spans)
 
     first = await client.generate_detailed(prompt, **options)
@@ -89,7 +90,7 @@ async def test_a_session_through_three_hops(swarm: Swarm) -> None:
 
     stream = client.stream(prompt, **options)
     await anext(stream)
-    await swarm.serve(kv_tokens=ROOMY, d=Span(1, blocks))
+    await swarm.serve(kv_tokens=ROOMY, d=Span(near, blocks))
     swarm.memory.kill("b")
     repaired = await stream.finish()
     assert list(repaired.token_ids) == swarm.tokens

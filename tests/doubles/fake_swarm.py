@@ -22,6 +22,7 @@ from swarm_node.swarm.types import NodeInfo, NodeState, Span
 from tests.doubles.fake_node import Behaviour, FakeNode
 from tests.doubles.toy_model import (
     BOS,
+    BOUNDARIES,
     CONTEXT,
     EOS,
     HIDDEN,
@@ -37,6 +38,7 @@ from tests.doubles.toy_model import (
 
 __all__ = [
     "BOS",
+    "BOUNDARIES",
     "CONTEXT",
     "EOS",
     "FAST",
@@ -90,7 +92,7 @@ class FakeSwarm:
     def settings(self, codec: str = "none", *, chain: bool = True) -> RouteSettings:
         """For a RouteSession of its own."""
         nodes = {peer_id: self.info(peer_id) for peer_id in self.nodes}
-        return RouteSettings(SessionSettings(HIDDEN, 256), codec, self.router() if chain else None, nodes)
+        return RouteSettings(SessionSettings(BOUNDARIES, 256), codec, self.router() if chain else None, nodes)
 
     def announce(self, peer_id: str, **changes: Any) -> None:
         self.store.put(replace(self.info(peer_id), **changes))
@@ -113,7 +115,7 @@ class FakeSwarm:
     def local(self, head: ToyHead | None = None, **changes: Any) -> LocalModel:
         head = head or ToyHead()
         usual = usual_embedding_rms(head.embed, VOCAB)
-        local = LocalModel(MODEL, HIDDEN, VOCAB, CONTEXT, head, ToyTokenizer(), embedding_rms=usual)
+        local = LocalModel(MODEL, BOUNDARIES, VOCAB, CONTEXT, head, ToyTokenizer(), embedding_rms=usual)
         return replace(local, **changes)
 
     def client_network(self) -> ClientNetwork:

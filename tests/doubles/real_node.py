@@ -58,7 +58,7 @@ def real_client(model: Path, memory: MemoryNetwork, store: MemoryStore, **option
     head = load_client_model(checkpoint, LoadOptions(dtype="float32", quantize="none"))
     local = LocalModel(
         checkpoint.ref,
-        config.hidden_size,
+        config.boundaries,
         config.vocab_size,
         config.max_position_embeddings,
         head,

@@ -20,10 +20,15 @@ from swarm_node.shards.layers.kv_pool import BatchSlice
 from swarm_node.swarm.codecs.codec import MAX_MAGNITUDE
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.types import Span
-from tests.doubles.toy_model import CONTEXT, HIDDEN, N_BLOCKS, block_row
+from tests.doubles.toy_model import BOUNDARIES, CONTEXT, HIDDEN, N_BLOCKS, block_row
 
 BLOCK = BlockConfig(AttentionConfig(1, 1, HIDDEN, 1.0, None), MlpConfig(HIDDEN))
-CONFIG = SimpleNamespace(hidden_size=HIDDEN, max_position_embeddings=CONTEXT, blocks=(BLOCK,) * N_BLOCKS)
+CONFIG = SimpleNamespace(
+    row_width=lambda _: HIDDEN,
+    boundaries=BOUNDARIES,
+    max_position_embeddings=CONTEXT,
+    blocks=(BLOCK,) * N_BLOCKS,
+)
 TOTAL_TOKENS = 64 * CONTEXT
 """Tokens of KV cache: more than any test has open at once."""
 

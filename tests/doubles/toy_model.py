@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from swarm_node.swarm.boundaries import Boundaries
 from swarm_node.swarm.types import ModelRef
 
 HIDDEN = 24
@@ -21,6 +22,7 @@ VOCAB = 258
 BOS, EOS = 256, 257
 CONTEXT = 512
 MODEL = ModelRef("toy", "ab" * 32, N_BLOCKS)
+BOUNDARIES = Boundaries.alike(N_BLOCKS, HIDDEN)
 
 _random = np.random.default_rng(5)
 _EMBEDDING = _random.standard_normal((VOCAB, HIDDEN), np.float32)

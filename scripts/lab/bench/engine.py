@@ -43,7 +43,7 @@ def engine_alone(
         pages = -(-max(CONTEXT + 64, prefill_tokens) // PAGE_TOKENS)
         pool = model.new_pool(max(batches) * pages * len(span), kv_dtype)
         tables = np.arange(pool.n_slots, dtype=np.int32).reshape(max(batches), len(span), pages)
-        shape = (max(prefill_tokens, max(batches)), config.hidden_size)
+        shape = (max(prefill_tokens, max(batches)), config.row_width(span.start))
         rows = np.random.default_rng(0).standard_normal(shape, np.float32)
 
         def forward(sessions: int, start: int, count: int) -> None:

@@ -110,7 +110,7 @@ def readable() -> Iterator[None]:
 
 
 def is_small(config: ModelConfig) -> bool:
-    if config.n_blocks > MOST_BLOCKS or config.hidden_size * config.vocab_size > MOST_VALUES:
+    if config.n_blocks > MOST_BLOCKS or config.row_width(0) * config.vocab_size > MOST_VALUES:
         return False
     experts = max((block.experts.count for block in config.blocks if block.experts), default=0)
     return experts <= 64 and sum(map(math.prod, model_tensors(config).values())) < MOST_VALUES
@@ -173,7 +173,7 @@ def computed(checkpoint: Checkpoint) -> str:
         client = load_client_model(checkpoint, LoadOptions(**PLAIN))
         x = client.embed(ids)
     else:
-        x = np.random.default_rng(0).standard_normal((len(ids), config.hidden_size), np.float32)
+        x = np.random.default_rng(0).standard_normal((len(ids), config.row_width(0)), np.float32)
     with np.errstate(all="ignore"):
         native, torch = (fed(checkpoint, x, kernels) for kernels in ("native", "torch"))
         signs = np.random.default_rng(1).choice(
@@ -313,7 +313,9 @@ def run_experts(space: Workspace, data: bytes) -> str:
     path = space.write(json.loads((folder / "config.json").read_text()), whole)
     weights = path / "model.safetensors"
     with bounded_memory(), readable(), open_checkpoint(str(path)) as checkpoint:
-        x = np.random.default_rng(0).standard_normal((sum(CHUNKS), checkpoint.config.hidden_size), np.float32)
+        x = np.random.default_rng(0).standard_normal(
+            (sum(CHUNKS), checkpoint.config.row_width(0)), np.float32
+        )
         want = fed(checkpoint, x, "native")
         spoil = threading.Thread(target=_spoil, args=(weights, recipe["changes"]))
         memory = bytes_in_file(checkpoint, Span(0, checkpoint.config.n_blocks)) - 1

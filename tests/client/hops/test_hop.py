@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from swarm_node.client.hops.hop import HopClient
 from swarm_node.client.hops.plan import HopPlan, SessionSettings
+from swarm_node.swarm.boundaries import Boundaries
 from swarm_node.swarm.codecs.kinds import NONE
 from swarm_node.swarm.errors import (
     ErrorCode,
@@ -48,7 +49,7 @@ class _Link:
 
 def _hop() -> HopClient:
     plan = HopPlan(Hop("h", Span(0, 3)), 0, 2, SESSION, NONE, NONE)
-    return HopClient(plan, cast(NodeLink, _Link()), SessionSettings(8, 64), 1000)
+    return HopClient(plan, cast(NodeLink, _Link()), SessionSettings(Boundaries.alike(12, 8), 64), 1000)
 
 
 def _replayed(tokens: int) -> Replayed:

@@ -12,6 +12,7 @@ from swarm_node.client.hops.line_up import plan_line
 from swarm_node.client.hops.plan import HopPlan, RouteSettings, SessionSettings
 from swarm_node.client.routing.prefix import PrefixKey
 from swarm_node.client.routing.router import Router
+from swarm_node.swarm.boundaries import Boundaries
 from swarm_node.swarm.codecs.kinds import BF16, NONE
 from swarm_node.swarm.links.link import NodeLink
 from swarm_node.swarm.types import Hop, Span
@@ -28,12 +29,12 @@ def always(before: str, after: str) -> bool:
 @pytest.fixture
 def settings() -> RouteSettings:
     nodes = FakeSwarm(a="0-1", b="2-3", c="4-5", d="2-3").settings().nodes
-    session = SessionSettings(8, 256)
+    session = SessionSettings(Boundaries.alike(12, 8), 256)
     return RouteSettings(session, "int8", cast(Router, None), nodes, PrefixKey(bytes(32), "ab" * 32))
 
 
 def opened(plan: HopPlan) -> HopClient:
-    return HopClient(plan, cast(NodeLink, None), SessionSettings(8, 256), 1000)
+    return HopClient(plan, cast(NodeLink, None), SessionSettings(Boundaries.alike(12, 8), 256), 1000)
 
 
 def test_a_new_route_names_every_hop_s_pages(settings: RouteSettings) -> None:

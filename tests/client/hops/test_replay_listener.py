@@ -24,7 +24,7 @@ class Hop:
 
     def __init__(self) -> None:
         self.link = SimpleNamespace(name="peer x")
-        self.reply_codec = NONE
+        self.reply_codec, self.reply_width = NONE, HIDDEN
         self.failure: SwarmError | None = None
         self.state = SimpleNamespace(step_error=None)
         self.listener: HopListener | None = None
@@ -37,7 +37,7 @@ class Hop:
 
 def listening() -> tuple[Hop, HopListener]:
     hop = Hop()
-    listener = hop.listener = HopListener(cast(HopClient, hop), asyncio.Event(), HIDDEN)
+    listener = hop.listener = HopListener(cast(HopClient, hop), asyncio.Event())
     return hop, listener
 
 

@@ -15,10 +15,12 @@ from swarm_node.client.hops.row_watch import (
     RowWatch,
     usual_embedding_rms,
 )
+from swarm_node.swarm.boundaries import Boundaries
 from swarm_node.swarm.codecs.int8 import OUTLIERS
 from swarm_node.swarm.codecs.kinds import INT8, codec_named
 from swarm_node.swarm.codecs.names import KINDS
 from swarm_node.swarm.errors import RemoteProtocolError
+from swarm_node.swarm.types import Span
 
 HIDDEN = 64
 USUAL = 0.125
@@ -29,7 +31,9 @@ def rows(count: int, seed: int = 0, rms: float = 1.0) -> torch.Tensor:
 
 
 def watch(*, own_input: bool = True, blocks: int = 30, usual: float = USUAL) -> RowWatch:
-    return RowWatch(HIDDEN, blocks, own_input=own_input, embedding_rms=usual)
+    return RowWatch(
+        Boundaries.alike(blocks, HIDDEN), Span(0, blocks), own_input=own_input, embedding_rms=usual
+    )
 
 
 def look(

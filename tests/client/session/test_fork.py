@@ -18,7 +18,7 @@ from swarm_node.swarm.errors import ErrorCode, LocalProtocolError, StreamClosedE
 from swarm_node.swarm.links.pool import LinkPool
 from swarm_node.swarm.protocol.messages import Refused, Want
 from swarm_node.swarm.types import ModelRef
-from tests.doubles.fake_swarm import FAST, HIDDEN, N_BLOCKS, FakeSwarm, ToyHead, run_block, settle
+from tests.doubles.fake_swarm import BOUNDARIES, FAST, N_BLOCKS, FakeSwarm, ToyHead, run_block, settle
 
 PROMPT = list(b"A prompt of more than one page of tokens, or of two of them, whichever it is.")
 HEAD = ToyHead()
@@ -42,9 +42,9 @@ def new_session(
         HEAD,
         links,
         router,
-        Scout(links, router, HEAD.embed, "none"),
+        Scout(links, router, HEAD.embed, "none", BOUNDARIES),
         RouteSettings(
-            SessionSettings(HIDDEN, max_tokens),
+            SessionSettings(BOUNDARIES, max_tokens),
             "none",
             router if chain else None,
             prefix=PrefixKey(salt, model.digest) if salt is not None else None,

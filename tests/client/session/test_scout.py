@@ -18,7 +18,7 @@ from swarm_node.swarm.links.pool import LinkPool
 from swarm_node.swarm.protocol.messages import Step
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import NodeInfo, NodeState, Span
-from tests.doubles.fake_swarm import BOS, MODEL, FakeSwarm, ToyHead
+from tests.doubles.fake_swarm import BOS, BOUNDARIES, MODEL, FakeSwarm, ToyHead
 from tests.doubles.virtual_time import VirtualLoop, run
 
 FAKES = 400
@@ -159,7 +159,7 @@ async def test_a_search_that_somebody_gave_up_is_not_shared_while_it_ends() -> N
     swarm = await _crowd(3, latency=0.001, a="0-5")
     router = swarm.router()
     links = LinkPool(swarm.network.transport("client"), MODEL)
-    scout = Scout(links, router, ToyHead().embed, "none")
+    scout = Scout(links, router, ToyHead().embed, "none", BOUNDARIES)
     need = Need(10)
     await router.plan(need)
     first = asyncio.create_task(scout.meet(need, Wanted()))
@@ -179,7 +179,7 @@ async def test_sessions_share_a_search(dials: list[int]) -> None:
     swarm = await _crowd(40, latency=0.001, a="0-5")
     router = swarm.router()
     links = LinkPool(swarm.network.transport("client"), MODEL)
-    scout = Scout(links, router, ToyHead().embed, "none")
+    scout = Scout(links, router, ToyHead().embed, "none", BOUNDARIES)
     need = Need(10)
     await router.plan(need)
     found = await asyncio.gather(*(scout.meet(need, Wanted()) for _ in range(8)))

@@ -11,7 +11,7 @@ from swarm_node.client.session.trial import TRIAL_STEPS, try_peer
 from swarm_node.swarm.errors import HopFailedError
 from swarm_node.swarm.links.link import Patience
 from swarm_node.swarm.links.pool import LinkPool
-from tests.doubles.fake_swarm import BOS, MODEL, FakeSwarm, ToyHead, until
+from tests.doubles.fake_swarm import BOS, BOUNDARIES, MODEL, FakeSwarm, ToyHead, until
 
 X = ToyHead().embed([0])
 
@@ -25,7 +25,7 @@ async def test_a_trial_measures_work_and_way() -> None:
     swarm = await FakeSwarm(0.005, a="0-5").start()
     swarm.nodes["a"].behaviour.step_delay_s = 0.03
     links = LinkPool(swarm.network.transport("client"), MODEL)
-    tried = await try_peer(links, swarm.info("a"), X, "none")
+    tried = await try_peer(links, swarm.info("a"), X, "none", BOUNDARIES)
     assert 0.025 / 6 <= tried.block_s < 0.08 / 6
     assert 0.01 <= tried.round_trip_s < 0.04
     assert len(swarm.nodes["a"].steps) == TRIAL_STEPS
@@ -43,7 +43,7 @@ async def test_a_trial_that_is_not_passed(wrong: dict[str, int], monkeypatch: py
         setattr(swarm.nodes["a"].behaviour, name, value)
     links = LinkPool(swarm.network.transport("client"), MODEL, patience=Patience(dial_s=1.0))
     with pytest.raises(HopFailedError):
-        await try_peer(links, swarm.info("a"), X, "none")
+        await try_peer(links, swarm.info("a"), X, "none", BOUNDARIES)
     await links.close()
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from swarm_node.node.sessions.handshake import Terms, answer_hello
 from swarm_node.shards.pieces.digest import FileHash, identity_of, what_differs
+from swarm_node.swarm.boundaries import Boundaries
 from swarm_node.swarm.errors import ErrorCode, ModelMismatchError, PeerError
 from swarm_node.swarm.links.dialler import Dialler
 from swarm_node.swarm.links.message_stream import Connection
@@ -28,7 +29,7 @@ OTHERS = [
 
 
 def terms(model: ModelRef) -> Terms:
-    return Terms(model, Span(0, 4), ("none",), 64, 1 << 20, 512, 0, "test")
+    return Terms(model, Span(0, 4), ("none",), Boundaries.alike(4, 64), 1 << 20, 512, 0, "test")
 
 
 def hello(model: ModelRef) -> Hello:

@@ -50,6 +50,8 @@ async def test_welcome_says_what_is_served(serving):
             n_blocks=4,
             page_tokens=32,
             members=64,
+            row_width=64,
+            reply_width=64,
         )
 
 
