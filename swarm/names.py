@@ -22,7 +22,9 @@ PREFIX = 12
 
 _DIGEST = re.compile(rf"[0-9a-f]{{{MIN_PREFIX},{DIGEST_CHARS}}}")
 _ROOT = re.compile(r"sha256:([0-9a-f]{64})")
-_QUANTIZATION = re.compile(r"[-_.](i?q\d[a-z0-9_]*|b?f16|f32|fp16|fp8|int[48])$")  # of GGUF files' names
+_QUANTIZATION = re.compile(  # of GGUF files' names, or behind the colon of a hub's name
+    r"((-gguf)?:(ud-)?|[-_.])(i?q\d[a-z0-9_]*|tq\d_0|mxfp4[a-z_]*|b?f16|f32|fp16|fp8|int[48])$"
+)
 _LISTED = 8
 _CLOSE = 0.5  # difflib's ratio; lower ones are no misspellings
 
@@ -72,14 +74,14 @@ def is_same_name(one: str, other: str) -> bool:
 
 def nearness(name: str, known: str) -> int | None:
     """How near ``known`` is to what a person says: 0, exactly it; 1, other letters or another file ending;
-    2, only one of them has an owner before the last slash; 3, it tells its quantization as well. None:
-    another model, as another owner's is."""
+    2, only one of them has an owner before the slash; 3, it tells its quantization as well. None: another
+    model, as another owner's is."""
     if name == known:
         return 0
     if plain_name(name) == plain_name(known):
         return 1
     if "/" in name and "/" in known:
-        return None
+        return 3 if plain_name(known.partition(":")[0]) == plain_name(name) else None
     if _short(name) == _short(known):
         return 2
     return 3 if _QUANTIZATION.sub("", _short(known)) == _short(name) else None
@@ -146,7 +148,8 @@ def plain_name(name: str) -> str:
 
 
 def _short(name: str) -> str:
-    return plain_name(name).rpartition("/")[2]
+    name, colon, file = plain_name(name).partition(":")
+    return name.rpartition("/")[2] + colon + file
 
 
 def _shown(text: str) -> str:

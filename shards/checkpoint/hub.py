@@ -6,14 +6,22 @@ the bytes that are not needed. A file that is here whole must have the SHA-256 t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
-from ...swarm.errors import CheckpointError, NetworkError
+from ...swarm.errors import CheckpointError, NetworkError, UnsupportedModelError
 from ...swarm.runtime.state_files import set_aside
 from ...swarm.types import Span
+from ..families.named_source import NamedSource
 from ..formats.config import ModelConfig
+from ..formats.files.mapped_file import AbsentError
 from ..formats.files.tensor_files import TensorFiles
+from ..formats.gguf.header import MAX_HEADER
+from ..formats.gguf.reader import GGUFFile, GGUFSource
+from ..formats.gguf.tensors import gguf_tensors
 from ..formats.hf.safetensors_reader import INDEX, SINGLE, LocalShard, read_index, shard_names
 from ..formats.hf.tensors import checked_tensors
 from ..formats.quantized.source import stored_parts
@@ -21,10 +29,11 @@ from ..formats.tensors import needed_tensors
 from ..pieces.digest import SMALL_FILES, FileHash, identity_of
 from ..pieces.file_hashes import Progress
 from ..pieces.hashing import hashed
-from ..tokenizer.source import DirectoryTokenizer
+from ..tokenizer.source import DirectoryTokenizer, GGUFTokenizer, TokenizerSource
 from .checkpoint import Checkpoint, check_span, directory_config
+from .hub_gguf import called, chosen, gguf_of
 from .hub_repo import HubFile, HubRepo, MissingFileError, sha256_of_blob
-from .hub_weights import DamagedError, HubWeights
+from .hub_weights import FIRST_READ, DamagedError, HubWeights, kept_gguf
 
 
 def open_hub_model(
@@ -60,43 +69,136 @@ class _HubCheckpoint(Checkpoint):
 def _open(
     name: str, blocks: Span | None, client: bool, progress: Progress | None, weights: bool
 ) -> Checkpoint:
-    repo = HubRepo(name, progress)
+    repo_name, _, choice = name.partition(":")
+    repo = HubRepo(repo_name, progress)
+    ask = _Asked(blocks, client, weights, progress)
+    if choice:
+        return _open_gguf(repo, choice, ask)
+    models = [] if "config.json" in repo.files else gguf_of(repo.files)
+    return _open_gguf(repo, "", ask) if models else _open_directory(repo, ask)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """See ``open_checkpoint``."""
+
+    blocks: Span | None
+    client: bool
+    weights: bool
+    progress: Progress | None
+
+    @property
+    def everything(self) -> bool:
+        return self.weights and self.blocks is None and not self.client
+
+    def needed(self, config: ModelConfig) -> list[str]:
+        if self.blocks is not None:
+            check_span(self.blocks, config)
+        return needed_tensors(config, self.blocks, self.client) if self.weights else []
+
+
+def _open_directory(repo: HubRepo, ask: _Asked) -> Checkpoint:
     directory = repo.fetch("config.json").parent
-    everything = weights and blocks is None and not client
-    if client or everything:
+    if ask.client or ask.everything:
         repo.fetch("tokenizer.json")  # an error that says so where there is none
     small = {file: path for file in SMALL_FILES if (path := repo.fetch_optional(file)) is not None}
     config = directory_config(directory)
-    if blocks is not None:
-        check_span(blocks, config)
+    ask.needed(config)  # before anything large comes
     names = _weight_files(repo, small)
     if SINGLE in names:
         small.pop(INDEX, None)  # as in a directory: it is not read
-    held = HubWeights(repo, name, {file: repo.files.get(file, HubFile(file, -1)) for file in names}, progress)
+    files = {name: repo.files.get(name, HubFile(name, -1)) for name in names}
+    held = HubWeights(repo, repo.name, files, ask.progress)
+    tokenizer = _HubTokenizer(repo, directory, config)
 
-    def files() -> TensorFiles[LocalShard]:
-        return TensorFiles(LocalShard(*held.file(file)) for file in names)
+    def open_files() -> TensorFiles[LocalShard]:
+        return TensorFiles(LocalShard(*held.file(name)) for name in names)
 
-    source: TensorFiles[LocalShard] | None = None
+    def described(source: TensorFiles[LocalShard]) -> _Described:
+        return *checked_tensors(config, source, repo.name), tokenizer
+
+    return _assembled(held, open_files, described, ask, repo.name, small)
+
+
+def _open_gguf(repo: HubRepo, choice: str, ask: _Asked) -> Checkpoint:
+    name, files = _gguf_files(repo, choice)
+    held = HubWeights(repo, name, files, ask.progress)
+    heads = dict.fromkeys(files, FIRST_READ)
+
+    def open_file(file: str) -> GGUFFile:
+        """Its header is as long as it is: more of it is asked for until it can be read."""
+        while True:
+            path, presence = held.file(file, heads[file])
+            try:
+                return GGUFFile(path, presence)
+            except (AbsentError, UnsupportedModelError):
+                raise
+            except CheckpointError:
+                if presence is None or not presence.begins_with(b"GGUF") or heads[file] >= MAX_HEADER:
+                    raise
+                heads[file] *= 4
+
+    def open_files() -> GGUFSource:
+        return GGUFSource(map(open_file, files))
+
+    def described(source: GGUFSource) -> _Described:
+        return *gguf_tensors(source), GGUFTokenizer(source.header)
+
+    return _assembled(held, open_files, described, ask, name, {})
+
+
+def _gguf_files(repo: HubRepo, choice: str) -> tuple[str, dict[str, HubFile]]:
+    """What the model is called, and its files by their names in the digest."""
+    models = gguf_of(repo.files)
     try:
-        if everything:
+        model = chosen(repo.name, choice, models)
+        return called(repo.name, model, models), model.files(repo.files)
+    except CheckpointError:
+        if repo.only_local:
+            return kept_gguf(repo, choice)
+        raise
+
+
+_Described = tuple[ModelConfig, NamedSource, TokenizerSource]
+_Files = TypeVar("_Files", bound=TensorFiles[Any])
+
+
+def _assembled(
+    held: HubWeights,
+    open_files: Callable[[], _Files],
+    described: Callable[[_Files], _Described],
+    ask: _Asked,
+    name: str,
+    small: Mapping[str, Path],
+) -> Checkpoint:
+    """Opens the files by their headers, fetches what is needed of them, and opens them again if it came into
+    other places."""
+    source: _Files | None = None
+    try:
+        if ask.everything:
             held.fetch_whole()
         held.fetch_heads()
-        source = held.opened(files)
-        config, tensors = checked_tensors(config, source, name)
-        needed = needed_tensors(config, blocks, client) if weights else []
-        stored = (part for each in needed for part in stored_parts(tensors.stored(each), source.manifest))
-        if held.fetch(_places(held, source, stored)):
-            source.close()
-            source = held.opened(files)
-            config, tensors = checked_tensors(config, source, name)
-        identity = identity_of([*_small_hashes(small, progress), *held.hashes()])
+        while True:
+            source = opened = held.opened(open_files)
+            config, tensors, tokenizer = held.opened(partial(described, opened))
+            parts = [
+                part
+                for each in ask.needed(config)
+                if each in tensors.manifest
+                for part in stored_parts(tensors.stored(each), opened.manifest)
+            ]
+            if not held.fetch(
+                (held.name_of(path), offset, size) for path, offset, size in map(opened.place, parts)
+            ):
+                break
+            opened.close()
+        identity = identity_of([*_small_hashes(small, ask.progress), *held.hashes()])
     except BaseException:
         if source is not None:
             source.close()
         held.close()
         raise
-    return _HubCheckpoint(name, config, tensors, _HubTokenizer(repo, directory, config), identity).keep(held)
+    return _HubCheckpoint(name, config, tensors, tokenizer, identity).keep(held)
 
 
 def _weight_files(repo: HubRepo, small: Mapping[str, Path]) -> list[str]:
@@ -122,13 +224,6 @@ def _no_weights(repo: HubRepo) -> MissingFileError:
     if pickles:
         hint = f"Its weights are a pickle ({pickles[0]}), which may run any program. {hint}"
     return MissingFileError(f"{repo.name} has no file {SINGLE} on the HuggingFace hub", hint=hint)
-
-
-def _places(
-    held: HubWeights, source: TensorFiles[LocalShard], names: Iterator[str]
-) -> Iterator[tuple[str, int, int]]:
-    for path, offset, length in map(source.place, names):
-        yield held.name_of(path), offset, length
 
 
 class _HubTokenizer(DirectoryTokenizer):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ...swarm.errors import CheckpointError, NetworkError
+from ...swarm.names import plain_name
 from ...swarm.runtime.state_files import set_aside, state_folder
 from ...swarm.types import ModelRef
 from ..formats.files.mapped_file import AbsentError
@@ -25,10 +26,11 @@ from ..pieces.file_hashes import Progress, check_stopped
 from ..pieces.hashing import hashed
 from ..pieces.listing import FileListing
 from ..pieces.store import FilePresence, PieceStore
+from .hub_gguf import gguf_of
 from .hub_repo import HubFile, HubRepo, sha256_of_blob
 from .stored import ForgedError, IncompleteError, check_whole_files
 
-_FIRST_READ = 1 << 18
+FIRST_READ = 1 << 18
 """The first bytes of each file that are asked for: most headers of safetensors files fit."""
 _SMALL_FILE = 4 << 20
 """A file of up to this many bytes is fetched whole if any of it is needed."""
@@ -45,6 +47,24 @@ _MOST_ROUNDS = 4096
 """An opening may find this many times that bytes are missing: two for the header of each file."""
 
 T = TypeVar("T")
+
+
+def kept_gguf(repo: HubRepo, choice: str) -> tuple[str, dict[str, HubFile]]:
+    """Name and files of a GGUF model of which an earlier run has fetched some. NetworkError."""
+    quantization = gguf_of([f"{choice.removesuffix('.gguf')}.gguf"])[0].quantization if choice else ""
+    names = [plain_name(f"{repo.name}:{each}") for each in (choice, quantization) if each]
+    for model in _cache().models():
+        is_it = plain_name(model.name) in names or (not choice and model.name.startswith(f"{repo.name}:"))
+        if is_it and (store := _cache().find(model.root)) is not None:
+            with store:
+                listed = store.manifest.files
+            return model.name, {file.name: HubFile(file.name, file.size, file.content) for file in listed}
+    raise repo.not_here(choice or "a GGUF file")
+
+
+def _cache() -> PieceCache:
+    """What was fetched in parts. Only the disk bounds it."""
+    return PieceCache(state_folder() / "hub", sys.maxsize)
 
 
 class DamagedError(CheckpointError):
@@ -69,9 +89,14 @@ class HubWeights:
         self._model = model
         self._files = dict(files)
         self._progress = progress
-        self._cache = PieceCache(state_folder() / "hub", sys.maxsize)
+        self._cache = _cache()
         self._whole: dict[str, Path] = {}
         for name, file in self._files.items():
+            if file.size == 0:
+                raise CheckpointError(
+                    f"{file.path} of {repo.name} is empty on the HuggingFace hub",
+                    hint="Choose another file, or another repository of the model.",
+                )
             if (path := repo.cached(file.path)) is not None:
                 self._whole[name] = path
         self._store: PieceStore | None = None
@@ -110,7 +135,7 @@ class HubWeights:
     def fetch_heads(self) -> None:
         """Fetch the beginnings of all files, at once."""
         if len(self._whole) < len(self._files):
-            self._fetch_ranges([(name, 0, _FIRST_READ) for name in self._files if name not in self._whole])
+            self._fetch_ranges([(name, 0, FIRST_READ) for name in self._files if name not in self._whole])
 
     def fetch(self, wanted: Iterable[tuple[str, int, int]]) -> bool:
         """Fetch these ``(name, start, length)``; True if some of these files are in another place now."""

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from ...swarm.errors import SwarmError
@@ -23,6 +24,7 @@ from ..formats.not_a_model import is_other_format, no_model_error
 from ..pieces.cache import PieceCache
 from ..pieces.hashing import model_files
 from .checkpoint import directory_name
+from .hub_gguf import called, gguf_of
 from .opening import check_model
 
 MAX_MODELS = 1000
@@ -164,14 +166,20 @@ def _in_hub_cache(cache: Path) -> Iterator[ModelFiles]:
             with suppress(OSError, UnicodeDecodeError):
                 commit = (repo / "refs" / "main").read_text().strip()
                 snapshot = repo / "snapshots" / commit
-                if (
-                    commit
-                    and snapshot.parent == repo / "snapshots"
-                    and (snapshot / "tokenizer.json").is_file()
-                ):
-                    model = _directory(snapshot, "hub")
-                    if not model.problem:  # else the rest is fetched where it is needed
-                        yield model
+                if not commit or snapshot.parent != repo / "snapshots":
+                    continue
+                if (snapshot / "tokenizer.json").is_file():
+                    found = [_directory(snapshot, "hub")]
+                else:
+                    found = [_with_size(each) for each in _hub_gguf(snapshot)]
+                yield from (model for model in found if not model.problem)  # else the rest is fetched
+
+
+def _hub_gguf(snapshot: Path) -> list[ModelFiles]:
+    """The GGUF models in a snapshot, called as the hub's are."""
+    paths = (path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.gguf"))
+    models, repo = gguf_of(islice(paths, MAX_MODELS)), directory_name(snapshot)
+    return [ModelFiles(called(repo, each, models), snapshot / each.paths[0], "hub", 0) for each in models]
 
 
 def _directory(path: Path, kind: str) -> ModelFiles:

@@ -23,7 +23,9 @@ from ..tokenizer.source import DirectoryTokenizer, GGUFTokenizer, TokenizerSourc
 from .checkpoint import Checkpoint, check_span, directory_config, directory_name, is_foreign
 from .stored import open_stored
 
-_HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_GGUF = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*:[A-Za-z0-9][\w.+ /-]*")
+"""``OWNER/NAME:QUANTIZATION`` or ``OWNER/NAME:FILE.gguf``."""
 
 
 def open_checkpoint(
@@ -144,14 +146,14 @@ def _open_gguf(path: Path, pieces: bool, progress: Progress | None) -> Checkpoin
 
 
 def is_hub_name(text: str) -> bool:
-    return bool(_HUB_NAME.match(text)) and not looks_like_path(text)
+    return bool(_HUB_NAME.fullmatch(text) or _HUB_GGUF.fullmatch(text)) and not looks_like_path(text)
 
 
 def looks_like_path(text: str) -> bool:
     """True if the text means a file: such names are looked up nowhere else."""
     return (
         text.startswith((".", "/", "~", os.sep))
-        or text.endswith((".gguf", ".safetensors", ".bin", "/"))
+        or (text.endswith((".gguf", ".safetensors", ".bin", "/")) and not _HUB_GGUF.fullmatch(text))
         or "\\" in text
         or (text.count("/") == 1 and Path(text).parent.is_dir())
     )

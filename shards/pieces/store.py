@@ -333,11 +333,18 @@ class FilePresence:
     def __init__(self, store: PieceStore, name: str, head: int = 0) -> None:
         self._store = store
         self._name = name
-        self._size = head or store.manifest.file(name).head
+        file = store.manifest.file(name)
+        self._size = min(head, file.size) or file.head
         self._head = 0
 
     def require(self, start: int, length: int) -> None:
         self._store.require(self._name, start, length)
+
+    def begins_with(self, first: bytes) -> bool:
+        """AbsentError where that is not there."""
+        self.require(0, len(first))
+        with self._store.path(self._name).open("rb") as file:
+            return file.read(len(first)) == first
 
     def prefix(self) -> int:
         """The file's head. AbsentError where that is not all there."""

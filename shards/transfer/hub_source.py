@@ -32,9 +32,11 @@ class HubPieces:
         return self._repo.read_range(file, place.offset, place.length)
 
     def _found(self, manifest: PieceManifest) -> tuple[HubRepo, dict[str, HubFile]]:
+        from ..checkpoint.hub_gguf import chosen, gguf_of
         from ..checkpoint.hub_repo import HubRepo  # here: huggingface_hub is imported only where it is used
 
-        if manifest.is_gguf:
-            raise NetworkError("it is not known which GGUF file of the hub this is")
-        repo = HubRepo(self._name)
-        return repo, dict(repo.files)
+        name, _, choice = self._name.partition(":")
+        repo = HubRepo(name)
+        if not manifest.is_gguf:
+            return repo, dict(repo.files)
+        return repo, chosen(name, choice, gguf_of(repo.files)).files(repo.files)

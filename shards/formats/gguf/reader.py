@@ -22,7 +22,7 @@ from .header import GGUFHeader
 _ENDING = ".gguf"
 _NUMBER, _COUNT, _TENSORS = "split.no", "split.count", "split.tensors.count"
 _BESIDE = re.compile(r"(?i)(.*[-_.])?(mmproj|imatrix)([-_.].*)?")
-"""Names of files that are published beside a model, and are none."""
+"""Names of models that are none: such files are published beside one."""
 _NAMES = "Give the parts the names under which they were published: NAME-00001-of-00003.gguf."
 _TOGETHER = "They are of several models, or damaged: download all parts from one place."
 _NAMED = 8
@@ -131,7 +131,12 @@ def gguf_models(folder: Path, *, within: bool = True) -> dict[Path, str]:
 
 
 def _likely(folder: Path) -> dict[Path, str]:
-    return {path: name for path, name in gguf_models(folder).items() if not _BESIDE.fullmatch(name)}
+    return {path: name for path, name in gguf_models(folder).items() if not is_beside(name)}
+
+
+def is_beside(name: str) -> bool:
+    """Whether a file is by its name, without number and ending, one that belongs to a model and is none."""
+    return _BESIDE.fullmatch(name) is not None
 
 
 def gguf_name(path: Path) -> str:

@@ -34,7 +34,7 @@ def serving(directory: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> It
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     monkeypatch.setattr(manifest, "USUAL_PIECE", PIECE)
-    monkeypatch.setattr(hub_weights, "_FIRST_READ", PIECE)
+    monkeypatch.setattr(hub_weights, "FIRST_READ", PIECE)
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

@@ -290,8 +290,3 @@ def test_single_pieces_for_those_who_have_the_manifest(hub: FakeHub) -> None:
     for piece in range(0, listed.n_pieces, 5):
         assert listed.is_right(piece, read(listed, piece))
     assert not any(name.endswith(".safetensors") for name in hub.fetched())
-
-
-def test_pieces_of_a_gguf_file_are_nowhere_on_the_hub(hub: FakeHub, gguf_llama: Callable[..., Path]) -> None:
-    with pytest.raises(NetworkError, match="which GGUF file"):
-        HubPieces(NAME)(manifest_of(gguf_llama("F32")), 0)

@@ -1,0 +1,111 @@
+"""Which GGUF files of a repository on the hub a name means: ``OWNER/NAME:QUANTIZATION`` or
+``OWNER/NAME:FILE.gguf``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from ...swarm.errors import CheckpointError
+from ..formats.files.numbered import numbered
+from ..formats.gguf.reader import is_beside
+from ..formats.shown import shown
+from ..pieces.digest import gguf_names
+
+if TYPE_CHECKING:
+    from .hub_repo import HubFile
+
+_QUANTIZATION = re.compile(
+    r"(?:.*?[-_.])?((?:UD-)?(?:I?Q[1-8](?:_\w+)?|TQ[12]_0|MXFP4\w*|BF16|FP?16|FP?32))", re.IGNORECASE
+)
+_LISTED = 12
+"""A message names at most this many choices."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubGGUF:
+    """One model. ``stem``: the path of its files without number and ending. ``paths``: of all files that it
+    should have, in order."""
+
+    stem: str
+    paths: tuple[str, ...]
+
+    @property
+    def quantization(self) -> str:
+        """As the file's or the folder's name says it at its end, such as "Q4_K_M"; "" if neither does."""
+        path = PurePosixPath(self.stem)
+        for name in (path.name, path.parent.name):
+            if match := _QUANTIZATION.fullmatch(name):
+                return match[1].upper()
+        return ""
+
+    def files(self, there: Mapping[str, HubFile]) -> dict[str, HubFile]:
+        """The files by their names in the model's digest. CheckpointError where one is missing."""
+        if missing := [path for path in self.paths if path not in there]:
+            raise CheckpointError(
+                f"the HuggingFace hub lacks {len(missing)} of the {len(self.paths)} files of {self.stem}: "
+                f"{missing[0]}",
+                hint="Choose another quantization, or another repository of the model.",
+            )
+        names = gguf_names(len(self.paths))
+        return {name: there[path] for name, path in zip(names, self.paths, strict=True)}
+
+
+def gguf_of(paths: Iterable[str]) -> list[HubGGUF]:
+    """The GGUF models among the files of a repository, in order; what belongs to a model and is none is left
+    out."""
+    found: dict[HubGGUF, None] = {}
+    for text in sorted(paths):
+        path = PurePosixPath(text)
+        if path.suffix != ".gguf":
+            continue
+        row = numbered(path.name)
+        names = row.names if row else [path.name]
+        stem = row.stem if row else path.stem
+        if not is_beside(stem):
+            model = HubGGUF(str(path.with_name(stem)), tuple(str(path.with_name(name)) for name in names))
+            found[model] = None
+    return list(found)
+
+
+def called(repo: str, model: HubGGUF, models: Sequence[HubGGUF]) -> str:
+    """``OWNER/NAME:QUANTIZATION``; with the file's name where ``models`` have several of it."""
+    quantization = model.quantization
+    if quantization and sum(each.quantization == quantization for each in models) == 1:
+        return f"{repo}:{quantization}"
+    return f"{repo}:{model.stem}.gguf"
+
+
+def chosen(repo: str, choice: str, models: Sequence[HubGGUF]) -> HubGGUF:
+    """The model that ``choice`` means: a file's name or path, or a quantization; "" where there is only one.
+    CheckpointError, which names the choices."""
+    wanted = choice.casefold()
+    ways: tuple[Callable[[HubGGUF], bool], ...] = (
+        lambda model: wanted in map(str.casefold, (model.stem, f"{model.stem}.gguf", *model.paths)),
+        lambda model: wanted in (PurePosixPath(path).name.casefold() for path in model.paths),
+        lambda model: wanted == model.quantization.casefold(),
+        lambda model: _has_word(model.stem.casefold(), wanted),
+    )
+    if not choice and len(models) == 1:
+        return models[0]
+    for fits in ways if choice else ():
+        if found := [model for model in models if fits(model)]:
+            if len(found) == 1:
+                return found[0]
+            raise _undecided(f"{repo} has several GGUF models that {shown(choice)} may mean", repo, found)
+    what = f"has no GGUF model {shown(choice)}" if choice else f"has {len(models)} GGUF models"
+    raise _undecided(f"{repo} {what}", repo, models)
+
+
+def _undecided(what: str, repo: str, models: Sequence[HubGGUF]) -> CheckpointError:
+    names = [called(repo, model, models) for model in models]
+    more = f" or {len(names) - _LISTED} others" if len(names) > _LISTED else ""
+    hint = f"Choose {', '.join(names[:_LISTED])}{more}." if names else "Choose another repository."
+    return CheckpointError(what, hint=hint)
+
+
+def _has_word(text: str, word: str) -> bool:
+    return re.search(rf"(?<![a-z0-9]){re.escape(word)}(?![a-z0-9_])", text) is not None
