@@ -57,6 +57,7 @@ class ClientOptions(EntryOptions, HeadOptions, SessionOptions, total=False):
 
     threads: int | None
     on_decision: OnDecision | None
+    allow_sideband: bool
 
 
 class ConnectOptions(ClientOptions, total=False):
@@ -94,6 +95,17 @@ def check_session(
         raise UsageError(f"unknown wire codec {wire_codec!r}", hint=f"Choose from auto, {', '.join(KINDS)}.")
     if not wait >= 0:
         raise UsageError(f"cannot wait for {wait!r} seconds", hint="Give 0 or more.")
+
+
+def check_sideband(models: Iterable[LocalModel], entry: SwarmEntry) -> None:
+    """Raises UsageError for a model whose rows tell every hop which tokens they are, in a swarm that
+    strangers may be in."""
+    for model in models:
+        if model.sideband and not entry.is_keyed:
+            raise UsageError(
+                f"{model.ref.name} tells every peer of a route its text, and anybody may be in this swarm",
+                hint="Ask it in a swarm with a key (--swarm-key or --join), or allow it: --allow-sideband.",
+            )
 
 
 async def open_models(
@@ -142,6 +154,8 @@ async def open_models(
             on_progress(waits_for)  # what was loaded meanwhile has told of itself last
         await asyncio.wait((joining,))
         models = [task.result() for task in loading]
+        if not options.get("allow_sideband", False):
+            check_sideband(models, entry)
         return joining.result(), models
     except BaseException:
         for task in (joining, *loading):

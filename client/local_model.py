@@ -41,11 +41,11 @@ def progress_lines(on_progress: OnProgress | None, doing: str = "") -> Callable[
 
 @dataclass(frozen=True, slots=True)
 class LocalModel:
-    """``boundaries``: what passes between the model's blocks.
-    ``context``: the longest sequence in tokens. ``draft``: guesses what the model will say. ``close``
-    gives files back, if there are any; a draft model ends its step before. ``embedding_rms``: root mean
-    square of a usual embedding, 0 where it is not known. ``wire_codec``: how its activations travel, unless
-    a person asks for another. ``answered``: to be called, in a thread, after the
+    """``boundaries``: what passes between the model's blocks. ``sideband``: that has values of each token for
+    each of them beside the residual. ``context``: the longest sequence in tokens. ``draft``: guesses what the
+    model will say. ``close`` gives files back, if there are any; a draft model ends its step before.
+    ``embedding_rms``: root mean square of a usual embedding, 0 where it is not known. ``wire_codec``: how its
+    activations travel, unless a person asks for another. ``answered``: to be called, in a thread, after the
     swarm has answered with it."""
 
     ref: ModelRef
@@ -59,6 +59,7 @@ class LocalModel:
     draft: DraftModel | None = None
     embedding_rms: float = 0.0
     wire_codec: str = DEFAULT_KIND
+    sideband: bool = False
 
     @property
     def hidden_size(self) -> int:
@@ -125,4 +126,5 @@ def load_local_model(
         draft=guesser,
         embedding_rms=usual_rms,
         wire_codec=usual_kind(config.family) if config.sideband is None else UNMEASURED_KIND,
+        sideband=config.sideband is not None,
     )

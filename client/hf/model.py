@@ -144,7 +144,7 @@ class SwarmModelForCausalLM(PreTrainedModel, SwarmGenerationMixin):
     def _hidden_states(self, input_ids: Tensor, hidden: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         embedded = torch.empty(hidden.shape, device=self.device)
         rows = self._head.embed(input_ids.flatten().tolist())
-        embedded[:] = torch.from_numpy(rows).view(hidden.shape)
+        embedded[:] = torch.from_numpy(rows[:, : hidden.shape[-1]]).view(hidden.shape)
         last = torch.zeros_like(embedded)
         last[real.to(self.device)] = self._by_head(self._head.final_norm, hidden[real])
         return embedded, last
@@ -220,8 +220,8 @@ class AutoSwarmModelForCausalLM:
         weights that the peers serve. ``initial_peers``: addresses that ``swarm-node bootstrap`` or ``serve``
         print. ``options``: those of ``SwarmModel.connect`` (``swarm``, ``swarm_key``, ``join``, ``mdns``,
         ``wire_codec``, ``quantize``, ``dtype``, ``device``, ``threads``, ``wait``, ``prefix_cache``,
-        ``prefix_salt``, ``chain``, ``on_progress``); ``dtype`` may be a torch.dtype, and ``torch_dtype`` is
-        the same.
+        ``prefix_salt``, ``chain``, ``allow_sideband``, ``on_progress``); ``dtype`` may be a torch.dtype, and
+        ``torch_dtype`` is the same.
 
         Raises what ``SwarmModel.connect`` raises, and UsageError for options of transformers that cannot be.
         """

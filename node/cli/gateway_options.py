@@ -10,6 +10,7 @@ from .shared.arguments import (
     add_compute,
     add_draft,
     add_peers,
+    add_sideband,
     add_speculate,
     add_wait,
     add_wire_codec,
@@ -65,6 +66,7 @@ def add_gateway(command: argparse.ArgumentParser) -> None:
     )
     _add_limits(command)
     add_wire_codec(command)
+    add_sideband(command)
     add_compute(command, "the heads' weights")
     add_wait(command)
     add_speculate(command)

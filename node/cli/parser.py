@@ -22,6 +22,7 @@ from .shared.arguments import (
     add_model,
     add_peers,
     add_sampling,
+    add_sideband,
     add_speculate,
     add_wait,
     add_wire_codec,
@@ -221,6 +222,7 @@ def _add_generate(command: argparse.ArgumentParser) -> None:
         help="show what the route should have cost and what it did cost, stage by stage (also in --json)",
     )
     add_wire_codec(command)
+    add_sideband(command)
     add_compute(command, "the head's weights")
     add_wait(command)
     command.add_argument("--quiet", action="store_true", help="print the answer only: no progress, no route")

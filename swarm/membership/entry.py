@@ -36,6 +36,11 @@ class SwarmEntry:
         return "" if self.membership is None else self.membership.tag
 
     @property
+    def is_keyed(self) -> bool:
+        """Only whom the holder of a key lets in is in the swarm."""
+        return isinstance(self.membership, KeyedSwarm)
+
+    @property
     def is_alone(self) -> bool:
         """True if no address of another peer is given and the LAN is not searched."""
         return not (self.initial_peers or self.may_meet or self.mdns)

@@ -15,6 +15,7 @@ from ..shared.arguments import (
     add_model,
     add_peers,
     add_sampling,
+    add_sideband,
     add_speculate,
     add_wait,
     add_wire_codec,
@@ -79,6 +80,7 @@ def add_chat(command: argparse.ArgumentParser) -> None:
         "--plain", action="store_true", help="show answers as they are, without Markdown and movement"
     )
     add_wire_codec(command)
+    add_sideband(command)
     add_compute(command, "the head's weights")
     add_wait(command)
 

@@ -207,6 +207,15 @@ def add_wire_codec(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_sideband(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--allow-sideband",
+        action="store_true",
+        help="ask a model whose activations tell every peer which tokens they are (Gemma 4 E2B and E4B) in a "
+        "swarm without a key, too",
+    )
+
+
 def add_wait(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--wait",
@@ -271,6 +280,7 @@ def client_options(arguments: argparse.Namespace, **more: Unpack[ClientOptions])
         "mdns": arguments.mdns,
         "pure_python": arguments.pure_python,
         "wire_codec": arguments.wire_codec,
+        "allow_sideband": arguments.allow_sideband,
         "quantize": arguments.quantize,
         "dtype": arguments.dtype,
         "threads": arguments.threads,

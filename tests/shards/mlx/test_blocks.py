@@ -89,12 +89,12 @@ def first_page(config: BlockConfig, start: int) -> int:
     return first // PAGE_TOKENS
 
 
-def inputs_of(sessions: int = 3, seed: int = 7) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((sessions, LENGTH, HIDDEN), np.float32)
+def inputs_of(sessions: int = 3, seed: int = 7, width: int = HIDDEN) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((sessions, LENGTH, width), np.float32)
 
 
 def check(checkpoint: Checkpoint, tolerance: float = 2e-5, **options: Any) -> None:
-    inputs = inputs_of()
+    inputs = inputs_of(width=checkpoint.config.row_width(0))
     long = options.get("long", False)
     for rows, x in zip(outputs(loaded(checkpoint), inputs, **options), inputs, strict=True):
         wanted = reference(checkpoint, x[: len(rows)], long=long)
@@ -134,13 +134,14 @@ def test_shapes_of_keys_and_values_share_a_pool(name: str, kv_dtype: str, tolera
 @pytest.mark.parametrize("name", CASES)
 def test_sixteen_bits_stay_sixteen_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Most rows come close: where a router nearly hesitates, rounding chooses other experts."""
-    checkpoint, inputs = checkpoint_of(CASES[name]), inputs_of()
+    checkpoint = checkpoint_of(CASES[name])
+    inputs = inputs_of(width=checkpoint.config.row_width(0))
     model = loaded(checkpoint, LoadOptions(device="mlx", dtype="bfloat16", quantize="none"))
     types, attend = set(), PagedAttention.__call__
 
-    def spied(self: PagedAttention, block: int, scores: Scores, *qkv: mx.array) -> mx.array:
+    def spied(self: PagedAttention, block: int, scores: Scores, *qkv: mx.array | None) -> mx.array:
         out = attend(self, block, scores, *qkv)
-        types.update(array.dtype for array in (*qkv, out))
+        types.update(array.dtype for array in (*qkv, out) if array is not None)
         return out
 
     monkeypatch.setattr(PagedAttention, "__call__", spied)
@@ -211,7 +212,8 @@ def test_no_router_is_rounded(quantize: str) -> None:
 
 @pytest.mark.parametrize("name", ["deepseek", "gpt-oss", "sparsemixer", "softcap", "mixed"])
 def test_rows_that_are_not_finite_stay_their_sessions_own(name: str) -> None:
-    checkpoint, inputs = checkpoint_of(CASES[name]), inputs_of()
+    checkpoint = checkpoint_of(CASES[name])
+    inputs = inputs_of(width=checkpoint.config.row_width(0))
     inputs[0] = np.nan
     inputs[1, ::3] = np.inf
     rows = outputs(loaded(checkpoint), inputs)

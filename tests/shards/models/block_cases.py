@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +20,9 @@ from swarm_node.shards.formats.block_config import (
     NormConfig,
     QueryScale,
     RouterConfig,
+    SideConfig,
 )
-from swarm_node.shards.formats.config import ModelConfig
+from swarm_node.shards.formats.config import ModelConfig, SidebandConfig
 from swarm_node.shards.formats.qtypes import row_bytes
 from swarm_node.shards.formats.rope_config import RopeConfig
 from swarm_node.shards.formats.tensors import FINAL_NORM, TensorInfo, block_tensors
@@ -91,6 +93,11 @@ GEMMA = [
     replace(BOTH, attention=replace(attends, qk_norm=HeadNorm(RMS), v_norm=PLAIN, scale=1.0), scalar=True)
     for attends in (attention(window=20), replace(KEYS_AS_VALUES, keys_as_values=True))
 ]
+
+READING = [
+    replace(each, attention=replace(each.attention, v_norm=None, keys_as_values=False)) for each in GEMMA
+]
+"""As those, of another block's keys and values."""
 
 CASES: dict[str, tuple[BlockConfig, ...]] = {
     "llama": (block(),) * 3,
@@ -199,6 +206,27 @@ CASES: dict[str, tuple[BlockConfig, ...]] = {
     ),
     "latent, no rope": (block(latent(rope=None)),),
     "deepseek": (block(latent()), replace(sparse(SIGMOID, shared=MlpConfig(48)), attention=latent())),
+    # what is read beside the residual, and keys and values of another block
+    "values beside": (block(side=SideConfig(32, "gelu_tanh", RMS)),) * 2,
+    "an odd number of values beside": (
+        block(parallel=True, mlp_norm=None, scalar=True, side=SideConfig(7, "silu", OFFSET)),
+    )
+    * 2,
+    "values beside experts": (
+        replace(sparse(SOFTMAX), side=SideConfig(8, "relu", RMS)),
+        replace(BOTH, experts=GEMMA_EXPERTS, scalar=True, side=SideConfig(8, "gelu", RMS)),
+    ),
+    "another's keys and values": (
+        block(attention(window=20)),
+        block(KEYS_AS_VALUES),
+        block(attention(window=20, gate="head", qk_norm=HeadNorm(LAYER), bias=True), kv_of=0),
+        block(replace(KEYS_AS_VALUES, sinks=True), kv_of=1),
+        block(attention(window=20, qk_norm=HeadNorm(RMS, over="all")), kv_of=0),
+    ),
+    "gemma 4 E": tuple(
+        replace(each, side=SideConfig(16, "gelu_tanh", RMS), kv_of=kv_of)
+        for each, kv_of in ((GEMMA[0], None), (GEMMA[1], None), (READING[0], 0), (READING[1], 1))
+    ),
     # shapes of keys and values that differ
     "gemma": (GEMMA[0], GEMMA[0], GEMMA[1]),
     "mixed": (block(latent()), block(attention(kv_heads=1)), sparse(SOFTMAX), block(attention(window=9))),
@@ -206,7 +234,14 @@ CASES: dict[str, tuple[BlockConfig, ...]] = {
 
 
 def model_of(blocks: tuple[BlockConfig, ...]) -> ModelConfig:
-    return ModelConfig("made up", blocks, HIDDEN, 100, RMS, CONTEXT)
+    side = blocks[0].side
+    sideband = None if side is None else SidebandConfig(side.values, 100, RMS, 0.1, 4.0, 0.7)
+    return ModelConfig("made up", blocks, HIDDEN, 100, RMS, CONTEXT, sideband=sideband)
+
+
+def width_of(blocks: Sequence[BlockConfig]) -> int:
+    """Values of a row that the first of them reads."""
+    return model_of(tuple(blocks)).row_width(0)
 
 
 def checkpoint_of(blocks: tuple[BlockConfig, ...], qtype: str = "F32") -> Checkpoint:

@@ -31,6 +31,7 @@ from tests.shards.models.block_cases import (
     checkpoint_of,
     latent,
     rope,
+    width_of,
 )
 from tests.shards.models.block_reference import reference
 
@@ -50,16 +51,16 @@ def load(
     return load_native_span(checkpoint, Span(0, len(blocks)), plan, threads=threads)
 
 
-def rows(session: int) -> torch.Tensor:
-    return torch.randn(LENGTHS[session], HIDDEN, generator=torch.Generator().manual_seed(session))
+def rows(session: int, width: int = HIDDEN) -> torch.Tensor:
+    return torch.randn(LENGTHS[session], width, generator=torch.Generator().manual_seed(session))
 
 
 def fed(sessions: MakeSessions, model: NativeSpan, **options: Any) -> list[torch.Tensor]:
     """What comes out for each session, in batches."""
     memory = sessions(model, count=len(LENGTHS), tokens=max(LENGTHS), **options)
-    at, out = [0] * len(LENGTHS), [[] for _ in LENGTHS]
+    at, out, width = [0] * len(LENGTHS), [[] for _ in LENGTHS], model.config.row_width(0)
     for feed in FEEDS:
-        x = torch.cat([rows(session)[at[session] : at[session] + count] for session, count in feed])
+        x = torch.cat([rows(session, width)[at[session] : at[session] + count] for session, count in feed])
         parts = memory.forward(x, feed).split([count for _, count in feed])
         for (session, count), part in zip(feed, parts, strict=True):
             at[session] += count
@@ -72,7 +73,7 @@ def check_against_float64(
 ) -> None:
     model = load(blocks, threads=threads)
     for session, got in enumerate(fed(sessions, model, long=long)):
-        want = reference(checkpoint_of(blocks), rows(session).numpy(), long=long)
+        want = reference(checkpoint_of(blocks), rows(session, width_of(blocks)).numpy(), long=long)
         error = np.linalg.norm(got.numpy() - want, axis=1) / np.linalg.norm(want, axis=1)
         assert error.max() < most
 
@@ -120,11 +121,13 @@ def test_odd_sizes(sessions: MakeSessions, case: str, weights: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", ["experts beside a dense MLP", "parallel experts", "deepseek", "parallel, two norms"]
+    "case",
+    ["experts beside a dense MLP", "parallel experts", "deepseek", "parallel, two norms"]
+    + ["values beside", "values beside experts", "gemma 4 E"],
 )
 def test_more_rows_than_go_together(sessions: MakeSessions, case: str) -> None:
     """Experts take 256 at a time, all else 64."""
-    x = torch.randn(330, HIDDEN, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(330, width_of(CASES[case]), generator=torch.Generator().manual_seed(1))
     want = sessions(load(CASES[case]), tokens=330).forward(x)
     for threads, chunk in ((1, 50), (2, 257), (3, 330)):
         memory = sessions(load(CASES[case], threads=threads), tokens=330)

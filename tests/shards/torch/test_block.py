@@ -20,7 +20,7 @@ from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.types import Span
-from tests.shards.models.block_cases import CASES, HIDDEN, block_configs, checkpoint_of
+from tests.shards.models.block_cases import CASES, HIDDEN, block_configs, checkpoint_of, width_of
 from tests.shards.models.block_reference import reference
 
 Sessions = Callable[..., Any]
@@ -33,8 +33,8 @@ TOLERANCE = 4e-6
 """Of the largest output: float32's rounding over three blocks."""
 
 
-def inputs(tokens: int = TOKENS, seed: int = 0) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal((tokens, HIDDEN), np.float32))
+def inputs(tokens: int = TOKENS, seed: int = 0, width: int = HIDDEN) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal((tokens, width), np.float32))
 
 
 def load(blocks: Sequence[BlockConfig], *, qtype: str = "F32", **options: Any) -> SpanBackend[Any]:
@@ -45,8 +45,9 @@ def load(blocks: Sequence[BlockConfig], *, qtype: str = "F32", **options: Any) -
 def fed_in_chunks(sessions: Sessions, model: SpanBackend[Any], kv_dtype: str = "float32") -> Tensor:
     """The outputs of ``inputs()``, cut into CHUNKS, beside another session's rows, which come first."""
     both = sessions(model, count=2, tokens=96, kv_dtype=kv_dtype)
-    other, made = inputs(seed=1).split(OTHERS), []
-    for rows, beside in zip(inputs().split(CHUNKS), other, strict=True):
+    width = model.config.row_width(0)
+    other, made = inputs(seed=1, width=width).split(OTHERS), []
+    for rows, beside in zip(inputs(width=width).split(CHUNKS), other, strict=True):
         batch = torch.cat((beside, rows))
         made.append(both.forward(batch, [(1, len(beside)), (0, len(rows))])[len(beside) :])
     return torch.cat(made)
@@ -58,7 +59,7 @@ def close(got: Tensor, want: np.ndarray, tolerance: float = TOLERANCE) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_kind_of_block_in_ragged_chunks(sessions: Sessions, case: str) -> None:
-    want = reference(checkpoint_of(CASES[case]), inputs().numpy())
+    want = reference(checkpoint_of(CASES[case]), inputs(width=width_of(CASES[case])).numpy())
     close(fed_in_chunks(sessions, load(CASES[case])), want)
 
 
@@ -67,8 +68,9 @@ def test_every_kind_of_block_in_ragged_chunks(sessions: Sessions, case: str) -> 
 def test_rowwise_a_row_has_the_same_bits_in_any_batch(sessions: Sessions, case: str) -> None:
     model = load(CASES[case], deterministic=True)
     alone = sessions(model, tokens=96, seed=3)
-    one_by_one = torch.cat([alone.forward(row) for row in inputs().split(1)])
-    close(one_by_one, reference(checkpoint_of(CASES[case]), inputs().numpy()))
+    x = inputs(width=width_of(CASES[case]))
+    one_by_one = torch.cat([alone.forward(row) for row in x.split(1)])
+    close(one_by_one, reference(checkpoint_of(CASES[case]), x.numpy()))
     assert torch.equal(fed_in_chunks(sessions, model), one_by_one)
 
 
