@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..formats.floats import narrow
-from ..layers.quantize import GROUP, Int4Groups, Int8Groups
-from .linear import ActivationPrecision, native_dense, native_int4, native_int8
+from ..layers.quantize import GROUP, Float8Rows, Int4Groups, Int8Groups
+from .linear import ActivationPrecision, native_dense, native_float8, native_int4, native_int8
 
 ROWS = (1, 8, 64)
 """The rows of one stream's token, of a batch of streams, and of a piece of a prompt."""
@@ -25,7 +25,7 @@ PRECISION_NAMES = {
 }
 TORCH_WAYS = ("torch float32", "torch bfloat16", "torch int8", "torch int4")
 NATIVE_WAYS = (
-    *("native float32", "native float16", "native bfloat16"),
+    *("native float32", "native float16", "native bfloat16", "native float8"),
     *(f"native {kind} {precision}" for kind in ("int8", "int4") for precision in PRECISION_NAMES.values()),
 )
 
@@ -45,6 +45,7 @@ def measure_native() -> dict[str, tuple[float, ...]]:
     scale = np.ones((SIZE, SIZE // GROUP), np.float32)
     products: tuple[Product, ...] = (
         *(native_dense([narrow(values, dtype)], None) for dtype in ("float32", "float16", "bfloat16")),
+        native_float8([Float8Rows(ones, scale[:, :1], SIZE)], None),
         *(native_int8([Int8Groups(ones.view(np.int8), scale)], None, each) for each in PRECISION_NAMES),
         *(native_int4([Int4Groups(ones, scale, scale)], None, each) for each in PRECISION_NAMES),
     )

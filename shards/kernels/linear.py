@@ -8,6 +8,7 @@ the same bits in any batch, on any thread and any CPU.
 from __future__ import annotations
 
 import ctypes
+import math
 import threading
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
@@ -19,7 +20,7 @@ import numpy as np
 from ..formats.floats import narrow, widen
 from ..formats.qtypes import row_bytes
 from ..layers.memory import lasting_zeros, zeros
-from ..layers.quantize import GROUP, Int4Groups, Int8Groups
+from ..layers.quantize import GROUP, Float8Rows, Int4Groups, Int8Groups
 from .library import address, library
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ TILE = 32
 BLOCK_ROWS = 64
 """This many input rows are prepared at a time, so that scratch memory does not grow with the batch."""
 
-_F32, _F16, _BF16, _INT, _STACK = range(5)
+_F32, _F16, _BF16, _INT, _STACK, _FLOAT8 = range(6)
 _BASE = 15
 """The mask of the above in a kind: see ``csrc/sn.h``."""
 _SCALES = {"float32": 0 << 4, "float16": 1 << 4, "bfloat16": 2 << 4}
@@ -40,6 +41,7 @@ _K, _K4 = 3 << 4, 4 << 4
 _HALVES, _MINIMUM, _CENTRED = 1 << 7, 1 << 8, 1 << 9
 _FP4, _IQ4 = 1 << 10, 2 << 10
 _BIT, _BITS = 1 << 12, 15 << 12
+_COLS = 1 << 16
 _DENSE_FORMS = ("float32", "float16", "bfloat16")
 _DENSE_KINDS = {"f": _F32, "e": _F16, "H": _BF16}
 """By the character of numpy's type, which is uint16 for the bits of bfloat16."""
@@ -243,6 +245,32 @@ def native_dense(parts: Sequence[NDArray[Any]], bias: NDArray[np.float32] | None
     return NativeLinear(struct, packed, bias)
 
 
+def native_float8(parts: Sequence[Float8Rows], bias: NDArray[np.float32] | None) -> NativeLinear:
+    """One linear of the rows of all ``parts`` (equal columns), with the groups of the finest."""
+    cols = parts[0].q.shape[1]
+    whole = -(-cols // GROUP) * GROUP
+    sizes = [part.group if part.group < cols else whole for part in parts]
+    group = math.gcd(*sizes)
+    if group % GROUP:
+        raise ValueError(f"groups of {sizes} columns")
+    groups = -(-cols // group)
+    scales = [
+        np.repeat(part.scale, size // group, axis=1)[:, :groups]
+        for part, size in zip(parts, sizes, strict=True)
+    ]
+    kind = _FLOAT8 | _SCALES[_narrowest(scales)] | (0 if group == whole else group // GROUP * _COLS)
+    struct = _struct(kind, 0, [part.q for part in parts])
+    packed = _memory(struct)
+    row = 0
+    for part, scale in zip(parts, scales, strict=True):
+        q, scale = np.ascontiguousarray(part.q, np.uint8), np.ascontiguousarray(scale, np.float32)
+        if scale.shape != (len(q), groups):
+            raise ValueError(f"{part.scale.shape} scales for {q.shape} floats in groups of {part.group}")
+        _kernels().sn_pack_float8(struct, row, len(q), address(q), address(scale), address(packed))
+        row += len(q)
+    return NativeLinear(struct, packed, bias)
+
+
 class _Scratch(threading.local):
     """Memory for prepared activations, one piece a thread."""
 
@@ -270,7 +298,8 @@ def _kernels() -> ctypes.CDLL:
         *(pointer, address, number, number),
         *(address, number, ctypes.c_int32, address),
     )
-    kernels.sn_pack_int.restype = kernels.sn_pack_file.restype = None
+    kernels.sn_pack_int.restype = kernels.sn_pack_file.restype = kernels.sn_pack_float8.restype = None
+    kernels.sn_pack_float8.argtypes = (pointer, number, number, address, address, address)
     kernels.sn_pack_int.argtypes = (pointer, number, number, address, address, address, address)
     kernels.sn_pack_file.argtypes = (pointer, number, number, address, number, address, address)
     return kernels

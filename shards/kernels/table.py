@@ -61,6 +61,7 @@ _TORCH_RIVALS = {
     "float32": ("torch float32",),
     "float16": ("torch float32",),
     "bfloat16": ("torch bfloat16", "torch float32"),
+    "float8": ("torch bfloat16", "torch float32"),
     "int8": ("torch bfloat16",),
     "int4": ("torch int4",),
 }

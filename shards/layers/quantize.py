@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..formats.floats import narrow, widen
-from ..formats.qtypes import AFFINE_GROUPS, INTEGERS, affine_qtype, integer_qtype
+from ..formats.qtypes import AFFINE_GROUPS, FLOAT8, INTEGERS, affine_qtype, integer_qtype
+from ..formats.quantized.float8 import E4M3, Float8
 from ..formats.quantized.tensor import QuantizedTensor
 
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 
 GROUP = 32
 """This many values share a scale in int4, as in GGUF's Q4_0 and Q4_1."""
+_LARGEST = 0x7E
+"""The largest float of type e4m3fn: 448."""
+_NOT_NUMBERS = (b"\x7f", b"\xff")
+_CHECKED = 1 << 22
+"""As many floats are looked through at a time."""
 _TINY = np.float32(2.0**-126)
 """The smallest normal number of bfloat16, and of float32."""
 
@@ -50,16 +56,21 @@ INT8_SOURCES = (*GGUF_INT8, *dict.fromkeys(qtype for bits, qtype in _PACKED if b
 """File types that are integers of up to eight bits with a scale for 32 or more: ``file_int8_groups``."""
 
 
-KEPT_INTEGERS = {
+FLOAT8_SOURCES = tuple(qtype for qtype, (_, group, _) in FLOAT8.items() if group % GROUP == 0)
+"""File types that are floats of eight bits with a scale for 32 columns or more: ``file_float8``."""
+
+
+KEPT_NUMBERS = {
     "int2": ("Q2_K",),
     "int3": ("Q3_K",),
     "int4": (*INT4_SOURCES, "MXFP4", "IQ4_NL", "IQ4_XS"),
     "int5": ("Q5_0", "Q5_1", "Q5_K"),
     "int6": ("Q6_K",),
     "int8": tuple(qtype for qtype in INT8_SOURCES if qtype != "Q5_0"),
+    "float8": FLOAT8_SOURCES,
 }
-"""The file types whose integers our kernels hold as they are, by ``LoadPlan.form``."""
-OWN_FORM = {qtype: form for form, qtypes in KEPT_INTEGERS.items() for qtype in qtypes}
+"""The file types whose numbers our kernels hold as they are, by ``LoadPlan.form``."""
+OWN_FORM = {qtype: form for form, qtypes in KEPT_NUMBERS.items() for qtype in qtypes}
 """The same by file type."""
 
 
@@ -100,6 +111,21 @@ class Int8Groups(NamedTuple):
         grouped = _grouped(self.q).astype(np.float32)
         grouped *= self.scale[..., None]
         return grouped.reshape(self.q.shape)
+
+
+class Float8Rows(NamedTuple):
+    """``weight = float * scale``. ``q`` uint8 (rows, cols), floats of type e4m3fn that are numbers. ``scale``
+    float32 (rows, groups), each for ``group`` columns: a multiple of 32, or all; the last may be shorter."""
+
+    q: NDArray[np.uint8]
+    scale: Floats
+    group: int
+
+    def dequantize(self) -> Floats:
+        """(rows, cols) float32."""
+        values: Floats = E4M3[self.q]
+        values *= self.scale.repeat(self.group, 1)[:, : values.shape[1]]
+        return values
 
 
 @np.errstate(all="ignore")
@@ -186,6 +212,21 @@ def file_int8_groups(raw: RawTensor) -> Int8Groups:
         return q5_0_groups(raw.data)
     q, scale, _ = raw.blocks()
     return Int8Groups(q, scale)
+
+
+def file_float8(raw: RawTensor) -> Float8Rows:
+    """The file's own floats and scales, for a ``raw`` matrix in FLOAT8_SOURCES. CheckpointError where a
+    weight is not a finite number."""
+    if not (isinstance(raw, QuantizedTensor) and isinstance(raw.numbers, Float8)):
+        raise ValueError(f"tensor {raw.name} is {raw.qtype}, not floats of eight bits")
+    q, scale = raw.numbers.stored[raw.taken], raw.numbers.scale(raw.taken)
+    raw.check_finite(scale * E4M3[_LARGEST])
+    step = max(1, _CHECKED // max(1, raw.cols))
+    for start in range(0, len(q), step):
+        piece = q[start : start + step].tobytes()
+        if any(byte in piece for byte in _NOT_NUMBERS):
+            raw.check_finite(E4M3[q[start : start + step]])
+    return Float8Rows(q, scale, raw.numbers.group or raw.cols)
 
 
 def q5_0_groups(data: np.ndarray) -> Int8Groups:

@@ -12,7 +12,7 @@ from ...swarm.errors import UsageError
 from ..formats.qtypes import QTYPES, SUPPORTED
 from ..formats.qtypes import row_bytes as file_row_bytes
 from ..kernels.linear import TILE
-from ..layers.quantize import GROUP, INT4_SOURCES, INT8_SOURCES, OWN_FORM
+from ..layers.quantize import FLOAT8_SOURCES, GROUP, INT4_SOURCES, INT8_SOURCES, OWN_FORM
 
 PROGRAM_BYTES = 70_000_000
 """Bytes of Python, numpy, cryptography and the other imports: measured on Linux, the same for every model."""
@@ -24,8 +24,8 @@ MOST_ROWS = 16
 
 _NATIVE_GROUPS = {"Q4_0": 18, "Q4_1": 20, "Q4_K": 18.5, "IQ4_NL": 18, "IQ4_XS": 17.25, "MXFP4": 18}
 _NATIVE_GROUPS |= {"Q5_0": 22, "Q5_1": 24, "Q5_K": 22.5, "Q6_K": 26.25, "Q8_0": 34, "int8": 34}
-_NATIVE_GROUPS |= {"Q2_K": 10.5, "Q3_K": 14.25}
-"""Bytes of 32 values in the C kernels' layouts; ``int8``: what we round ourselves."""
+_NATIVE_GROUPS |= {"Q2_K": 10.5, "Q3_K": 14.25} | dict.fromkeys(FLOAT8_SOURCES, 36)
+"""Bytes of 32 values in the C kernels' layouts, at most; ``int8``: what we round ourselves."""
 
 
 @dataclass(frozen=True, slots=True)

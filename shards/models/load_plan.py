@@ -80,6 +80,7 @@ class WeightKind(StrEnum):
     INT4 = "int4"
     INT3 = "int3"
     INT2 = "int2"
+    FLOAT8 = "float8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ class LoadPlan:
         ``kind`` None: as the least compressible of them needs, so mixed files lose nothing."""
         kinds = {self.kind(raw) for raw in raws} if kind is None else {kind}
         kind = kinds.pop() if len(kinds) == 1 else WeightKind.DENSE
-        if kind is not WeightKind.DENSE and raws[0].cols % GROUP == 0:
+        if kind is not WeightKind.DENSE and (raws[0].cols % GROUP == 0 or kind is WeightKind.FLOAT8):
             return kind.value
         dtypes = {self.dense_dtype(raw.qtype) for raw in raws}
         return dtypes.pop() if len(dtypes) == 1 else "float32"
@@ -132,11 +133,14 @@ class LoadPlan:
     def kind(self, tensor: RawTensor) -> WeightKind:
         """How to hold the matrix ``tensor`` (rows, cols)."""
         wanted, own = self.options.quantize, OWN_FORM.get(tensor.qtype)
-        if wanted == "none" or tensor.cols % GROUP:
+        fits = tensor.cols % GROUP == 0
+        if wanted == "none" or not (fits or own == WeightKind.FLOAT8):
             return WeightKind.DENSE
         as_in_file = wanted == "auto" or tensor.name.endswith(NEVER_ROUNDED)
         if own is not None and (as_in_file or wanted == own) and self.native(own):
             return WeightKind(own)
+        if not fits:
+            return WeightKind.DENSE
         if not as_in_file:
             return WeightKind(wanted)
         # torch's packed int8 kernel has one scale a row: a file's groups would be rounded again.

@@ -21,6 +21,7 @@ from ..kernels.linear import (
     file_form,
     native_dense,
     native_file,
+    native_float8,
     native_int4,
     native_int8,
     native_int8_pieces,
@@ -31,10 +32,11 @@ from ..layers.quantize import (
     GGUF_INT8,
     INT4_SOURCES,
     INT8_SOURCES,
-    KEPT_INTEGERS,
+    KEPT_NUMBERS,
     Int4Groups,
     Int8Groups,
     Int8Rows,
+    file_float8,
     file_groups,
     file_int8_groups,
     to_int4,
@@ -219,7 +221,7 @@ class WeightLoader(TensorReader[LoadPlan]):
         """How each is held, which the summary then tells."""
         forms = self.plan.forms(raws, kind)
         for raw, form in zip(raws, forms, strict=True):
-            self._count_integers(form, KEPT_INTEGERS.get(form, ()), [raw])
+            self._count_integers(form, KEPT_NUMBERS.get(form, ()), [raw])
         return forms
 
     def _packed(
@@ -251,6 +253,8 @@ class WeightLoader(TensorReader[LoadPlan]):
     ) -> NativeLinear:
         if form == WeightKind.INT4:
             return native_int4([int4_groups(raw, self._threads) for raw in raws], bias, self.precision)
+        if form == WeightKind.FLOAT8:
+            return native_float8([file_float8(raw) for raw in raws], bias)
         if form != WeightKind.INT8:
             return native_dense([raw.dequantize(form) for raw in raws], bias)
         if all(raw.qtype in INT8_SOURCES for raw in raws):

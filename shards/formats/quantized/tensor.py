@@ -109,7 +109,7 @@ class QuantizedTensor(RawTensor):
     def values(self, rows: slice | np.ndarray) -> Floats:
         with np.errstate(all="ignore"):
             values = self.numbers.values(self.taken[rows], self.cols)
-        self._check_finite(values)
+        self.check_finite(values)
         return values
 
     @property
@@ -124,7 +124,7 @@ class QuantizedTensor(RawTensor):
         with np.errstate(all="ignore"):
             groups = integers.groups(self.taken, self.cols)
             largest = np.abs(groups.scale) * np.float32(2**integers.bits) + np.abs(groups.minimum)
-        self._check_finite(largest)
+        self.check_finite(largest)
         return groups
 
     def packed(self) -> NDArray[np.uint8]:
@@ -137,10 +137,11 @@ class QuantizedTensor(RawTensor):
             raise ValueError(f"tensor {self.name} is {self.qtype}, not integers in groups")
         return self.integers
 
-    def _check_finite(self, values: Floats) -> None:
+    def check_finite(self, values: Floats) -> None:
+        """CheckpointError where some of its values are not."""
         if not np.isfinite(values).all():
             raise CheckpointError(
-                f"tensor {self.name} has weights that are not finite numbers: its scales are damaged",
+                f"tensor {self.name} has weights that are not finite numbers",
                 hint="Download the file again; if that changes nothing, use another checkpoint of the model.",
             )
 

@@ -67,6 +67,9 @@ void sn_linear_run(const sn_linear *w, const float *x, int64_t ldx, int64_t n, f
     case SN_INT:
         sn_int_run(w, n, y, ldy, accumulate, scratch, first_tile, end_tile);
         return;
+    case SN_FLOAT8:
+        sn_float8_run(w, x, ldx, n, y, ldy, accumulate, first_tile, end_tile);
+        return;
     default:
         sn_dense_run(w, x, ldx, n, y, ldy, accumulate, first_tile, end_tile);
     }

@@ -55,7 +55,6 @@ void sn_dense_run(const sn_linear *w, const float *x, int64_t ldx, int64_t n, fl
     float sums[TOGETHER * SN_TILE] __attribute__((aligned(64)));
     for (int32_t tile = first_tile; tile < end_tile; tile++) {
         const uint8_t *stored = (const uint8_t *)w->weights + tile * tile_bytes;
-        int first = tile * SN_TILE, count = w->rows - first < SN_TILE ? w->rows - first : SN_TILE;
         for (int64_t row = 0; row < n;) {
             int64_t left = n - row;
             int together = left >= TOGETHER ? TOGETHER : left >= 4 ? 4 : left >= 2 ? 2 : 1;
@@ -66,14 +65,7 @@ void sn_dense_run(const sn_linear *w, const float *x, int64_t ldx, int64_t n, fl
                 dense_f16(stored, w->cols, rows, ldx, sums, together);
             else
                 dense_bf16(stored, w->cols, rows, ldx, sums, together);
-            for (int m = 0; m < together; m++) {
-                float *out = y + (row + m) * ldy + first;
-                const float *sum = sums + m * SN_TILE;
-                for (int r = 0; r < count; r++) {
-                    float value = w->bias ? sum[r] + w->bias[first + r] : sum[r];
-                    out[r] = accumulate ? out[r] + value : value;
-                }
-            }
+            sn_put_rows(w, tile, together, sums, y + row * ldy, ldy, accumulate);
             row += together;
         }
     }

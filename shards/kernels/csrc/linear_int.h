@@ -27,6 +27,9 @@ static inline int sn_super_bytes(int kind) {
     return sn_has_super(kind) ? 2 * SN_TILE * (kind & SN_MINIMUM ? 2 : 1) : 0;
 }
 
+/* Columns that share a scale of an SN_FLOAT8. */
+static inline int sn_float8_cols(const sn_linear *w) { return SN_COLS_OF(w->kind) ? SN_COLS_OF(w->kind) : w->cols; }
+
 /* Bytes of a whole tile. */
 int64_t sn_tile_bytes(const sn_linear *w);
 
@@ -40,5 +43,20 @@ void sn_int_run(const sn_linear *w, int64_t n, float *y, int64_t ldy, int32_t ac
                 int32_t first_tile, int32_t end_tile);
 void sn_dense_run(const sn_linear *w, const float *x, int64_t ldx, int64_t n, float *y, int64_t ldy,
                   int32_t accumulate, int32_t first_tile, int32_t end_tile);
+void sn_float8_run(const sn_linear *w, const float *x, int64_t ldx, int64_t n, float *y, int64_t ldy,
+                   int32_t accumulate, int32_t first_tile, int32_t end_tile);
+
+/* Output tile `tile` of `rows` rows, from their sums (rows, SN_TILE). */
+static inline void sn_put_rows(const sn_linear *w, int32_t tile, int rows, const float *sums, float *y, int64_t ldy,
+                               int32_t accumulate) {
+    int first = tile * SN_TILE, count = w->rows - first < SN_TILE ? w->rows - first : SN_TILE;
+    for (int m = 0; m < rows; m++, sums += SN_TILE) {
+        float *out = y + m * ldy + first;
+        for (int r = 0; r < count; r++) {
+            float value = w->bias ? sums[r] + w->bias[first + r] : sums[r];
+            out[r] = accumulate ? out[r] + value : value;
+        }
+    }
+}
 
 #endif

@@ -8,6 +8,10 @@ int64_t sn_tile_bytes(const sn_linear *w) {
     int base = w->kind & SN_BASE;
     if (base <= SN_BF16) return (int64_t)SN_TILE * w->cols * (base == SN_F32 ? 4 : 2);
     int64_t groups = (w->cols + SN_GROUP - 1) / SN_GROUP;
+    if (base == SN_FLOAT8) {
+        int64_t cols = sn_float8_cols(w);
+        return SN_TILE * (groups * SN_GROUP + (w->cols + cols - 1) / cols * sn_scale_bytes(w->kind));
+    }
     return groups * sn_group_bytes(w->kind) + groups / SN_K_GROUPS * sn_super_bytes(w->kind);
 }
 
@@ -249,6 +253,23 @@ void sn_pack_file(const sn_linear *w, int64_t first_row, int64_t n, const uint8_
             pack_super_blocks(w, out, lane, in);
         else
             pack_groups(w, out, lane, in);
+    }
+}
+
+void sn_pack_float8(const sn_linear *w, int64_t first_row, int64_t n, const uint8_t *q, const float *scale,
+                    void *packed) {
+    const int size = sn_scale_bytes(w->kind), cols = sn_float8_cols(w);
+    for (int64_t i = 0; i < n; i++) {
+        int64_t row = first_row + i, lane = row % SN_TILE;
+        uint8_t *out = (uint8_t *)packed + row / SN_TILE * sn_tile_bytes(w);
+        for (int64_t col = 0; col < w->cols; col++) {
+            if (col % cols == 0) {
+                store_scale(out + lane * size, *scale++, w->kind);
+                out += SN_TILE * size;
+            }
+            out[lane * 2 + col % 2] = *q++;
+            if (col % 2) out += 2 * SN_TILE;
+        }
     }
 }
 

@@ -6,6 +6,8 @@
  * shl(a, bits): each lane to the left, or, where negative, to the right, as if unsigned.
  * load_u8(p): SN_LANES bytes, each in a lane.
  * lookup(table, a): the table's byte for each byte of a, which is 0..15.
+ * load_e4m3(p, even, odd): 2 * SN_LANES pairs of floats of eight bits to two vectors of the first and two of the second
+ * ones, times 1/256: a float16 has their bits in the same order, with one bit of exponent more.
  * keep(a): a, which stays in its register while several rows use it, instead of being made again for each.
  * Every set gives the same bits. SN_PORTABLE forces the plain one, for tests.
  */
@@ -63,8 +65,18 @@ SN_INLINE vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
 SN_INLINE void vf_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
 SN_INLINE vf vf_set1(float a) { return _mm512_set1_ps(a); }
 SN_INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+SN_INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
 SN_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 SN_INLINE vf vf_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+SN_INLINE void vf_load_e4m3(const uint8_t *p, vf *even, vf *odd) {
+    const __m512i mask = _mm512_set1_epi16((short)0xbf80), w = _mm512_loadu_si512(p);
+    __m512i first = _mm512_and_si512(_mm512_srai_epi16(_mm512_slli_epi16(w, 8), 1), mask);
+    __m512i second = _mm512_and_si512(_mm512_srai_epi16(w, 1), mask);
+    even[0] = _mm512_cvtph_ps(_mm512_castsi512_si256(first));
+    even[1] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(first, 1));
+    odd[0] = _mm512_cvtph_ps(_mm512_castsi512_si256(second));
+    odd[1] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(second, 1));
+}
 SN_INLINE vi vi_load_u8(const uint8_t *p) {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
 }
@@ -114,8 +126,18 @@ SN_INLINE vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
 SN_INLINE void vf_store(float *p, vf a) { _mm256_storeu_ps(p, a); }
 SN_INLINE vf vf_set1(float a) { return _mm256_set1_ps(a); }
 SN_INLINE vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+SN_INLINE vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
 SN_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 SN_INLINE vf vf_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+SN_INLINE void vf_load_e4m3(const uint8_t *p, vf *even, vf *odd) {
+    const __m256i mask = _mm256_set1_epi16((short)0xbf80), w = _mm256_loadu_si256((const __m256i *)p);
+    __m256i first = _mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(w, 8), 1), mask);
+    __m256i second = _mm256_and_si256(_mm256_srai_epi16(w, 1), mask);
+    even[0] = _mm256_cvtph_ps(_mm256_castsi256_si128(first));
+    even[1] = _mm256_cvtph_ps(_mm256_extracti128_si256(first, 1));
+    odd[0] = _mm256_cvtph_ps(_mm256_castsi256_si128(second));
+    odd[1] = _mm256_cvtph_ps(_mm256_extracti128_si256(second, 1));
+}
 SN_INLINE vi vi_load_u8(const uint8_t *p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
 SN_INLINE vf vf_load_bf16(const uint16_t *p) {
     __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
@@ -151,8 +173,17 @@ SN_INLINE vf vf_load(const float *p) { return vld1q_f32(p); }
 SN_INLINE void vf_store(float *p, vf a) { vst1q_f32(p, a); }
 SN_INLINE vf vf_set1(float a) { return vdupq_n_f32(a); }
 SN_INLINE vf vf_mul(vf a, vf b) { return vmulq_f32(a, b); }
+SN_INLINE vf vf_add(vf a, vf b) { return vaddq_f32(a, b); }
 SN_INLINE vf vf_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
 SN_INLINE vf vf_load_f16(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+SN_INLINE void vf_load_e4m3(const uint8_t *p, vf *even, vf *odd) {
+    const int16x8_t mask = vdupq_n_s16((int16_t)0xbf80), w = vreinterpretq_s16_u8(vld1q_u8(p));
+    int16x8_t first = vandq_s16(vshrq_n_s16(vshlq_n_s16(w, 8), 1), mask), second = vandq_s16(vshrq_n_s16(w, 1), mask);
+    even[0] = vcvt_f32_f16(vreinterpret_f16_s16(vget_low_s16(first)));
+    even[1] = vcvt_f32_f16(vreinterpret_f16_s16(vget_high_s16(first)));
+    odd[0] = vcvt_f32_f16(vreinterpret_f16_s16(vget_low_s16(second)));
+    odd[1] = vcvt_f32_f16(vreinterpret_f16_s16(vget_high_s16(second)));
+}
 SN_INLINE vi vi_load_u8(const uint8_t *p) {
     uint32_t four;
     memcpy(&four, p, 4);
@@ -205,12 +236,20 @@ SN_INLINE vf vf_load(const float *p) { vf r; memcpy(&r, p, sizeof r); return r; 
 SN_INLINE void vf_store(float *p, vf a) { memcpy(p, &a, sizeof a); }
 SN_INLINE vf vf_set1(float a) { vf r; SN_EACH r.v[l] = a; return r; }
 SN_INLINE vf vf_mul(vf a, vf b) { SN_EACH a.v[l] *= b.v[l]; return a; }
+SN_INLINE vf vf_add(vf a, vf b) { SN_EACH a.v[l] += b.v[l]; return a; }
 SN_INLINE vf vf_fma(vf a, vf b, vf c) { SN_EACH c.v[l] = __builtin_fmaf(a.v[l], b.v[l], c.v[l]); return c; }
 SN_INLINE float sn_half(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff;
     if (rest >= 0x7c00) return sn_float_of_bits(sign | 0x7f800000 | (rest & 0x3ff) << 13);
     float value = sn_float_of_bits(rest << 13) * 0x1p112f; /* moves the exponent's bias; exact */
     return sign ? -value : value;
+}
+SN_INLINE float sn_e4m3(uint8_t e) { return sn_half((uint16_t)((e & 0x80) << 8 | (e & 0x7f) << 7)); }
+SN_INLINE void vf_load_e4m3(const uint8_t *p, vf *even, vf *odd) {
+    for (int v = 0; v < 2; v++, p += 2 * SN_LANES) SN_EACH {
+        even[v].v[l] = sn_e4m3(p[2 * l]);
+        odd[v].v[l] = sn_e4m3(p[2 * l + 1]);
+    }
 }
 SN_INLINE vi vi_load_u8(const uint8_t *p) { vi r; SN_EACH r.v[l] = p[l]; return r; }
 SN_INLINE vf vf_load_f16(const uint16_t *p) { vf r; SN_EACH r.v[l] = sn_half(p[l]); return r; }

@@ -4,7 +4,7 @@
  * every activation is `digits` signed base-256 digits (3: as exact as float32 sums, error 2^-24 of the group's
  * largest; 2: 2^-16; 1: 2^-8). Sums within a group are exact integers and groups are added in order, so an
  * output row's bits depend on its input row and the weights alone: not on the batch, the tile, the thread or
- * the instruction set. Dense weights are multiplied in float32, in one order.
+ * the instruction set. Float weights are multiplied in float32, in one order.
  */
 #ifndef SN_H
 #define SN_H
@@ -23,9 +23,10 @@ enum {
     SN_F32 = 0,
     SN_F16 = 1,
     SN_BF16 = 2,
-    SN_INT = 3,   /* integers of 1 to 8 bits in groups of 32: weight = value(q) * scale [+ minimum] */
-    SN_STACK = 4, /* several linears one below the other, each of its own kind: see `parts` */
-    SN_BASE = 15, /* mask of the above in `kind`; what follows is of SN_INT */
+    SN_INT = 3,    /* integers of 1 to 8 bits in groups of 32: weight = value(q) * scale [+ minimum] */
+    SN_STACK = 4,  /* several linears one below the other, each of its own kind: see `parts` */
+    SN_FLOAT8 = 5, /* floats of type e4m3: weight = float * scale, which is no SN_SCALE_K */
+    SN_BASE = 15,  /* mask of the above in `kind`; what follows is of SN_INT */
     SN_SCALE_F32 = 0 << 4,
     SN_SCALE_F16 = 1 << 4,
     SN_SCALE_BF16 = 2 << 4,
@@ -42,6 +43,7 @@ enum {
     SN_BITS = 15 * SN_BIT,
 };
 #define SN_BITS_OF(kind) (((kind) & SN_BITS) / SN_BIT)
+#define SN_COLS_OF(kind) (((kind) >> 16) * SN_GROUP) /* SN_FLOAT8: columns that share a scale; 0: all */
 
 enum { SN_MOST_PARTS = 4 };
 
@@ -58,6 +60,8 @@ typedef struct sn_part {
  *  planes: the integers' bits cut into 8, 4, 2 and 1 of them as their number is a sum of these, the lowest bits in the
  *         widest plane. One of w bits is [2 panels of 16 rows][w][16 rows][4 bytes]; of each four columns, which are a
  *         quad, byte b has column b, and quads lie from the lowest bits of a byte on: as many as it can hold.
+ *  floats of eight bits: [tile][SN_COLS_OF(kind) columns, or all where that is 0]: [32 rows] scales, then [pairs of
+ *         columns][32 rows][2 columns] bytes
  *  a stack: its parts one after the other
  * `bias`: float32 (rows, and SN_TILE more at the end, which are read) or NULL.
  */
@@ -110,6 +114,10 @@ void sn_pack_file(const sn_linear *w, int64_t first_row, int64_t n, const uint8_
  * What no row is written to must be zero: that is a weight of 0. */
 void sn_pack_int(const sn_linear *w, int64_t first_row, int64_t n, const uint8_t *q, const float *scale,
                  const float *minimum, void *packed);
+
+/* The same for floats of eight bits: bytes (n, cols), scale float32 (n, groups), exact in the scales' type. */
+void sn_pack_float8(const sn_linear *w, int64_t first_row, int64_t n, const uint8_t *q, const float *scale,
+                    void *packed);
 
 /* Writes the weights of a row of w, which has SN_BITS of 8, to out (cols): value(q) * scale in float32. */
 void sn_unpack_int8(const sn_linear *w, int64_t row, float *out);

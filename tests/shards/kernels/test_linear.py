@@ -21,12 +21,14 @@ from swarm_node.shards.kernels.linear import (
     file_form,
     native_dense,
     native_file,
+    native_float8,
     native_int4,
     native_int8,
     native_stack,
 )
 from swarm_node.shards.layers.quantize import (
     OWN_FORM,
+    Float8Rows,
     Int4Groups,
     Int8Groups,
     file_groups,
@@ -110,6 +112,25 @@ def dense(dtype: str) -> Make:
     return make
 
 
+def to_float8(weight: np.ndarray, group: int) -> Float8Rows:
+    """Every float of eight bits that is a number, with scales that make them about as large as ``weight``."""
+    random = np.random.default_rng(weight.size)
+    q = random.integers(0, 255, weight.shape, np.uint8)
+    q[q == 0x7F] = 0x80  # minus zero; 0xff is not drawn
+    scale = random.uniform(-1, 1, (len(q), -(-q.shape[1] // group))) / (300 * q.shape[1] ** 0.5)
+    return Float8Rows(q, scale.astype(np.float32), group)
+
+
+def float8(group: int | None) -> Make:
+    def make(
+        weight: np.ndarray, bias: np.ndarray | None, precision: ActivationPrecision
+    ) -> tuple[NativeLinear, np.ndarray]:
+        rows = to_float8(weight, group or weight.shape[1])
+        return native_float8([rows], bias), rows.dequantize()
+
+    return make
+
+
 MAKERS: dict[str, Make] = {
     "int4, our own": integer(native_int4, to_int4),
     "Q4_0": integer(native_int4, q4_0),
@@ -121,6 +142,8 @@ MAKERS: dict[str, Make] = {
     "float32": dense("float32"),
     "float16": dense("float16"),
     "bfloat16": dense("bfloat16"),
+    "float8 in groups": float8(64),
+    "float8 of rows": float8(None),
 }
 
 
@@ -349,6 +372,30 @@ def test_parts_are_one_matrix() -> None:
     assert np.array_equal(native_dense(np.split(weight, ENDS), bias)(x), native_dense([weight], bias)(x))
 
 
+@pytest.mark.parametrize(
+    ("cols", "groups"), [(300, (300, 128, 96)), (31, (31, 32, 64)), (256, (128, 128, 128))]
+)
+def test_floats_of_eight_bits_in_unlike_groups_are_one_matrix(cols: int, groups: tuple[int, ...]) -> None:
+    """Each part's rows have the bits that they have alone: how many columns share a scale changes none."""
+    parts = [
+        to_float8(np.empty((size, cols)), group) for size, group in zip((40, 7, 33), groups, strict=True)
+    ]
+    x = rows(9, cols)
+    together = native_float8(parts, None)
+    assert np.array_equal(together(x), np.concatenate([native_float8([part], None)(x) for part in parts], 1))
+    weight = np.concatenate([part.dequantize() for part in parts])
+    assert error(together(x), x, weight, None) < 1e-6
+    # Unit vectors read the weights out.
+    assert np.array_equal(together(np.eye(cols, dtype=np.float32)).T, weight)
+
+
+def test_floats_of_eight_bits_take_a_byte_each() -> None:
+    every = to_float8(np.empty((64, 256)), 128)
+    assert native_float8([every], None).nbytes == 64 * 256 + 4 * 64 * 2
+    powers = Float8Rows(every.q, np.full((64, 2), 0.25, np.float32), 128)
+    assert native_float8([powers], None).nbytes == 64 * 256 + 2 * 64 * 2
+
+
 def test_scales_take_two_bytes_where_that_is_exact() -> None:
     weight, _, _ = case(64, 64, 1)
     values, groups = 64 * 64, 64 * 2
@@ -378,6 +425,10 @@ def test_what_does_not_fit_is_refused() -> None:
             None,
             ActivationPrecision.EXACT,
         )
+    for group, groups in ((40, 3), (64, 1)):
+        wrong = Float8Rows(np.zeros((4, 100), np.uint8), np.ones((4, groups), np.float32), group)
+        with pytest.raises(ValueError, match="groups of"):
+            native_float8([wrong], None)
     with pytest.raises(ValueError, match="differ"):
         native_dense([np.zeros((4, 32), np.float32), np.zeros((4, 64), np.float32)], None)
     with pytest.raises(ValueError, match="columns"):

@@ -15,13 +15,17 @@ import torch
 
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
 from swarm_node.shards.checkpoint.opening import open_checkpoint
+from swarm_node.shards.formats.qtypes import float8_qtype
+from swarm_node.shards.formats.quantized.float8 import Float8
+from swarm_node.shards.formats.quantized.scales import Scales
+from swarm_node.shards.formats.quantized.tensor import quantized
 from swarm_node.shards.kernels.linear import NativeLinear
 from swarm_node.shards.kernels.table import kernel_table
 from swarm_node.shards.models.load_plan import LoadOptions, WeightKind, resolve
 from swarm_node.shards.models.weight_loader import WeightLoader
 from swarm_node.shards.torch.linear import DenseLinear, Int4Linear, Int8Linear
 from swarm_node.shards.torch.weights import TorchLoader
-from swarm_node.swarm.errors import UsageError
+from swarm_node.swarm.errors import CheckpointError, UsageError
 
 GGUFLlama = Callable[..., Path]
 HFLlama = Callable[..., Path]
@@ -212,3 +216,55 @@ def test_the_native_path_imports_no_torch(gguf_llama: GGUFLlama) -> None:
 def test_native_kernels_elsewhere_are_refused() -> None:
     with pytest.raises(UsageError, match="native kernels"):
         resolve(LoadOptions(dtype="float16", kernels="native"), "F32")
+
+
+def float8_gate_and_up(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, byte: int = 0) -> None:
+    """Gate and up of the first block are floats of eight bits, with scales for 128 columns, and for all.
+    One is ``byte``."""
+    made = {}
+    for name, group in zip(GATE_UP, (128, 0), strict=True):
+        random = np.random.default_rng(group)
+        q = random.integers(0, 127, (512, 256), np.uint8)
+        q[300, 5] = byte
+        scale = random.uniform(1e-3, 1e-2, (512, 2 if group else 1)).astype(np.float32)
+        numbers = Float8(q, Scales(scale, 1, 512), group)
+        made[f"{name}.weight"] = quantized(f"{name}.weight", q.shape, float8_qtype(group), numbers, None)
+    plain = Checkpoint.tensor
+    monkeypatch.setattr(Checkpoint, "tensor", lambda self, name: made.get(name) or plain(self, name))
+
+
+@needs_native
+def test_floats_of_eight_bits_stay_so(gguf_llama: GGUFLlama, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_checkpoint(str(gguf_llama("F32"))) as checkpoint:
+        float8_gate_and_up(checkpoint, monkeypatch)
+        x = np.random.default_rng(0).standard_normal((5, 256)).astype(np.float32)
+        want = x.astype(np.float64) @ values(checkpoint).T.astype(np.float64)
+        linear, summary = load(checkpoint, LoadOptions(kernels="native"))
+        assert set(summary.split(" + ")) == {"float8 (F8_E4M3_128)", "float8 (F8_E4M3_ROW)"}
+        assert linear.nbytes == 1024 * 256 + 1024 * 2 * 4
+        assert np.linalg.norm(linear(x) - want) / np.linalg.norm(want) < 1e-6
+        for options, form, most in (
+            (LoadOptions(kernels="torch", dtype="float32"), "float32", 1e-6),
+            (LoadOptions(kernels="torch", quantize="int8"), "int8", 0.02),
+            (LoadOptions(kernels="native", quantize="int4"), "int4", 0.2),
+        ):
+            linear, summary = load(checkpoint, options)
+            assert summary == form
+            got = (
+                linear(x) if isinstance(linear, NativeLinear) else linear(torch.from_numpy(x)).float().numpy()
+            )
+            assert np.linalg.norm(got - want) / np.linalg.norm(want) < most
+
+
+@needs_native
+@pytest.mark.parametrize("byte", [0x7F, 0xFF])
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+def test_floats_of_eight_bits_that_are_no_numbers_are_refused_by_name(
+    gguf_llama: GGUFLlama, monkeypatch: pytest.MonkeyPatch, byte: int, kernels: str
+) -> None:
+    with open_checkpoint(str(gguf_llama("F32"))) as checkpoint:
+        float8_gate_and_up(checkpoint, monkeypatch, byte)
+        with pytest.raises(
+            CheckpointError, match=r"tensor model\.layers\.0\.mlp\.gate_proj\.weight has weights"
+        ):
+            load(checkpoint, LoadOptions(kernels=kernels))
