@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from swarm_node.client import generate, swarm_model
+from swarm_node.client import connecting, generate, swarm_model
 from swarm_node.client.connecting import (
     ClientOptions,
     ConnectOptions,
@@ -14,12 +16,16 @@ from swarm_node.client.connecting import (
     HeadOptions,
     OnceOptions,
     SessionOptions,
+    check_sideband,
     checked_entry,
     part,
 )
 from swarm_node.client.params import GenerateOptions
 from swarm_node.swarm.errors import UsageError
+from swarm_node.swarm.identity import Identity
+from swarm_node.swarm.membership.entry import swarm_entry
 from tests import ROOT
+from tests.doubles.fake_swarm import FakeSwarm
 
 
 def test_the_guide_names_every_option() -> None:
@@ -48,6 +54,47 @@ def test_an_option_that_there_is_not_is_named() -> None:
     with pytest.raises(UsageError, match="'initial_peer'") as caught:
         checked_entry({"initial_peer": ["x"]})  # type: ignore[typeddict-unknown-key]
     assert "initial_peers" in caught.value.hint
+
+
+def test_a_model_with_a_sideband_is_asked_among_members_only(tmp_path: Path) -> None:
+    plain = FakeSwarm().local()
+    telling = replace(plain, sideband=True)
+    Identity.load_or_create(tmp_path / "key")
+    keyed = swarm_entry(swarm="home", swarm_key=tmp_path / "key")
+    for entry in (swarm_entry(), swarm_entry(swarm="home")):
+        check_sideband([plain], entry)
+        with pytest.raises(UsageError, match="toy tells every peer of a route its text") as caught:
+            check_sideband([plain, telling], entry)
+        assert "--allow-sideband" in caught.value.hint
+    check_sideband([telling], keyed)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+async def test_what_was_opened_for_nothing_is_closed(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    swarm, closed = FakeSwarm(), []
+    telling = replace(swarm.local(), sideband=True, close=lambda: closed.append("model"))
+
+    async def opened(*_: object, **__: object) -> object:
+        return telling
+
+    async def join(*_: object) -> object:
+        network = swarm.client_network()
+        monkeypatch.setattr(network, "close", lambda: closing())
+        return network
+
+    async def closing() -> None:
+        closed.append("network")
+
+    monkeypatch.setattr(connecting, "open_model", opened)
+    monkeypatch.setattr(connecting.ClientNetwork, "join", join)
+    options: ClientOptions = {"allow_sideband": allowed}
+    if allowed:
+        assert (await connecting.open_models(["toy"], swarm_entry(), options))[1] == [telling]
+        assert closed == []
+        return
+    with pytest.raises(UsageError, match="tells every peer"):
+        await connecting.open_models(["toy"], swarm_entry(), options)
+    assert closed == ["model", "network"]
 
 
 def test_generate_gives_each_option_to_whom_it_concerns(monkeypatch: pytest.MonkeyPatch) -> None:

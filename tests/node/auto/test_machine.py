@@ -9,12 +9,17 @@ import torch
 from swarm_node.node.auto import machine as machine_module
 from swarm_node.node.auto.machine import MeasuredMachine, measure_machine, room_for
 from swarm_node.node.config import NodeConfig
+from swarm_node.node.engine.kv_layout import KvLayout
 from swarm_node.node.resources import MemoryShortError
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.formats.block_config import MlpConfig, RouterConfig
+from swarm_node.shards.layers.kv_pool import largest_slot
+from swarm_node.shards.loading import load_backend
+from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.swarm.codecs.kinds import INT8
 from swarm_node.swarm.placement.planner import plan_join
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
-from tests.shards.models.block_cases import checkpoint_of, sparse
+from tests.shards.models.block_cases import CASES, checkpoint_of, sparse
 
 pytestmark = pytest.mark.slow
 
@@ -84,6 +89,22 @@ def test_each_kind_of_block_is_measured(described):
     assert shape.times[0] == max(shape.times)
     assert sum(shape.times) == pytest.approx(4)
     assert shape.block_bytes * 4 + shape.kv_bytes * 4 * 4096 == pytest.approx(sum(shape.rooms), rel=0.01)
+
+
+@pytest.mark.parametrize("case", ["gemma 4 E", "another's keys and values"])
+def test_blocks_that_read_anothers_keys_and_values_are_measured_with_it(case, described):
+    made = checkpoint_of(CASES[case])
+    blocks = made.config.blocks
+    shape = measure_machine(config(memory=10**8), made.config, made.manifest, 1).shape
+    whole = load_backend(made, Span(0, len(blocks)), LoadOptions(dtype="float32", quantize="none"))
+    slots = KvLayout.of(blocks, NodeConfig("tiny").max_batch_tokens).slots_of(shape.context_tokens)
+    held = whole.weight_bytes + slots * largest_slot(blocks, "float32")
+    assert sum(shape.rooms) == pytest.approx(held, rel=0.02)
+    assert shape.cuts == made.config.cuts == made.config.boundaries.cuts
+    if case == "gemma 4 E":
+        assert shape.row_bytes == tuple(INT8.row_bytes(width) for width in (128, 112, 96, 80, 64))
+    else:
+        assert shape.row_bytes == ()
 
 
 def with_window(block):

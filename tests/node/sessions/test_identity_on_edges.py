@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from swarm_node.node.sessions.handshake import Terms, answer_hello
+from swarm_node.node.sessions.handshake import FRAME_OVERHEAD, Terms, answer_hello
 from swarm_node.shards.pieces.digest import FileHash, identity_of, what_differs
 from swarm_node.swarm.boundaries import Boundaries
 from swarm_node.swarm.errors import ErrorCode, ModelMismatchError, PeerError
 from swarm_node.swarm.links.dialler import Dialler
+from swarm_node.swarm.links.link import width_problem
 from swarm_node.swarm.links.message_stream import Connection
 from swarm_node.swarm.links.pool import LinkPool
 from swarm_node.swarm.protocol.messages import ErrorMessage, Hello, Opened, Replay, Welcome
@@ -30,6 +31,29 @@ OTHERS = [
 
 def terms(model: ModelRef) -> Terms:
     return Terms(model, Span(0, 4), ("none",), Boundaries.alike(4, 64), 1 << 20, 512, 0, "test")
+
+
+def test_a_node_says_how_wide_rows_are_at_the_ends_of_its_span() -> None:
+    boundaries = Boundaries((1000, 900, 800, 700, 64), (0, 1, 4))
+    mine = replace(terms(MODEL), span=Span(1, 4), boundaries=boundaries)
+    welcome = answer_hello(hello(MODEL), mine)
+    assert (welcome.row_width, welcome.reply_width) == (900, 64)
+    assert welcome.max_step_tokens == min(512, ((1 << 20) - FRAME_OVERHEAD) // (4 * 900))
+    small = replace(mine, max_frame=FRAME_OVERHEAD + 4 * 900 - 1)
+    with pytest.raises(PeerError, match="cannot hold one token of 900 values"):
+        answer_hello(hello(MODEL), small)
+
+
+def test_a_client_that_counts_other_values_says_so() -> None:
+    welcome = answer_hello(hello(MODEL), terms(MODEL))
+    assert width_problem(welcome, Boundaries.alike(4, 64), "peer x") is None
+    assert width_problem(replace(welcome, row_width=0, reply_width=0), Boundaries.alike(4, 9), "x") is None
+    assert width_problem(welcome, Boundaries.alike(3, 9), "peer x") is None, "a span of another model"
+    for widths in ((65, 64, 64, 64, 64), (64, 64, 64, 64, 65)):
+        problem = width_problem(welcome, Boundaries(widths), "peer x")
+        assert isinstance(problem, ModelMismatchError)
+        assert "rows of 64 values" in problem.message
+        assert "same version" in problem.hint
 
 
 def hello(model: ModelRef) -> Hello:
