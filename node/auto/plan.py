@@ -50,12 +50,12 @@ class Outlook:
     @property
     def missing(self) -> tuple[Span, ...]:
         """The blocks that no node serves now."""
-        return missing_blocks(self._online, self.model.n_blocks)
+        return missing_blocks(self._online, self.model.n_blocks, cuts=self.machine.shape.cuts)
 
     def missing_with(self, span: Span) -> tuple[Span, ...]:
         """The blocks that no node would serve if ``span`` were served here."""
         here = NodeInfo("", (), self.model, span, NodeState.ONLINE)
-        return missing_blocks([*self._online, here], self.model.n_blocks)
+        return missing_blocks([*self._online, here], self.model.n_blocks, cuts=self.machine.shape.cuts)
 
     @property
     def _online(self) -> list[NodeInfo]:

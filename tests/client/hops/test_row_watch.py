@@ -120,6 +120,24 @@ def test_echoes_of_our_own_input(codec: str) -> None:
     look(watch(), torch.zeros(1, HIDDEN), torch.zeros(1, HIDDEN), 7, codec, codec)
 
 
+@pytest.mark.parametrize("codec", [kind for kind in KINDS if kind != "int8"])
+def test_echoes_of_rows_with_a_sideband(codec: str) -> None:
+    """What a hop passes on is no echo; its residual as it came is one."""
+    boundaries = Boundaries(tuple(HIDDEN + 8 * (30 - boundary) for boundary in range(31)))
+
+    def made() -> RowWatch:
+        return RowWatch(boundaries, Span(0, 20), own_input=True, embedding_rms=USUAL)
+
+    came = torch.randn(3, HIDDEN + 240, generator=torch.Generator().manual_seed(3))
+    computed = torch.cat((rows(3, seed=4), came[:, HIDDEN + 160 :]), 1)
+    look(made(), came, computed, 7, codec, codec)
+    computed[1, :HIDDEN] = came[1, :HIDDEN]
+    with pytest.raises(RemoteProtocolError, match="row of position 8 is what was sent"):
+        look(made(), came, computed, 7, codec, codec)
+    came[:, :HIDDEN] = computed[:, :HIDDEN] = 0.0
+    look(made(), came, computed[:1], 7, codec, codec)
+
+
 def test_one_row_for_two_positions() -> None:
     watching, went = watch(), rows(1, seed=1)
     look(watching, rows(1, seed=2), went, 7)

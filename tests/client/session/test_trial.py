@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from swarm_node.client.session.scout import Scout
-from swarm_node.client.session.trial import TRIAL_STEPS, try_peer
+from swarm_node.client.session.trial import TRIAL_STEPS, _row_at, try_peer
+from swarm_node.swarm.boundaries import Boundaries
 from swarm_node.swarm.errors import HopFailedError
 from swarm_node.swarm.links.link import Patience
 from swarm_node.swarm.links.pool import LinkPool
+from swarm_node.swarm.types import Span
 from tests.doubles.fake_swarm import BOS, BOUNDARIES, MODEL, FakeSwarm, ToyHead, until
 
 X = ToyHead().embed([0])
@@ -31,6 +35,24 @@ async def test_a_trial_measures_work_and_way() -> None:
     assert len(swarm.nodes["a"].steps) == TRIAL_STEPS
     await links.close()
     await until(lambda: not swarm.open_sessions)
+
+
+def test_what_a_peer_in_the_middle_is_tried_with() -> None:
+    boundaries = Boundaries((10, 8, 6, 4))
+    x = np.arange(10, dtype=np.float32)[None]
+    rows = [_row_at(boundaries, boundary, x)[0].tolist() for boundary in range(4)]
+    assert rows == [[*range(10)], [0, 1, 2, 3, 6, 7, 8, 9], [0, 1, 2, 3, 8, 9], [0, 1, 2, 3]]
+
+
+async def test_a_peer_is_tried_between_cuts() -> None:
+    swarm = await FakeSwarm(a="1-4").start()
+    links = LinkPool(swarm.network.transport("client"), MODEL)
+    cut = replace(BOUNDARIES, cuts=(0, 2, 4, 6))
+    await try_peer(links, swarm.info("a"), X, "none", cut)
+    assert [request.span for request in swarm.nodes["a"].opens] == [Span(2, 4)]
+    with pytest.raises(HopFailedError, match="no cut is in them"):
+        await try_peer(links, swarm.info("a"), X, "none", replace(BOUNDARIES, cuts=(0, 3, 6)))
+    await links.close()
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from swarm_node.shards.formats.files.mapped_file import MappedFile
 from swarm_node.shards.formats.tensors import model_tensors
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
 
+from . import gguf_files
 from .gguf_files import write_gguf
 from .models import ids, logits, saved, small_model
 from .test_families import EXECUTORS, assert_close, computed, through
@@ -393,3 +394,24 @@ def test_a_stack_of_another_shape_or_type_is_refused(tmp_path: Path) -> None:
         with pytest.raises((CheckpointError, UnsupportedModelError), match=message):
             open_checkpoint(str(folder))
         save_file(tensors, file)
+
+
+@pytest.mark.parametrize("form", ["hf", "gguf"])
+def test_keys_and_values_of_blocks_that_read_anothers_are_not_read(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The published files have them."""
+    model, folder = saved("gemma4_text-reads", tmp_path)
+    wanted = read(folder)
+
+    def more(tensors: Tensors) -> Tensors:
+        part = "model.layers.{}.self_attn.{}_proj.weight"
+        extra = {part.format(5, name): np.ones((32, 64), np.float32) for name in ("k", "v")}
+        return tensors | extra | {"model.layers.5.self_attn.k_norm.weight": np.ones(16, np.float32)}
+
+    if form == "hf":
+        assert_same(read(rewritten(folder, more)), wanted)
+        return
+    state = gguf_files._state
+    monkeypatch.setattr(gguf_files, "_state", lambda model: more(state(model)))
+    assert_same(read(write_gguf(model, tmp_path / "more.gguf")), wanted)

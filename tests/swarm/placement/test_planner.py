@@ -110,6 +110,39 @@ def test_who_cannot_hold_a_block_stands_by() -> None:
     assert "does not hold a block" in verdict.why
 
 
+CUT = replace(SHAPE, cuts=(0, 3, 4, 9, N))
+
+
+def test_spans_begin_and_end_at_cuts() -> None:
+    assert served(plan_join([], offer(blocks=6), CUT)).span == Span(3, 9)
+    assert served(plan_join([node("a", 0, 9)], offer(blocks=5), CUT)).span == Span(9, N)
+    assert served(plan_join([node("a", 0, 4), node("b", 9, N)], offer(blocks=5), CUT)).span == Span(4, 9)
+
+
+def test_who_can_hold_no_span_between_cuts_stands_by() -> None:
+    verdict = plan_join([], offer(blocks=2), replace(SHAPE, cuts=(0, 6, N)))
+    assert isinstance(verdict, StandBy)
+    assert "does not hold any of the spans" in verdict.why
+
+
+def test_of_a_stranger_s_span_counts_what_lies_between_cuts() -> None:
+    nodes = [node("a", 0, 3), node("odd", 2, 10, ms=0.1), node("b", 9, N)]
+    assert served(plan_join(nodes, offer(blocks=3), CUT)).gain is not Gain.COVER
+    useless = [node("a", 0, 4), node("odd", 4, 8, ms=0.1), node("b", 9, N)]
+    verdict = served(plan_join(useless, offer(blocks=5), CUT))
+    assert (verdict.gain, verdict.span) == (Gain.COVER, Span(4, 9))
+
+
+def test_nobody_moves_to_blocks_that_cannot_be_cut_out() -> None:
+    nodes = [node("a", 0, 9, ms=1.0, most=9), node("b", 0, 9, ms=9.0, most=6), node("c", 3, 9, most=6)]
+    offers = {each.peer_id: offer(each.peer_id, each.max_blocks, each.decode_ms_per_block) for each in nodes}
+    moves = [plan_move(nodes, offers[each.peer_id], CUT, now=1e6) for each in nodes]
+    spans = [move.span for move in moves if isinstance(move, Serve)]
+    assert len(spans) == 1
+    assert spans[0].end == N
+    assert spans[0].start in CUT.cuts
+
+
 def test_draining_nodes_are_gone_and_joining_ones_count() -> None:
     leaving = [node("a", 0, N, state=NodeState.DRAINING)]
     assert served(plan_join(leaving, offer(), SHAPE)).gain is Gain.COVER
