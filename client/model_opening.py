@@ -120,8 +120,8 @@ async def open_model(
     location = await find()
     if location.source is Source.HUB:
         try:
-            return _remembering(await _loaded(load, location.path), location, known)
-        except (CheckpointError, NetworkError) as error:
+            return _remembering(_checked(await _loaded(load, location.path), location), location, known)
+        except (CheckpointError, ModelMismatchError, NetworkError) as error:
             on_hub = error
         try:
             location = await find(hub=False)
@@ -215,6 +215,6 @@ def _checked(local: LocalModel, location: ModelLocation) -> LocalModel:
         return local if ref is None else replace(local, ref=replace(local.ref, name=ref.name))
     local.close()
     raise ModelMismatchError(
-        f"what peers sent as {ref} has the digest {local.ref.digest[:12]}",
+        f"what came as {ref} has the digest {local.ref.digest[:12]}",
         hint=f"Get the model elsewhere and give its path, or its weights' root: {ref.name}@sha256:...",
     )

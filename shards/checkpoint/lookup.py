@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from ...swarm.errors import ModelError, SwarmError, UsageError
 from ...swarm.names import ModelName, ambiguous, did_you_mean, digest_prefix, listed, plain_name
+from ...swarm.naming.model_choice import Reason
 from ...swarm.types import ModelRef
 from ..formats.not_a_model import models_in
 from .known_models import KnownModels, default_known
 from .local_models import LocalModels, ModelFiles, default_local_models, models_folder
-from .name_decision import ModelIndex, NameDecision, SwarmModels, decide_name
+from .name_decision import ModelIndex, NameDecision, SwarmModels, decide_name, of_hub
 from .opening import is_hub_name, looks_like_path, open_checkpoint
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ class ModelNotFoundError(ModelError):
 @dataclass(frozen=True, slots=True)
 class ModelLocation:
     """``path``: what ``open_checkpoint`` takes; "" for a model that only the swarm has. ``ref``: the model,
-    where it is known without opening it, always for one of the swarm's. ``root``: of the weights' manifest,
+    where it is known without opening it, always for one of the swarm's, also where its weights come from the
+    hub. ``root``: of the weights' manifest,
     where the person gave it. ``called``: the name that the person gave, "" for a path. ``decision``: how one
     of several models was taken. ``variants``: what else is announced of one of the swarm's: its digest, with
     another number of blocks."""
@@ -141,7 +143,8 @@ async def resolve_name(
             hub_digest=hub_digest if on_hub else None,
         )
         if found is not None:
-            return _in_swarm(wanted, found)
+            place = _in_swarm(wanted, found)
+            return await _or_on_hub(place, index) if hub else place
     if on_hub:
         return ModelLocation(name, Source.HUB, path=name, called=name)
     raise await asyncio.to_thread(_not_found, wanted, refs, local_models, index is not None, pinned, folder)
@@ -218,7 +221,7 @@ async def _only_one(
     for here in await asyncio.to_thread(lambda: _with_digests(local_models.find(place.name))):
         if here.ref is not None and here.ref.digest == found.refs[0].digest:
             return replace(here, decision=found.decision)
-    return place
+    return await _or_on_hub(place, index)
 
 
 def _in_swarm(wanted: ModelName, found: SwarmModels) -> ModelLocation:
@@ -232,6 +235,22 @@ def _in_swarm(wanted: ModelName, found: SwarmModels) -> ModelLocation:
         decision=found.decision,
         variants=tuple(variants),
     )
+
+
+async def _or_on_hub(place: ModelLocation, index: ModelIndex) -> ModelLocation:
+    """One of the swarm's models whose nodes share no weights, as nodes do that took a part of it from the
+    hub: the hub's, if that has the same digest."""
+    names = [name for name in (place.called, place.name) if "/" in name and is_hub_name(name)]
+    if not names or place.ref is None or place.root:
+        return place
+    nodes = await index.nodes_of(place.refs)
+    if any(node.shares_weights and node.weights_root for node in nodes):
+        return place
+    is_told = place.decision is not None and place.decision.reason == Reason.HUB
+    for name in dict.fromkeys(names):
+        if is_told or await of_hub(hub_digest, name) == place.ref.digest:
+            return replace(place, source=Source.HUB, path=name)
+    return place
 
 
 def _is_path(text: str) -> bool:

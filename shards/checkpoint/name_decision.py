@@ -105,7 +105,7 @@ async def decide_name(
     hub = ""
     if needs_answers(candidates, used=used_digest):
         candidates, hub = await asyncio.gather(
-            _asked(candidates, meant, index, witnesses), _of_hub(hub_digest, wanted.name)
+            _asked(candidates, meant, index, witnesses), of_hub(hub_digest, wanted.name)
         )
     choice = choose(candidates, used=used_digest, hub=hub, members=members)
     say = _Words(wanted, meant, used, members)
@@ -145,7 +145,8 @@ async def _asked(
     return found
 
 
-async def _of_hub(hub_digest: Callable[[str], str] | None, name: str) -> str:
+async def of_hub(hub_digest: Callable[[str], str] | None, name: str) -> str:
+    """What ``hub_digest`` says, if it does so in time."""
     if hub_digest is None:
         return ""
     try:

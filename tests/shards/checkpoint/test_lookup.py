@@ -19,7 +19,7 @@ from swarm_node.shards.checkpoint.lookup import (
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.names import ModelName
-from swarm_node.swarm.types import ModelRef, NodeInfo
+from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 
 HFLlamaIn = Callable[..., Path]
 ONE, TWO = ModelRef("demo", "ab12" * 16, 4), ModelRef("demo", "cd34" * 16, 4)
@@ -29,12 +29,13 @@ OTHER = ModelRef("owner/TinyLlama-1.1B", "ee" * 32, 22)
 class Index:
     def __init__(self, *refs: ModelRef) -> None:
         self.refs = list(refs)
+        self.nodes: list[NodeInfo] = []
 
     async def models(self) -> list[ModelRef]:
         return self.refs
 
     async def nodes_of(self, models: Sequence[ModelRef]) -> list[NodeInfo]:
-        return []
+        return self.nodes
 
 
 @pytest.fixture(scope="module")
@@ -164,3 +165,32 @@ async def test_the_only_model_needs_no_name(places: LocalModels) -> None:
         await resolve_model(None, Index(), places)
     with pytest.raises(UsageError, match="no model given"):
         await resolve_model(None, None, places)
+
+
+@pytest.mark.parametrize("text", ["owner/tiny:Q8_0", "Tiny:Q8_0", "tiny", "owner/tiny", None])
+async def test_weights_that_no_node_shares_come_from_the_hub(
+    places: LocalModels, text: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = ModelRef("owner/tiny:Q8_0", "ab" * 32, 4)
+    asked: list[str] = []
+    digest = ref.digest
+
+    def hub_digest(name: str) -> str:
+        asked.append(name)
+        return digest if name == ref.name else ""
+
+    monkeypatch.setattr("swarm_node.shards.checkpoint.lookup.hub_digest", hub_digest)
+    index = Index(ref)
+    found = await resolve_model(text, index, places)
+    assert (found.source, found.path, found.ref) == (Source.HUB, ref.name, ref)
+    assert asked[-1] == ref.name
+    digest = "cd" * 32  # the hub has another model by now
+    assert (await resolve_model(text, index, places)).source is Source.SWARM
+    assert (await resolve_model(text, index, places, hub=False)).source is Source.SWARM or text is None
+    digest = ref.digest
+    index.nodes = [
+        NodeInfo("p", (), ref, Span(0, 4), NodeState.ONLINE, weights_root="77" * 32, shares_weights=True)
+    ]
+    assert (await resolve_model(text, index, places)).source is Source.SWARM
+    rooted = await resolve_model(f"{ref.name}@sha256:{'77' * 32}", index, places)
+    assert (rooted.source, rooted.root) == (Source.SWARM, "77" * 32)
