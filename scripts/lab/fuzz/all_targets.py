@@ -11,7 +11,8 @@ KINDS = {
     "targets_streams": ("yamux", "multistream", "noise", "noise-payload", "direct"),
     "targets_records": ("records", "entries", "texts", "mdns"),
     "targets_files": (
-        *("safetensors", "config", "tokenizer", "tokenizer-config", "gguf", "manifest", "index"),
+        *("safetensors", "config", "tokenizer", "tokenizer-config", "gguf", "split-gguf", "manifest"),
+        "index",
     ),
     "targets_families": (
         *("family-config", "family-gguf", "family-tensors", "family-gguf-tensors", "family-experts"),

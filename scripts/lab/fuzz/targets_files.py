@@ -9,14 +9,18 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.formats.hf.safetensors_reader import read_index
+from swarm_node.shards.pieces.digest import gguf_names
 from swarm_node.shards.pieces.manifest import PieceFile, PieceManifest
+from swarm_node.swarm.errors import CheckpointError
 
 from ..tiny_model import write_tiny_model
+from .gguf_file import GGUFFile, encoded_value
 from .mutation import havoc, json_tree, msgpack_tree
 from .target import Prepared, Target
 
@@ -88,12 +92,64 @@ def _gguf() -> Target:
     return Target("gguf", prepare, largest=256 * 1024, slow_s=4.0)
 
 
-def tiny_gguf(folder: Path) -> bytes:
-    """A GGUF file of a Llama with one block and a vocabulary of bytes."""
+def _split_gguf() -> Target:
+    """Parts of one model, and recipes of what is wrong with one of them."""
+
+    def prepare() -> Prepared:
+        folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+        tiny_gguf(folder, split=4)
+        parts = {part: part.read_bytes() for part in sorted(folder.glob("*.gguf"))}
+
+        def run(data: bytes) -> str:
+            try:
+                recipe = json.loads(data)
+                part = list(parts)[recipe["part"] % len(parts)]
+                changed = spoilt(parts[part], recipe)
+            except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
+                raise CheckpointError(f"this is no recipe: {error!r}") from None
+            for each, content in parts.items():
+                each.unlink(missing_ok=True)  # one that was open before may be mapped still
+                each.write_bytes(changed if each == part else content)
+            return opened(part)
+
+        recipes: list[dict[str, Any]] = [
+            {"part": 0, "keys": {}, "names": {}, "flips": [], "cut": 0},
+            {"part": 1, "keys": {"split.no": 1, "split.count": 3, "split.tensors.count": 11}},
+            {"part": 2, "keys": {"general.architecture": "llama", "llama.block_count": 1, "x": [1]}},
+            {"part": 1, "names": {"0": "token_embd.weight", "1": "blk.0.attn_q.weight", "2": None}},
+            {"part": 2, "flips": [[8, 255], [16, 3], [300, 0]], "cut": 31},
+        ]
+        seeds = [json.dumps(recipe).encode() for recipe in recipes]
+        return Prepared(seeds, run, lambda: shutil.rmtree(folder, ignore_errors=True))
+
+    return Target("split-gguf", prepare, mutate=json_tree, slow_s=4.0)
+
+
+def spoilt(part: bytes, recipe: Any) -> bytes:
+    """A part with other ``keys``, with other ``names`` of tensors by their numbers (None: without them), with
+    other bytes (``flips``: place and value), and without ``cut`` bytes at the end."""
+    file = GGUFFile.parse(part)
+    for key, value in recipe.get("keys", {}).items():
+        file.keys = [*(each for each in file.keys if each[0] != key), (key, encoded_value(value, len(key)))]
+    names = {int(number) % len(file.tensors): name for number, name in recipe.get("names", {}).items()}
+    file.tensors = [
+        (str(names.get(number, tensor[0])), *tensor[1:])
+        for number, tensor in enumerate(file.tensors)
+        if names.get(number, "") is not None
+    ]
+    out = bytearray(file.encoded())
+    for at, value in recipe.get("flips", []):
+        out[int(at) % len(out)] = int(value) % 256
+    return bytes(out[: len(out) - int(recipe.get("cut", 0)) % len(out)])
+
+
+def tiny_gguf(folder: Path, split: int = 0) -> bytes:
+    """A GGUF file of a Llama with one block and a vocabulary of bytes. ``split``: into files of at most so
+    many tensors, of which the first is returned."""
     from gguf import GGUFWriter
 
     path = folder / "seed.gguf"
-    writer = GGUFWriter(str(path), "llama")
+    writer = GGUFWriter(path, "llama", split_max_tensors=split)
     writer.add_name("tiny")
     writer.add_block_count(1)
     writer.add_context_length(64)
@@ -106,9 +162,10 @@ def tiny_gguf(folder: Path) -> bytes:
     writer.add_vocab_size(300)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
-    writer.add_token_list([f"t{n}" if n > 255 else chr(0x100 + n) for n in range(300)])
+    merges = [(chr(0x100 + n), chr(0x101 + n)) for n in range(44)]
+    writer.add_token_list([*(chr(0x100 + n) for n in range(256)), *map("".join, merges)])
     writer.add_token_types([1] * 300)
-    writer.add_token_merges(["t 1", "t 2"])
+    writer.add_token_merges([" ".join(pair) for pair in merges])
     writer.add_eos_token_id(0)
     writer.add_chat_template("{% for m in messages %}{{ m.content }}{% endfor %}")
     zeros = lambda *shape: np.zeros(shape, np.float32)  # noqa: E731
@@ -130,7 +187,7 @@ def tiny_gguf(folder: Path) -> bytes:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path.read_bytes()
+    return min(folder.glob("seed*.gguf")).read_bytes()
 
 
 def _manifest() -> Target:
@@ -140,7 +197,9 @@ def _manifest() -> Target:
             PieceFile("config.json", 10, 10, hashes, hashes),
             PieceFile("model.safetensors", 70_000, 100, hashes * 2, hashes),
         )
-        return Prepared([PieceManifest(65536, files).encoded], run_manifest)
+        parts = [PieceFile(name, 70_000, 100, hashes * 2, hashes) for name in gguf_names(3)]
+        lists = (PieceManifest(65536, each) for each in (files, tuple(parts)))
+        return Prepared([each.encoded for each in lists], run_manifest)
 
     return Target("manifest", prepare, mutate=msgpack_tree)
 
@@ -180,6 +239,7 @@ TARGETS = [
     _in_folder("tokenizer.json", json_tree, "tokenizer", 256 * 1024),
     _in_folder("tokenizer_config.json", json_tree, "tokenizer-config", 64 * 1024),
     _gguf(),
+    _split_gguf(),
     _manifest(),
     _index(),
 ]

@@ -26,6 +26,8 @@ FILES = [
     ("directory", "model-00001-of-00002.safetensors"),
     ("directory", "model-00002-of-00002.safetensors"),
     ("gguf", "model.gguf"),
+    ("split gguf", "model-00001-of-00003.gguf"),
+    ("split gguf", "model-00003-of-00003.gguf"),
 ]
 """Kinds of models, and files of them that have more than one piece."""
 
@@ -38,8 +40,8 @@ async def world(
     tmp_path: Path,
 ) -> AsyncIterator[PieceWorld]:
     """A directory, or as the test says."""
-    if getattr(request, "param", "directory") == "gguf":
-        model = gguf_llama("F32")
+    if (kind := getattr(request, "param", "directory")) != "directory":
+        model = gguf_llama("F32", split=8 if kind == "split gguf" else 0)
     else:
         model = hf_llama(shards=2)
         (model / SMALL).write_text("{{ messages }}")
@@ -151,6 +153,55 @@ async def test_of_two_roots_in_doubt_one_is_fetched_whole_so_none_that_lies_stay
             assert fetch.root == world.manifest.root
             first.add("forger" in fetch.statistics().bytes_by_source)
     assert first == {True, False}, "the first root is anybody's"
+
+
+@pytest.mark.parametrize(("world", "name"), FILES[1:], indirect=["world"])
+@pytest.mark.parametrize("head", [8, PIECE, 5 * PIECE])
+async def test_a_list_with_another_length_of_a_header_is_set_aside(
+    world: PieceWorld, name: str, head: int
+) -> None:
+    """It has the digest of the honest one, and another root; the honest are believed after it."""
+    changed = [
+        replace(file, head=min(head, file.size)) if file.name == name else file
+        for file in world.manifest.files
+    ]
+    manifest = PieceManifest(PIECE, tuple(changed))
+    assert manifest.identity.digest == world.ref.digest
+    peer = await world.peer("forger")
+    peer.shared_models.put(WholeFiles(manifest, model_files(world.model)))
+    peer.root = manifest.root
+    nodes = await forger_first(world, peer)
+    async with world.fetch(await world.peer("cold"), nodes=nodes) as fetch:
+        path = await fetch.fetch(Span(0, 1), client=False)
+        assert fetch.root == world.manifest.root
+    open_checkpoint(str(path), blocks=Span(0, 1)).close()
+
+
+@pytest.mark.parametrize("world", ["split gguf"], indirect=True)
+async def test_a_list_of_swapped_parts_is_another_model(world: PieceWorld) -> None:
+    """Under the honest digest it is refused. A store whose parts were swapped on the disk lacks them."""
+    first, *others, last = model_files(world.model).values()
+    swapped = dict(zip(model_files(world.model), (last, *others, first), strict=True))
+    files = [world.manifest.file(name) for name in swapped]
+    names = [file.name for file in files]
+    manifest = PieceManifest(
+        PIECE, tuple(replace(file, name=name) for file, name in zip(reversed(files), names, strict=True))
+    )
+    peer = await world.peer("forger")
+    peer.shared_models.put(WholeFiles(manifest, swapped))
+    peer.root = manifest.root
+    async with world.fetch(await world.peer("cold"), settings=IMPATIENT) as fetch:
+        with pytest.raises(ModelMismatchError, match="is another model"):
+            await fetch.fetch(None, client=False)
+    await world.origin()
+    async with world.fetch(await world.peer("other")) as fetch:
+        path = await fetch.fetch(Span(0, world.n_blocks), client=True)
+    stored = [path / "files" / name for name in names]
+    stored[0].rename(path / "aside")
+    stored[2].rename(stored[0])
+    (path / "aside").rename(stored[2])
+    with pytest.raises(IncompleteError):
+        open_checkpoint(str(path))
 
 
 async def test_other_pieces_of_the_right_files_are_another_root_for_them_and_refused(

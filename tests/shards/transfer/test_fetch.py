@@ -24,9 +24,11 @@ from tests import ROOT
 from tests.shards.transfer.piece_swarms import PIECE, SOON, PieceWorld
 
 
-@pytest.fixture
-async def gguf_world(gguf_llama: Callable[..., Path], tmp_path: Path) -> AsyncIterator[PieceWorld]:
-    world = PieceWorld(gguf_llama("F32"), tmp_path / "peers")
+@pytest.fixture(params=[0, 8], ids=["one file", "split"])
+async def gguf_world(
+    request: pytest.FixtureRequest, gguf_llama: Callable[..., Path], tmp_path: Path
+) -> AsyncIterator[PieceWorld]:
+    world = PieceWorld(gguf_llama("F32", blocks=3, split=request.param), tmp_path / "peers")
     yield world
     await world.close()
 
@@ -53,9 +55,23 @@ async def test_a_span_of_a_gguf_file_comes_from_a_peer_and_nothing_else(gguf_wor
     await world.origin()
     async with world.fetch(await world.peer("cold")) as fetch:
         path = await fetch.fetch(Span(1, 2), client=False)
+        fetched = sum(fetch.statistics().bytes_by_source.values())
+    assert fetched < 0.4 * world.manifest.total_bytes
     with open_checkpoint(str(path), blocks=Span(1, 2)) as got, open_checkpoint(str(world.model)) as right:
         assert got.ref.digest == right.ref.digest
         assert same_tensors(got, right, needed_tensors(right.config, Span(1, 2), client=False))
+
+
+async def test_a_client_of_a_gguf_model_takes_tokenizer_and_head(gguf_world: PieceWorld) -> None:
+    world = gguf_world
+    await world.origin()
+    async with world.fetch(await world.peer("cold")) as fetch:
+        path = await fetch.fetch(None, client=True)
+        fetched = sum(fetch.statistics().bytes_by_source.values())
+    assert fetched < 0.2 * world.manifest.total_bytes
+    with open_checkpoint(str(path), client=True) as got, open_checkpoint(str(world.model)) as right:
+        assert same_tensors(got, right, needed_tensors(right.config, None, client=True))
+        assert got.tokenizer().encode("ab") == right.tokenizer().encode("ab")
 
 
 @pytest.mark.parametrize("client", [False, True])
@@ -242,7 +258,7 @@ async def test_opening_the_folder_of_files_with_holes_is_refused(gguf_world: Pie
     async with gguf_world.fetch(await gguf_world.peer("cold")) as fetch:
         path = await fetch.fetch(None, client=False)
     with pytest.raises(CheckpointError, match="has holes"):
-        open_checkpoint(str(path / "files" / "model.gguf.part"))
+        open_checkpoint(str(next((path / "files").glob("*.gguf.part"))))
 
 
 async def test_a_model_that_mlx_has_quantized(hf_llama: Callable[..., Path], tmp_path: Path) -> None:
