@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 _KINDS = ("nf4", "fp4")
 _BOUNDS = JsonBounds(nbytes=4096, values=64)
 """Of the JSON text; 300 bytes are usual."""
+_FAR = 1e30
+"""Scales are nearer to zero than this."""
 _BLOCKS = CODE_BLOCKS[2:]
 
 
@@ -190,7 +192,7 @@ def _state(raw: RawTensor) -> _State:
     if not read.has("nested_blocksize"):
         return _State(tuple(shape), block, 0, 0.0)
     nested = read.integer("nested_blocksize", least=1, most=1 << 16)
-    return _State(tuple(shape), block, nested, read.number("nested_offset"))
+    return _State(tuple(shape), block, nested, read.number("nested_offset", above=-_FAR, below=_FAR))
 
 
 def _nested(source: TensorSource, names: tuple[str, ...], state: _State) -> Floats:

@@ -6,12 +6,13 @@
 - ``int-quantized``: ``X.weight``, integers of eight bits, and ``X.weight_scale``.
 - ``mxfp4-pack-quantized`` and ``nvfp4-pack-quantized``: ``X.weight_packed``, two values a byte, and
   ``X.weight_scale``, of nvfp4 divided by ``X.weight_global_scale``.
-- ``float-quantized``: see ``float8``.
+- ``float-quantized``, ``mxfp8-quantized``: see ``float8``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,8 +26,8 @@ from .float8 import E4M3
 from .gptq import groups_of_columns
 from .mxfp4 import GROUP, mxfp4_tensor
 from .parts import Parts, sibling
-from .scales import SCALE_TYPES, scales, scheme_of, whole_floats
-from .tensor import Integers, quantized, signed_bytes, unpacked
+from .scales import EXPONENTS, SCALE_TYPES, scales, scheme_of, whole_floats
+from .tensor import Integers, quantized, signed_bytes, unpacked, words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,20 +53,20 @@ class PackedIntegers:
         if packed is None or packed.qtype == "U8":
             return None
         scale = parts.need(scale_name, packed_name)
-        rows, cols = parts.shape[-2:]
+        rows, cols = parts.rows, parts.cols
         bits = next((bits for bits in range(2, 9) if packed.shape[-1:] == (-(-cols * bits // 32),)), 0)
         scheme = scheme_of(parts.shape, scale.shape, bits, self.settings.schemes)
         if scheme is None or packed.qtype != "I32" or scale.qtype not in SCALE_TYPES:
             raise parts.misfit(packed, scale, zeros, index)
-        stack, groups = parts.shape[:-2], cols // scheme.group if scheme.group else 1
+        groups = cols // scheme.group if scheme.group else 1
         sound = (
-            packed.shape[:-1] == parts.shape[:-1]
+            packed.shape[:-1] == parts.shape[:-1] == (rows,)
             and cols % max(1, scheme.group) == 0
             and (index is None or (index.qtype in ("I32", "I64") and index.shape == (cols,)))
             and (
                 zeros is None
-                or (zeros.qtype == "I32" and zeros.shape == (*stack, -(-rows * bits // 32), groups))
-                or (zeros.qtype == "I8" and zeros.shape == (*stack, rows, groups))
+                or (zeros.qtype == "I32" and zeros.shape == (-(-rows * bits // 32), groups))
+                or (zeros.qtype == "I8" and zeros.shape == (rows, groups))
             )
         )
         if not sound:
@@ -88,7 +89,7 @@ class PackedIntegers:
             group_of = groups_of_columns(source.tensor(index_name), groups, info)
         zero: NDArray[np.int16] | int = 1 << bits - 1
         if zeros_name in source.manifest:
-            zero = _zeros(source.tensor(zeros_name), info.shape, bits)
+            zero = _zeros(source.tensor(zeros_name), info.shape[0], bits)
         stored = packed.stored
         numbers = Integers(
             *(bits, scheme.group or cols, lambda rows: np.ascontiguousarray(stored[rows])),
@@ -131,9 +132,8 @@ class PlainIntegers:
         held = scales(scale, info.shape, scheme)
         zero: NDArray[np.int16] | int = 128
         if zeros_name in source.manifest:
-            plain = np.array(source.tensor(zeros_name).stored).view(np.int8).reshape(held.values.shape)
-            every = np.arange(info.shape[0] * (info.shape[1] if len(info.shape) > 2 else 1))
-            zero = (held.of(plain.astype(np.float32))(every) + 128).astype(np.int16)
+            plain = held.of(source.tensor(zeros_name).stored.view(np.int8).astype(np.float32))
+            zero = (plain(np.arange(prod(info.shape[:-1]))) + 128).astype(np.int16)
         stored = weight.stored
         numbers = Integers(8, scheme.group or info.shape[-1], signed_bytes(stored), held, zero)
         return quantized(info.name, info.shape, info.qtype, numbers, weight)
@@ -152,13 +152,13 @@ class PackedFloats:
         if packed is None or packed.qtype != "U8":
             return None
         scale = parts.need(scale_name, packed_name)
-        group = GROUP if scale.qtype in ("U8", "F8_E8M0") else _NVFP4_GROUP
+        group = GROUP if scale.qtype in EXPONENTS else _NVFP4_GROUP
         stack, cols = parts.shape[:-1], parts.cols
         sound = (
             packed.shape == (*stack, cols // 2)
             and cols % group == 0
             and scale.shape == (*stack, cols // group)
-            and scale.qtype in ("U8", "F8_E8M0", "F8_E4M3")
+            and scale.qtype in (*EXPONENTS, "F8_E4M3")
             and (group == GROUP) == (whole is None)
             and (whole is None or (whole.qtype == "F32" and whole.shape in ((), (1,))))
         )
@@ -186,24 +186,18 @@ class PackedFloats:
         return quantized(info.name, info.shape, info.qtype, Codes(E2M1, codes, scale_of), packed)
 
 
-def _zeros(raw: RawTensor, shape: tuple[int, ...], bits: int) -> NDArray[np.int16]:
-    """(all rows, groups), of unsigned integers."""
-    rows = shape[-2]
+def _zeros(raw: RawTensor, rows: int, bits: int) -> NDArray[np.int16]:
+    """(rows, groups), of unsigned integers."""
     if raw.qtype == "I8":
-        plain = np.array(raw.stored).view(np.int8).reshape(-1, raw.shape[-1])
-        return plain.astype(np.int16) + np.int16(1 << bits - 1)
-    words = np.array(raw.stored).view(np.int32).reshape(-1, *raw.shape[-2:])
-    turned = np.ascontiguousarray(words.swapaxes(1, 2)).view(np.uint8)
-    return unpacked(turned, bits, rows).swapaxes(1, 2).reshape(-1, raw.shape[-1]).astype(np.int16)
+        return raw.stored.view(np.int8).astype(np.int16) + np.int16(1 << bits - 1)
+    turned = np.ascontiguousarray(words(raw).T).view(np.uint8)
+    return unpacked(turned, bits, rows).T.astype(np.int16)
 
 
 def _check_shape(raw: RawTensor, info: TensorInfo) -> None:
     """The tensor that tells a matrix's shape says what the configuration says."""
-    sound = raw.qtype in ("I64", "I32") and len(raw.shape) == 1 and raw.shape[0] <= len(info.shape)
-    told = (
-        np.array(raw.stored).view(np.int64 if raw.qtype == "I64" else np.int32).reshape(-1) if sound else ()
-    )
-    if not sound or tuple(int(size) for size in told) != info.shape[-len(told) :]:
+    told = np.array(raw.stored).view(np.int64 if raw.qtype == "I64" else np.int32)
+    if raw.qtype not in ("I64", "I32") or tuple(map(int, told.reshape(-1))) != info.shape:
         raise CheckpointError(
             f"{raw.name} says another shape than the configuration's {list(info.shape)}",
             hint="The file is damaged, or its configuration belongs to another model.",

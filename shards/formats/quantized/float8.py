@@ -16,7 +16,7 @@ from ..qtypes import Quantization, Scheme, float8_qtype
 from ..raw_tensor import RawTensor
 from ..tensors import TensorInfo, TensorSource
 from .parts import Parts, sibling
-from .scales import SCALE_TYPES, Scales, scales, scheme_of
+from .scales import EXPONENTS, SCALE_TYPES, Scales, scales, scheme_of
 from .tensor import quantized
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class ScaledFloat8:
             return None
         scale = parts.get(inverse) or parts.need(plain, name)
         scheme = scheme_of(parts.shape, scale.shape, 8, self.settings.schemes)
-        if weight.shape != parts.shape or scale.qtype not in SCALE_TYPES or scheme is None:
+        if weight.shape != parts.shape or scale.qtype not in (*SCALE_TYPES, *EXPONENTS) or scheme is None:
             raise parts.misfit(weight, scale)
         return parts.matrix(float8_qtype(scheme.group), weight, scale, scheme=scheme)
 

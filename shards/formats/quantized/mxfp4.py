@@ -17,6 +17,7 @@ from ..dequantize import dequantize_rows
 from ..raw_tensor import RawTensor
 from ..tensors import TensorInfo, TensorSource
 from .parts import Parts
+from .tensor import not_finite
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 BLOCKS, SCALES = "_blocks", "_scales"
 GROUP = 32
 """Values that share an exponent."""
+_LARGEST = 252
+"""With greater exponents than this one's, weights may be beyond float32; 255 is no number."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,12 +47,17 @@ class BlocksAndScales(RawTensor):
     def part(self, name: str, shape: tuple[int, ...], rows: slice | np.ndarray) -> RawTensor:
         return RawTensor(name, shape, self.qtype, self.packed(rows), check=self.check)
 
+    def named(self, name: str, shape: tuple[int, ...]) -> RawTensor:
+        return self.part(name, shape, slice(None))
+
     def values(self, rows: slice | np.ndarray) -> NDArray[np.float32]:
         return dequantize_rows(self.packed(rows), self.qtype)
 
     def packed(self, rows: slice | np.ndarray) -> NDArray[np.uint8]:
         """(rows, bytes of a row) as in GGUF files: of 32 values the exponent, then 16 bytes."""
         scales = self.scales[rows][..., None]
+        if scales.max(initial=0) > _LARGEST:
+            raise not_finite(self.name)
         pairs = self.stored[rows].reshape(*scales.shape[:2], GROUP // 2)
         values = np.stack((pairs & 15, pairs >> 4), -1).reshape(*scales.shape[:2], 2, GROUP // 2)
         halves = values[..., 0, :] | values[..., 1, :] << 4

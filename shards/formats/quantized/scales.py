@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 SCALE_TYPES = (*DENSE, "F8_E8M0")
+EXPONENTS = ("F8_E8M0", "U8")
+"""Types of scales that are powers of two: bytes, 127 stands for 1."""
 
 Shape = tuple[int, ...]
 
@@ -74,8 +76,8 @@ def scales(raw: RawTensor, shape: Shape, scheme: Scheme) -> Scales:
 
 
 def whole_floats(raw: RawTensor) -> Floats:
-    """All values of a small tensor, float32 in its shape; of F8_E8M0, which are powers of two, too."""
-    if raw.qtype == "F8_E8M0":
+    """All values of a small tensor, float32 in its shape."""
+    if raw.qtype in EXPONENTS:
         exponents = raw.stored.astype(np.int32) - 127
         powers = np.where(raw.stored == 255, np.nan, np.ldexp(1.0, exponents))
         return powers.astype(np.float32).reshape(raw.shape)

@@ -48,7 +48,7 @@ _COMPRESSED = frozenset(
 _WEIGHTS = frozenset(["dynamic", "actorder", "scale_dtype", "zp_dtype", "observer", "observer_kwargs"])
 _COMPRESSED_FORMATS = (
     *("dense", "pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision"),
-    *("mxfp4-pack-quantized", "nvfp4-pack-quantized"),
+    *("mxfp4-pack-quantized", "nvfp4-pack-quantized", "mxfp8-quantized"),
 )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Container, Iterable, Mapping
 import numpy as np
 
 from ....swarm.errors import CheckpointError, UnsupportedModelError
-from ..qtypes import Quantization
+from ..qtypes import DENSE, Quantization
 from ..raw_tensor import RawTensor
 from ..tensors import TensorInfo, TensorSource
 from .bitsandbytes import EightBits, FourBits
@@ -21,12 +21,16 @@ from .parts import Format, Parts, sibling
 _NONE = Quantization("")
 _OWN_NAMES = {".qweight": "gptq or awq", ".weight_packed": "compressed-tensors"}
 """Ends of names that stand in the place of ``.weight``, and who writes them."""
-_UNUSED = (
-    *("input_scale", "input_zero_point", "input_global_scale", "input_scale_ub", "output_scale"),
-    *("activation_scale", "k_scale", "v_scale", "q_scale", "weight_format"),
+_UNUSED = tuple(
+    mark + end
+    for end in (
+        *("input_scale", "input_zero_point", "input_global_scale", "input_scale_ub", "output_scale"),
+        *("activation_scale", "k_scale", "v_scale", "q_scale", "weight_format"),
+    )
+    for mark in "._"
 )
-"""Tensors beside matrices that say how activations, keys and values would be rounded: we round them less. And
-one that says that integers lie in rows, which is checked."""
+"""Ends of names of tensors beside matrices that say how activations, keys and values would be rounded: we
+round them less. And one that says that integers lie in rows, which is checked."""
 
 
 def _formats(quantization: Quantization | None) -> tuple[Format, ...]:
@@ -136,12 +140,13 @@ def with_quantized(
             _refuse_unsaid(parts, quantization)
     if not matrices:
         return source
-    hidden = {sibling(name, unused) for name in matrices for unused in _UNUSED}
-    stems = {name.removesuffix(".weight").rpartition(".")[0] for name in matrices}
-    hidden |= {f"{stem}.{unused}" for stem in stems for unused in _UNUSED}
+    hidden = {name for name in manifest if name.endswith(_UNUSED)}
     if quantization is not None and quantization.method == "gptq":  # it writes biases that models do not have
-        hidden |= {sibling(name, "bias") for name in matrices} - shapes.keys()
-    return QuantizedSource(source, matrices, hidden & manifest.keys())
+        for name in matrices:
+            bias = manifest.get(sibling(name, "bias"))
+            if bias and bias.name not in shapes and bias.qtype in DENSE and bias.shape == shapes[name][:1]:
+                hidden.add(bias.name)
+    return QuantizedSource(source, matrices, hidden)
 
 
 def _refuse_unsaid(parts: Parts, quantization: Quantization | None) -> None:

@@ -140,10 +140,14 @@ class QuantizedTensor(RawTensor):
     def check_finite(self, values: Floats) -> None:
         """CheckpointError where some of its values are not."""
         if not np.isfinite(values).all():
-            raise CheckpointError(
-                f"tensor {self.name} has weights that are not finite numbers",
-                hint="Download the file again; if that changes nothing, use another checkpoint of the model.",
-            )
+            raise not_finite(self.name)
+
+
+def not_finite(name: str) -> CheckpointError:
+    return CheckpointError(
+        f"tensor {name} has weights that are not finite numbers: it or its scales are damaged",
+        hint="Download the file again; if that changes nothing, use another checkpoint of the model.",
+    )
 
 
 def quantized(

@@ -13,11 +13,11 @@ from .cases import CASES, SMALL
 TOKENS = 29
 
 
-def small_model(case: str) -> Any:
-    """A random one."""
+def small_model(case: str, **sizes: Any) -> Any:
+    """A random one. ``sizes``: what it has otherwise than its case."""
     name = case.split("-")[0]
     torch.manual_seed(len(case))
-    config = transformers.AutoConfig.for_model(name, **{**SMALL, **CASES[case]})
+    config = transformers.AutoConfig.for_model(name, **{**SMALL, **CASES[case], **sizes})
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     return randomise(model)
 

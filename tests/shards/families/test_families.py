@@ -87,7 +87,7 @@ def through(
 ) -> np.ndarray:
     """Logits of all tokens, in float32, of one executor that is fed in ``CHUNKS``."""
     client = load_client_model(checkpoint, LoadOptions(dtype="float32", quantize="none"))
-    options = LoadOptions(dtype="float32", quantize="none", **kind)
+    options = LoadOptions(**{"dtype": "float32", "quantize": "none", **kind})
     span = sessions(load_backend(checkpoint, Span(0, checkpoint.config.n_blocks), options))
     parts = np.split(client.embed(tokens.numpy()), np.cumsum(CHUNKS)[:-1])
     return client.logits(np.concatenate([span.forward(torch.from_numpy(part)).numpy() for part in parts]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,16 +11,26 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from swarm_node.shards.checkpoint.opening import open_checkpoint
+from swarm_node.shards.formats.files.tensor_files import TensorFiles
+from swarm_node.shards.formats.hf import safetensors_reader
+from swarm_node.shards.formats.hf.safetensors_reader import open_directory
 from swarm_node.shards.formats.qtypes import row_bytes
-from tests.shards.families.models import ids, logits, saved
+from swarm_node.shards.formats.quantized.source import stored_parts
+from swarm_node.shards.formats.raw_tensor import RawTensor
+from swarm_node.shards.formats.tensors import needed_tensors
+from swarm_node.shards.loading import load_backend
+from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.swarm.types import Span
+from tests.shards.families.models import ids, logits, saved, small_model
 from tests.shards.families.test_families import EXECUTORS, assert_close, computed, through
 
-from .writers import QUANTIZERS, quantize_directory
+from .writers import QUANTIZERS, fp8, quantize_directory
 
 CASES = ("llama", "qwen3_moe")
+UNUSED = ("input_scale", "input_scale_ub", "input_global_scale")
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -63,3 +75,142 @@ def test_equals_the_model_with_those_values(
         assert_close(computed(checkpoint, ids(model)), wanted)
         for kind in EXECUTORS:
             assert_close(through(checkpoint, ids(model), sessions, **kind), wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        *((f"gptq{bits}", f"int4 (INT{bits}_32)") for bits in (2, 3, 4)),
+        *((f"gptq{bits}-zeros", f"int4 (INT{bits}_32)") for bits in (2, 3, 4)),
+        ("gptq8", "int8 (INT8_32)"),
+        ("gptq-rows", "int4 (INT4_ROW)"),
+        ("awq", "int4 (INT4_32)"),
+        ("packed4", "int4 (INT4_32)"),
+        ("packed5", "int8 (INT5_32)"),
+        ("packed8", "int8 (INT8_ROW)"),
+        ("int8", "int8 (INT8_ROW)"),
+        ("int8-tensor", "int8 (INT8_ROW)"),
+        ("bnb8", "int8 (INT8_ROW)"),
+        ("mxfp4", "int4 (MXFP4)"),
+        ("fp8", "float8 (F8_E4M3_32)"),
+        ("mxfp8", "float8 (F8_E4M3_32)"),
+        ("fp8-tensor", "float8 (F8_E4M3_ROW)"),
+        ("float8-channel", "float8 (F8_E4M3_ROW)"),
+        ("fbgemm", "float8 (F8_E4M3_ROW)"),
+    ],
+)
+def test_kernels_hold_the_files_integers(
+    name: str, form: str, plain: tuple[str, Path], tmp_path: Path, sessions: Callable[..., Any]
+) -> None:
+    """Without rounding: results are those of the file's values but for the rounding of activations."""
+    _, folder = plain
+    quantized, values = quantize_directory(folder, tmp_path / "quantized", QUANTIZERS[name])
+    model = with_values(folder, values, tmp_path / "values")
+    with open_checkpoint(str(quantized)) as checkpoint:
+        options = LoadOptions(kernels="native")
+        span = load_backend(checkpoint, Span(0, checkpoint.config.n_blocks), options)
+        assert form in span.weights.split(" + ")
+        ours = through(checkpoint, ids(model), sessions, quantize="auto", kernels="native")
+        assert_close(ours, logits(model))
+        on_mlx = load_backend(checkpoint, Span(0, checkpoint.config.n_blocks), LoadOptions(device="mlx"))
+        own = "float32" if form.startswith("float8") else form.partition(" ")[2]
+        assert any(each.endswith(own) for each in on_mlx.weights.split(" + "))
+        assert_close(through(checkpoint, ids(model), sessions, quantize="auto", device="mlx"), logits(model))
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_a_third_of_the_blocks_reads_a_third_of_the_bytes(
+    name: str, plain: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantized, _ = quantize_directory(plain[1], tmp_path / "quantized", QUANTIZERS[name])
+    sizes = {each: info.nbytes for each, info in open_directory(quantized).manifest.items()}
+    read: set[str] = set()
+
+    class Counting(TensorFiles):
+        def tensor(self, name: str) -> RawTensor:
+            read.add(name)
+            return super().tensor(name)
+
+    monkeypatch.setattr(safetensors_reader, "TensorFiles", Counting)
+    with open_checkpoint(str(quantized)) as checkpoint:
+        assert not read
+        names = {
+            each: checkpoint._source.stored(each)
+            for each in needed_tensors(checkpoint.config, Span(1, 2), False)
+        }
+        wanted = {part for each in names.values() for part in stored_parts(each, sizes)}
+        load_backend(checkpoint, Span(1, 2), LoadOptions(kernels="native"))
+    assert {each for each in read if ".layers." in each} <= wanted
+    assert {each for each in sizes if ".layers.1." in each} - wanted <= {
+        each for each in sizes if each.endswith(UNUSED)
+    }
+    in_blocks = sum(size for each, size in sizes.items() if ".layers." in each)
+    assert sum(sizes[each] for each in wanted) < 0.34 * in_blocks
+
+
+def test_blocks_of_deepseek_that_end_early(tmp_path: Path, sessions: Callable[..., Any]) -> None:
+    """Blocks of 128 rows and columns in matrices that are no multiple of it, and in one that is turned."""
+    sizes = {"hidden_size": 192, "intermediate_size": 200, "moe_intermediate_size": 72, "kv_lora_rank": 80}
+    sizes |= {"q_lora_rank": 136, "qk_nope_head_dim": 40, "v_head_dim": 24}
+    model = small_model("deepseek_v3", **sizes)
+    model.save_pretrained(tmp_path / "plain")
+    quantized, values = quantize_directory(tmp_path / "plain", tmp_path / "quantized", fp8())
+    wanted = logits(with_values(tmp_path / "plain", values, tmp_path / "values"))
+    with open_checkpoint(str(quantized)) as checkpoint:
+        expert = checkpoint.tensor("model.layers.1.mlp.experts.3.down_proj.weight")
+        assert (expert.qtype, expert.shape) == ("F8_E4M3_128", (192, 72))
+        assert checkpoint.tensor("model.layers.1.self_attn.k_b_proj.weight").qtype == "F32"
+        assert_close(computed(checkpoint, ids(model)), wanted)
+        for kind in EXECUTORS:
+            assert_close(through(checkpoint, ids(model), sessions, **kind), wanted)
+
+
+@pytest.mark.parametrize("name", ["int8", "int8-zeros", "fp8", "float8-tensor", "float8-channel", "mxfp8"])
+def test_experts_in_one_tensor(name: str, tmp_path: Path) -> None:
+    """Stacks, as transformers saves them: quantized expert by expert, one behind the other."""
+    quantizer = QUANTIZERS[name]
+    _, folder = saved("qwen3_moe", tmp_path)
+    stored: dict[str, torch.Tensor] = {}
+    values: dict[str, torch.Tensor] = {}
+    for stem, stack in as_stacks(load_file(folder / "model.safetensors"), stored).items():
+        written = [quantizer.write("", matrix) for matrix in stack]
+        for part in written[0][0]:
+            end = part.removeprefix(".").removeprefix("weight").removeprefix("_")
+            name_in_file = f"{stem}_{end}" if end else stem
+            stored[name_in_file] = torch.stack([tensors[part] for tensors, _ in written])
+        values[stem] = torch.stack([each for _, each in written])
+    save_file(stored, folder / "model.safetensors")
+    document = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(document | {"quantization_config": quantizer.settings}))
+    with open_checkpoint(str(folder)) as checkpoint:
+        for stem, stack in values.items():
+            for number, matrix in enumerate(stack):
+                base = f"{stem.rpartition('.')[0]}.{number}"
+                parts = ("gate_proj", "up_proj") if "gate_up" in stem else ("down_proj",)
+                for part, wanted in zip(parts, matrix.chunk(len(parts)), strict=True):
+                    raw = checkpoint.tensor(f"{base}.{part}.weight")
+                    assert raw.qtype != "F32"
+                    torch.testing.assert_close(torch.from_numpy(raw.dequantize()), wanted, rtol=1e-6, atol=0)
+
+
+def as_stacks(tensors: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The experts' matrices, as transformers holds them; what is nothing of an expert goes to ``others``."""
+    found: dict[str, list[torch.Tensor]] = {}
+    for name, value in sorted(
+        tensors.items(), key=lambda item: [int(part) if part.isdigit() else 0 for part in item[0].split(".")]
+    ):
+        match = re.fullmatch(r"(.*\.experts)\.\d+\.(gate|up|down)_proj\.weight", name)
+        if match is None:
+            others[name] = value
+        else:
+            found.setdefault(f"{match[1]}.{match[2]}", []).append(value)
+    stacks: dict[str, torch.Tensor] = {}
+    for name, matrices in found.items():
+        base, _, kind = name.rpartition(".")
+        if kind == "down":
+            stacks[f"{base}.down_proj"] = torch.stack(matrices)
+        elif kind == "gate":
+            pairs = zip(matrices, found[f"{base}.up"], strict=True)
+            stacks[f"{base}.gate_up_proj"] = torch.stack([torch.cat(pair) for pair in pairs])
+    others |= {name: stack for name, stack in stacks.items() if stack.shape[-1] % 32}
+    return {name: stack for name, stack in stacks.items() if name not in others}

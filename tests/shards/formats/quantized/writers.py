@@ -242,6 +242,17 @@ def fbgemm() -> Quantizer:
     return Quantizer(settings, write, lambda name, value: value.ndim == 2)
 
 
+def mxfp8() -> Quantizer:
+    scaled, _ = float8("group", group=32, dtype=torch.float8_e8m0fnu)
+
+    def write(stem: str, value: torch.Tensor) -> Written:
+        q, scale, values = scaled(value)
+        return named(stem, {"weight": q, "weight_scale": scale.view(torch.uint8)}), values
+
+    weights = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "group", "group_size": 32}
+    return compressed("mxfp8-quantized", weights, write)
+
+
 def mxfp4_packed() -> Quantizer:
     def write(stem: str, value: torch.Tensor) -> Written:
         codes = torch.randint(0, 16, value.shape, generator=torch.Generator().manual_seed(len(stem)))
@@ -364,6 +375,7 @@ QUANTIZERS: dict[str, Quantizer] = {
     "fp8-tensor": fp8(None),
     "fp8-e8m0": fp8((32, 32), torch.float8_e8m0fnu),
     "fbgemm": fbgemm(),
+    "mxfp8": mxfp8(),
     "mxfp4": mxfp4_packed(),
     "nvfp4": nvfp4_packed(),
     "nf4": bitsandbytes4(),
