@@ -236,6 +236,8 @@ class AsyncSwarmModel:
                 self._wire_codec,
                 router if self._chain else None,
                 prefix=PrefixKey(self._salt, router.model.digest) if self._salt is not None else None,
+                tables=local.scales,
+                offers=self._links.offer_of,
             ),
             Need(max_tokens, prompt_tokens, max(1, max_tokens - prompt_tokens)),
             limits=self._limits,

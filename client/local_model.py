@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..shards.pieces.file_hashes import hashing_watched
 from ..swarm.boundaries import Boundaries
-from ..swarm.codecs.kinds import DEFAULT_KIND, UNMEASURED_KIND, usual_kind
+from ..swarm.codecs.names import DEFAULT_KIND, UNMEASURED_KIND
+from ..swarm.codecs.scales import ScaleTable
 from ..swarm.runtime.heap import trim_heap
 from ..swarm.types import ModelRef
 from .drafting.draft_model import DraftModel, load_draft_model
@@ -44,9 +45,10 @@ class LocalModel:
     """``boundaries``: what passes between the model's blocks. ``sideband``: that has values of each token for
     each of them beside the residual. ``context``: the longest sequence in tokens. ``draft``: guesses what the
     model will say. ``close`` gives files back, if there are any; a draft model ends its step before.
-    ``embedding_rms``: root mean square of a usual embedding, 0 where it is not known. ``wire_codec``: how its
-    activations travel, unless a person asks for another. ``answered``: to be called, in a thread, after the
-    swarm has answered with it."""
+    ``embedding_rms``: root mean square of a usual embedding, 0 where it is not known. ``wire_codec``: the
+    kind of codec in which its activations travel, unless a person asks for another. ``scales``: for the rows
+    at each boundary, as far as they are known. ``answered``: to be called, in a thread, after the swarm has
+    answered with it."""
 
     ref: ModelRef
     boundaries: Boundaries
@@ -60,6 +62,7 @@ class LocalModel:
     embedding_rms: float = 0.0
     wire_codec: str = DEFAULT_KIND
     sideband: bool = False
+    scales: Mapping[int, ScaleTable] = field(default_factory=dict)
 
     @property
     def hidden_size(self) -> int:
@@ -125,6 +128,6 @@ def load_local_model(
         close=close,
         draft=guesser,
         embedding_rms=usual_rms,
-        wire_codec=usual_kind(config.family) if config.sideband is None else UNMEASURED_KIND,
+        wire_codec=DEFAULT_KIND if config.sideband is None else UNMEASURED_KIND,
         sideband=config.sideband is not None,
     )

@@ -14,6 +14,10 @@ MAX_BLOCKS = 4096
 MAX_RECORD_BYTES = 4096
 """A signed record. A usual one has 500-900 bytes; the bound leaves room for a dozen long addresses."""
 
+MAX_SCALES = 12288
+"""Channels that a table of scales may have (``codecs.scales``). The header of an OPEN holds two such tables
+beside all else that it may hold."""
+
 _INCLUSIVE = re.compile(r"^(\d{1,4})-(\d{1,4})$")
 _HALF_OPEN = re.compile(r"^(\d{1,4}):(\d{1,4})$")
 _SINGLE = re.compile(r"^(\d{1,4})$")

@@ -380,6 +380,7 @@ class HopClient:
                 journal=plan.number < plan.hops - 1,
                 parent=plan.parent,
                 parent_tokens=plan.parent_tokens,
+                scales=tuple(dict.fromkeys(filter(None, (self.codec.exponents, self.reply_codec.exponents)))),
             ),
             Opened,
         )

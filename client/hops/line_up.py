@@ -21,7 +21,8 @@ def plan_line(
     may_chain: Callable[[str, str], bool],
     old: Sequence[HopClient] = (),
 ) -> dict[int, HopPlan]:
-    """Plans of the new hops, by number. Edges to hops that stay keep their codec. ``ids``: what the session
+    """Plans of the new hops, by number. Edges to hops that stay keep their codec, as
+    rows in journals have it. ``ids``: what the session
     was fed. ``old``: the route's hops before its repair; none in a new route.
 
     Raises HopFailedError for a hop that speaks no codec of ours.
@@ -38,10 +39,12 @@ def plan_line(
         codec = (
             before.reply_codec
             if isinstance(before, HopClient)
-            else settings.codec_between(before_id, item.peer_id)
+            else settings.codec_between(before_id, item.peer_id, item.span.start)
         )
         reply_codec = (
-            after.codec if isinstance(after, HopClient) else settings.codec_between(item.peer_id, after_id)
+            after.codec
+            if isinstance(after, HopClient)
+            else settings.codec_between(item.peer_id, after_id, item.span.end)
         )
         downstream = None
         if after is not None and may_chain(item.peer_id, after.peer_id):

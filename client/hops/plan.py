@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from ...swarm.boundaries import Boundaries
+from ...swarm.codecs import int8s
 from ...swarm.codecs.codec import Codec
 from ...swarm.codecs.kinds import negotiate
 from ...swarm.codecs.names import KINDS
+from ...swarm.codecs.scales import ScaleTable
 from ...swarm.errors import HopFailedError, RemoteProtocolError
+from ...swarm.links.pool import Offer
 from ...swarm.protocol.field_types import Downstream
 from ...swarm.types import Hop, NodeInfo
 from ..routing.prefix import HopPlace, PageNames, PrefixKey, page_names
@@ -44,7 +47,9 @@ class RouteSettings:
     speak it. ``router`` says which hops may be chained; without one the client carries every activation
     itself. ``nodes``: the announcements of its hops, by peer id. With ``prefix`` hops are asked for pages
     that they may hold. ``doubts``: when one is left that may only be slow. ``on_progress`` is told how many
-    tokens went through all hops, while a prompt is fed."""
+    tokens went through all hops, while a prompt is fed. ``tables``: scales of the rows at each
+    boundary, as far as they are known. ``offers``: what a node has told this client; the table that it wants
+    for the rows that go to it comes first, and can harm only itself."""
 
     session: SessionSettings
     wire_codec: str
@@ -53,23 +58,44 @@ class RouteSettings:
     prefix: PrefixKey | None = None
     doubts: Patient | None = None
     on_progress: Callable[[int], None] | None = None
+    tables: Mapping[int, ScaleTable] = field(default_factory=dict)
+    offers: Callable[[str], Offer | None] = lambda peer_id: None
 
     def may_chain(self, before: str, after: str) -> bool:
         return self.router is not None and self.router.may_chain(before, after)
 
-    def codec_between(self, before: str | None, after: str | None) -> Codec:
-        """The codec of the edge between two peers; None is this client. Raises HopFailedError."""
+    def codec_between(self, before: str | None, after: str | None, boundary: int) -> Codec:
+        """The codec of the edge between two peers, at ``boundary``; None is this client. Raises
+        HopFailedError."""
         spoken: tuple[str, ...] = KINDS
         last = before or after or ""
         for peer_id in (before, after):
-            node = self.nodes.get(peer_id) if peer_id is not None else None
-            if peer_id is not None and node is not None and node.codecs:
-                spoken = tuple(kind for kind in spoken if kind in node.codecs)
+            if peer_id is not None and (theirs := self._spoken_by(peer_id)):
+                spoken = tuple(kind for kind in spoken if kind in theirs)
                 last = peer_id
         try:
-            return negotiate(KINDS, spoken, self.wire_codec)
+            table = self._table_of(after, boundary) if self.wire_codec == int8s.KIND else None
+        except RemoteProtocolError as error:
+            raise HopFailedError(after or "", error) from error
+        try:
+            return negotiate(KINDS, spoken, self.wire_codec, table)
         except RemoteProtocolError as error:
             raise HopFailedError(last, error) from error
+
+    def _spoken_by(self, peer_id: str) -> tuple[str, ...]:
+        """The kinds of codecs that a node speaks, as it told us, or else announced; none if it did not."""
+        if (offer := self.offers(peer_id)) is not None:
+            return offer.codecs
+        node = self.nodes.get(peer_id)
+        return node.codecs if node is not None else ()
+
+    def _table_of(self, after: str | None, boundary: int) -> ScaleTable | None:
+        """The scales for rows that go to a peer at ``boundary``. Raises RemoteProtocolError for what it
+        offers."""
+        offer = self.offers(after) if after is not None else None
+        if offer is not None and offer.scales and offer.boundary == boundary:
+            return ScaleTable.from_peer(offer.scales, self.session.boundaries.widths[boundary])
+        return self.tables.get(boundary)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ import numpy as np
 
 from ...swarm.boundaries import Boundaries
 from ...swarm.codecs.codec import SMALLEST_MAGNITUDE, Codec
-from ...swarm.errors import ErrorCode, RemoteProtocolError
+from ...swarm.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
 from ...swarm.fairness.recent import RecentMap
 from ...swarm.protocol.wire import Payload
 from ...swarm.types import Span
@@ -118,7 +118,7 @@ class RowWatch:
     def _compare(
         self, name: str, codec: Codec, came: bytes, reply_codec: Codec, row: bytes, position: int
     ) -> None:
-        if self._echo and codec == reply_codec and self._is_echo(codec, came, row):
+        if self._echo and self._is_echo(codec, came, reply_codec, row):
             raise impossible(f"{name}: the row of position {position} is what was sent, not computed")
         key = hash(row)
         known = self._seen.get(key)
@@ -126,18 +126,26 @@ class RowWatch:
             raise impossible(f"{name}: the rows of positions {known[0]} and {position} are one and the same")
         self._seen[key] = position, came
 
-    def _is_echo(self, codec: Codec, came: bytes, row: bytes) -> bool:
-        """Whether two rows hold the same values. Not its scale counts, whose last bit may change when
-        a row is encoded again."""
-        if self._width != self._reply_width:
-            one, other = codec.decode(came, 1, self._width), codec.decode(row, 1, self._reply_width)
-            residual = one[:, : self._residual]
-            return bool(residual.any()) and np.array_equal(residual, other[:, : self._residual])
-        skipped = codec.scale_bytes
-        if memoryview(came)[skipped:] != memoryview(row)[skipped:]:  # honest ones differ in the first bytes
+    def _is_echo(self, codec: Codec, came: bytes, reply_codec: Codec, row: bytes) -> bool:
+        """Whether a row holds what came in, as far as its codec can."""
+        if codec == reply_codec and self._width == self._reply_width:
+            # Not its scale counts, whose last bit may change when a row is encoded again.
+            skipped = codec.scale_bytes
+            if memoryview(came)[skipped:] != memoryview(row)[skipped:]:  # honest ones differ at once
+                return False
+            # Nothing comes of nothing: blocks without biases leave a row of zeros as it is.
+            return codec.magnitudes(came, 1, self._width)[0] > SMALLEST_MAGNITUDE
+        x = codec.decode(came, 1, self._width)
+        passed_on = x[:, self._residual + self._width - self._reply_width :]
+        echo = np.concatenate([x[:, : self._residual], passed_on], axis=1)
+        try:
+            echo = reply_codec.decode(reply_codec.encode(echo), 1, self._reply_width)
+        except LocalProtocolError:  # what does not fit into fp16 cannot have come back in it
             return False
-        # Nothing comes of nothing: blocks without biases leave a row of zeros as it is.
-        return codec.magnitudes(came, 1, self._width)[0] > SMALLEST_MAGNITUDE
+        one, other = (
+            each[:, : self._residual] for each in (echo, reply_codec.decode(row, 1, self._reply_width))
+        )
+        return bool(one.any()) and np.allclose(other, one, rtol=1e-6, atol=0)
 
     def _differ(self, codec: Codec, one: bytes, other: bytes) -> bool:
         if one == other:

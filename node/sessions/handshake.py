@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from ...shards.pieces.digest import what_differs
 from ...swarm.boundaries import Boundaries
+from ...swarm.codecs import int8s
 from ...swarm.codecs.kinds import kind_row_bytes
+from ...swarm.codecs.scales import ScaleTable
 from ...swarm.errors import ErrorCode, PeerError, RemoteProtocolError, other_root_hint
 from ...swarm.protocol.field_types import MAX_MEMBERS
 from ...swarm.protocol.messages import Hello, Welcome
@@ -20,7 +22,8 @@ FRAME_OVERHEAD = FIXED_HEADER.size + MAX_HEADER
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What this node tells every client. ``page_tokens``: 0 without a prefix cache."""
+    """What this node tells every client. ``page_tokens``: 0 without a prefix cache. ``scales``: with which it
+    wants the rows that enter at its first block; None: it does not know."""
 
     model: ModelRef
     span: Span
@@ -30,6 +33,7 @@ class Terms:
     max_step_tokens: int
     page_tokens: int
     agent: str
+    scales: ScaleTable | None = None
 
 
 def answer_hello(hello: Hello, terms: Terms) -> Welcome:
@@ -90,4 +94,5 @@ def answer_hello(hello: Hello, terms: Terms) -> Welcome:
         members=MAX_MEMBERS,
         row_width=widths[span.start],
         reply_width=widths[span.end],
+        scales=terms.scales.exponents if terms.scales is not None and int8s.KIND in shared else b"",
     )

@@ -58,7 +58,11 @@ def refusal_of(
 
 def codecs_of(request: Open, terms: Terms) -> tuple[Codec, Codec]:
     """Of what comes in and of what goes out. Raises RemoteProtocolError (UNSUPPORTED_CODEC)."""
-    return codec_named(request.codec, terms.codecs), codec_named(request.reply_codec, terms.codecs)
+
+    def named(name: str, boundary: int) -> Codec:
+        return codec_named(name, terms.boundaries.widths[boundary], request.scales, terms.codecs)
+
+    return named(request.codec, request.span.start), named(request.reply_codec, request.span.end)
 
 
 def _fork_problem(request: Open, parent: NodeSession | None) -> tuple[ErrorCode, str, str]:

@@ -6,8 +6,10 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
-from ...swarm.errors import ErrorCode
+from ...swarm.codecs.scales import ScaleTable
+from ...swarm.errors import ErrorCode, UsageError
 from ...swarm.fairness.shares import Holder
 from ...swarm.protocol.field_types import BATCH_SCALE, PAGE_TOKENS, Progress
 from ...swarm.protocol.hop_session import HopSession
@@ -72,6 +74,14 @@ class OpenSessions:
     def begin_drain(self) -> None:
         """Refuse new sessions from now on; open ones go on."""
         self.state = NodeState.DRAINING
+
+    def offer_scales(self, table: ScaleTable | None) -> None:
+        """Tell clients that come from now on with which scales this node wants the rows that enter at its
+        first block. Sessions that are open keep theirs. Raises UsageError for a table of another width."""
+        width = self.terms.boundaries.widths[self.terms.span.start]
+        if table is not None and table.width != width:
+            raise UsageError(f"the table of scales has {table.width} channels, not the {width} of a row")
+        self.terms = replace(self.terms, scales=table)
 
     async def wait_idle(self) -> None:
         """Return once no session is open."""

@@ -73,7 +73,7 @@ class NodeServer:
     ) -> None:
         self.engine = engine
         limits = limits or Limits()
-        self.terms = Terms(
+        terms = Terms(
             model=model,
             span=engine.model.span,
             codecs=KINDS,
@@ -87,7 +87,7 @@ class NodeServer:
         self.next_hops = NextHops(transport, model, agent, limits, self.ledger, clock, records, on_link)
         self.sessions = OpenSessions(
             engine,
-            self.terms,
+            terms,
             limits,
             self.ledger,
             self.next_hops,
@@ -98,6 +98,11 @@ class NodeServer:
         self.frames = UnfinishedFrames(clock)
         self._now = clock
         self._connections: set[PeerConnection] = set()
+
+    @property
+    def terms(self) -> Terms:
+        """What clients that come now are told."""
+        return self.sessions.terms
 
     async def handle(self, stream: Stream) -> None:
         """Serve one client's stream until it ends."""

@@ -12,8 +12,7 @@ import torch
 from swarm_node.client.hops.row_watch import LEAST_GROWTH, MOST_GROWTH, RowWatch, usual_embedding_rms
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.swarm.boundaries import Boundaries
-from swarm_node.swarm.codecs.kinds import codec_named
-from swarm_node.swarm.codecs.names import KINDS
+from swarm_node.swarm.codecs.kinds import STATELESS
 from swarm_node.swarm.errors import RemoteProtocolError, SwarmError
 from swarm_node.swarm.types import Span
 
@@ -93,7 +92,7 @@ def measure(model: str, text: str, tokens: int, window: int) -> dict[str, Any]:
 def _alarms(came: torch.Tensor, went: torch.Tensor, blocks: int, own_input: bool, usual: float) -> list[str]:
     """What is said of rows (tokens, hidden) that are decoded one by one, and of all of them at once."""
     found = []
-    for codec in map(codec_named, KINDS):
+    for codec in STATELESS.values():
         sent, got = codec.encode(came.float().numpy()), codec.encode(went.float().numpy())
         one, size = len(sent) // len(came), len(got) // len(went)
         for step in (1, len(came)):

@@ -40,6 +40,11 @@ class Codec(ABC):
         """The first bytes of a row that may differ when its values are encoded again: those of a scale."""
         return 0
 
+    @property
+    def exponents(self) -> bytes:
+        """The table of scales that both sides of an edge need, for ``scales.ScaleTable``; empty: none."""
+        return b""
+
     def row_bytes(self, width: int) -> int:
         """The exact size of one encoded row. Raises UsageError for a width that no row has."""
         if not 0 < width <= MAX_WIDTH:

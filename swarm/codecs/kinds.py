@@ -5,39 +5,45 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import ErrorCode, RemoteProtocolError, UsageError
+from . import int8s
 from .codec import Codec
+from .f8 import F8Codec
 from .int8 import Int8Codec
-from .names import KINDS
+from .int8s import Int8sCodec
+from .names import DEFAULT_KIND, KINDS, MORE_EXACT
 from .plain import PlainCodec
+from .scales import ScaleTable, scale_digest
 
 NONE, BF16, FP16 = (PlainCodec(kind, kind) for kind in ("none", "bf16", "fp16"))
 INT8 = Int8Codec("int8", "int8")
+F8 = F8Codec("f8", "f8")
 
-_CODECS: dict[str, Codec] = {codec.name: codec for codec in (NONE, BF16, FP16, INT8)}
-DEFAULT_KIND = "int8"
-"""Of families for which its error was measured."""
-UNMEASURED_KIND = "bf16"
-"""Of all other families: a channel of some is a thousand times the median, and int8 loses the rest."""
-_INT8_FAMILIES = frozenset(("llama",))
-_MORE_EXACT = {"int8": ("bf16", "none"), "bf16": ("none",), "fp16": ("none",), "none": ()}
-"""What is taken instead of a kind that a side does not speak, the first that both do. Never fp16: there are
-models whose activations it cannot hold."""
+STATELESS: dict[str, Codec] = {codec.name: codec for codec in (NONE, BF16, FP16, INT8, F8)}
+"""All that need no table of scales."""
 
 
-def codec_named(name: str, kinds: Sequence[str] = KINDS) -> Codec:
-    """The codec that OPEN calls ``name``, of one of ``kinds``. Raises RemoteProtocolError
-    (UNSUPPORTED_CODEC)."""
-    codec = _CODECS.get(name)
-    if codec is None or codec.kind not in kinds:
-        raise RemoteProtocolError(
-            f"codec {name} is not one of {', '.join(kinds)}", code=ErrorCode.UNSUPPORTED_CODEC
-        )
-    return codec
+def codec_named(name: str, width: int, tables: Sequence[bytes] = (), kinds: Sequence[str] = KINDS) -> Codec:
+    """The codec that OPEN calls ``name``, of one of ``kinds``, for rows of ``width`` values. ``tables``: of
+    scales, as they came from a peer; a name with a digest takes the one that it fits.
+
+    Raises RemoteProtocolError (UNSUPPORTED_CODEC) for an unknown name, and for a table that is missing or
+    cannot be.
+    """
+    kind, _, digest = name.partition(".")
+    if kind not in kinds or ((codec := STATELESS.get(name)) is None and kind != int8s.KIND):
+        raise _unsupported(f"codec {name} is not one of {', '.join(kinds)}")
+    if codec is not None:
+        return codec
+    for exponents in tables:
+        if scale_digest(exponents) == digest:
+            return Int8sCodec.of(ScaleTable.from_peer(exponents, width))
+    raise _unsupported(f"codec {name} came without its table of scales")
 
 
 def kind_row_bytes(kind: str, width: int) -> int:
     """Bytes of a row in a codec of this kind. Raises UsageError."""
-    return _CODECS[checked_kind(kind)].row_bytes(width)
+    codec = STATELESS.get(checked_kind(kind))
+    return INT8.row_bytes(width) if codec is None else codec.row_bytes(width)
 
 
 def checked_kind(kind: str, known: Sequence[str] = KINDS) -> str:
@@ -47,24 +53,30 @@ def checked_kind(kind: str, known: Sequence[str] = KINDS) -> str:
     return kind
 
 
-def negotiate(ours: Sequence[str], theirs: Sequence[str], wanted: str = DEFAULT_KIND) -> Codec:
-    """The codec for an edge: ``wanted`` if both sides speak it, else the smallest shared one that is more
-    exact.
+def negotiate(
+    ours: Sequence[str],
+    theirs: Sequence[str],
+    wanted: str = DEFAULT_KIND,
+    table: ScaleTable | None = None,
+) -> Codec:
+    """The codec for an edge: of the kind ``wanted`` if both sides speak it and, where it takes a ``table`` of
+    scales, there is one; else the smallest possible one that is more exact.
 
     Raises UsageError when we do not know ``wanted``, RemoteProtocolError (UNSUPPORTED_CODEC) when the peer
     speaks no codec that is at least as exact. So no precision is lost without notice.
     """
     checked_kind(wanted, ours)
-    for kind in (wanted, *_MORE_EXACT[wanted]):
-        if kind in ours and kind in theirs:
-            return _CODECS[kind]
-    raise RemoteProtocolError(
-        f"the peer speaks no wire codec as exact as {wanted}: {', '.join(theirs)[:100] or 'none at all'}",
-        code=ErrorCode.UNSUPPORTED_CODEC,
+    for kind in (wanted, *MORE_EXACT[wanted]):
+        if kind not in ours or kind not in theirs:
+            continue
+        if kind != int8s.KIND:
+            return STATELESS[kind]
+        if table is not None:
+            return Int8sCodec.of(table)
+    raise _unsupported(
+        f"the peer speaks no wire codec as exact as {wanted}: {', '.join(theirs)[:100] or 'none at all'}"
     )
 
 
-def usual_kind(family: str) -> str:
-    """The kind for activations of a model of ``family`` (``ModelConfig``), unless a person asks for
-    another."""
-    return DEFAULT_KIND if family in _INT8_FAMILIES else UNMEASURED_KIND
+def _unsupported(message: str) -> RemoteProtocolError:
+    return RemoteProtocolError(message, code=ErrorCode.UNSUPPORTED_CODEC)

@@ -1,4 +1,4 @@
-"""The int8 wire codec in C, once ``warm_up`` has loaded it; ``int8`` takes its plain path until then.
+"""The packed wire codecs in C, once ``warm_up`` has loaded them; ``packed`` takes its plain path until then.
 
 Loading compiles where the cache has no library for this machine, which takes seconds: programs call
 ``warm_up`` in a thread as they start.
@@ -25,22 +25,28 @@ _first_byte = ctypes.c_char.from_buffer
 _FLOAT_BYTES = 4
 NOT_FINITE, BAD_SCALE, BAD_VALUE, BAD_CHANNEL = 1, 2, 3, 4
 """The kernels return one of these instead of 0 for an input that they refuse."""
+INT8, F8 = 0, 1
+"""What the kernels call the formats of codes."""
 
 
 class NativeCodec:
-    """Encodes and decodes as ``int8`` documents. Pointers and sizes are the caller's to get right."""
+    """Encodes and decodes as ``packed`` documents. Formats, pointers and sizes are the caller's to get right.
+    ``exponents``: of each channel, as many bytes as a row has values, or none."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         brief = ctypes.PyDLL(library._name, handle=library._handle)  # the same functions, keeping the lock
         pointer, size = ctypes.c_void_p, ctypes.c_int64
-        self._encode, self._encode_brief = library.swarm_int8_encode, brief.swarm_int8_encode
-        self._decode, self._decode_brief = library.swarm_int8_decode, brief.swarm_int8_decode
+        self._encode, self._encode_brief = library.swarm_rows_encode, brief.swarm_rows_encode
+        self._decode, self._decode_brief = library.swarm_rows_decode, brief.swarm_rows_decode
         for function in (self._encode, self._encode_brief):
-            function.argtypes = (pointer, size, size, size, pointer)
+            function.argtypes = (ctypes.c_int32, pointer, size, size, size, ctypes.c_char_p, pointer)
         for function in (self._decode, self._decode_brief):
-            function.argtypes = (pointer, size, size, ctypes.c_float, pointer)
+            function.argtypes = (
+                *(ctypes.c_int32, pointer, size, size),
+                *(ctypes.c_float, ctypes.c_char_p, pointer),
+            )
 
-    def encode_int8(self, rows: np.ndarray, size: int) -> memoryview | None:
+    def encode(self, format_: int, rows: np.ndarray, size: int, exponents: bytes = b"") -> memoryview | None:
         """The payload of ``size`` bytes of ``rows`` (tokens, width) float32, or None if a value is not
         finite."""
         tokens, width = rows.shape
@@ -50,11 +56,19 @@ class NativeCodec:
         function = self._encode_brief if tokens <= GIL_ROWS else self._encode
         place = _first_byte(payload)
         row_step = rows.strides[0] // _FLOAT_BYTES
-        verdict = function(_place(rows), row_step, tokens, width, ctypes.byref(place))
+        verdict = function(
+            format_, _place(rows), row_step, tokens, width, exponents or None, ctypes.byref(place)
+        )
         return None if verdict else memoryview(payload)
 
-    def decode_int8(
-        self, payload: bytes | bytearray | memoryview, tokens: int, width: int, limit: float
+    def decode(
+        self,
+        format_: int,
+        payload: bytes | bytearray | memoryview,
+        tokens: int,
+        width: int,
+        limit: float,
+        exponents: bytes = b"",
     ) -> np.ndarray | int:
         """(tokens, width) float32, every magnitude at most ``limit``, or the first complaint. ``payload``
         has the size of ``tokens`` tokens."""
@@ -66,7 +80,7 @@ class NativeCodec:
             place = ctypes.byref(_first_byte(payload))
         else:
             place = np.frombuffer(payload, np.uint8).ctypes.data
-        return function(place, tokens, width, limit, _place(rows)) or rows
+        return function(format_, place, tokens, width, limit, exponents or None, _place(rows)) or rows
 
 
 def _place(rows: np.ndarray) -> object:

@@ -5,20 +5,30 @@ kind   bytes per row  a row
 =====  =============  ===========================================================================
 none   4 · width      float32 values
 bf16   2 · width      bfloat16 values (the upper half of the float32, rounded to nearest even)
-fp16   2 · width      IEEE binary16 values; larger than ±65504 is sent as ±65504
+fp16   2 · width      IEEE binary16 values, so none beyond ±65504
 =====  =============  ===========================================================================
+
+There are models whose rows do not fit into fp16: the first token of Gemma 3 270M reaches 103,795. So nothing
+takes it by itself, and its writer fails rather than send another value.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
+from ..errors import LocalProtocolError
 from .codec import Codec, Payload, bad_tensor, not_finite
 
-_LARGEST_FP16 = np.float32(65504)
+logger = logging.getLogger(__name__)
+
+NEAR_OVERFLOW = 32768.0
+"""A magnitude above this, half of the largest, in fp16 is told: the next text may have one that does not
+fit."""
 _ROUNDS_TO_INFINITY = 0x7F7F8000
 """The bits of the smallest magnitude that bfloat16 rounds to infinity."""
 
@@ -33,11 +43,20 @@ class PlainCodec(Codec):
     def _encode(self, rows: np.ndarray, size: int) -> bytes:
         if self.kind == "bf16":
             return _encode_bf16(rows)
-        if self.kind == "fp16":
-            rows = np.clip(rows, -_LARGEST_FP16, _LARGEST_FP16)  # NaN stays NaN
         if not np.isfinite(rows).all():
             raise not_finite()
-        return rows.astype("<f2" if self.kind == "fp16" else "<f4", copy=False).tobytes()
+        if self.kind == "none":
+            return rows.astype("<f4", copy=False).tobytes()
+        with np.errstate(over="ignore"):
+            halves = rows.astype("<f2")
+        if (largest := float(np.abs(halves).max())) > NEAR_OVERFLOW:
+            _warn_near_overflow()
+        if math.isinf(largest):
+            raise LocalProtocolError(
+                f"the computed activations reach {float(np.abs(rows).max()):,.0f}, and fp16 ends at 65,504",
+                hint="Take bf16 for this model: --wire-codec bf16.",
+            )
+        return halves.tobytes()
 
     def _decode(self, payload: Payload, tokens: int, width: int, limit: float) -> np.ndarray:
         values = self._floats(payload)
@@ -56,6 +75,15 @@ class PlainCodec(Codec):
             bits = np.frombuffer(payload, "<u2").astype(np.uint32)
             return np.left_shift(bits, 16, out=bits).view(np.float32)
         return np.frombuffer(payload, "<f2" if self.kind == "fp16" else "<f4").astype(np.float32)
+
+
+@cache
+def _warn_near_overflow() -> None:
+    """Once: a model that does so does it in every session."""
+    logger.warning(
+        "event=fp16_near_overflow limit=65504 hint=%r",
+        "activations reach more than half of what fp16 holds: clients should take bf16",
+    )
 
 
 def _encode_bf16(rows: np.ndarray) -> bytes:

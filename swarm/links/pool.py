@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ..errors import PeerSparedError, StreamClosedError
+from ..fairness.recent import RecentMap
 from ..protocol.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
 from ..runtime.tasks import cancel_all, look_at
 from ..timeouts import Patience
@@ -14,6 +16,19 @@ from ..transport.interface import Transport
 from ..transport.resolve import resolve_all
 from ..types import ModelRef
 from .link import NodeLink
+
+REMEMBERED = 256
+"""The offers of this many nodes are remembered; one has at most ``MAX_SCALES`` bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """How a node takes rows. ``codecs``: their kinds. ``scales``: the table for rows that enter at
+    ``boundary``, empty for none."""
+
+    codecs: tuple[str, ...]
+    boundary: int
+    scales: bytes
 
 
 class LinkPool:
@@ -39,6 +54,7 @@ class LinkPool:
         self._guard = guard
         self._dials: dict[str, asyncio.Task[NodeLink]] = {}
         self._links: set[NodeLink] = set()
+        self._offers: RecentMap[str, Offer] = RecentMap(REMEMBERED)
         self._closed = False
 
     @property
@@ -76,6 +92,18 @@ class LinkPool:
             return False
         return dial.result().welcome.done()
 
+    def offer_of(self, peer_id: str) -> Offer | None:
+        """What a node said last; None if it never did. Remembered when its link ends: with another codec the
+        pages of a conversation would have other names."""
+        if self.is_met(peer_id):
+            self._note(self._dials[peer_id].result())
+        return self._offers.get(peer_id)
+
+    def _note(self, link: NodeLink) -> None:
+        if link.welcome.done() and not link.welcome.cancelled() and link.welcome.exception() is None:
+            welcome = link.welcome.result()
+            self._offers[link.peer_id] = Offer(welcome.codecs, welcome.span.start, welcome.scales)
+
     async def check(self, remote_maddr: str = "") -> None:
         """Raises LocalNetworkError if it is our own network that does not answer, on the way to there."""
         await self._transport.check(remote_maddr)
@@ -108,6 +136,7 @@ class LinkPool:
 
         def forget() -> None:
             if link is not None:
+                self._note(link)
                 self._links.discard(link)
             if self._dials.get(peer_id) is task:
                 del self._dials[peer_id]

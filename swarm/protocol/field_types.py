@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from ..errors import ErrorCode
 from ..figures import MAX_RTT_US, MAX_SESSIONS, MAX_STEP_US
-from ..types import MAX_RECORD_BYTES, SignedRecord, Span
+from ..types import MAX_RECORD_BYTES, MAX_SCALES, SignedRecord, Span
 from .fields import (
     Blob,
     Boolean,
@@ -22,6 +22,7 @@ from .fields import (
     Maybe,
     Prose,
     Sequence,
+    ShortBytes,
     SpanField,
     Word,
 )
@@ -82,6 +83,9 @@ OptionalPeerId = Annotated[
 RowWidth = Annotated[int, Integer(0, MAX_ROW)]
 Members = Annotated[int, Integer(0, 0xFFFF)]
 Flag = Annotated[bool, Boolean()]
+Scales = Annotated[bytes, ShortBytes(MAX_SCALES)]
+"""A table of scales, an int8 for each channel; empty: none."""
+EdgeScales = Annotated[tuple[bytes, ...], Sequence(ShortBytes(MAX_SCALES), 0, 2)]
 PrefixHashes = Annotated[tuple[bytes, ...], Sequence(Blob(32), 0, MAX_PREFIX_PAGES)]
 Code = Annotated[ErrorCode, Choice(ErrorCode, unknown=ErrorCode.INTERNAL)]
 

@@ -34,6 +34,7 @@ from .field_types import (
     Digest,
     Downstream,
     DownstreamField,
+    EdgeScales,
     Flag,
     FrameSize,
     Members,
@@ -45,6 +46,7 @@ from .field_types import (
     ProgressField,
     RoundTripMicroseconds,
     RowWidth,
+    Scales,
     SessionId,
     Sessions,
     SomeTokens,
@@ -113,7 +115,8 @@ class Welcome:
     ``page_tokens``: how many tokens one name in a ``prefix`` stands for; 0 where prefixes are not kept.
     ``root``: as in HELLO. ``members``: as many steps it takes in one STEPS frame; 0: none. ``row_width``
     and ``reply_width``: values of a row that enters at the span's start, and of one that leaves at its end; 0
-    where it does not say.
+    where it does not say. ``scales``: the table with which it wants rows that enter at the span's start,
+    empty for none.
     """
 
     version: Annotated[int, Integer(1, 0xFFFF)]
@@ -129,6 +132,7 @@ class Welcome:
     members: Members = 0
     row_width: RowWidth = 0
     reply_width: RowWidth = 0
+    scales: Scales = b""
 
     def problem(self) -> str:
         return f"span {self.span} is outside {self.n_blocks} blocks" if self.span.end > self.n_blocks else ""
@@ -146,7 +150,7 @@ class Open:
     A chain: results go as STEPs to ``downstream`` (None: back on this stream, as RESULTs), STEPs come from
     the peer ``upstream`` ("": on this stream). Everything else, such as errors, CLOSE and the RESULTs of the
     last hop, is between this stream's client and the node.
-    ``journal``: keep what is sent, for REPLAY.
+    ``journal``: keep what is sent, for REPLAY. ``scales``: the tables that the codecs name.
     """
 
     session: SessionId
@@ -163,6 +167,7 @@ class Open:
     parent_tokens: Tokens = 0
     upstream: OptionalPeerId = ""
     journal: Flag = False
+    scales: EdgeScales = ()
 
     def problem(self) -> str:
         if self.hop >= self.hops:

@@ -58,14 +58,7 @@ class ChainCase:
     async def disturbed(self, *faults: tuple[int, Fault], **options: Any) -> Generation:
         """An answer during which each fault happens after so many pieces; its tokens are checked."""
         async with self.client(**options) as model:
-            stream = model.stream(PROMPT, **OPTIONS)
-            pieces = 0
-            async for _ in stream:
-                pieces += 1
-                for at, fault in faults:
-                    if at == pieces and (work := fault()) is not None:
-                        await work
-            answer = stream.result
+            answer = await answered(model, *faults)
         check(answer)
         return answer
 
@@ -91,6 +84,14 @@ def check(answer: Generation) -> None:
     assert answer.text == bytes(token for token in GREEDY if token < 256).decode("utf-8", "replace")
 
 
-async def answered(model: AsyncSwarmModel) -> Generation:
+async def answered(model: AsyncSwarmModel, *faults: tuple[int, Fault]) -> Generation:
+    """An answer during which each fault happens after so many pieces."""
     async with asyncio.timeout(60):
-        return await model.generate_detailed(PROMPT, **OPTIONS)
+        stream = model.stream(PROMPT, **OPTIONS)
+        pieces = 0
+        async for _ in stream:
+            pieces += 1
+            for at, fault in faults:
+                if at == pieces and (work := fault()) is not None:
+                    await work
+        return stream.result

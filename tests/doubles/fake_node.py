@@ -71,6 +71,7 @@ class Behaviour:
 
     max_step_tokens: int = 64
     codecs: tuple[str, ...] = KINDS
+    scales: bytes = b""  # the table that it wants
     digest: str = MODEL.digest
     busy_times: int = 0
     retry_after_ms: int = 20
@@ -377,6 +378,7 @@ class FakeNode:
                 limit = min(how.max_step_tokens, message.max_step_tokens)
                 pages = min(how.page_tokens, message.page_tokens)
                 message = replace(message, codecs=how.codecs, max_step_tokens=limit, page_tokens=pages)
+                message = replace(message, scales=how.scales)
             case Opened():
                 length = message.length if how.opened_length is None else how.opened_length
                 link_us = 100 * message.chained

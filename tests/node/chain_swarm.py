@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from scripts.lab.tiny_model import HIDDEN
 from swarm_node.node.engine.engine import Engine, EngineSettings
 from swarm_node.node.engine.page_tables import pages_for
 from swarm_node.node.limits.quotas import Limits
 from swarm_node.node.sessions.server import DEFAULT_JOURNAL_BYTES, NodeServer
 from swarm_node.shards.models.backend import SpanBackend
-from swarm_node.swarm.codecs.kinds import codec_named
 from swarm_node.swarm.codecs.names import KINDS
 from swarm_node.swarm.errors import SwarmError
 from swarm_node.swarm.links.message_stream import Connection
@@ -41,6 +41,7 @@ from swarm_node.swarm.protocol.messages import (
 from swarm_node.swarm.protocol.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import ModelRef, Span
+from tests.swarm.codecs.codec_cases import codec_of
 
 MODEL = ModelRef("tiny", "ab" * 32, 4)
 KV_HEADS, HEAD_DIM, CONTEXT = 2, 16, 256
@@ -212,8 +213,9 @@ class ChainSwarm:
 
     async def open(self, at: Hop, span: Span, max_tokens: int = 128, **more: object) -> Message:
         """The answer to OPEN."""
-        codec = more.pop("codec", "none")
-        opening = Open(at.session, span, max_tokens, codec, codec, **more)  # type: ignore[arg-type]
+        codec = codec_of(str(more.pop("codec", "none")), HIDDEN)
+        names, scales = (codec.name, codec.name), (codec.exponents,) if codec.exponents else ()
+        opening = Open(at.session, span, max_tokens, *names, scales=scales, **more)  # type: ignore[arg-type]
         await at.control.send(opening)
         while True:
             async with asyncio.timeout(10):
@@ -295,4 +297,4 @@ async def swarm_of(
 
 
 def rows(x: np.ndarray, codec: str = "none") -> bytes:
-    return bytes(codec_named(codec).encode(x))
+    return bytes(codec_of(codec, x.shape[1]).encode(x))

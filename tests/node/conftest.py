@@ -24,7 +24,6 @@ from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.swarm.codecs.kinds import codec_named
 from swarm_node.swarm.codecs.names import KINDS
 from swarm_node.swarm.links.message_stream import Connection
 from swarm_node.swarm.protocol.messages import Hello, Message, Open, Opened, Result, Step, Want, Welcome
@@ -33,6 +32,7 @@ from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import ModelRef, Span
 from tests.node.chain_swarm import stalled
 from tests.shards.models.block_reference import reference
+from tests.swarm.codecs.codec_cases import codec_of
 
 VOCAB, CONTEXT = 128, 256
 MODEL = ModelRef("tiny", "ab" * 32, BLOCKS)
@@ -115,7 +115,10 @@ class RawClient:
     async def try_open(
         self, max_tokens: int = 64, span: Span | None = None, codec: str = "none", **more: object
     ) -> Message:
-        opening = Open(os.urandom(16), span or Span(0, BLOCKS), max_tokens, codec, codec)
+        made = codec_of(codec, HIDDEN)
+        scales = (made.exponents,) if made.exponents else ()
+        span = span or Span(0, BLOCKS)
+        opening = Open(os.urandom(16), span, max_tokens, made.name, made.name, scales=scales)
         return await self.ask(replace(opening, **more))  # type: ignore[arg-type]
 
     def step(
@@ -128,7 +131,7 @@ class RawClient:
         **more: int,
     ) -> Step:
         self.step_number += 1
-        payload = codec_named(codec).encode(x)
+        payload = codec_of(codec, x.shape[1]).encode(x)
         return Step(session, self.step_number, position, len(x), want, payload=payload)
 
     async def forward(
@@ -140,7 +143,7 @@ class RawClient:
     def rows(self, answer: Message, codec: str = "none") -> np.ndarray:
         if not isinstance(answer, Result):
             raise TypeError(f"no result: {answer}")
-        return codec_named(codec).decode(answer.payload, answer.tokens, HIDDEN)
+        return codec_of(codec, HIDDEN).decode(answer.payload, answer.tokens, HIDDEN)
 
 
 class Harness:

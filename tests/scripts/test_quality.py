@@ -9,7 +9,7 @@ import torch
 
 from scripts.lab.quality import __main__ as quality
 from scripts.lab.quality import measure
-from swarm_node.swarm.codecs.kinds import INT8, NONE
+from swarm_node.swarm.codecs.kinds import F8, NONE
 
 PROSE = (
     "It was a bright cold morning when the two of them walked down to the harbour. The boats had gone out "
@@ -33,7 +33,7 @@ def test_the_default_codec_stays_close_to_float32(smollm2_path: Path) -> None:
         ids = checkpoint.tokenizer().encode(PROSE)[:96]
         expected = reference.logits(ids)[:-1].log_softmax(dim=-1)
         exact = measure.Variant("none", reference, NONE, (8, 15, 22))
-        default = measure.Variant("int8", reference, INT8, (8, 15, 22))
+        default = measure.Variant("f8", reference, F8, (8, 15, 22))
         pieces = measure.Variant("pieces", reference, rows=32)
         for variant in (exact, default, pieces):
             variant.add(expected, ids)

@@ -24,8 +24,7 @@ from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.shards.models.client_part import ClientModel
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.codecs.codec import Codec
-from swarm_node.swarm.codecs.kinds import INT8, NONE, codec_named
-from swarm_node.swarm.codecs.names import KINDS
+from swarm_node.swarm.codecs.kinds import F8, NONE, STATELESS
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.types import Span
@@ -74,7 +73,7 @@ def measure(
             "reference": {"perplexity": perplexity},
             "codecs": [v.result() for v in variants if v.model is reference],
             "weights": [v.result() for v in variants if v.model is not reference],
-            "costs": [_cost(codec_named(kind), middle) for kind in KINDS],
+            "costs": [_cost(codec, middle) for codec in STATELESS.values()],
         }
 
 
@@ -202,9 +201,9 @@ def _variants(checkpoint: Checkpoint, reference: LocalModel, cuts: Sequence[int]
     hops = [round(n_blocks * i / HOPS) for i in range(HOPS + 1)]
     # Through the client: it decodes what a hop sends and encodes it again for the next.
     every_edge = [hops[0], *(edge for edge in hops[1:-1] for _ in range(2)), hops[-1]]
-    variants = [Variant(kind, reference, codec_named(kind), cuts) for kind in KINDS]
-    name = f"{INT8.name} on all {len(every_edge)} edges of {HOPS} hops"
-    variants.append(Variant(name, reference, INT8, every_edge))
+    variants = [Variant(kind, reference, codec, cuts) for kind, codec in STATELESS.items()]
+    name = f"{F8.name} on all {len(every_edge)} edges of {HOPS} hops"
+    variants.append(Variant(name, reference, F8, every_edge))
     variants += [
         Variant(f"KV {kv_dtype}", reference, kv_dtype=kv_dtype)
         for kv_dtype in KV_DTYPES
@@ -215,8 +214,8 @@ def _variants(checkpoint: Checkpoint, reference: LocalModel, cuts: Sequence[int]
         name = f"{'default' if quantize == 'auto' else quantize} = {model.weights}"
         variants.append(Variant(f"{name}, prefill", model))
         variants.append(Variant(f"{name}, decode", model, rows=DECODE_ROWS))
-    name = f"default, decode, with {INT8.name} on all edges of {HOPS} hops"
-    variants.append(Variant(name, model, INT8, every_edge, DECODE_ROWS))
+    name = f"default, decode, with {F8.name} on all edges of {HOPS} hops"
+    variants.append(Variant(name, model, F8, every_edge, DECODE_ROWS))
     return variants
 
 

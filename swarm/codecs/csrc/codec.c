@@ -1,33 +1,45 @@
-/* The int8 wire codec of int8.py, which has the format: the same bytes and the same verdicts, in one pass
-   without temporaries. For little-endian machines. Rows of a payload lie at any address. */
+/* The codecs of packed.py, which has the layout of rows: the same bytes and the same verdicts, in one pass without
+   temporaries. For little-endian machines. Rows of a payload lie at any address. */
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
-enum { OUTLIERS = 4, LANES = 16 };
+#define INLINE static inline __attribute__((always_inline))
 
-enum { OK = 0, NOT_FINITE = 1, BAD_SCALE = 2, BAD_VALUE = 3, BAD_CHANNEL = 4 };
+/* MAX_SCALES: as in types.py. */
+enum { OUTLIERS = 4, LANES = 16, MAX_SCALES = 12288 };
 
-static int64_t outliers_of(int64_t hidden)
-{
-    return hidden < OUTLIERS ? hidden : OUTLIERS;
-}
+enum { OK = 0, NOT_FINITE = 1, BAD_SCALE = 2, BAD_VALUE = 3, BAD_CHANNEL = 4, NO_FORMAT = 5 };
 
-/* Magnitudes of floats order like their bits without the sign; infinity and NaN are above all others. */
-static uint32_t magnitude(float x)
+/* Of codes: int8.py and f8.py have what they stand for. */
+enum { INT8 = 0, F8 = 1 };
+
+INLINE float largest_of(int format) { return format == F8 ? 1984.0f : 127.0f; }
+INLINE float reach_of(int format) { return format == F8 ? 1984.0f : 128.0f; }
+
+INLINE int64_t outliers_of(int64_t width) { return width < OUTLIERS ? width : OUTLIERS; }
+
+INLINE uint32_t bits_of(float x)
 {
     uint32_t bits;
     memcpy(&bits, &x, 4);
-    return bits & 0x7fffffff;
+    return bits;
 }
 
-static float from_bits(uint32_t bits)
+INLINE float from_bits(uint32_t bits)
 {
     float x;
     memcpy(&x, &bits, 4);
     return x;
 }
+
+/* Magnitudes of floats order like their bits without the sign; infinity and NaN are above all others. */
+INLINE uint32_t magnitude(float x) { return bits_of(x) & 0x7fffffff; }
+
+/* 2^exponent, of at most 32 either way. */
+INLINE float power_of_two(int32_t exponent) { return from_bits((uint32_t)(127 + exponent) << 23); }
 
 /* The largest OUTLIERS + 1 magnitudes plus one, in falling order, the lower channel first among equals; 0 where
    there are no more values. Plus one: a zero counts as a value. */
@@ -66,10 +78,10 @@ static void insert(ranking *best, uint32_t size, int64_t channel)
     best->channel[at] = (int32_t)channel;
 }
 
-static void rank(const float *x, int64_t hidden, ranking *best)
+static void rank(const float *x, int64_t width, ranking *best)
 {
     memset(best, 0, sizeof *best);
-    int64_t whole = hidden / LANES * LANES, channel = 0;
+    int64_t whole = width / LANES * LANES, channel = 0;
     uint32_t bound = reached(x, whole);
     for (; channel < whole; channel += LANES) {
         uint32_t larger = 0;
@@ -81,17 +93,42 @@ static void rank(const float *x, int64_t hidden, ranking *best)
         }
         if (best->size[OUTLIERS] >= bound) bound = best->size[OUTLIERS] + 1; /* only what is larger counts now */
     }
-    for (; channel < hidden; channel++) {
+    for (; channel < width; channel++) {
         uint32_t size = magnitude(x[channel]) + 1;
         if (size > best->size[OUTLIERS]) insert(best, size, channel);
     }
 }
 
-static int encode_row(const float *x, int64_t hidden, uint8_t *out)
+/* The code of y, a value in scales. At outliers, which a code may not reach, any. */
+INLINE uint8_t code_of(int format, float y)
 {
-    int k = (int)outliers_of(hidden);
+    if (format == INT8) {
+        y = y > 127.0f ? 127.0f : y;
+        y = y < -127.0f ? -127.0f : y;
+        return (uint8_t)(int32_t)rintf(y);
+    }
+    float size = fabsf(y);
+    size = size > 1984.0f ? 1984.0f : size;
+    uint32_t bits = bits_of(size);
+    uint32_t normal = ((bits + 0x3ffff + (bits >> 19 & 1)) >> 19) - (130 << 4); /* from 16 on */
+    uint32_t small = (uint32_t)(int32_t)rintf(size);
+    return (uint8_t)((size < 16.0f ? small : normal) | bits_of(y) >> 31 << 7);
+}
+
+INLINE float value_of(int format, uint8_t code)
+{
+    if (format == INT8) return (float)(int8_t)code;
+    uint32_t size = code & 0x7f;
+    uint32_t bits = size < 16 ? bits_of((float)(int32_t)size) : (size + (130 << 4)) << 19;
+    return from_bits(bits | (uint32_t)(code & 0x80) << 24);
+}
+
+/* `scaled`: the row with its channels divided; without powers of two the row itself. */
+INLINE int encode_row(int format, const float *x, const float *scaled, int64_t width, uint8_t *out)
+{
+    int k = (int)outliers_of(width);
     ranking best;
-    rank(x, hidden, &best);
+    rank(scaled, width, &best);
     if (best.size[0] > 0x7f800000) return NOT_FINITE;
 
     int32_t channels[OUTLIERS];
@@ -101,51 +138,61 @@ static int encode_row(const float *x, int64_t hidden, uint8_t *out)
         channels[at] = best.channel[i];
     }
     float rest = best.size[OUTLIERS] > 0 ? from_bits(best.size[OUTLIERS] - 1) : 0.0f;
-    float scale = (rest < 1e-30f ? 1e-30f : rest) / 127.0f;
+    float scale = (rest < 1e-30f ? 1e-30f : rest) / largest_of(format);
     float inverse = 1.0f / scale;
 
     memcpy(out, &scale, 4);
-    int8_t *q = (int8_t *)(out + 4 + 6 * k);
-    for (int64_t i = 0; i < hidden; i++) {
-        float y = x[i] * inverse;
-        y = y > 127.0f ? 127.0f : y; /* outliers: not representable otherwise */
-        y = y < -127.0f ? -127.0f : y;
-        q[i] = (int8_t)(int32_t)rintf(y);
-    }
+    uint8_t *codes = out + 4 + 6 * k;
+    for (int64_t i = 0; i < width; i++) codes[i] = code_of(format, scaled[i] * inverse);
     for (int i = 0; i < k; i++) {
         uint16_t channel = (uint16_t)channels[i];
         memcpy(out + 4 + 2 * i, &channel, 2);
         memcpy(out + 4 + 2 * k + 4 * i, x + channels[i], 4);
-        q[channels[i]] = 0;
+        codes[channels[i]] = 0;
     }
     return OK;
 }
 
-/* x: (tokens, hidden) floats, rows `stride` floats apart. */
-int32_t swarm_int8_encode(const float *x, int64_t stride, int64_t tokens, int64_t hidden, uint8_t *out)
+INLINE int encode(int format, const float *x, int64_t stride, int64_t tokens, int64_t width,
+                  const int8_t *exponents, uint8_t *out)
 {
-    int64_t row_bytes = 4 + 6 * outliers_of(hidden) + hidden;
-    for (int64_t row = 0; row < tokens; row++) {
-        int verdict = encode_row(x + row * stride, hidden, out + row * row_bytes);
+    int64_t row_bytes = 4 + 6 * outliers_of(width) + width;
+    for (int64_t row = 0; row < tokens; row++, x += stride, out += row_bytes) {
+        float divided[MAX_SCALES];
+        if (exponents)
+            for (int64_t i = 0; i < width; i++) divided[i] = x[i] * power_of_two(-exponents[i]);
+        int verdict = encode_row(format, x, exponents ? divided : x, width, out);
         if (verdict != OK) return verdict;
     }
     return OK;
 }
 
-/* The first complaint about any row, in the order of the codes. `limit`: the largest magnitude allowed. */
-static int check(const uint8_t *payload, int64_t tokens, int64_t hidden, float limit)
+/* x: (tokens, width) floats, rows `stride` floats apart. `exponents`: of the power of two that divides each channel, at
+   most MAX_SCALES; NULL: none. */
+int32_t swarm_rows_encode(int32_t format, const float *x, int64_t stride, int64_t tokens, int64_t width,
+                          const int8_t *exponents, uint8_t *out)
 {
-    int64_t k = outliers_of(hidden), row_bytes = 4 + 6 * k + hidden;
+    if (format == INT8 && exponents) return encode(INT8, x, stride, tokens, width, exponents, out);
+    if (format == INT8) return encode(INT8, x, stride, tokens, width, 0, out);
+    if (format == F8 && !exponents) return encode(F8, x, stride, tokens, width, 0, out);
+    return NO_FORMAT;
+}
+
+/* The first complaint about any row, in the order of the codes. `most`: the largest scale allowed, `limit` the
+   largest magnitude. */
+static int check(const uint8_t *payload, int64_t tokens, int64_t width, float most, float limit)
+{
+    int64_t k = outliers_of(width), row_bytes = 4 + 6 * k + width;
     int bad_scale = 0, bad_value = 0, bad_channel = 0;
     for (int64_t row = 0; row < tokens; row++, payload += row_bytes) {
         float scale, value;
         memcpy(&scale, payload, 4);
-        bad_scale |= !(scale >= 0 && scale <= limit / 128.0f); /* NaN too */
+        bad_scale |= !(scale >= 0 && scale <= most); /* NaN too */
         int32_t before = -1;
         for (int64_t i = 0; i < k; i++) {
             uint16_t channel;
             memcpy(&channel, payload + 4 + 2 * i, 2);
-            bad_channel |= channel <= before || channel >= hidden;
+            bad_channel |= channel <= before || channel >= width;
             before = channel;
             memcpy(&value, payload + 4 + 2 * k + 4 * i, 4);
             bad_value |= !(fabsf(value) <= limit);
@@ -154,22 +201,43 @@ static int check(const uint8_t *payload, int64_t tokens, int64_t hidden, float l
     return bad_scale ? BAD_SCALE : bad_value ? BAD_VALUE : bad_channel ? BAD_CHANNEL : OK;
 }
 
-/* payload: exactly `tokens` rows. out: (tokens, hidden) floats; untouched unless the verdict is OK. */
-int32_t swarm_int8_decode(const uint8_t *payload, int64_t tokens, int64_t hidden, float limit, float *out)
+INLINE int decode(int format, const uint8_t *payload, int64_t tokens, int64_t width, float limit,
+                  const int8_t *exponents, float *out)
 {
-    int verdict = check(payload, tokens, hidden, limit);
+    /* Behind powers of two it is not the scale alone that says how large values are. */
+    int verdict = check(payload, tokens, width, exponents ? FLT_MAX : limit / reach_of(format), limit);
     if (verdict != OK) return verdict;
-    int64_t k = outliers_of(hidden), row_bytes = 4 + 6 * k + hidden;
-    for (int64_t row = 0; row < tokens; row++, payload += row_bytes, out += hidden) {
+    int64_t k = outliers_of(width), row_bytes = 4 + 6 * k + width;
+    uint32_t most = bits_of(limit), beyond = 0;
+    int8_t highest = -127;
+    if (exponents)
+        for (int64_t i = 0; i < width; i++) highest = exponents[i] > highest ? exponents[i] : highest;
+    float reach = reach_of(format) * power_of_two(highest);
+    for (int64_t row = 0; row < tokens; row++, payload += row_bytes, out += width) {
         float scale;
         memcpy(&scale, payload, 4);
-        const int8_t *q = (const int8_t *)(payload + 4 + 6 * k);
-        for (int64_t i = 0; i < hidden; i++) out[i] = (float)q[i] * scale;
+        const uint8_t *codes = payload + 4 + 6 * k;
+        for (int64_t i = 0; i < width; i++) {
+            float value = value_of(format, codes[i]) * scale;
+            out[i] = exponents ? value * power_of_two(exponents[i]) : value;
+        }
         for (int64_t i = 0; i < k; i++) {
             uint16_t channel;
             memcpy(&channel, payload + 4 + 2 * i, 2);
             memcpy(out + channel, payload + 4 + 2 * k + 4 * i, 4);
         }
+        if (exponents && !(scale * reach <= limit)) /* else no value of this row can be */
+            for (int64_t i = 0; i < width; i++) beyond |= magnitude(out[i]) > most;
     }
-    return OK;
+    return beyond ? BAD_SCALE : OK;
+}
+
+/* payload: exactly `tokens` rows. out: (tokens, width) floats; of no use unless the verdict is OK. */
+int32_t swarm_rows_decode(int32_t format, const uint8_t *payload, int64_t tokens, int64_t width, float limit,
+                          const int8_t *exponents, float *out)
+{
+    if (format == INT8 && exponents) return decode(INT8, payload, tokens, width, limit, exponents, out);
+    if (format == INT8) return decode(INT8, payload, tokens, width, limit, 0, out);
+    if (format == F8 && !exponents) return decode(F8, payload, tokens, width, limit, 0, out);
+    return NO_FORMAT;
 }

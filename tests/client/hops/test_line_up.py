@@ -14,9 +14,13 @@ from swarm_node.client.routing.prefix import PrefixKey
 from swarm_node.client.routing.router import Router
 from swarm_node.swarm.boundaries import Boundaries
 from swarm_node.swarm.codecs.kinds import BF16, NONE
+from swarm_node.swarm.codecs.names import KINDS
+from swarm_node.swarm.errors import HopFailedError
 from swarm_node.swarm.links.link import NodeLink
+from swarm_node.swarm.links.pool import Offer
 from swarm_node.swarm.types import Hop, Span
 from tests.doubles.fake_swarm import FakeSwarm
+from tests.swarm.codecs.codec_cases import codec_of, table_of
 
 IDS = list(range(100))
 A, B, C, D = Hop("a", Span(0, 2)), Hop("b", Span(2, 4)), Hop("c", Span(4, 6)), Hop("d", Span(2, 4))
@@ -70,6 +74,71 @@ def test_between_hops_that_stay(settings: RouteSettings) -> None:
     a.forget_names()
     (plan,) = plan_line([a, D, c], settings, IDS, always, old).values()
     assert plan.names is None, "what comes to it is not what names would say"
+
+
+@pytest.fixture
+def scaled(settings: RouteSettings) -> RouteSettings:
+    """The default. The client knows the scales of boundaries 0 and 6, and what b has told it."""
+    offers = {"b": Offer(KINDS, 2, table_of(8, 2).exponents)}
+    return replace(
+        settings, wire_codec="int8s", tables={0: table_of(8, 0), 6: table_of(8, 6)}, offers=offers.get
+    )
+
+
+def names(plans: dict[int, HopPlan]) -> list[tuple[str, str]]:
+    return [(plan.codec.name, plan.reply_codec.name) for plan in plans.values()]
+
+
+def scales(seed: int) -> str:
+    return codec_of("int8s", 8, seed).name
+
+
+def test_each_boundary_has_the_scales_of_who_reads_there(scaled: RouteSettings) -> None:
+    plans = plan_line([A, B, C], scaled, IDS, always)
+    assert names(plans) == [(scales(0), scales(2)), (scales(2), "f8"), ("f8", scales(6))]
+    without = replace(scaled, tables={}, offers=lambda peer_id: None)
+    assert names(plan_line([A, B, C], without, IDS, always)) == [("f8", "f8")] * 3
+    asked = replace(scaled, wire_codec="int8")
+    assert names(plan_line([A, B, C], asked, IDS, always)) == [("int8", "int8")] * 3
+
+
+def test_a_node_s_own_scales_are_for_its_first_block(scaled: RouteSettings) -> None:
+    """Those of the model come second; b's are not for a boundary in its span."""
+    scaled = replace(scaled, tables={2: table_of(8, 9), 3: table_of(8, 3)})
+    inside = [Hop("a", Span(0, 3)), Hop("b", Span(3, 6))]
+    assert names(plan_line(inside, scaled, IDS, always)) == [("f8", scales(3)), (scales(3), "f8")]
+    assert names(plan_line([A, B, C], scaled, IDS, always))[1] == (scales(2), "f8")
+
+
+def test_a_table_that_cannot_be_ends_the_hop_that_offers_it(scaled: RouteSettings) -> None:
+    for exponents in (bytes(7), bytes([99] * 8)):
+        offers = {"b": Offer(KINDS, 2, exponents)}
+        with pytest.raises(HopFailedError, match="table of scales") as caught:
+            plan_line([A, B, C], replace(scaled, offers=offers.get), IDS, always)
+        assert caught.value.peer_id == "b"
+
+
+def test_what_a_node_said_counts_more_than_what_it_announced(scaled: RouteSettings) -> None:
+    offers = {"b": Offer(("none", "bf16"), 2, table_of(8, 2).exponents)}
+    plans = plan_line([A, B, C], replace(scaled, offers=offers.get), IDS, always)
+    assert names(plans) == [(scales(0), "bf16"), ("bf16", "bf16"), ("bf16", scales(6))]
+
+
+def test_an_old_peer_gets_16_bits(scaled: RouteSettings) -> None:
+    scaled.nodes["b"] = replace(scaled.nodes["b"], codecs=("none", "bf16", "fp16", "int8"))
+    plans = plan_line([A, B, C], replace(scaled, offers=lambda peer_id: None), IDS, always)
+    assert names(plans) == [(scales(0), "bf16"), ("bf16", "bf16"), ("bf16", scales(6))]
+
+
+def test_a_replacement_keeps_the_scales_that_rows_are_journalled_in(scaled: RouteSettings) -> None:
+    """Whatever it wants itself; boundaries that are new choose anew."""
+    a, b, c = old = [opened(plan) for plan in plan_line([A, B, C], scaled, IDS, always).values()]
+    offers = {"d": Offer(KINDS, 2, table_of(8, 7).exponents), "e": Offer(KINDS, 3, table_of(8, 8).exponents)}
+    now = replace(scaled, offers=offers.get)
+    assert names(plan_line([a, D, c], now, IDS, always, old)) == [(scales(2), "f8")]
+    halves = [a, Hop("d", Span(2, 3)), Hop("e", Span(3, 4)), c]
+    assert names(plan_line(halves, now, IDS, always, old)) == [(scales(2), scales(8)), (scales(8), "f8")]
+    assert b.codec == codec_of("int8s", 8, 2)
 
 
 def test_a_node_that_speaks_less_is_spoken_to_so(settings: RouteSettings) -> None:

@@ -16,11 +16,12 @@ from swarm_node.client.hops.row_watch import (
     usual_embedding_rms,
 )
 from swarm_node.swarm.boundaries import Boundaries
-from swarm_node.swarm.codecs.int8 import OUTLIERS
-from swarm_node.swarm.codecs.kinds import INT8, codec_named
+from swarm_node.swarm.codecs.kinds import INT8
 from swarm_node.swarm.codecs.names import KINDS
+from swarm_node.swarm.codecs.packed import OUTLIERS
 from swarm_node.swarm.errors import RemoteProtocolError
 from swarm_node.swarm.types import Span
+from tests.swarm.codecs.codec_cases import codec_of
 
 HIDDEN = 64
 USUAL = 0.125
@@ -44,7 +45,7 @@ def look(
     codec: str = "int8",
     reply_codec: str = "int8",
 ) -> None:
-    taken, given = codec_named(codec), codec_named(reply_codec)
+    taken, given = codec_of(codec, HIDDEN), codec_of(reply_codec, HIDDEN)
     sent, got = taken.encode(came.numpy()), given.encode(went.numpy())
     watching.check("peer a", taken, sent, len(came), given, got, position)
 
@@ -104,9 +105,27 @@ def test_a_hop_is_not_blamed_for_what_it_was_fed(codec: str) -> None:
     if codec != "fp16":
         just = rows(1, rms=USUAL * MOST_GROWTH * 0.9)
         look(other, just, just * 1.3, 7, codec, codec)
-        for reply_codec in ("none", "bf16", "int8"):  # which tell more or less of a row's magnitude
+        for reply_codec in (
+            "none",
+            "bf16",
+            "int8",
+            "f8",
+            "int8s",
+        ):  # which tell more or less of a row's magnitude
             look(other, just, just * 1.3, 7, codec, reply_codec)
     assert math.sqrt(HIDDEN) < EXPLAINED
+
+
+@pytest.mark.parametrize("codec", KINDS)
+@pytest.mark.parametrize("reply_codec", KINDS)
+def test_echoes_in_any_codec(codec: str, reply_codec: str) -> None:
+    """A hop that computes nothing decodes what came, and encodes it for the next."""
+    taken, given = codec_of(codec, HIDDEN), codec_of(reply_codec, HIDDEN, seed=2)
+    came = taken.encode(rows(2, rms=USUAL).numpy())
+    went = taken.decode(came, 2, HIDDEN)
+    went[0] += 0.01 * USUAL
+    with pytest.raises(RemoteProtocolError, match="position 8 is what was sent"):
+        watch().check("peer a", taken, came, 2, given, given.encode(went), 7)
 
 
 @pytest.mark.parametrize("codec", KINDS)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
+from typing import Any
 
 import pytest
 
 from swarm_node.client.generation import Generation
 from tests.doubles.chain_case import GREEDY, PROMPT, ChainCase, H, N, S, answered, check
+from tests.doubles.fake_swarm import HIDDEN
+from tests.swarm.codecs.codec_cases import codec_of, table_of
 
 
 @pytest.mark.parametrize("hops", [1, 2, 3, 4])
-@pytest.mark.parametrize("codec", ["none", "int8"])
+@pytest.mark.parametrize("codec", ["none", "int8", "f8", "int8s"])
 async def test_chained_equals_relayed(hops: int, codec: str) -> None:
     answers: list[Generation] = []
     for chain in (True, False):
@@ -84,6 +88,62 @@ async def test_an_edge_that_cannot_be_dialled_goes_through_the_client() -> None:
     again = await case.disturbed()  # known now: nobody is asked
     assert case.swarm.nodes["hb"].opens[-1].downstream is None or again.route != answer.route
     assert case.blamed == set()
+
+
+def with_scales(case: ChainCase) -> dict[str, Any]:
+    """Options of a client: every node wants scales of its own, and the client has some for its last edge."""
+    for seed, node in enumerate(case.swarm.nodes.values()):
+        node.behaviour.scales = table_of(HIDDEN, seed).exponents
+    local = case.swarm.local(scales={0: table_of(HIDDEN, 50), 6: table_of(HIDDEN, 60)})
+    return {"local": local, "wire_codec": "auto"}
+
+
+async def test_scales_that_nodes_told_are_used_from_the_next_session_on() -> None:
+    case = await ChainCase(3, spares=False).start()
+    async with case.client(**with_scales(case)) as model:
+        await answered(model)
+        again = await answered(model)
+    first, second = ([case.swarm.nodes[name].opens[at] for name in case.names] for at in (0, 1))
+    start, end = codec_of("int8s", HIDDEN, 50).name, codec_of("int8s", HIDDEN, 60).name
+    assert [(o.codec, o.reply_codec) for o in first] == [(start, "f8"), ("f8", "f8"), ("f8", end)]
+    told = [codec_of("int8s", HIDDEN, seed) for seed in range(3)]
+    assert [o.codec for o in second] == [codec.name for codec in told]
+    assert [o.reply_codec for o in second] == [told[1].name, told[2].name, end]
+    assert second[1].scales == (told[1].exponents, told[2].exponents)
+    assert {hop.codec for hop in again.hops} == {"int8s"}
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+async def test_a_kill_with_scales_keeps_the_tokens(victim: int) -> None:
+    """The replacement is opened with the tables of the rows that are in journals, not with those it wants."""
+    answers = []
+    for disturbed in (False, True):
+        case = await ChainCase(3).start()
+        faults = [(8, partial(case.kill, H[victim]))] if disturbed else []
+        async with case.client(**with_scales(case)) as model:
+            for name in (*case.names, S[victim]):
+                await (await model._links.get(name)).welcome  # met before
+            answers.append(await answered(model, *faults))
+    undisturbed, repaired = answers
+    assert repaired.repairs == 1
+    assert repaired.token_ids == undisturbed.token_ids
+    (lost,), (replacement,) = case.swarm.nodes[H[victim]].opens, case.swarm.nodes[S[victim]].opens
+    if victim:
+        assert (replacement.codec, replacement.scales[:1]) == (lost.codec, lost.scales[:1])
+    if victim < 2:
+        assert replacement.reply_codec == lost.reply_codec
+    assert case.blamed <= {H[victim]}
+
+
+async def test_an_old_node_in_the_chain_is_spoken_to_in_16_bits() -> None:
+    case = ChainCase(3, spares=False)
+    case.swarm.nodes["hb"].behaviour.codecs = ("none", "bf16", "fp16", "int8")
+    await case.start()
+    async with case.client(wire_codec="auto") as model:
+        check(await answered(model))
+    opens = [case.swarm.nodes[name].opens[0] for name in case.names]
+    assert [(o.codec, o.reply_codec) for o in opens] == [("f8", "bf16"), ("bf16", "bf16"), ("bf16", "f8")]
+    assert all(o.scales == () for o in opens)
 
 
 async def test_both_sides_of_an_edge_speak_its_codec() -> None:

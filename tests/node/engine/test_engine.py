@@ -12,10 +12,11 @@ from swarm_node.node.engine.jobs import StepDone, StepDropped, StepFailed, StepJ
 from swarm_node.shards.layers.kv_pool import KvPool
 from swarm_node.shards.models.native_span import NativeSpan
 from swarm_node.shards.torch.span import TorchSpan
-from swarm_node.swarm.codecs.kinds import NONE, codec_named
+from swarm_node.swarm.codecs.kinds import NONE
 from swarm_node.swarm.errors import ErrorCode, LocalProtocolError, UsageError
 from swarm_node.swarm.protocol.messages import Want
 from swarm_node.swarm.types import Span
+from tests.swarm.codecs.codec_cases import codec_of
 
 ALL = Span(0, 4)
 
@@ -72,7 +73,7 @@ class Driver:
         return NONE.decode(outcome.payload, outcome.rows, 64)
 
     def sequence(self, tokens=256, span=ALL, codec="none", owner="peer", **more):
-        return self.engine.open_sequence(owner, span, tokens, codec_named(codec), NONE, **more)
+        return self.engine.open_sequence(owner, span, tokens, codec_of(codec, 64), NONE, **more)
 
 
 def pool_of(model, slots):
@@ -508,25 +509,27 @@ async def test_a_failed_copy_fails_the_step_and_what_follows(driver, hidden_stat
 async def test_sessions_with_their_own_codecs_share_a_batch(driver, plain, hidden_states):
     x = hidden_states(10)
     wanted = plain(driver.engine.model, x)
-    kinds = ["none", "bf16", "int8", "none", "fp16"]
+    kinds = ["none", "bf16", "int8", "none", "fp16", "f8", "int8s"]
     sequences = [driver.sequence(codec=codec) for codec in kinds]
-    for sequence, reply in zip(sequences, ["int8", "none", "none", "bf16", "none"], strict=True):
-        sequence.reply_codec = codec_named(reply)
+    for sequence, reply in zip(
+        sequences, ["int8", "none", "none", "bf16", "none", "int8s", "f8"], strict=True
+    ):
+        sequence.reply_codec = codec_of(reply, 64)
     hold = threading.Event()
     held = asyncio.ensure_future(driver.engine.run(lambda: hold.wait(10)))
     await asyncio.sleep(0)
-    wants = [Want.ALL, Want.LAST, Want.ALL, Want.LAST, Want.NOTHING]
+    wants = [Want.ALL, Want.LAST, Want.ALL, Want.LAST, Want.NOTHING, Want.ALL, Want.LAST]
     steps = [
-        driver.submit(sequence, x[:5], 0, want=want) for sequence, want in zip(sequences, wants, strict=True)
+        driver.submit(sequence, x[:4], 0, want=want) for sequence, want in zip(sequences, wants, strict=True)
     ]
     hold.set()
     outcomes = await asyncio.gather(held, *steps)
     for sequence, want, outcome in zip(sequences, wants, outcomes[1:], strict=True):
-        assert outcome.batch == 5
-        rows = {Want.ALL: 5, Want.LAST: 1, Want.NOTHING: 0}[want]
-        assert (outcome.rows, outcome.position) == (rows, 5 - rows)
+        assert outcome.batch == len(kinds)
+        rows = {Want.ALL: 4, Want.LAST: 1, Want.NOTHING: 0}[want]
+        assert (outcome.rows, outcome.position) == (rows, 4 - rows)
         got = sequence.reply_codec.decode(outcome.payload, rows, 64)
-        np.testing.assert_allclose(got, wanted[5 - rows : 5], atol=0.1, rtol=0.1)
+        np.testing.assert_allclose(got, wanted[4 - rows : 4], atol=0.1, rtol=0.1)
 
 
 async def test_one_client_s_prompts_do_not_hold_up_another_s_tokens(tiny_span, hidden_states, monkeypatch):
@@ -606,7 +609,7 @@ async def in_thread_and_here(driver, x, codec="none"):
     engine, here, rows = driver.engine, [], []
     forward = engine.model.forward
     engine.model.forward = lambda *args: here.append(threading.current_thread()) or forward(*args)
-    sequence = engine.open_sequence("peer", ALL, 256, codec_named(codec), codec_named(codec))
+    sequence = engine.open_sequence("peer", ALL, 256, codec_of(codec, 64), codec_of(codec, 64))
     for position in range(len(x)):
         outcome = await driver.submit(sequence, x[position : position + 1], position)
         rows.append(bytes(outcome.payload))

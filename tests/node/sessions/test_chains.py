@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from swarm_node.node.limits.quotas import Limits
-from swarm_node.swarm.codecs.kinds import NONE, codec_named
+from swarm_node.swarm.codecs.kinds import NONE
 from swarm_node.swarm.errors import ErrorCode
 from swarm_node.swarm.protocol.field_types import Downstream
 from swarm_node.swarm.protocol.messages import ErrorMessage, Opened, Ping, Pong, Refused, Result, Step, Want
 from swarm_node.swarm.types import Span
 from tests.node.chain_swarm import ChainSwarm, Hop, rows, stalled, swarm_of, until
+from tests.swarm.codecs.codec_cases import codec_of
 
 HIDDEN = 64
 PLACES = [("a", Span(0, 1)), ("b", Span(1, 3)), ("c", Span(3, 4))]
@@ -53,7 +54,7 @@ async def relayed(swarm: ChainSwarm, places=PLACES, **more) -> list[Hop]:
     return hops
 
 
-@pytest.mark.parametrize("codec", ["none", "int8"])
+@pytest.mark.parametrize("codec", ["none", "int8", "f8", "int8s"])
 async def test_chained_greedy_steps_equal_the_relayed_ones(swarm, hidden_states, codec):
     table, head = hidden_states(128, 9), hidden_states(128, 10)
     async with swarm() as it:
@@ -74,7 +75,7 @@ async def test_chained_greedy_steps_equal_the_relayed_ones(swarm, hidden_states,
                     assert all(len(spent) == 4 and spent[1] > 0 for spent in result.spent)
                 else:
                     last, count = await relay(route, number, position, payload, len(fed)), len(fed)
-                hidden = codec_named(codec).decode(last, count, HIDDEN)[-1]
+                hidden = codec_of(codec, HIDDEN).decode(last, count, HIDDEN)[-1]
                 known.append(int((head @ hidden).argmax()))
         assert ids[0] == ids[1]
         assert len(set(ids[0])) > 5

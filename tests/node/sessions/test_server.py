@@ -7,11 +7,13 @@ import random
 import numpy as np
 import pytest
 
+from scripts.lab.tiny_model import HIDDEN
 from swarm_node.node.limits.quotas import Limits
 from swarm_node.node.sessions.peer_connection import PeerConnection
-from swarm_node.swarm.codecs.kinds import NONE
+from swarm_node.swarm.codecs.kinds import F8, NONE
 from swarm_node.swarm.codecs.names import KINDS
-from swarm_node.swarm.errors import ErrorCode, StreamClosedError
+from swarm_node.swarm.codecs.scales import ScaleTable
+from swarm_node.swarm.errors import ErrorCode, StreamClosedError, UsageError
 from swarm_node.swarm.protocol.field_types import Progress
 from swarm_node.swarm.protocol.messages import (
     Close,
@@ -31,8 +33,10 @@ from swarm_node.swarm.protocol.messages import (
 from swarm_node.swarm.protocol.wire import FIXED_HEADER, Frame, encode_frame
 from swarm_node.swarm.types import NodeState, Span
 from tests.node.chain_swarm import until
+from tests.swarm.codecs.codec_cases import codec_of
 
 ALL = Span(0, 4)
+TABLE, NARROW = codec_of("int8s", HIDDEN), codec_of("int8s", HIDDEN - 1)
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 
 
@@ -164,6 +168,39 @@ async def test_pong_tells_where_requests_are_and_no_stranger(serving, hidden_sta
         assert (await stranger.ask(Ping(1, (session,)))).tells == ()
 
 
+async def test_a_session_keeps_the_tables_it_was_opened_with(serving, plain, hidden_states):
+    """Of each direction its own, and of another session another."""
+    async with serving() as node:
+        client = await node.connect()
+        x = hidden_states(40)
+        wanted = plain(node.server.engine.model, x)
+        other = codec_of("int8s", HIDDEN, seed=5)
+        for codec, reply in ((TABLE, other), (other, TABLE), (F8, other), (TABLE, NONE)):
+            tables = tuple(each.exponents for each in (codec, reply) if each.exponents)
+            session = os.urandom(16)
+            opening = Open(session, ALL, 64, codec.name, reply.name, scales=tables)
+            assert isinstance(await client.ask(opening), Opened)
+            step = Step(session, 1, 0, 40, Want.ALL, payload=codec.encode(x))
+            answer = await client.ask(step)
+            got = reply.decode(answer.payload, 40, HIDDEN)
+            np.testing.assert_allclose(got, wanted, atol=0.15, rtol=0.1)
+
+
+async def test_scales_are_offered_to_who_can_use_them(serving):
+    async with serving(span=Span(1, 3)) as node:
+        before = await node.connect()
+        assert before.welcome.scales == b""
+        node.server.sessions.offer_scales(ScaleTable(TABLE.exponents))
+        assert (await node.connect()).welcome.scales == TABLE.exponents
+        old = await node.connect(greet=False)
+        welcome = await old.ask(Hello((1,), "", ("none", "bf16", "fp16", "int8"), 1 << 20, "old"))
+        assert (welcome.codecs, welcome.scales) == (("none", "bf16", "fp16", "int8"), b"")
+        node.server.sessions.offer_scales(None)
+        assert (await node.connect()).welcome.scales == b""
+        with pytest.raises(UsageError, match="63 channels"):
+            node.server.sessions.offer_scales(ScaleTable(bytes(63)))
+
+
 # Requests that are refused.
 
 
@@ -173,6 +210,10 @@ async def test_pong_tells_where_requests_are_and_no_stranger(serving, hidden_sta
         ({"span": Span(0, 4)}, ErrorCode.SPAN_NOT_SERVED),
         ({"codec": "zip"}, ErrorCode.UNSUPPORTED_CODEC),
         ({"reply_codec": "zip"}, ErrorCode.UNSUPPORTED_CODEC),
+        ({"codec": TABLE.name}, ErrorCode.UNSUPPORTED_CODEC),
+        ({"codec": TABLE.name, "scales": (bytes(HIDDEN),)}, ErrorCode.UNSUPPORTED_CODEC),
+        ({"reply_codec": NARROW.name, "scales": (NARROW.exponents,)}, ErrorCode.UNSUPPORTED_CODEC),
+        ({"codec": "int8s", "scales": (TABLE.exponents,)}, ErrorCode.UNSUPPORTED_CODEC),
         ({"batch": 2}, ErrorCode.UNSUPPORTED),
         ({"max_tokens": 257}, ErrorCode.CONTEXT_EXCEEDED),
         ({"max_tokens": 161, "span": Span(1, 3)}, ErrorCode.CONTEXT_EXCEEDED),

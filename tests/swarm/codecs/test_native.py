@@ -1,8 +1,9 @@
-"""The int8 codec in C against the plain one: the same bytes, the same verdicts."""
+"""The packed codecs in C against the plain ones: the same bytes, the same verdicts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,11 @@ from swarm_node.swarm.codecs.codec import MAX_MAGNITUDE
 from swarm_node.swarm.codecs.kinds import INT8
 from swarm_node.swarm.errors import LocalProtocolError, RemoteProtocolError
 from swarm_node.swarm.runtime.c_build import NativeUnavailableError
+from swarm_node.swarm.types import MAX_SCALES
+from tests.swarm.codecs import codec_cases
 
+PACKED = ("int8", "f8", "int8s")
+codec_of = partial(codec_cases.codec_of, most=8)
 LIMITS = (MAX_MAGNITUDE, 65504.0)
 
 
@@ -49,38 +54,44 @@ row_values = st.one_of(
 
 @pytest.mark.slow
 @settings(max_examples=400, deadline=None)
-@given(st.integers(1, 3), st.integers(1, 90), st.data())
-def test_both_paths_write_the_same_bytes(tokens: int, hidden: int, data: st.DataObject) -> None:
-    values = data.draw(st.lists(row_values, min_size=1, max_size=tokens * hidden))
-    x = np.resize(np.array(values, np.float32), (tokens, hidden))  # repeats: ties
-    plain, native = on_both_paths(lambda: bytes(INT8.encode(x)))
+@given(st.sampled_from(PACKED), st.integers(1, 3), st.integers(1, 90), st.data())
+def test_both_paths_write_the_same_bytes(kind: str, tokens: int, width: int, data: st.DataObject) -> None:
+    values = data.draw(st.lists(row_values, min_size=1, max_size=tokens * width))
+    x = np.resize(np.array(values, np.float32), (tokens, width))  # repeats: ties
+    codec = codec_of(kind, width, data.draw(st.integers(0, 9)))
+    plain, native = on_both_paths(lambda: bytes(codec.encode(x)))
     assert plain == native
 
 
-@pytest.mark.parametrize("hidden", [1, 4, 5, 15, 16, 17, 64, 576, 2049, 65536])
-def test_both_paths_write_the_same_bytes_for_real_widths(hidden: int) -> None:
-    massive = np.random.default_rng(hidden).standard_normal((3, hidden), np.float32)
-    massive[:, hidden // 2] *= 300
-    massive[0, hidden // 3] = 20000.0
-    flat = np.array([[0], [1], [1]]) * np.ones(hidden)
-    x = np.concatenate([massive, flat, np.arange(hidden)[None]], dtype=np.float32)
+@pytest.mark.parametrize("kind", PACKED)
+@pytest.mark.parametrize("width", [1, 4, 5, 15, 16, 17, 64, 576, 2049, 65536])
+def test_both_paths_write_the_same_bytes_for_real_widths(kind: str, width: int) -> None:
+    massive = np.random.default_rng(width).standard_normal((3, width), np.float32)
+    massive[:, width // 2] *= 300
+    massive[0, width // 3] = 20000.0
+    flat = np.array([[0], [1], [1]]) * np.ones(width)
+    x = np.concatenate([massive, flat, np.arange(width)[None]], dtype=np.float32)
     rounded = torch.from_numpy(x).to(torch.bfloat16).float().numpy()
+    if kind == "int8s" and width > MAX_SCALES:
+        return
+    codec = codec_of(kind, width)
     for view in (x, x[:, ::-1], x[::2], rounded, x.T.copy().T):
-        plain, native = on_both_paths(lambda v=view: bytes(INT8.encode(v)))
+        plain, native = on_both_paths(lambda v=view: bytes(codec.encode(v)))
         assert plain == native
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.integers(1, 3), st.integers(1, 40), st.sampled_from(LIMITS), st.data())
-def test_both_paths_read_alike(tokens: int, hidden: int, limit: float, data: st.DataObject) -> None:
+@given(st.sampled_from(PACKED), st.integers(1, 3), st.integers(1, 40), st.sampled_from(LIMITS), st.data())
+def test_both_paths_read_alike(kind: str, tokens: int, width: int, limit: float, data: st.DataObject) -> None:
     """Well-formed payloads, with a few bytes of each changed at will, as every kind of buffer."""
-    x = np.random.default_rng(hidden).standard_normal((tokens, hidden), np.float32)
-    payload = bytearray(INT8.encode(x))
+    x = np.random.default_rng(width).standard_normal((tokens, width), np.float32)
+    codec = codec_of(kind, width, data.draw(st.integers(0, 9)))
+    payload = bytearray(codec.encode(x))
     places = st.integers(0, len(payload) - 1)
     for place, byte in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), max_size=6)):
         payload[place] = byte
     for form in (payload, bytes(payload), memoryview(payload), memoryview(bytes(payload))):
-        plain, native = on_both_paths(lambda f=form: INT8.decode(f, tokens, hidden, limit))
+        plain, native = on_both_paths(lambda f=form: codec.decode(f, tokens, width, limit))
         if isinstance(plain, np.ndarray):
             assert isinstance(native, np.ndarray)
             assert native.dtype == np.float32
@@ -90,12 +101,14 @@ def test_both_paths_read_alike(tokens: int, hidden: int, limit: float, data: st.
     payload[:] = payload * 1  # no buffer is still held
 
 
-def test_a_large_step_is_the_same_with_the_lock_released() -> None:
+@pytest.mark.parametrize("kind", PACKED)
+def test_a_large_step_is_the_same_with_the_lock_released(kind: str) -> None:
+    codec = codec_of(kind, 40)
     x = np.random.default_rng(1).standard_normal((native_codec.GIL_ROWS * 3, 40), np.float32)
-    plain, native = on_both_paths(lambda: bytes(INT8.encode(x)))
+    plain, native = on_both_paths(lambda: bytes(codec.encode(x)))
     assert isinstance(plain, bytes)
     assert plain == native
-    read = on_both_paths(lambda: INT8.decode(plain, len(x), 40))
+    read = on_both_paths(lambda: codec.decode(plain, len(x), 40))
     assert np.array_equal(*read)  # type: ignore[arg-type]
 
 

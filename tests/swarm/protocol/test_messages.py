@@ -23,6 +23,7 @@ from swarm_node.swarm.protocol.error_frames import error_message, error_of
 from swarm_node.swarm.protocol.field_types import (
     MAX_PREFIX_PAGES,
     MAX_TEXT,
+    MAX_TOKENS,
     Downstream,
     DownstreamField,
     Progress,
@@ -56,7 +57,14 @@ from swarm_node.swarm.protocol.messages import (
     encode,
 )
 from swarm_node.swarm.protocol.wire import Frame, FrameParser, encode_frame
-from swarm_node.swarm.types import NodeState, SignedRecord, Span
+from swarm_node.swarm.types import (
+    MAX_BLOCKS,
+    MAX_RECORD_BYTES,
+    MAX_SCALES,
+    NodeState,
+    SignedRecord,
+    Span,
+)
 
 SESSION = bytes(range(16))
 DIGEST = "ab" * 32
@@ -76,6 +84,8 @@ def valid(field: Any) -> st.SearchStrategy[Any]:
             return st.booleans()
         case wire_fields.Blob():
             return st.binary(min_size=field.size, max_size=field.size)
+        case wire_fields.ShortBytes():
+            return st.binary(max_size=min(field.limit, 40))
         case wire_fields.Word():
             return st.from_regex(field.pattern, fullmatch=True)
         case wire_fields.Prose():
@@ -114,6 +124,8 @@ def invalid(field: Any) -> list[Any]:
             return [*common, None, 0, 1, "true"]
         case wire_fields.Blob():
             return [*common, None, "x" * field.size, b"x" * (field.size - 1), b"x" * (field.size + 1), []]
+        case wire_fields.ShortBytes():
+            return [*common, None, "x", b"x" * (field.limit + 1), []]
         case wire_fields.Word():
             return [*common, None, 1, "\x1b[31m", "x" * 600, "äö", b"none"]
         case wire_fields.Prose():
@@ -203,6 +215,8 @@ def over_the_wire(message: Message) -> Message:
 EXAMPLES: list[Message] = [
     Hello((1,), "", ("int8",), 1 << 20, "test"),
     Welcome(1, DIGEST, Span(0, 3), ("int8",), 1 << 20, "test", 512, 30),
+    Welcome(1, DIGEST, Span(0, 3), ("int8s",), 1 << 20, "test", 512, 30, scales=b"\0\1\xff"),
+    Open(SESSION, Span(3, 9), 100, "int8s.0123456789abcdef", "f8", scales=(b"\0\1\xff", b"")),
     Open(
         SESSION,
         Span(3, 9),
@@ -298,6 +312,8 @@ def _some(field: Any) -> Any:
     match field:
         case SpentField():
             return _some(field.one_by_one)
+        case wire_fields.ShortBytes():
+            return b"\1"
         case wire_fields.Integer():
             return min(max(1024, field.low), field.high) if field.low else 0
         case wire_fields.Count():
@@ -360,6 +376,29 @@ def test_complaints_name_the_place_the_value_and_the_bound(header: dict[str, obj
 def test_a_replay_ends_behind_its_beginning() -> None:
     with pytest.raises(LocalProtocolError, match="until is 3, before from_position 4"):
         encode(Replay(SESSION, 4, 3, 1, Downstream("abc", SESSION)))
+
+
+def test_two_tables_fit_into_a_header_beside_all_else() -> None:
+    """The largest OPEN that there is."""
+    record = SignedRecord(1.5, bytes(MAX_RECORD_BYTES))
+    opening = Open(
+        SESSION,
+        Span(0, MAX_BLOCKS),
+        MAX_TOKENS,
+        "x" * 32,
+        "y" * 32,
+        4096,
+        MAX_BLOCKS - 2,
+        MAX_BLOCKS,
+        Downstream("z" * 128, SESSION, record),
+        tuple(bytes([number % 251] * 32) for number in range(MAX_PREFIX_PAGES)),
+        b"p" * 16,
+        MAX_TOKENS,
+        "z" * 128,
+        True,
+        (bytes(MAX_SCALES), bytes([1] * MAX_SCALES)),
+    )
+    assert over_the_wire(opening) == opening
 
 
 def test_a_welcome_must_fit_its_model() -> None:
