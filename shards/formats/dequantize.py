@@ -1,6 +1,6 @@
 """GGUF's quantized types back to float32, bit for bit as ggml's own package computes them.
 
-A block has 32 or 256 values, and its layout is that of the structs in ``ggml-common.h``. Several small
+A block has 32 to 256 values, and its layout is that of the structs in ``ggml-common.h``. Several small
 integers lie in one byte, the first of them lowest; ``_unpacked`` takes them apart.
 """
 
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import grids
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -18,7 +20,7 @@ _CODEBOOK = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.float32
 )
 """What IQ4's integers stand for."""
-_FP4 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], dtype=np.float32)
+_FP4 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], dtype=np.int8)
 """Twice what the four bits of a float of type E2M1 stand for (OCP Microscaling Formats 1.0)."""
 
 
@@ -125,6 +127,114 @@ def _mxfp4(block: np.ndarray) -> np.ndarray:
     return _scaled(scale[:, None], _FP4[_unpacked(block["q"], 4, 16)])
 
 
+_Integers = tuple[np.ndarray, np.ndarray]
+"""Scales float32 (blocks, groups) and integers int8 (blocks, values), whose exact products are the values."""
+
+
+def _signed(values: np.ndarray, signs: np.ndarray) -> np.ndarray:
+    """``values`` int8 (blocks, ...), negative where ``signs``, uint8, have a bit, the lowest one first."""
+    bits = np.unpackbits(signs.reshape(len(signs), -1), axis=1, bitorder="little").view(np.int8)
+    return values.reshape(len(values), -1) * (1 - 2 * bits)
+
+
+_EVEN_SIGNS = np.arange(128, dtype=np.uint8)
+for _bit in range(7):
+    _EVEN_SIGNS ^= (_EVEN_SIGNS >> _bit & 1) << 7
+"""Eight signs of seven bits: an even number of them is negative."""
+
+
+def _shifted(words: np.ndarray, *shifts: int) -> np.ndarray:
+    """(blocks, words) → (blocks, words * shifts): each word to the right by each of ``shifts``."""
+    return (words[..., None] >> np.array(shifts, words.dtype)).reshape(len(words), -1)
+
+
+def _iq2_xxs(block: np.ndarray) -> _Integers:
+    signs = block["groups"]["signs"]
+    scale = _floats(block["d"]) * (np.float32(0.5) + (signs >> 28).astype(np.float32)) * np.float32(0.25)
+    values = grids.IQ2_XXS[block["groups"]["index"]]
+    return scale, _signed(values, _EVEN_SIGNS[_shifted(signs, 0, 7, 14, 21) & 127])
+
+
+def _iq3_xxs(block: np.ndarray) -> _Integers:
+    signs = block["signs"]
+    scale = _floats(block["d"]) * (np.float32(0.5) + (signs >> 28).astype(np.float32)) * np.float32(0.5)
+    return scale, _signed(grids.IQ3_XXS[block["index"]], _EVEN_SIGNS[_shifted(signs, 0, 7, 14, 21) & 127])
+
+
+def _nibble_scales(block: np.ndarray) -> np.ndarray:
+    scales = _unpacked(block["scales"], 4, 1).astype(np.float32)
+    return _floats(block["d"]) * (np.float32(0.5) + scales) * np.float32(0.25)
+
+
+def _iq2_xs(block: np.ndarray) -> _Integers:
+    return _nibble_scales(block), _signed(grids.IQ2_XS[block["q"] & 511], _EVEN_SIGNS[block["q"] >> 9])
+
+
+def _iq2_s(block: np.ndarray) -> _Integers:
+    index = block["index"] | _unpacked(block["high"], 2, 1).astype(np.uint16) << 8
+    return _nibble_scales(block), _signed(grids.IQ2_S[index], block["signs"])
+
+
+def _iq3_s(block: np.ndarray) -> _Integers:
+    index = block["index"] | np.unpackbits(block["high"], axis=1, bitorder="little").astype(np.uint16) << 8
+    scale = _floats(block["d"]) * (1 + 2 * _unpacked(block["scales"], 4, 1)).astype(np.float32)
+    return scale, _signed(grids.IQ3_S[index], block["signs"])
+
+
+def _iq1(d: np.ndarray, scales: np.ndarray, index: np.ndarray, lower: np.ndarray) -> _Integers:
+    """Points moved by an eighth, down where ``lower`` (blocks, points): in eighths they are integers."""
+    scale = _floats(d) * (2 * scales + 1).astype(np.float32) * np.float32(0.125)
+    eighths = 8 * grids.IQ1[index] + np.where(lower, -1, 1).astype(np.int8)[..., None]
+    return scale, eighths.reshape(len(d), -1)
+
+
+def _iq1_s(block: np.ndarray) -> _Integers:
+    high = block["high"]
+    index = block["index"] | (_shifted(high, 0, 3, 6, 9) & 7) << 8
+    return _iq1(block["d"], high >> 12 & 7, index, np.repeat(high >> 15, 4, axis=1))
+
+
+def _iq1_m(block: np.ndarray) -> _Integers:
+    """The float16 scale lies in the upper four bits of the four words with scales."""
+    parts = block["scales"] >> 12
+    d = parts[:, 0] | parts[:, 1] << 4 | parts[:, 2] << 8 | parts[:, 3] << 12
+    high = _unpacked(block["high"], 4, 1)
+    index = block["index"] | (high & 7).astype(np.uint16) << 8
+    return _iq1(d.view(np.float16), _shifted(block["scales"], 0, 3, 6, 9) & 7, index, high >> 3)
+
+
+def _ternary(packed: np.ndarray, digits: int) -> np.ndarray:
+    """Bytes (blocks, run) that are fractions of 256 in base 3: their first digits, one after the other."""
+    moved = (
+        packed[:, None] * 3 ** np.arange(digits, dtype=np.uint8)[:, None]
+    )  # without what is before the point
+    return (moved.astype(np.uint16) * 3 >> 8).reshape(len(packed), -1)
+
+
+def _tq1_0(block: np.ndarray) -> _Integers:
+    first, second = np.split(block["q"], [32], axis=1)
+    digits = np.concatenate((_ternary(first, 5), _ternary(second, 5), _ternary(block["rest"], 4)), axis=1)
+    return _floats(block["d"]), digits.astype(np.int8) - np.int8(1)
+
+
+def _tq2_0(block: np.ndarray) -> _Integers:
+    return _floats(block["d"]), _unpacked(block["q"], 2, 32).view(np.int8) - np.int8(1)
+
+
+def _q1_0(block: np.ndarray) -> _Integers:
+    return _floats(block["d"]), 2 * _unpacked(block["q"], 1, 1).view(np.int8) - np.int8(1)
+
+
+_UE4M3 = (np.arange(256, dtype=np.uint16) << 7 & 0x3F80).view(np.float16).astype(np.float32) * 128
+_UE4M3[0x7F] = 0
+"""Half of what a scale of NVFP4 stands for, as ``_FP4`` is doubled: a float of four bits of exponent and
+three of fraction, whose sign does not count."""
+
+
+def _nvfp4(block: np.ndarray) -> _Integers:
+    return _UE4M3[block["scales"]], _FP4[_unpacked(block["q"], 4, 8)]
+
+
 _D, _M = ("d", "<f2"), ("m", "<f2")
 _WAYS: dict[str, tuple[int, list[Any], Callable[[np.ndarray], np.ndarray]]] = {
     "Q4_0": (32, [_D, ("q", "u1", 16)], _q4_0),
@@ -141,17 +251,54 @@ _WAYS: dict[str, tuple[int, list[Any], Callable[[np.ndarray], np.ndarray]]] = {
     "MXFP4": (32, [("e", "u1"), ("q", "u1", 16)], _mxfp4),
     "IQ4_XS": (256, [_D, ("high", "<u2"), ("scales", "u1", 4), ("q", "u1", 128)], _iq4_xs),
 }
-"""np.ndarray of a block, its struct, and what its values are."""
-_LAYOUTS = {qtype: np.dtype(fields) for qtype, (_, fields, _) in _WAYS.items()}
+"""Values of a block, its struct, and what they are."""
+_INTEGERS: dict[str, tuple[int, list[Any], Callable[[np.ndarray], _Integers]]] = {
+    "IQ2_XXS": (256, [_D, ("groups", [("index", "u1", 4), ("signs", "<u4")], 8)], _iq2_xxs),
+    "IQ2_XS": (256, [_D, ("q", "<u2", 32), ("scales", "u1", 8)], _iq2_xs),
+    "IQ2_S": (
+        256,
+        [_D, ("index", "u1", 32), ("signs", "u1", 32), ("high", "u1", 8), ("scales", "u1", 8)],
+        _iq2_s,
+    ),
+    "IQ3_XXS": (256, [_D, ("index", "u1", 64), ("signs", "<u4", 8)], _iq3_xxs),
+    "IQ3_S": (
+        256,
+        [_D, ("index", "u1", 64), ("high", "u1", 8), ("signs", "u1", 32), ("scales", "u1", 4)],
+        _iq3_s,
+    ),
+    "IQ1_S": (256, [_D, ("index", "u1", 32), ("high", "<u2", 8)], _iq1_s),
+    "IQ1_M": (256, [("index", "u1", 32), ("high", "u1", 16), ("scales", "<u2", 4)], _iq1_m),
+    "TQ1_0": (256, [("q", "u1", 48), ("rest", "u1", 4), _D], _tq1_0),
+    "TQ2_0": (256, [("q", "u1", 64), _D], _tq2_0),
+    "Q1_0": (128, [_D, ("q", "u1", 16)], _q1_0),
+    "NVFP4": (64, [("scales", "u1", 4), ("q", "u1", 32)], _nvfp4),
+}
+"""The same of types that are integers with scales."""
+INTEGER_QTYPES = tuple(_INTEGERS)
+_LAYOUTS = {qtype: (np.dtype(way[1]), way[0]) for qtype, way in (*_WAYS.items(), *_INTEGERS.items())}
+"""A block, and how many values it has."""
 
 
 def dequantize_rows(data: NDArray[np.uint8], qtype: str) -> NDArray[np.float32]:
     """uint8 (rows, bytes of a row) → float32 (rows, cols)."""
-    layout = _LAYOUTS[qtype]
-    values, _, dequantize = _WAYS[qtype]
-    rows, cols = len(data), data.shape[1] // layout.itemsize * values
-    if not rows:
-        return np.empty((0, cols), np.float32)
-    blocks = np.ascontiguousarray(data).reshape(-1).view(layout)
-    with np.errstate(invalid="ignore"):  # of scales that are not finite, as some file may have them
-        return np.asarray(dequantize(blocks).reshape(rows, cols), np.float32)
+    blocks, cols = _blocks(data, qtype)
+    if not len(blocks):
+        return np.empty((len(data), cols), np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):  # of scales that are damaged, or at their end
+        values = _WAYS[qtype][2](blocks) if qtype in _WAYS else _scaled(*_INTEGERS[qtype][2](blocks))
+    return np.asarray(values.reshape(len(data), cols), np.float32)
+
+
+def integer_rows(data: NDArray[np.uint8], qtype: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """uint8 (rows, bytes of a row) of a type in INTEGER_QTYPES → integers int8 (rows, cols), and scales
+    float32 (rows, groups), each for as many columns: their products are the values, exactly."""
+    blocks, cols = _blocks(data, qtype)
+    with np.errstate(invalid="ignore", over="ignore"):
+        scale, q = _INTEGERS[qtype][2](blocks)
+    return q.reshape(len(data), cols), scale.reshape(len(data), -1)
+
+
+def _blocks(data: NDArray[np.uint8], qtype: str) -> tuple[np.ndarray, int]:
+    """All blocks, and the columns of a row."""
+    layout, values = _LAYOUTS[qtype]
+    return np.ascontiguousarray(data).reshape(-1).view(layout), data.shape[1] // layout.itemsize * values

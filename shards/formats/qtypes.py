@@ -29,13 +29,25 @@ _TABLE: dict[str, tuple[int, int, int]] = {
     "IQ4_XS": (23, 256, 136),
     "BF16": (30, 1, 2),
     "MXFP4": (39, 32, 17),
+    "IQ2_XXS": (16, 256, 66),
+    "IQ2_XS": (17, 256, 74),
+    "IQ3_XXS": (18, 256, 98),
+    "IQ1_S": (19, 256, 50),
+    "IQ3_S": (21, 256, 110),
+    "IQ2_S": (22, 256, 82),
+    "IQ1_M": (29, 256, 56),
+    "TQ1_0": (34, 256, 54),
+    "TQ2_0": (35, 256, 66),
+    "NVFP4": (40, 64, 36),
+    "Q1_0": (41, 128, 18),
 }
 _BY_NUMBER = {number: name for name, (number, _, _) in _TABLE.items()}
 _OTHERS = dict(
-    [(16, "IQ2_XXS"), (17, "IQ2_XS"), (18, "IQ3_XXS"), (19, "IQ1_S"), (21, "IQ3_S"), (22, "IQ2_S")]
-    + [(28, "F64"), (29, "IQ1_M"), (34, "TQ1_0"), (35, "TQ2_0"), (40, "NVFP4")]
+    [(4, "Q4_2"), (5, "Q4_3"), (9, "Q8_1"), (15, "Q8_K"), (24, "I8"), (25, "I16"), (26, "I32"), (27, "I64")]
+    + [(28, "F64"), (31, "Q4_0_4_4"), (32, "Q4_0_4_8"), (33, "Q4_0_8_8")]
+    + [(36, "IQ4_NL_4_4"), (37, "IQ4_NL_4_8"), (38, "IQ4_NL_8_8")]
 )
-"""Further types of ggml.h that occur in files of models, and that are not read."""
+"""The other types of ggml.h, which weights do not have, or had in versions that are gone."""
 
 AFFINE_BITS = (2, 3, 4, 5, 6, 8)
 AFFINE_GROUPS = (32, 64, 128)
@@ -110,8 +122,10 @@ def qtype_of_number(number: int, tensor: str) -> str:
     try:
         return _BY_NUMBER[number]
     except KeyError:
+        known = f"{_OTHERS[number]}, which is not supported" if number in _OTHERS else ""
+        unknown = f"{number}, which no version of ggml that we know has"
         raise UnsupportedModelError(
-            f"tensor {tensor} has GGUF type {_OTHERS.get(number, number)}, which is not supported",
+            f"tensor {tensor} has GGUF type {known or unknown}",
             hint=SUPPORTED,
         ) from None
 

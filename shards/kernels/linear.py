@@ -199,9 +199,12 @@ def native_int4(
 def native_int8(
     parts: Sequence[Int8Groups], bias: NDArray[np.float32] | None, precision: ActivationPrecision
 ) -> NativeLinear:
-    """One linear of the rows of all ``parts`` (equal columns), packed without loss."""
-    scale_type = _narrowest(part.scale for part in parts)
-    struct = _struct(_INT8 | _SCALES[scale_type], precision, [part.q for part in parts])
+    """One linear of the rows of all ``parts`` (equal columns and groups), packed without loss."""
+    groups = {part.q.shape[1] // part.scale.shape[1] for part in parts}
+    if groups not in ({GROUP}, {GROUP // 2}):
+        raise ValueError(f"groups of {sorted(groups)} columns")
+    kind = _INT8 | _SCALES[_narrowest(part.scale for part in parts)] | (0 if groups == {GROUP} else _HALVES)
+    struct = _struct(kind, precision, [part.q for part in parts])
     packed = _memory(struct)
     row = 0
     for q, scale in parts:

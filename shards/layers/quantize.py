@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..formats.dequantize import INTEGER_QTYPES, integer_rows
 from ..formats.floats import narrow, widen
 from ..formats.qtypes import AFFINE_GROUPS, FLOAT8, INTEGERS, affine_qtype, integer_qtype
 from ..formats.quantized.float8 import E4M3, Float8
@@ -27,8 +28,8 @@ GROUP = 32
 _LARGEST = 0x7E
 """The largest float of type e4m3fn: 448."""
 _NOT_NUMBERS = (b"\x7f", b"\xff")
-_CHECKED = 1 << 22
-"""As many floats are looked through at a time."""
+_AT_ONCE = 1 << 20
+"""As many values of a file are looked at or taken apart at a time."""
 _TINY = np.float32(2.0**-126)
 """The smallest normal number of bfloat16, and of float32."""
 
@@ -48,11 +49,15 @@ INT4_SOURCES = (
 ``file_groups``."""
 
 
-GGUF_INT8 = ("Q8_0", "Q5_0")
-"""Of those below the ones whose scales are float16."""
+HALVED_INT8 = ("IQ2_XS", "IQ2_S", "IQ1_M", "NVFP4")
+"""File types whose values are a scale for 16 columns times integers of up to eight bits."""
 
 
-INT8_SOURCES = (*GGUF_INT8, *dict.fromkeys(qtype for bits, qtype in _PACKED if bits > 4))
+INT8_SOURCES = (
+    *("Q8_0", "Q5_0"),
+    *(qtype for qtype in INTEGER_QTYPES if qtype not in HALVED_INT8),
+    *dict.fromkeys(qtype for bits, qtype in _PACKED if bits > 4),
+)
 """File types that are integers of up to eight bits with a scale for 32 or more: ``file_int8_groups``."""
 
 
@@ -66,7 +71,7 @@ KEPT_NUMBERS = {
     "int4": (*INT4_SOURCES, "MXFP4", "IQ4_NL", "IQ4_XS"),
     "int5": ("Q5_0", "Q5_1", "Q5_K"),
     "int6": ("Q6_K",),
-    "int8": tuple(qtype for qtype in INT8_SOURCES if qtype != "Q5_0"),
+    "int8": (*(qtype for qtype in INT8_SOURCES if qtype != "Q5_0"), *HALVED_INT8),
     "float8": FLOAT8_SOURCES,
 }
 """The file types whose numbers our kernels hold as they are, by ``LoadPlan.form``."""
@@ -101,14 +106,14 @@ class Int8Rows(NamedTuple):
 
 
 class Int8Groups(NamedTuple):
-    """``weight = q * scale``. ``q`` int8 (rows, cols), ``scale`` float32 (rows, cols // 32)."""
+    """``weight = q * scale``. ``q`` int8 (rows, cols), ``scale`` float32 (rows, cols // 32 or // 16)."""
 
     q: NDArray[np.int8]
     scale: Floats
 
     def dequantize(self) -> Floats:
         """(rows, cols) float32."""
-        grouped = _grouped(self.q).astype(np.float32)
+        grouped = self.q.reshape(*self.scale.shape, -1).astype(np.float32)
         grouped *= self.scale[..., None]
         return grouped.reshape(self.q.shape)
 
@@ -202,7 +207,7 @@ def file_groups(raw: RawTensor) -> Int4Groups:
 
 
 def file_int8_groups(raw: RawTensor) -> Int8Groups:
-    """The file's own integers and scales, for a ``raw`` matrix in INT8_SOURCES."""
+    """The file's own integers and scales, for a ``raw`` matrix in INT8_SOURCES or HALVED_INT8."""
     if isinstance(raw, QuantizedTensor):
         unsigned, scale, _, zero = raw.groups()
         times = raw.cols // GROUP // scale.shape[1]
@@ -210,7 +215,22 @@ def file_int8_groups(raw: RawTensor) -> Int8Groups:
         return Int8Groups((unsigned - at_zero).astype(np.int8), scale.repeat(times, 1))
     if raw.qtype == "Q5_0":
         return q5_0_groups(raw.data)
+    if raw.qtype in INTEGER_QTYPES:
+        return _of_integers(raw)
     q, scale, _ = raw.blocks()
+    return Int8Groups(q, scale)
+
+
+def _of_integers(raw: RawTensor) -> Int8Groups:
+    """Some rows at a time, as what a type's integers are made from takes several times their memory."""
+    rows, cols = raw.shape
+    data, groups = raw.data, cols // (GROUP // 2 if raw.qtype in HALVED_INT8 else GROUP)
+    q, scale = np.empty((rows, cols), np.int8), np.empty((rows, groups), np.float32)
+    step = max(1, _AT_ONCE // max(1, cols))
+    for start in range(0, rows, step):
+        some = slice(start, start + step)
+        q[some], factors = integer_rows(data[some], raw.qtype)
+        scale[some] = factors.repeat(groups // factors.shape[1], 1)
     return Int8Groups(q, scale)
 
 
@@ -221,7 +241,7 @@ def file_float8(raw: RawTensor) -> Float8Rows:
         raise ValueError(f"tensor {raw.name} is {raw.qtype}, not floats of eight bits")
     q, scale = raw.numbers.stored[raw.taken], raw.numbers.scale(raw.taken)
     raw.check_finite(scale * E4M3[_LARGEST])
-    step = max(1, _CHECKED // max(1, raw.cols))
+    step = max(1, _AT_ONCE // max(1, raw.cols))
     for start in range(0, len(q), step):
         piece = q[start : start + step].tobytes()
         if any(byte in piece for byte in _NOT_NUMBERS):

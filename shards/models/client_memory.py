@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...swarm.errors import UsageError
+from ..formats.dequantize import INTEGER_QTYPES
 from ..formats.qtypes import QTYPES, SUPPORTED
 from ..formats.qtypes import row_bytes as file_row_bytes
 from ..kernels.linear import TILE
-from ..layers.quantize import FLOAT8_SOURCES, GROUP, INT4_SOURCES, INT8_SOURCES, OWN_FORM
+from ..layers.quantize import FLOAT8_SOURCES, GROUP, HALVED_INT8, INT4_SOURCES, INT8_SOURCES, OWN_FORM
 
 PROGRAM_BYTES = 70_000_000
 """Bytes of Python, numpy, cryptography and the other imports: measured on Linux, the same for every model."""
@@ -24,7 +25,8 @@ MOST_ROWS = 16
 
 _NATIVE_GROUPS = {"Q4_0": 18, "Q4_1": 20, "Q4_K": 18.5, "IQ4_NL": 18, "IQ4_XS": 17.25, "MXFP4": 18}
 _NATIVE_GROUPS |= {"Q5_0": 22, "Q5_1": 24, "Q5_K": 22.5, "Q6_K": 26.25, "Q8_0": 34, "int8": 34}
-_NATIVE_GROUPS |= {"Q2_K": 10.5, "Q3_K": 14.25} | dict.fromkeys(FLOAT8_SOURCES, 36)
+_NATIVE_GROUPS |= {"Q2_K": 10.5, "Q3_K": 14.25} | dict.fromkeys((*INTEGER_QTYPES, *FLOAT8_SOURCES), 36)
+_NATIVE_GROUPS |= {"TQ1_0": 34, "TQ2_0": 34, "Q1_0": 34} | dict.fromkeys(HALVED_INT8, 40) | {"NVFP4": 36}
 """Bytes of 32 values in the C kernels' layouts, at most; ``int8``: what we round ourselves."""
 
 
@@ -133,4 +135,6 @@ def head_form(qtype: str, hidden: int, quantize: str, native: bool) -> str:
     if own is not None and quantize in ("auto", own) and (native or qtype in INT4_SOURCES):
         alike = {"int4": "Q4_1", "int8": "Q8_0"} if qtype.startswith(("MLX", "INT")) else {}
         return alike.get(own, qtype)
-    return "Q8_0" if qtype in INT8_SOURCES and native else "int8"
+    if qtype in (*INT8_SOURCES, *HALVED_INT8) and native:
+        return qtype if qtype in INTEGER_QTYPES else "Q8_0"
+    return "int8"

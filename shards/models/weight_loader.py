@@ -29,7 +29,7 @@ from ..kernels.linear import (
 )
 from ..kernels.rows import NativeNorm
 from ..layers.quantize import (
-    GGUF_INT8,
+    HALVED_INT8,
     INT4_SOURCES,
     INT8_SOURCES,
     KEPT_NUMBERS,
@@ -232,11 +232,13 @@ class WeightLoader(TensorReader[LoadPlan]):
         errors: RoundingBounds | None = None,
     ) -> NativeLinear:
         forms = self._forms(raws, kind)
-        # What is held by moving the file's bytes is one run: its parts are of any types.
+        # What is held by moving the file's bytes is one run: its parts are of any types. Others are of one.
         moved = [file_form(raw.qtype) == form for raw, form in zip(raws, forms, strict=True)]
         runs = [
             list(run)
-            for _, run in groupby(zip(moved, forms, raws, strict=True), key=lambda each: each[0] or each[1])
+            for _, run in groupby(
+                zip(moved, forms, raws, strict=True), key=lambda each: each[0] or (each[1], each[2].qtype)
+            )
         ]
         linears = [
             native_file([raw for _, _, raw in run], None, self.precision)
@@ -251,23 +253,16 @@ class WeightLoader(TensorReader[LoadPlan]):
     def _decoded(
         self, raws: Sequence[RawTensor], form: str, bias: Floats | None, errors: RoundingBounds | None
     ) -> NativeLinear:
+        """Of matrices of one type."""
         if form == WeightKind.INT4:
             return native_int4([int4_groups(raw, self._threads) for raw in raws], bias, self.precision)
         if form == WeightKind.FLOAT8:
             return native_float8([file_float8(raw) for raw in raws], bias)
         if form != WeightKind.INT8:
             return native_dense([raw.dequantize(form) for raw in raws], bias)
-        if all(raw.qtype in INT8_SOURCES for raw in raws):
+        if raws[0].qtype in (*INT8_SOURCES, *HALVED_INT8):
             return native_int8([file_int8_groups(raw) for raw in raws], bias, self.precision)
-        pieces = (
-            piece
-            for raw in raws
-            for piece in (
-                (file_int8_groups(raw),)
-                if raw.qtype in GGUF_INT8
-                else in_pieces(to_int8_groups, raw, self._threads, errors)
-            )
-        )
+        pieces = (piece for raw in raws for piece in in_pieces(to_int8_groups, raw, self._threads, errors))
         return native_int8_pieces(
             pieces, sum(raw.shape[0] for raw in raws), raws[0].cols, bias, self.precision
         )

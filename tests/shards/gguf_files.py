@@ -87,7 +87,7 @@ def add_vocabulary(writer: gguf.GGUFWriter) -> None:
 
 
 def raw_values(rng: np.random.Generator, shape: tuple[int, int], qtype: str) -> np.ndarray:
-    """Random weights of a type. K-quants, which gguf cannot make: random groups, sane scales."""
+    """Random weights of a type. What gguf cannot make: random groups, sane scales."""
     kind = gguf.GGMLQuantizationType[qtype]
     values = rng.standard_normal(shape, dtype=np.float32)
     try:
@@ -97,8 +97,11 @@ def raw_values(rng: np.random.Generator, shape: tuple[int, int], qtype: str) -> 
     group, size = gguf.GGML_QUANT_SIZES[kind]
     raw = rng.integers(0, 256, (shape[0], shape[1] // group, size), dtype=np.uint8)
     scales = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
-    scales |= {"IQ4_NL": (0,), "IQ4_XS": (0,)}
-    for offset in scales[qtype]:
-        half = rng.uniform(-0.1, 0.1, raw.shape[:2]).astype(np.float16)
-        raw[..., offset : offset + 2] = half[..., None].view(np.uint8)
+    for offset in scales.get(qtype, (0,)):
+        half = rng.uniform(-0.1, 0.1, raw.shape[:2]).astype(np.float16)[..., None]
+        if qtype == "IQ1_M":  # it lies in the upper four bits of four words
+            nibbles = half.view(np.uint16) >> np.array([0, 4, 8, 12], np.uint16) & 15
+            raw[..., -7::2] = raw[..., -7::2] & 15 | nibbles << 4
+        else:
+            raw[..., offset : offset + 2] = half.view(np.uint8)
     return raw.reshape(shape[0], -1)

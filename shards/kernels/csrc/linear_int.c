@@ -268,6 +268,7 @@ typedef void (*tile_kernel)(const sn_linear *, const uint8_t *, const int8_t *, 
     KERNEL(name, form, 1) KERNEL(name, form, 2) KERNEL(name, form, 3)           \
     static const tile_kernel name[3] = {name##_1, name##_2, name##_3};
 KERNELS(int8, 8 * SN_BIT)
+KERNELS(int8_halves, 8 * SN_BIT | SN_HALVES)
 KERNELS(int6, 6 * SN_BIT | SN_HALVES)
 KERNELS(int5, 5 * SN_BIT)
 KERNELS(int4, 4 * SN_BIT)
@@ -279,7 +280,7 @@ KERNELS(int2, 2 * SN_BIT | SN_HALVES)
 static tile_kernel kernel_of(const sn_linear *w) {
     const tile_kernel *kernels;
     switch (w->kind & (SN_BITS | SN_TABLE)) {
-    case 8 * SN_BIT: kernels = int8; break;
+    case 8 * SN_BIT: kernels = w->kind & SN_HALVES ? int8_halves : int8; break;
     case 6 * SN_BIT: kernels = int6; break;
     case 5 * SN_BIT: kernels = int5; break;
     case 4 * SN_BIT: kernels = int4; break;

@@ -91,7 +91,7 @@ static void flip_signs(const uint8_t *from, uint8_t *to, int n) {
 void sn_pack_int(const sn_linear *w, int64_t first_row, int64_t n, const uint8_t *q, const float *scale,
                  const float *minimum, void *packed) {
     const int64_t groups = w->cols / SN_GROUP, group_bytes = sn_group_bytes(w->kind);
-    const int bits = SN_BITS_OF(w->kind), size = sn_scale_bytes(w->kind);
+    const int bits = SN_BITS_OF(w->kind), size = sn_scale_bytes(w->kind), scales = sn_scales(w->kind);
     for (int64_t i = 0; i < n; i++) {
         int64_t row = first_row + i, lane = row % SN_TILE;
         for (int64_t group = 0; group < groups; group++, q += SN_GROUP) {
@@ -99,8 +99,9 @@ void sn_pack_int(const sn_linear *w, int64_t first_row, int64_t n, const uint8_t
             if (bits == 8) flip_signs(q, flipped, SN_GROUP);
             store_integers(out, lane, bits == 8 ? flipped : q, bits);
             out += bits * SN_PLANE + lane * size;
-            store_scale(out, scale[i * groups + group], w->kind);
-            if (w->kind & SN_MINIMUM) store_scale(out + SN_TILE * size, minimum[i * groups + group], w->kind);
+            for (int s = 0; s < scales; s++, out += SN_TILE * size) store_scale(out, *scale++, w->kind);
+            if (w->kind & SN_MINIMUM)
+                for (int s = 0; s < scales; s++, out += SN_TILE * size) store_scale(out, *minimum++, w->kind);
         }
     }
 }

@@ -110,7 +110,7 @@ void sn_pack_file(const sn_linear *w, int64_t first_row, int64_t n, const uint8_
                   const int64_t *order, void *packed);
 
 /* Writes rows first_row.. of `w`'s integer weights. q: bytes (n, cols), of 8 bits signed. scale, minimum: float32 (n,
- * cols / 32), exact in the scales' type, which is no SN_SCALE_K; minimum is read with SN_MINIMUM only. cols % 32 == 0.
+ * cols / 32, or with SN_HALVES / 16), exact in the scales' type, which is no SN_SCALE_K; minimum is read with SN_MINIMUM only. cols % 32 == 0.
  * What no row is written to must be zero: that is a weight of 0. */
 void sn_pack_int(const sn_linear *w, int64_t first_row, int64_t n, const uint8_t *q, const float *scale,
                  const float *minimum, void *packed);

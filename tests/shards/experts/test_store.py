@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from swarm_node.shards.experts.file_linear import FileLinear
 from swarm_node.shards.experts.store import READERS, ExpertStore, FileMlp
 from swarm_node.shards.formats.block_config import ExpertsConfig, MlpConfig, RouterConfig
+from swarm_node.shards.formats.dequantize import INTEGER_QTYPES
 from swarm_node.shards.formats.files.mapped_file import MappedFile
 from swarm_node.shards.formats.qtypes import GGUF_QTYPES, row_bytes
 from swarm_node.shards.formats.raw_tensor import RawTensor
@@ -43,7 +44,7 @@ CONFIG = ExpertsConfig(COUNT, 3, MlpConfig(INNER), RouterConfig())
 EXACT = ActivationPrecision.EXACT
 STACKS = {"mixed": ("Q4_K", "Q6_K", "Q3_K"), "mixed with values": ("BF16", "Q5_0", "IQ4_XS")}
 """Types of an expert's gate, up and down."""
-STACKS |= {qtype: (qtype,) * 3 for qtype in GGUF_QTYPES if qtype != "F16"}
+STACKS |= {qtype: (qtype,) * 3 for qtype in GGUF_QTYPES if qtype not in ("F16", *INTEGER_QTYPES)}
 
 
 class Model(NamedTuple):

@@ -89,6 +89,14 @@ def bf16_scales(weight: np.ndarray) -> Int8Groups:
     return Int8Groups(groups.q, widen(narrow(groups.scale * np.float32(1e-9), "bfloat16"), "bfloat16"))
 
 
+def halved(weight: np.ndarray) -> Int8Groups:
+    """Scales for 16 columns, in float32."""
+    groups = all_bytes(weight)
+    scale = groups.scale.repeat(2, axis=1)
+    scale[:, ::2] *= np.float32(1.337)
+    return Int8Groups(groups.q, scale)
+
+
 def integer(
     build: Callable[..., NativeLinear],
     form: Callable[[np.ndarray], Int4Groups] | Callable[[np.ndarray], Int8Groups],
@@ -139,6 +147,7 @@ MAKERS: dict[str, Make] = {
     "int8, our own": integer(native_int8, to_int8_groups),
     "Q8_0": integer(native_int8, all_bytes),
     "int8, bfloat16 scales": integer(native_int8, bf16_scales),
+    "int8, scales for 16": integer(native_int8, halved),
     "float32": dense("float32"),
     "float16": dense("float16"),
     "bfloat16": dense("bfloat16"),
@@ -244,6 +253,13 @@ FILE_BITS = {
     "Q2_K": 2.625,
 }
 """Bits of a weight in memory: six-bit scales take eight, and exponents sixteen."""
+INTEGER_BITS = {
+    **dict.fromkeys(("IQ1_S", "IQ2_XXS", "IQ3_XXS", "IQ3_S"), 9.0),
+    **dict.fromkeys(("TQ1_0", "TQ2_0", "Q1_0"), 8.5),
+    **dict.fromkeys(("IQ1_M", "IQ2_XS", "IQ2_S"), 10.0),
+    "NVFP4": 9.0,
+}
+"""The same of types that become integers of eight bits: most scales take 32."""
 
 
 def file_tensor(qtype: str, rows: int, cols: int, shuffled: bool = False) -> RawTensor:
@@ -252,7 +268,8 @@ def file_tensor(qtype: str, rows: int, cols: int, shuffled: bool = False) -> Raw
 
 
 def test_every_quantized_type_is_held_as_it_is() -> None:
-    assert set(FILE_BITS) == set(GGUF_QTYPES) - set(DENSE)
+    assert {*FILE_BITS, *INTEGER_BITS} == set(GGUF_QTYPES) - set(DENSE)
+    assert all(file_form(qtype) is None and OWN_FORM[qtype] == "int8" for qtype in INTEGER_BITS)
     assert {qtype: file_form(qtype) for qtype in FILE_BITS} == {qtype: OWN_FORM[qtype] for qtype in FILE_BITS}
     assert file_form("MLX4_32") is None
 
@@ -265,6 +282,25 @@ def test_file_blocks_are_held_exactly(qtype: str, precision: ActivationPrecision
     assert linear.nbytes * 8 == FILE_BITS[qtype] * 64 * 512
     weight = np.concatenate([raw.dequantize() for raw in raws])
     # Unit vectors read the weights out; powers of two, which one digit holds but for its 127 steps.
+    read = linear(np.eye(512, dtype=np.float32)).T
+    np.testing.assert_allclose(read, weight, rtol=3e-6, atol=1e-6 * np.abs(weight).max())
+    x = rows(max(ROWS), 512)
+    whole = linear(x)
+    assert error(whole, x, weight, None) < TOLERANCE[precision]
+    for tokens in ROWS:
+        assert np.array_equal(linear(x[:tokens]), whole[:tokens])
+        assert np.array_equal(linear(x[-tokens:]), whole[-tokens:])
+
+
+@pytest.mark.parametrize("precision", ActivationPrecision)
+@pytest.mark.parametrize("qtype", INTEGER_BITS)
+def test_integers_of_files_are_held_exactly(qtype: str, precision: ActivationPrecision) -> None:
+    raws = [file_tensor(qtype, 33, 512, shuffled=True), file_tensor(qtype, 31, 512)]
+    groups = [file_int8_groups(raw) for raw in raws]
+    weight = np.concatenate([raw.dequantize() for raw in raws])
+    assert np.array_equal(np.concatenate([each.dequantize() for each in groups]), weight)
+    linear = native_int8(groups, None, precision)
+    assert linear.nbytes * 8 == INTEGER_BITS[qtype] * 64 * 512
     read = linear(np.eye(512, dtype=np.float32)).T
     np.testing.assert_allclose(read, weight, rtol=3e-6, atol=1e-6 * np.abs(weight).max())
     x = rows(max(ROWS), 512)

@@ -10,7 +10,6 @@ from gguf.quants import dequantize, quantize
 from swarm_node.shards.formats.floats import narrow, widen
 from swarm_node.shards.formats.raw_tensor import RawTensor
 from swarm_node.shards.layers.quantize import (
-    GGUF_INT8,
     GROUP,
     file_groups,
     file_int8_groups,
@@ -69,7 +68,7 @@ def test_int8_groups_are_within_half_a_step() -> None:
         to_int8_groups(np.zeros((4, 40), np.float32))
 
 
-@pytest.mark.parametrize("kind", [gguf.GGMLQuantizationType[name] for name in GGUF_INT8])
+@pytest.mark.parametrize("kind", [gguf.GGMLQuantizationType[name] for name in ("Q8_0", "Q5_0")])
 def test_int8_groups_of_a_file_are_the_file_exactly(kind: gguf.GGMLQuantizationType) -> None:
     data = quantize(weights(24, 256), kind)
     groups = file_int8_groups(RawTensor("w", (24, 256), kind.name, data))

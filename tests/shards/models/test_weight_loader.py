@@ -61,6 +61,11 @@ CASES = [
     ("BF16", "auto", "bfloat16", 16.0, 1e-4),
     ("F16", "auto", "float16", 16.0, 1e-4),
     ("F32", "auto", "float32", 32.0, 1e-4),
+    ("IQ3_S", "auto", "int8 (IQ3_S)", 9.0, 1e-4),
+    ("IQ2_XS", "auto", "int8 (IQ2_XS)", 10.0, 1e-4),
+    ("TQ1_0", "auto", "int8 (TQ1_0)", 8.5, 1e-4),
+    ("IQ1_M", "int4", "int4", 5.0, 0.2),
+    ("IQ1_M", "none", "float32", 32.0, 1e-4),
     ("F32", "int8", "int8", 8.5, 0.01),
     ("F32", "int4", "int4", 5.0, 0.12),
     ("Q4_1", "int8", "int8", 8.5, 0.01),
@@ -241,7 +246,7 @@ def test_floats_of_eight_bits_stay_so(gguf_llama: GGUFLlama, monkeypatch: pytest
         want = x.astype(np.float64) @ values(checkpoint).T.astype(np.float64)
         linear, summary = load(checkpoint, LoadOptions(kernels="native"))
         assert set(summary.split(" + ")) == {"float8 (F8_E4M3_128)", "float8 (F8_E4M3_ROW)"}
-        assert linear.nbytes == 1024 * 256 + 1024 * 2 * 4
+        assert linear.nbytes == 1024 * 256 + 512 * (2 + 1) * 4
         assert np.linalg.norm(linear(x) - want) / np.linalg.norm(want) < 1e-6
         for options, form, most in (
             (LoadOptions(kernels="torch", dtype="float32"), "float32", 1e-6),
