@@ -21,12 +21,14 @@ from tests.shards.mlx.mlx_cases import agree, both, outputs
 from tests.shards.mlx.mlx_checkpoints import quantize_directory
 
 
-@pytest.mark.parametrize("qtype", ["F16", "BF16", "Q4_0", "Q4_1", "Q4_K", "Q8_0", "Q6_K", "MXFP4"])
+@pytest.mark.parametrize(
+    "qtype", ["F16", "BF16", "Q4_0", "Q4_1", "Q4_K", "Q8_0", "Q6_K", "MXFP4", "IQ3_S", "IQ2_S", "TQ1_0"]
+)
 def test_gguf_files_lose_nothing(gguf_llama: Any, sessions: Any, qtype: str) -> None:
     path = gguf_llama(qtype)
     pair = both(path, Span(0, 2), ours=LoadOptions(device="mlx"))
-    held = {"F16": "float32", "BF16": "float32", "Q6_K": "float32"}
-    held |= {"Q8_0": "int8 (Q8_0)", "MXFP4": "fp4 (MXFP4)"}
+    held = dict.fromkeys(("F16", "BF16", "Q6_K", "IQ2_S"), "float32")
+    held |= {name: f"int8 ({name})" for name in ("Q8_0", "IQ3_S", "TQ1_0")} | {"MXFP4": "fp4 (MXFP4)"}
     assert pair[1].weights == held.get(qtype, f"int4 ({qtype})")
     # Random blocks have scales of any size: these hidden states are large.
     wanted, got = (outputs(sessions, model) for model in pair)
@@ -37,7 +39,7 @@ def test_gguf_files_lose_nothing(gguf_llama: Any, sessions: Any, qtype: str) -> 
 
 def test_grouped_weights_are_the_files_values(gguf_llama: Any) -> None:
     """The integers and scales that MLX gets, taken apart by MLX."""
-    for qtype in ("Q4_0", "Q4_1", "Q4_K", "Q8_0", "MXFP4"):
+    for qtype in ("Q4_0", "Q4_1", "Q4_K", "Q8_0", "MXFP4", "IQ1_S", "IQ2_XXS", "IQ3_XXS", "TQ2_0"):
         with open_checkpoint(str(gguf_llama(qtype, name=f"{qtype}.gguf"))) as checkpoint:
             raw = checkpoint.tensor("model.layers.0.self_attn.q_proj.weight")
             held = mlx_weights._as_in_file(raw)
@@ -46,7 +48,7 @@ def test_grouped_weights_are_the_files_values(gguf_llama: Any) -> None:
                 mx.array(held.scales),
                 None if held.biases is None else mx.array(held.biases),
                 group_size=GROUP,
-                bits=8 if qtype == "Q8_0" else 4,
+                bits=4 if qtype in ("Q4_0", "Q4_1", "Q4_K", "MXFP4") else 8,
                 mode="affine" if held.biases is not None else "mxfp4",
             )
             np.testing.assert_allclose(
