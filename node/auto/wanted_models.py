@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from ...dht.directory import Directory
 from ...shards.checkpoint.known_models import KnownModels
 from ...shards.checkpoint.local_models import LocalModels, default_local_models
-from ...shards.checkpoint.lookup import ModelLocation, resolve_name
+from ...shards.checkpoint.lookup import ModelLocation, or_on_hub, resolve_name
 from ...swarm.errors import SwarmError
 from ...swarm.faults import Faults
 from ...swarm.names import ModelName, matching
@@ -120,7 +120,7 @@ class WantedModels:
     async def _locate(self, demand: Demand) -> ModelLocation:
         named, model = self._named(demand), demand.model
         try:
-            return await resolve_name(
+            place = await resolve_name(
                 ModelName(model.name, model.digest),
                 self._directory,
                 self._local_models,
@@ -128,6 +128,7 @@ class WantedModels:
                 witnesses=self._witnesses,
                 known=self._known,
             )
+            return await or_on_hub(place, self._directory, [] if named is None else [named.name])
         except SwarmError:
             if named is None:
                 raise

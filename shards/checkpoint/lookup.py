@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -144,7 +144,7 @@ async def resolve_name(
         )
         if found is not None:
             place = _in_swarm(wanted, found)
-            return await _or_on_hub(place, index) if hub else place
+            return await or_on_hub(place, index, (place.called, place.name)) if hub else place
     if on_hub:
         return ModelLocation(name, Source.HUB, path=name, called=name)
     raise await asyncio.to_thread(_not_found, wanted, refs, local_models, index is not None, pinned, folder)
@@ -221,7 +221,7 @@ async def _only_one(
     for here in await asyncio.to_thread(lambda: _with_digests(local_models.find(place.name))):
         if here.ref is not None and here.ref.digest == found.refs[0].digest:
             return replace(here, decision=found.decision)
-    return await _or_on_hub(place, index)
+    return await or_on_hub(place, index, (place.called, place.name))
 
 
 def _in_swarm(wanted: ModelName, found: SwarmModels) -> ModelLocation:
@@ -237,11 +237,11 @@ def _in_swarm(wanted: ModelName, found: SwarmModels) -> ModelLocation:
     )
 
 
-async def _or_on_hub(place: ModelLocation, index: ModelIndex) -> ModelLocation:
-    """One of the swarm's models whose nodes share no weights, as nodes do that took a part of it from the
-    hub: the hub's, if that has the same digest."""
-    names = [name for name in (place.called, place.name) if "/" in name and is_hub_name(name)]
-    if not names or place.ref is None or place.root:
+async def or_on_hub(place: ModelLocation, index: ModelIndex, names: Iterable[str]) -> ModelLocation:
+    """A place in the swarm whose nodes share no weights, as nodes do that took a part of the model from the
+    hub: on the hub, if one of ``names`` there has the same digest."""
+    names = [name for name in names if "/" in name and is_hub_name(name)]
+    if not names or place.source is not Source.SWARM or place.ref is None or place.root:
         return place
     nodes = await index.nodes_of(place.refs)
     if any(node.shares_weights and node.weights_root for node in nodes):

@@ -97,6 +97,17 @@ async def test_the_hub_is_asked_only_for_what_the_owner_named(swarm: Swarm) -> N
     assert await swarm.pick(swarm.wanted_models("some/model")) == ("some/model", Source.HUB, "some/model")
 
 
+async def test_what_nobody_shares_comes_from_the_hub_if_the_owner_named_it(
+    swarm: Swarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("swarm_node.shards.checkpoint.lookup.hub_digest", lambda name: SHARED.digest)
+    await swarm.serve(SHARED, "0-3")
+    await swarm.want("client", "shared")
+    named = swarm.wanted_models("owner/shared")
+    assert await swarm.pick(named) == ("owner/shared", Source.HUB, "owner/shared")
+    assert await swarm.pick(swarm.wanted_models("shared")) is None
+
+
 @pytest.mark.parametrize("name", ["{disk}/mine", "../mine", "{disk}/mine/model.safetensors", "~/x.gguf"])
 async def test_a_strangers_name_is_no_path(swarm: Swarm, disk: Path, name: str) -> None:
     await swarm.want("stranger", name.format(disk=disk))
