@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,8 @@ from huggingface_hub.utils import tqdm as hub_tqdm
 from ...swarm.errors import CheckpointError, NetworkError
 from ...swarm.runtime.state_files import replace_file
 from ..pieces.file_hashes import Progress, check_stopped
+
+logger = logging.getLogger(__name__)
 
 _TIMEOUT = 30.0
 """Seconds to wait for the next bytes of an answer."""
@@ -169,6 +172,7 @@ class HubRepo:
                     return self._read_range(file, start, length)
             except _BusyError as error:
                 busy = error
+                logger.info("event=hub_busy file=%r error=%r", file.path, error.message)
             if tries < _TRIES - 1:
                 self._sleep(min(max(_PAUSE_S * 2**tries, busy.retry_after), _MAX_PAUSE_S))
         raise NetworkError(busy.message, hint=busy.hint)

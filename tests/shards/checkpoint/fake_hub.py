@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import pytest
 from huggingface_hub import constants
 
-from swarm_node.shards.checkpoint import hub_weights
+from swarm_node.shards.checkpoint import hub, hub_weights
 from swarm_node.shards.pieces import manifest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -34,7 +34,8 @@ def serving(directory: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> It
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     monkeypatch.setattr(manifest, "USUAL_PIECE", PIECE)
-    monkeypatch.setattr(hub_weights, "FIRST_READ", PIECE)
+    for module in (hub, hub_weights):
+        monkeypatch.setattr(module, "FIRST_READ", PIECE)
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
