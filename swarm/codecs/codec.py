@@ -47,15 +47,13 @@ class Codec(ABC):
 
     def row_bytes(self, width: int) -> int:
         """The exact size of one encoded row. Raises UsageError for a width that no row has."""
-        if not 0 < width <= MAX_WIDTH:
-            raise UsageError(f"rows of {width} values are not possible")
-        return self._row_bytes(width)
+        return self.payload_bytes(1, width)
 
     def payload_bytes(self, tokens: int, width: int) -> int:
         """The exact size of the encoded rows of ``tokens``. Raises UsageError."""
-        if tokens < 0:
-            raise UsageError(f"{tokens} tokens are not possible")
-        return tokens * self.row_bytes(width)
+        if tokens < 0 or not 0 < width <= MAX_WIDTH:
+            raise UsageError(f"{tokens} rows of {width} values are not possible")
+        return tokens * self._row_bytes(width)
 
     def encode(self, rows: np.ndarray) -> bytes | memoryview:
         """The payload of ``rows`` (tokens, width) float32; it shares no memory with them.
@@ -63,7 +61,7 @@ class Codec(ABC):
         Raises LocalProtocolError for values that the codec cannot hold. Where they are not finite our own
         computation failed, and no peer may get it.
         """
-        if rows.ndim != 2 or rows.dtype != FLOATS:
+        if rows.ndim != 2 or (rows.dtype is not FLOATS and rows.dtype != FLOATS):
             raise UsageError(f"activations are float32 of (tokens, width), not {rows.dtype} of {rows.shape}")
         tokens, width = rows.shape
         size = self.payload_bytes(tokens, width)

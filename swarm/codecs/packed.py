@@ -170,7 +170,7 @@ class PackedCodec(Codec):
 
 
 def row_bytes(width: int) -> int:
-    return 4 + 6 * min(OUTLIERS, width) + width
+    return width + (4 + 6 * OUTLIERS if width >= OUTLIERS else 4 + 6 * width)
 
 
 @lru_cache(maxsize=16)

@@ -66,4 +66,4 @@ def real_client(model: Path, memory: MemoryNetwork, store: MemoryStore, **option
         checkpoint.close,
     )
     network = ClientNetwork(GivenNetwork(memory.transport("client"), MemoryDirectory(store)))
-    return AsyncSwarmModel(local, network, wire_codec="none", **options)
+    return AsyncSwarmModel(local, network, **{"wire_codec": "none", **options})

@@ -49,13 +49,16 @@ typedef struct ranking {
 } ranking;
 
 /* A size that at least OUTLIERS + 1 of the row's values reach, close to the last of them: the largest value of
-   each lane ranks among those of the other lanes. `whole`: a multiple of LANES. */
-static uint32_t reached(const float *x, int64_t whole)
+   each lane ranks among those of the other lanes. `whole`: a multiple of LANES. Where there are exponents, the
+   values are those of `divided`, which are written on the way. */
+INLINE uint32_t reached(const float *x, const int8_t *exponents, float *divided, int64_t whole)
 {
     uint32_t top[LANES] = {0}, at_least[LANES] = {0}, bound = 0;
     for (int64_t first = 0; first < whole; first += LANES)
         for (int i = 0; i < LANES; i++) {
-            uint32_t size = magnitude(x[first + i]) + 1;
+            float value = x[first + i];
+            if (exponents) divided[first + i] = value *= power_of_two(-exponents[first + i]);
+            uint32_t size = magnitude(value) + 1;
             top[i] = size > top[i] ? size : top[i];
         }
     for (int j = 0; j < LANES; j++)
@@ -78,11 +81,10 @@ static void insert(ranking *best, uint32_t size, int64_t channel)
     best->channel[at] = (int32_t)channel;
 }
 
-static void rank(const float *x, int64_t width, ranking *best)
+INLINE void rank(const float *x, uint32_t bound, int64_t width, ranking *best)
 {
     memset(best, 0, sizeof *best);
     int64_t whole = width / LANES * LANES, channel = 0;
-    uint32_t bound = reached(x, whole);
     for (; channel < whole; channel += LANES) {
         uint32_t larger = 0;
         for (int i = 0; i < LANES; i++) larger |= magnitude(x[channel + i]) + 1 >= bound;
@@ -123,12 +125,17 @@ INLINE float value_of(int format, uint8_t code)
     return from_bits(bits | (uint32_t)(code & 0x80) << 24);
 }
 
-/* `scaled`: the row with its channels divided; without powers of two the row itself. */
-INLINE int encode_row(int format, const float *x, const float *scaled, int64_t width, uint8_t *out)
+INLINE int encode_row(int format, const float *x, int64_t width, const int8_t *exponents, uint8_t *out)
 {
     int k = (int)outliers_of(width);
+    int64_t whole = width / LANES * LANES;
+    float divided[MAX_SCALES];
+    const float *scaled = exponents ? divided : x;
+    uint32_t bound = reached(x, exponents, divided, whole);
+    if (exponents)
+        for (int64_t i = whole; i < width; i++) divided[i] = x[i] * power_of_two(-exponents[i]);
     ranking best;
-    rank(scaled, width, &best);
+    rank(scaled, bound, width, &best);
     if (best.size[0] > 0x7f800000) return NOT_FINITE;
 
     int32_t channels[OUTLIERS];
@@ -158,10 +165,7 @@ INLINE int encode(int format, const float *x, int64_t stride, int64_t tokens, in
 {
     int64_t row_bytes = 4 + 6 * outliers_of(width) + width;
     for (int64_t row = 0; row < tokens; row++, x += stride, out += row_bytes) {
-        float divided[MAX_SCALES];
-        if (exponents)
-            for (int64_t i = 0; i < width; i++) divided[i] = x[i] * power_of_two(-exponents[i]);
-        int verdict = encode_row(format, x, exponents ? divided : x, width, out);
+        int verdict = encode_row(format, x, width, exponents, out);
         if (verdict != OK) return verdict;
     }
     return OK;

@@ -25,6 +25,7 @@ from swarm_node.swarm.routing.best_route import NoRouteError
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import Span
 from tests.doubles.real_node import real_client, start_node
+from tests.swarm.codecs.codec_cases import table_of
 
 pytestmark = pytest.mark.slow
 
@@ -141,6 +142,25 @@ async def test_a_hop_killed_mid_stream_costs_no_token(swarm: Swarm) -> None:
     assert list(answer.token_ids) == swarm.tokens
     assert answer.repairs == 1
     assert await swarm.free_kv("a", KV_TOKENS)
+
+
+@pytest.mark.parametrize("kind", ["f8", "int8s"])
+async def test_a_kill_costs_no_token_when_rows_are_rounded(swarm: Swarm, kind: str) -> None:
+    await swarm.serve(a=Span(0, 2), b=Span(2, 4), c=Span(2, 4))
+    for node in swarm.nodes.values():
+        node.loaded.server.sessions.offer_scales(table_of(48, most=3) if kind == "int8s" else None)
+    model = await swarm.client(wire_codec="auto", prefix_cache=False)
+    for peer in "abc":
+        await (await model._links.get(peer)).welcome  # so the first session has its scales
+    undisturbed = await model.generate_detailed(PROMPT, **OPTIONS)
+    stream = model.stream(PROMPT, **OPTIONS)
+    await anext(stream)
+    victim = next(peer for peer in "bc" if swarm.nodes[peer].statistics().server.sessions)
+    swarm.memory.kill(victim)
+    answer = await stream.finish()
+    assert answer.repairs == 1
+    assert list(answer.token_ids) == list(undisturbed.token_ids)
+    assert {hop.codec for hop in (*undisturbed.hops, *answer.hops)} == {kind}
 
 
 async def test_a_node_that_leaves_hands_over(swarm: Swarm) -> None:
