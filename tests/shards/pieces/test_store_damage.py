@@ -159,8 +159,11 @@ def torn(now: bytes, old: bytes, fate: Callable[[], int]) -> bytes:
 @given(data=st.data())
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 def test_what_is_read_is_right_or_absent(data: st.DataObject) -> None:
-    folder = Path(tempfile.mkdtemp(prefix="store-"))
-    disk = Disk(folder)
+    with tempfile.TemporaryDirectory(prefix="store-") as folder:
+        _live_through(data, Disk(Path(folder)))
+
+
+def _live_through(data: st.DataObject, disk: Disk) -> None:
     piece = st.sampled_from(PIECES)
     for _ in range(data.draw(st.integers(1, 12))):
         match data.draw(st.sampled_from(EVENTS)):
@@ -196,7 +199,6 @@ def test_what_is_read_is_right_or_absent(data: st.DataObject) -> None:
     files = disk.store.folder / "files"
     assert {path.name: path.read_bytes() for path in files.iterdir()} == DATA
     disk.store.close()
-    shutil.rmtree(folder)
 
 
 @pytest.fixture
