@@ -22,8 +22,9 @@ from ..formats.files.tensor_files import TensorFiles
 from ..formats.gguf.header import MAX_HEADER
 from ..formats.gguf.reader import GGUFFile, GGUFSource
 from ..formats.gguf.tensors import gguf_tensors
-from ..formats.hf.safetensors_reader import INDEX, SINGLE, LocalShard, read_index, shard_names
+from ..formats.hf.safetensors_reader import INDEX, SINGLE, LocalShard, only_row, read_index, shard_names
 from ..formats.hf.tensors import checked_tensors
+from ..formats.not_a_model import held_instead
 from ..formats.quantized.source import stored_parts
 from ..formats.tensors import needed_tensors
 from ..pieces.digest import SMALL_FILES, FileHash, identity_of
@@ -98,6 +99,8 @@ class _Asked:
 
 
 def _open_directory(repo: HubRepo, ask: _Asked) -> Checkpoint:
+    if "config.json" not in repo.files and not repo.only_local:
+        raise _no_model(repo, "no config.json")
     directory = repo.fetch("config.json").parent
     if ask.client or ask.everything:
         repo.fetch("tokenizer.json")  # an error that says so where there is none
@@ -206,24 +209,30 @@ def _weight_files(repo: HubRepo, small: Mapping[str, Path]) -> list[str]:
     if SINGLE in repo.files:
         return [SINGLE]
     if INDEX in small:
-        names = shard_names(read_index(small[INDEX]))
-        if not repo.only_local and (missing := [name for name in names if name not in repo.files]):
-            raise MissingFileError(
-                f"{repo.name} lacks {len(missing)} of its {len(names)} safetensors files: {missing[0]}",
-                hint="Its owner has to upload them; take another repository of the model.",
-            )
-        return names
+        return _all_there(repo, shard_names(read_index(small[INDEX])))
     if repo.only_local:
         return [SINGLE]
-    raise _no_weights(repo)
+    if not (names := only_row(repo.files, repo.name)):
+        raise _no_model(repo, f"no {SINGLE}")
+    return _all_there(repo, names)
 
 
-def _no_weights(repo: HubRepo) -> MissingFileError:
-    hint = "Wanted: safetensors files, or a GGUF file. Another repository of the model may have them."
-    pickles = [name for name in repo.files if name.endswith((".bin", ".pth", ".pt"))]
-    if pickles:
-        hint = f"Its weights are a pickle ({pickles[0]}), which may run any program. {hint}"
-    return MissingFileError(f"{repo.name} has no file {SINGLE} on the HuggingFace hub", hint=hint)
+def _all_there(repo: HubRepo, names: list[str]) -> list[str]:
+    if not repo.only_local and (missing := [name for name in names if name not in repo.files]):
+        raise MissingFileError(
+            f"{repo.name} lacks {len(missing)} of its {len(names)} safetensors files: {missing[0]}",
+            hint="Its owner has to upload them; take another repository of the model.",
+        )
+    return names
+
+
+def _no_model(repo: HubRepo, lacks: str) -> MissingFileError:
+    """By what the repository holds instead."""
+    what = held_instead(sorted({path.partition("/")[0] for path in repo.files}))
+    return MissingFileError(
+        f"{repo.name} on the HuggingFace hub holds {what}{', and ' if what else ''}{lacks}",
+        hint="Take another repository of the model: with config.json and safetensors files, or .gguf files.",
+    )
 
 
 class _HubTokenizer(DirectoryTokenizer):

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from ...swarm.errors import CheckpointError
+from ...swarm.names import MAX_NAME_CHARS
 from ..formats.files.numbered import numbered
 from ..formats.gguf.reader import is_beside
 from ..formats.shown import shown
@@ -76,7 +77,10 @@ def called(repo: str, model: HubGGUF, models: Sequence[HubGGUF]) -> str:
     quantization = model.quantization
     if quantization and sum(each.quantization == quantization for each in models) == 1:
         return f"{repo}:{quantization}"
-    return f"{repo}:{model.stem}.gguf"
+    path = f"{model.stem}.gguf"
+    name = PurePosixPath(path).name
+    is_long = len(f"{repo}:{path}") > MAX_NAME_CHARS  # nobody could announce that
+    return f"{repo}:{name if is_long else path}"[:MAX_NAME_CHARS]
 
 
 def chosen(repo: str, choice: str, models: Sequence[HubGGUF]) -> HubGGUF:

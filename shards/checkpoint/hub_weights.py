@@ -162,19 +162,19 @@ class HubWeights:
         ]
 
     def _better_whole(self, ranges: Iterable[tuple[str, int, int]]) -> set[str]:
-        pieces: dict[str, set[int]] = {}
-        for name, start, length in ranges:
-            pieces.setdefault(name, set()).update(self._ranges().manifest.pieces_of(name, start, length))
-        manifest = self._ranges().manifest if pieces else None
+        """The files of which most has to come, or something and they are small."""
+        missing: dict[str, set[int]] = {}
+        for name, start, length in () if self._repo.only_local else ranges:
+            store = self._ranges()
+            pieces = store.manifest.pieces_of(name, start, length)
+            missing.setdefault(name, set()).update(piece for piece in pieces if not store.has(piece))
+        manifest = self._ranges().manifest if missing else None
         return {
             name
-            for name, needed in pieces.items()
-            if manifest is not None
-            and (
-                manifest.file(name).size <= _SMALL_FILE
-                or sum(map(manifest.size_of, needed)) >= _MOSTLY * manifest.file(name).size
-            )
-            and not self._repo.only_local
+            for name, pieces in missing.items()
+            if manifest is not None and pieces
+            for size in [manifest.file(name).size]
+            if size <= _SMALL_FILE or sum(map(manifest.size_of, pieces)) >= _MOSTLY * size
         }
 
     def _ranges(self) -> PieceStore:

@@ -49,7 +49,7 @@ def no_model_error(directory: Path, lacks: str) -> CheckpointError:
             f"{directory} is a folder with GGUF files, and holds {lacks}",
             hint=f"Give the path of a file: {directory / files[0]}",
         )
-    what, hint = _found(directory, names)
+    what, hint = _found(directory, names, _unfinished(directory))
     return CheckpointError(f"{directory} holds {what}{', and ' if what else ''}{lacks}", hint=hint)
 
 
@@ -59,11 +59,17 @@ def is_other_format(directory: Path) -> bool:
         names = file_names(directory)
     except OSError:
         return False
-    return not _those(names, ("*.gguf",)) and _found(directory, names)[0] != ""
+    return not _those(names, ("*.gguf",)) and _found(directory, names, _unfinished(directory))[0] != ""
 
 
-def _found(directory: Path, names: Sequence[str]) -> tuple[str, str]:
-    """What a directory holds in place of a model, and what to do; "" for nothing that is known."""
+def held_instead(names: Sequence[str]) -> str:
+    """What files of these names, sorted, are in place of a model; "" for nothing that is known."""
+    return _found(Path(), names, "")[0]
+
+
+def _found(directory: Path, names: Sequence[str], unfinished: str) -> tuple[str, str]:
+    """What a directory holds in place of a model, and what to do; "" for nothing that is known.
+    ``unfinished``: a file in it of a download that has not ended."""
     if files := _those(names, ("adapter_config.json", "adapter_model.*")):
         merged = _text(f"{directory}-merged")
         return f"an adapter of a model ({files[0]})", "Merge the two, and give the result: " + _python(
@@ -72,7 +78,7 @@ def _found(directory: Path, names: Sequence[str]) -> tuple[str, str]:
         )
     if "model_index.json" in names:
         return "a pipeline of diffusers (model_index.json), which writes no text", _A_MODEL
-    if unfinished := _unfinished(directory):
+    if unfinished:
         return f"a download that has not ended ({unfinished})", _CONTINUE
     if files := _those(names, ("consolidated*.safetensors", "consolidated*.pth", "params.json")):
         return (

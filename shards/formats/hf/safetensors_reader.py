@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ....swarm.errors import CheckpointError
@@ -59,16 +59,22 @@ def weight_files(directory: Path) -> list[str]:
 def _numbered(directory: Path) -> list[str]:
     """The names of a whole row of numbered parts, of which at least one is there. A tensor in two of them is
     found when they are opened."""
-    rows = {row for name in file_names(directory) if (row := numbered(name)) and row.ending == _ENDING}
-    if not rows:
-        raise no_model_error(directory, f"neither {SINGLE} nor {INDEX}")
+    if names := only_row(file_names(directory), str(directory)):
+        return names
+    raise no_model_error(directory, f"neither {SINGLE} nor {INDEX}")
+
+
+def only_row(names: Iterable[str], where: str) -> list[str]:
+    """All files of the one model of which files with numbers are among ``names``; none: there is none.
+    CheckpointError where they are of several."""
+    rows = {row for name in names if (row := numbered(name)) and row.ending == _ENDING}
     if len(rows) > 1:
         found = ", ".join(f"{row.stem}-…-of-{row.count:05}{_ENDING}" for row in sorted(rows, key=str)[:4])
         raise CheckpointError(
-            f"{directory} holds parts of several models, and no {INDEX} that tells them apart: {found}",
+            f"{where} holds parts of several models, and no {INDEX} that tells them apart: {found}",
             hint="Move each model's files into a folder of its own.",
         )
-    return rows.pop().names
+    return rows.pop().names if rows else []
 
 
 def read_index(path: Path) -> dict[str, str]:

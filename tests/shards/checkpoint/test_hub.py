@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -177,7 +180,7 @@ def test_scales_may_be_in_another_shard_than_their_integers(
     (whole / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     hub.directory = whole
     with open_checkpoint(str(whole)) as local, open_checkpoint(NAME, blocks=Span(0, 1)) as model:
-        assert {file for file in hub.fetched() if file.endswith(".safetensors")} == {shard(1), shard(2)}
+        assert {file for file in hub.fetched() if file.endswith(".safetensors")} <= {shard(1), shard(2)}
         assert model.ref.digest == local.ref.digest
         name = "model.layers.0.self_attn.q_proj.weight"
         assert model.tensor(name).qtype == "MLX4_32_F32"
@@ -265,10 +268,75 @@ def test_gated_model(hub: FakeHub) -> None:
 def test_repository_without_safetensors(hub: FakeHub) -> None:
     for path in hub.directory.glob("model*"):
         path.unlink()
-    (hub.directory / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match=r"no file model\.safetensors") as caught:
+    with pytest.raises(CheckpointError, match=r"holds no model\.safetensors") as caught:
         open_checkpoint(NAME, blocks=Span(0, 1))
-    assert "pickle (pytorch_model.bin)" in caught.value.hint
+    assert ".gguf" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        (("config.json", "pytorch_model.bin"), "weights as a pickle (pytorch_model.bin)"),
+        (("adapter_config.json", "adapter_model.safetensors"), "an adapter of a model"),
+        (("model_index.json", "unet/config.json"), "a pipeline of diffusers"),
+        (("params.json", "consolidated.safetensors"), "its maker's own format"),
+        (("config.json", "consolidated.safetensors"), "its maker's own format"),
+        (("config.json", "onnx/model.onnx"), "a model for ONNX (onnx)"),
+        (("model.safetensors",), "weights (model.safetensors), and no config.json"),
+        (("README.md",), "holds no config.json"),
+    ],
+)
+def test_repositories_of_other_things(hub: FakeHub, names: tuple[str, ...], what: str) -> None:
+    settings = (hub.directory / "config.json").read_text()
+    shutil.rmtree(hub.directory)
+    for name in names:
+        (hub.directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (hub.directory / name).write_text(settings)
+    with pytest.raises(CheckpointError, match=re.escape(what)) as caught:
+        open_checkpoint(NAME, blocks=Span(0, 1))
+    assert ".gguf" in caught.value.hint
+
+
+def test_numbered_files_need_no_index(hub: FakeHub) -> None:
+    (hub.directory / "model.safetensors.index.json").unlink()
+    with open_checkpoint(str(hub.directory)) as local, open_checkpoint(NAME, blocks=Span(0, 1)) as model:
+        assert model.identity == local.identity
+    (hub.directory / shard(3)).unlink()
+    with pytest.raises(CheckpointError, match="lacks 1 of its 4 safetensors files"):
+        open_checkpoint(NAME, blocks=Span(0, 1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda listing: listing.pop("sha"),
+        lambda listing: listing.update(sha="../../x"),
+        lambda listing: listing.update(sha=7),
+        lambda listing: listing.update(siblings=[7]),
+        lambda listing: listing.update(siblings=[{"size": 5}]),
+        lambda listing: listing["siblings"][0].update(rfilename=7),
+        lambda listing: listing["siblings"][0].update(size="x"),
+        lambda listing: listing["siblings"][0].update(lfs={"sha256": 7, "size": 5, "pointerSize": 1}),
+        lambda listing: listing.clear(),
+    ],
+)
+def test_a_garbled_list_of_files(hub: FakeHub, change: Callable[[dict[str, Any]], object]) -> None:
+    whole = hub.listing()
+    change(whole)
+    hub.listing = lambda: whole  # type: ignore[method-assign]
+    with pytest.raises(NetworkError, match="list of the files of some-org/tiny-llama is garbled"):
+        open_checkpoint(NAME, blocks=Span(0, 1))
+
+
+@pytest.mark.parametrize("size", [0, -5, 7, 1 << 70])
+def test_a_list_with_other_sizes_than_the_files_have(hub: FakeHub, size: int) -> None:
+    whole = hub.listing()
+    entry = next(each for each in whole["siblings"] if each["rfilename"] == shard(2))  # type: ignore[attr-defined]
+    entry["size"] = size
+    hub.listing = lambda: whole  # type: ignore[method-assign]
+    with pytest.raises((NetworkError, CheckpointError)) as caught:
+        open_checkpoint(NAME, blocks=Span(0, 1))
+    assert "\n" not in str(caught.value)
 
 
 def test_truncated_remote_shard(hub: FakeHub) -> None:
