@@ -257,19 +257,28 @@ void sn_pack_file(const sn_linear *w, int64_t first_row, int64_t n, const uint8_
     }
 }
 
+/* A tile's rows together: what a group of columns is written to stays in the cache. */
 void sn_pack_float8(const sn_linear *w, int64_t first_row, int64_t n, const uint8_t *q, const float *scale,
                     void *packed) {
-    const int size = sn_scale_bytes(w->kind), cols = sn_float8_cols(w);
-    for (int64_t i = 0; i < n; i++) {
-        int64_t row = first_row + i, lane = row % SN_TILE;
-        uint8_t *out = (uint8_t *)packed + row / SN_TILE * sn_tile_bytes(w);
-        for (int64_t col = 0; col < w->cols; col++) {
+    const int size = sn_scale_bytes(w->kind), cols = sn_float8_cols(w), groups = (w->cols + cols - 1) / cols;
+    for (int64_t first = 0, end; first < n; first = end) {
+        const int64_t tile = (first_row + first) / SN_TILE, lane = first_row - tile * SN_TILE;
+        uint8_t *out = (uint8_t *)packed + tile * sn_tile_bytes(w);
+        end = (tile + 1) * SN_TILE - first_row < n ? (tile + 1) * SN_TILE - first_row : n;
+        for (int col = 0; col < w->cols; col += SN_GROUP, out += SN_TILE * SN_GROUP) {
             if (col % cols == 0) {
-                store_scale(out + lane * size, *scale++, w->kind);
+                for (int64_t i = first; i < end; i++)
+                    store_scale(out + (lane + i) * size, scale[i * groups + col / cols], w->kind);
                 out += SN_TILE * size;
             }
-            out[lane * 2 + col % 2] = *q++;
-            if (col % 2) out += 2 * SN_TILE;
+            const int count = w->cols - col < SN_GROUP ? w->cols - col : SN_GROUP;
+            for (int64_t i = first; i < end; i++) {
+                const uint8_t *in = q + i * w->cols + col;
+                uint8_t *to = out + (lane + i) * 2;
+                int c = 0;
+                for (; c + 2 <= count; c += 2) memcpy(to + c * SN_TILE, in + c, 2);
+                if (c < count) to[c * SN_TILE] = in[c];
+            }
         }
     }
 }
