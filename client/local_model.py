@@ -65,7 +65,8 @@ class LocalModel:
     scales: Mapping[int, ScaleTable] = field(default_factory=dict)
 
     @property
-    def hidden_size(self) -> int:
+    def residual_width(self) -> int:
+        """Values of a row after the last block."""
         return self.boundaries.widths[-1]
 
 

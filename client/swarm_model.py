@@ -114,8 +114,8 @@ class SwarmModel:
         machine, which costs a round trip a peer. ``draft``: a small model of the same family, named as
         ``model`` is, which this machine runs as a whole to guess what comes next, so that a pass through the
         swarm can bring several tokens; without one, guesses are taken from the text itself.
-        ``allow_sideband``: ask a model whose rows tell every hop which tokens they are (Gemma 4 E2B and E4B)
-        in a swarm without a key, too, where strangers may be among the hops.
+        ``allow_sideband``: ask a model whose rows tell every hop which tokens they are (Gemma 3n, Gemma 4 E2B
+        and E4B) in a swarm without a key, too, where strangers may be among the hops.
         ``on_decision``: called, from another thread, with how one of several models of the name was taken
         (``sentence``, ``ref``, ``reason``, ``is_change``), before anything of it is used.
 

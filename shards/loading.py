@@ -15,16 +15,18 @@ from .formats.tensors import (
     FINAL_NORM,
     HEAD,
     HEAD_BIAS,
+    MERGE,
     SIDE_EMBEDDING,
     SIDE_NORM,
     SIDE_PROJECTION,
+    SPREAD,
 )
 from .kernels.head import NativeHead
 from .kernels.linear import ActivationPrecision
 from .kernels.rows import NativeNorm
 from .layers.quantize import INT4_SOURCES, OWN_FORM
 from .models.client_memory import HeadShape, check_room
-from .models.client_part import ClientModel, SideMaker
+from .models.client_part import ClientModel, Project, SideMaker, Streams
 from .models.devices import INSTALL_COMPILER, require_mlx, require_torch, resolve_device
 from .models.head import FinalNorm, Head, RefinedHead
 from .models.load_plan import LoadOptions, LoadPlan, WeightKind, resolve
@@ -35,7 +37,7 @@ from .models.weight_loader import Progress, WeightLoader, check_shape
 if TYPE_CHECKING:
     from ..swarm.types import Span
     from .formats.block_config import NormConfig
-    from .formats.config import SidebandConfig
+    from .formats.config import ModelConfig, SidebandConfig
     from .formats.raw_tensor import RawTensor
     from .models.backend import SpanBackend
     from .torch.weights import TorchLoader
@@ -118,7 +120,9 @@ def load_client_model(
     errors = RoundingBounds() if refinable else None
     bias = HEAD_BIAS.removesuffix(".bias")
     wanted = ([name.removesuffix(".weight")], [config.vocab_size], config.hidden_size, kind, errors, bias)
-    in_file = raw.nbytes + _projection_bytes(checkpoint)
+    projections = [SIDE_PROJECTION] if config.sideband is not None else []
+    projections += [name.format(number) for name in (SPREAD, MERGE) for number in range(config.streams - 1)]
+    in_file = raw.nbytes + sum(checkpoint.tensor(f"{name}.weight").nbytes for name in projections)
     loader: WeightLoader | TorchLoader
     head: Head
     if plan.precision is not None and plan.native(plan.form([raw], kind)):
@@ -140,6 +144,7 @@ def load_client_model(
         kernels, tied_head = "torch", None
         rounding = torch_rounding(config.hidden_size)
     side = None if config.sideband is None else _side_maker(checkpoint, config.sideband, loader)
+    streams = None if config.streams == 1 else _streams(config, loader)
     held = norm.nbytes + loader.nbytes
     if errors is not None and errors.known:
         bounds = errors.bounds(rounding)
@@ -148,30 +153,38 @@ def load_client_model(
     checkpoint.release()
     return ClientModel(
         *(config, embedding, norm, head, plan.device, held, loader.summary(), kernels),
-        *(checkpoint.release, tied_head, side),
+        *(checkpoint.release, tied_head, side, streams),
     )
 
 
-def _projection_bytes(checkpoint: Checkpoint) -> int:
-    name = f"{SIDE_PROJECTION}.weight"
-    return checkpoint.tensor(name).nbytes if checkpoint.config.sideband is not None else 0
+def _product(loader: WeightLoader | TorchLoader, name: str, rows: int, cols: int) -> Project:
+    """Held as the blocks' matrices are."""
+    if isinstance(loader, WeightLoader):
+        return loader.linear([name], [rows], cols)
+    from .torch.head import TorchProduct
+
+    return TorchProduct(loader.linear([name], [rows], cols), loader.target)
+
+
+def _streams(config: ModelConfig, loader: WeightLoader | TorchLoader) -> Streams:
+    hidden, others = config.hidden_size, range(config.streams - 1)
+    spread, merge = (
+        [_product(loader, name.format(number), hidden, hidden) for number in others]
+        for name in (SPREAD, MERGE)
+    )
+    return Streams(spread, merge)
 
 
 def _side_maker(
     checkpoint: Checkpoint, settings: SidebandConfig, loader: WeightLoader | TorchLoader
 ) -> SideMaker:
-    """Its embedding stays in the file, its projection is held as the blocks' matrices are."""
+    """Its embedding stays in the file."""
     config = checkpoint.config
     beside = config.n_blocks * settings.values
     embedding = checkpoint.tensor(SIDE_EMBEDDING)
     check_shape(embedding, (settings.vocab_size, beside))
     norm = _norm(checkpoint, SIDE_NORM, settings.norm, settings.values)
-    wanted = ([SIDE_PROJECTION], [beside], config.hidden_size)
-    if isinstance(loader, WeightLoader):
-        return SideMaker(settings, embedding, loader.linear(*wanted), norm)
-    from .torch.head import TorchProduct
-
-    return SideMaker(settings, embedding, TorchProduct(loader.linear(*wanted), loader.target), norm)
+    return SideMaker(settings, embedding, _product(loader, SIDE_PROJECTION, beside, config.hidden_size), norm)
 
 
 def _check_foreign(options: LoadOptions) -> None:

@@ -85,8 +85,8 @@ def _from_file(local: LocalModel, name: str) -> tuple[PreTrainedConfig, Generati
     config = LlamaConfig(
         name_or_path=name,
         vocab_size=local.vocab_size,
-        hidden_size=local.hidden_size,
-        intermediate_size=block.mlp.inner if block.mlp else local.hidden_size,
+        hidden_size=model.hidden_size,
+        intermediate_size=block.mlp.inner if block.mlp else model.hidden_size,
         num_hidden_layers=model.n_blocks,
         num_attention_heads=attention.heads,
         num_key_value_heads=attention.kv_heads,

@@ -112,7 +112,7 @@ class SwarmModelForCausalLM(PreTrainedModel, SwarmGenerationMixin):
         all_states = bool(output_hidden_states or self.config.output_hidden_states)
         wanted = columns if all_states else columns - int(kept.min())
         rows = cache.feed(input_ids, mask, wanted)
-        hidden = torch.zeros(len(rows), wanted, self._head.config.hidden_size)
+        hidden = torch.zeros(len(rows), wanted, self._head.config.residual_width)
         real = (
             torch.ones(len(rows), wanted, dtype=torch.bool)
             if mask is None
@@ -133,7 +133,7 @@ class SwarmModelForCausalLM(PreTrainedModel, SwarmGenerationMixin):
         return output if return_dict or return_dict is None else output.to_tuple()
 
     def _logits(self, hidden: Tensor, real: Tensor) -> Tensor:
-        """(rows, kept, hidden) → (rows, kept, vocab), 0 where nothing is real."""
+        """(rows, kept, residual) → (rows, kept, vocab), 0 where nothing is real."""
         logits = torch.zeros(*real.shape, self._head.config.vocab_size, device=self.device)
         logits[real.to(self.device)] = self._by_head(self._head.logits, hidden[real])
         return logits
@@ -142,9 +142,9 @@ class SwarmModelForCausalLM(PreTrainedModel, SwarmGenerationMixin):
         return torch.from_numpy(compute(rows.numpy())).to(self.device)
 
     def _hidden_states(self, input_ids: Tensor, hidden: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        embedded = torch.empty(hidden.shape, device=self.device)
-        rows = self._head.embed(input_ids.flatten().tolist())
-        embedded[:] = torch.from_numpy(rows[:, : hidden.shape[-1]]).view(hidden.shape)
+        embedded = torch.empty(*input_ids.shape, self._head.config.hidden_size, device=self.device)
+        rows = self._head.embed(input_ids.flatten().tolist())[:, : embedded.shape[-1]]
+        embedded[:] = torch.from_numpy(rows).view(embedded.shape)
         last = torch.zeros_like(embedded)
         last[real.to(self.device)] = self._by_head(self._head.final_norm, hidden[real])
         return embedded, last

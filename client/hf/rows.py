@@ -269,7 +269,7 @@ class RowBatch:
     async def _feed_row(self, row: Row, count: int, wanted: int) -> np.ndarray:
         """Feed what the hops of a row lack, of which its caller has just added ``count`` tokens."""
         if not count:
-            return np.empty((0, self._core.local.hidden_size), np.float32)
+            return np.empty((0, self._core.local.residual_width), np.float32)
         session = await self._with_room(row)
         row.feeding = True
         new, want = row.ids[session.length :], Want.ALL

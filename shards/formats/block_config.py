@@ -8,6 +8,15 @@ In these terms a block is, with x (tokens, hidden) and all norms optional:
     with a side:  x += side.norm(projection(side.activation(gate(x)) * values))
     x *= scalar
 
+With ``laurel`` (arXiv 2411.07501), after attention: x = (x + n + laurel.norm(right(left(n)))) / sqrt(2), with
+n = norm(x) from before it. With ``streams`` (alternating updates, arXiv 2301.13310) the residual is several
+x_i, and
+
+    p_i = x_i + sum over j of predict(route(x_active))_ij * x_j,   route(y) = tanh(router(norm(y) / hidden))
+    y = what the above makes of p_active in the place of x, without side
+    x_i = p_i + (correct(route(y))_i + 1) * (y - p_active)
+    with a side, which reads x_active * scale: its values are added to all but the first x_i
+
 where ``mlp`` is a dense MLP, experts, or both, and m the ``residual_multiplier``. How a file lays its weights
 out (fused, transposed, interleaved) is no part of this: readers of files undo it.
 """
@@ -26,6 +35,8 @@ ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "clamped")
 """``gelu`` with erf, ``relu2``: relu squared, ``clamped``: that of gpt-oss (``MlpConfig``)."""
 SCORES = ("softmax", "sigmoid", "softmax_of_used", "sparsemixer")
 GROUP_SCORES = ("max", "top2")
+MAX_STREAMS = 16
+"""Residual streams of one block; models have 4."""
 MAX_EXPERTS = 4096
 """Experts of one block; models have up to 512."""
 
@@ -212,7 +223,9 @@ class MlpConfig:
     """``gated``: down(activation(gate(x)) * up(x)); else down(activation(up(x))). ``bias`` of all of them.
 
     Activation "clamped", of gated MLPs: with gate at most ``limit`` and up from -limit to limit,
-    gate * sigmoid(``alpha`` * gate) * (up + 1).
+    gate * sigmoid(``alpha`` * gate) * (up + 1). ``sparsity``, of gated MLPs: before its activation gate is
+    max(0, gate - m - q * d), m and d being mean and deviation of the row, and q the quantile of the normal
+    distribution below which this part lies; 0: gate itself.
     """
 
     inner: int
@@ -221,12 +234,15 @@ class MlpConfig:
     bias: bool = False
     alpha: float = 1.702
     limit: float = 7.0
+    sparsity: float = 0.0
 
     def __post_init__(self) -> None:
         check_count("the inner size of an MLP", self.inner, MAX_WIDTH)
         _one_of("activation", self.activation, ACTIVATIONS)
         if self.activation == "clamped" and not self.gated:
             raise UnsupportedModelError("activation clamped is for gated MLPs")
+        if not 0 <= self.sparsity < 1 or (self.sparsity and not self.gated):
+            raise UnsupportedModelError(f"a sparsity of {self.sparsity} of an MLP is not supported")
         check_between("the limit of an MLP", self.limit, SCALES)
         check_between("the alpha of an MLP", self.alpha, SCALES)
 
@@ -326,6 +342,33 @@ class SideConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class LaurelConfig:
+    """A learned residual beside attention, of ``rank``: see the module."""
+
+    rank: int
+    norm: NormConfig
+
+    def __post_init__(self) -> None:
+        check_count("the rank of a learned residual", self.rank, MAX_WIDTH)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamsConfig:
+    """``count`` residual streams, of which the block computes with one, ``active``: see the module.
+    ``scaled``: what the side reads is multiplied by a learned row."""
+
+    count: int
+    active: int
+    norm: NormConfig
+    scaled: bool
+
+    def __post_init__(self) -> None:
+        check_count("residual streams", self.count, MAX_STREAMS)
+        if not 0 <= self.active < self.count:
+            raise CheckpointError(f"stream {self.active} of {self.count} is active")
+
+
+@dataclass(frozen=True, slots=True)
 class BlockConfig:
     """See the module. ``scalar``: the file has one number that the block's output is multiplied by.
 
@@ -344,6 +387,8 @@ class BlockConfig:
     scalar: bool = False
     side: SideConfig | None = None
     kv_of: int | None = None
+    laurel: LaurelConfig | None = None
+    streams: StreamsConfig | None = None
 
     def __post_init__(self) -> None:
         attention = self.attention
@@ -351,10 +396,17 @@ class BlockConfig:
             raise UnsupportedModelError("a block that reads another's keys and values has none of its own")
         if self.mlp is None and self.experts is None:
             raise CheckpointError("a block has neither an MLP nor experts")
+        if self.laurel is not None and (self.parallel or self.norm is None or self.residual_multiplier != 1):
+            raise UnsupportedModelError("a learned residual in such a block is not supported")
         check_between("the residual multiplier", self.residual_multiplier, (0.0, SCALES[1]))
         both = self.experts and (self.experts.norm or self.experts.dense_out_norm or self.experts.out_norm)
         if both and self.mlp is None:
             raise UnsupportedModelError("experts with norms of their own and no dense MLP are not supported")
+
+
+def needs_torch(block: BlockConfig) -> bool:
+    """Whether only torch computes such a block."""
+    return bool(block.streams or block.laurel or (block.mlp is not None and block.mlp.sparsity))
 
 
 def _one_of(what: str, value: str, known: tuple[str, ...]) -> None:

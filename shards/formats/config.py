@@ -40,7 +40,7 @@ class SidebandConfig:
 
     With e the row that goes into the first block, all blocks' values of a token are
     scale * (norm(projection_scale * projection(e)) + embedding_scale * embedding[token]), the norm over each
-    block's. ``vocab_size``: rows of that embedding.
+    block's. ``vocab_size``: rows of that embedding; tokens beyond it have that of token 0.
     """
 
     values: int
@@ -70,7 +70,10 @@ class ModelConfig:
     them. ``native_dtype``: the file's main weight type, such as ``BF16`` or ``Q4_1``; for people and for
     ``auto``.
     ``quantization``: what a HuggingFace configuration says of quantized matrices.
-    ``sideband``: what its blocks' ``side`` reads.
+    ``sideband``: what its blocks' ``side`` reads. ``streams``: residual streams of its blocks, one after the
+    other in a row, ``hidden_size`` values each. Where there are several, the client makes the others of e by
+    a projection each, and their mean, after a projection of each but the first, is what the final norm reads.
+    What is projected is scaled to the root mean square of the first.
     ``foreign``: transformers' own layers compute the model; ``blocks`` then tell no more than what each
     caches, and the client's part is transformers' own, too.
     """
@@ -92,6 +95,7 @@ class ModelConfig:
     native_dtype: str = "F32"
     quantization: Quantization | None = None
     sideband: SidebandConfig | None = None
+    streams: int = 1
     foreign: ForeignConfig | None = None
 
     def __post_init__(self) -> None:
@@ -111,6 +115,12 @@ class ModelConfig:
             if not 0 <= token < MAX_VOCAB:
                 raise CheckpointError(f"special token id {shown(token)} is outside 0..{MAX_VOCAB - 1}")
 
+        if any(
+            block.streams is not None and block.streams.count != self.streams for block in self.blocks
+        ) or (self.streams > 1 and any(block.streams is None for block in self.blocks)):
+            raise CheckpointError(f"not every block has {self.streams} residual streams")
+        if self.row_width(0) > MAX_ROW and (self.sideband is not None or self.streams > 1):
+            raise CheckpointError(f"a row has {self.row_width(0)} values, at most {MAX_ROW} are possible")
         self._check_sideband()
         for number, block in enumerate(self.blocks):
             if block.kv_of is not None:
@@ -121,13 +131,6 @@ class ModelConfig:
         if any((0 if block.side is None else block.side.values) != made for block in self.blocks):
             raise CheckpointError(
                 "the blocks do not read the values beside the residual that the client makes"
-            )
-        if self.sideband is None:
-            return
-        check_count("values of a row and beside it", self.row_width(0), MAX_ROW)
-        if self.sideband.vocab_size < self.vocab_size:
-            raise CheckpointError(
-                f"values beside the residual for {self.sideband.vocab_size} tokens of {self.vocab_size}"
             )
 
     def _check_kv(self, number: int, block: BlockConfig, of: int) -> None:
@@ -148,7 +151,11 @@ class ModelConfig:
     def row_width(self, boundary: int) -> int:
         """Values of the row of a token that block ``boundary`` reads, or after the last block the head."""
         beside = 0 if self.sideband is None else self.sideband.values
-        return self.hidden_size + beside * (self.n_blocks - boundary)
+        return self.residual_width + beside * (self.n_blocks - boundary)
+
+    @property
+    def residual_width(self) -> int:
+        return self.streams * self.hidden_size
 
     @property
     def boundaries(self) -> Boundaries:

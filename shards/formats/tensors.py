@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ...swarm.types import Span
-from .block_config import AttentionConfig, ExpertsConfig, LatentConfig, MlpConfig, NormConfig, SideConfig
+from .block_config import (
+    AttentionConfig,
+    ExpertsConfig,
+    LatentConfig,
+    LaurelConfig,
+    MlpConfig,
+    NormConfig,
+    SideConfig,
+    StreamsConfig,
+)
 from .config import ModelConfig
 from .raw_tensor import RawTensor
 
@@ -19,6 +28,8 @@ SIDE_EMBEDDING = "model.embed_tokens_per_layer.weight"
 SIDE_PROJECTION = "model.per_layer_model_projection"
 SIDE_NORM = "model.per_layer_projection_norm"
 """Of the values beside the residual; the last two without ``.weight``."""
+SPREAD, MERGE = "model.altup_projections.{}", "model.altup_unembed_projections.{}"
+"""Of several residual streams, without ``.weight``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +72,8 @@ def block_tensors(config: ModelConfig, block: int) -> dict[str, tuple[int, ...]]
         **_experts(settings.experts, hidden),
         **_norm("mlp.out_norm", settings.mlp_out_norm, hidden),
         **_side(settings.side, hidden),
+        **_laurel(settings.laurel, hidden),
+        **_streams(settings.streams, hidden),
     }
     if settings.scalar:
         shapes["scalar.weight"] = (1,)
@@ -172,6 +185,29 @@ def _side(side: SideConfig | None, hidden: int) -> Shapes:
     }
 
 
+def _laurel(laurel: LaurelConfig | None, hidden: int) -> Shapes:
+    if laurel is None:
+        return {}
+    return {
+        **_linear("laurel.linear_left", laurel.rank, hidden),
+        **_linear("laurel.linear_right", hidden, laurel.rank),
+        **_norm("laurel.post_laurel_norm", laurel.norm, hidden),
+    }
+
+
+def _streams(streams: StreamsConfig | None, hidden: int) -> Shapes:
+    if streams is None:
+        return {}
+    scale: Shapes = {"altup.correct_output_scale": (hidden,)} if streams.scaled else {}
+    return {
+        **_linear("altup.modality_router", streams.count, hidden),
+        **_norm("altup.router_norm", streams.norm, hidden),
+        **_linear("altup.prediction_coefs", streams.count**2, streams.count),
+        **_linear("altup.correction_coefs", streams.count, streams.count),
+        **scale,
+    }
+
+
 def client_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of embedding, final norm and, where it is not tied to the embedding, head; and of what
     makes the values beside the residual."""
@@ -188,6 +224,9 @@ def client_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes[SIDE_EMBEDDING] = (sideband.vocab_size, beside)
         shapes |= _linear(SIDE_PROJECTION, beside, config.hidden_size)
         shapes |= _norm(SIDE_NORM, sideband.norm, sideband.values)
+    for number in range(config.streams - 1):
+        for name in (SPREAD, MERGE):
+            shapes |= _linear(name.format(number), config.hidden_size, config.hidden_size)
     return shapes
 
 

@@ -9,9 +9,10 @@ import mlx.core as mx
 import numpy as np
 
 from ...swarm.codecs.codec import MAX_MAGNITUDE
-from ...swarm.errors import LocalProtocolError, UsageError
+from ...swarm.errors import LocalProtocolError, UnsupportedModelError, UsageError
 from ...swarm.types import Span
 from ..checkpoint.checkpoint import Checkpoint
+from ..formats.block_config import needs_torch
 from ..layers.kv_pool import BatchSlice, resolve_kv_dtype
 from ..models.block_weights import bytes_in_file, load_block
 from ..models.load_plan import LoadOptions
@@ -116,6 +117,11 @@ def load_mlx_span(
 ) -> MlxSpan:
     """As ``loading.load_backend``. UsageError for options that MLX has nothing for."""
     config = checkpoint.config
+    if any(map(needs_torch, config.blocks)):
+        raise UnsupportedModelError(
+            f"MLX does not compute {config.family}: several residual streams are not supported there",
+            hint="Use --device cpu.",
+        )
     plan = MlxPlan.resolve(options, config.native_dtype)
     prepare()
     loader = MlxLoader(checkpoint, plan, bytes_in_file(checkpoint, span), progress, threads)

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
         ExpertsConfig,
         HeadNorm,
         LatentConfig,
+        LaurelConfig,
         MlpConfig,
         NormConfig,
         SideConfig,
+        StreamsConfig,
     )
     from ..formats.config import ModelConfig
 
@@ -122,6 +124,22 @@ class SideWeights(NamedTuple, Generic[Norm, Linear]):
     norm: Norm
 
 
+class LaurelWeights(NamedTuple, Generic[Norm, Linear]):
+    left: Linear
+    right: Linear
+    norm: Norm
+
+
+class StreamsWeights(NamedTuple, Generic[Norm, Linear]):
+    """``scale`` (hidden): None where what the side reads is not scaled."""
+
+    norm: Norm
+    router: Linear
+    predict: Linear
+    correct: Linear
+    scale: Floats | None
+
+
 class BlockWeights(NamedTuple, Generic[Norm, Linear, Experts, Heads]):
     """The parts of ``BlockConfig``, under the same names."""
 
@@ -133,6 +151,8 @@ class BlockWeights(NamedTuple, Generic[Norm, Linear, Experts, Heads]):
     experts: ExpertsWeights[Norm, Linear, Experts] | None = None
     mlp_out_norm: Norm | None = None
     side: SideWeights[Norm, Linear] | None = None
+    laurel: LaurelWeights[Norm, Linear] | None = None
+    streams: StreamsWeights[Norm, Linear] | None = None
     scalar: float = 1.0
 
 
@@ -158,6 +178,8 @@ def block_stacks(config: ModelConfig, block: int) -> list[tuple[Stack, int]]:
         found += mlp_stacks(f"{prefix}.mlp.shared_experts", experts.shared, hidden)
     if settings.side is not None:
         found += _side(prefix, settings.side, hidden)
+    if settings.laurel is not None:
+        found += _laurel(prefix, settings.laurel, hidden)
     counted = [(stack, 1) for stack in found]
     if experts is not None:
         first = mlp_stacks(f"{prefix}.mlp.experts.0", experts.mlp, hidden)
@@ -203,6 +225,13 @@ def _side(prefix: str, side: SideConfig, hidden: int) -> tuple[Stack, Stack]:
     )
 
 
+def _laurel(prefix: str, laurel: LaurelConfig, hidden: int) -> tuple[Stack, Stack]:
+    return (
+        Stack([f"{prefix}.laurel.linear_left"], [laurel.rank], hidden),
+        Stack([f"{prefix}.laurel.linear_right"], [hidden], laurel.rank),
+    )
+
+
 def mlp_stacks(name: str, mlp: MlpConfig, hidden: int) -> list[Stack]:
     """Those of the MLP ``name``: gate and up, then down."""
     parts = ["gate_proj", "up_proj"] if mlp.gated else ["up_proj"]
@@ -234,6 +263,8 @@ def load_block(
         experts=None if settings.experts is None else _load_experts(loader, prefix, settings.experts, hidden),
         mlp_out_norm=norm("mlp.out_norm", settings.mlp_out_norm),
         side=None if settings.side is None else _load_side(loader, prefix, settings.side, hidden),
+        laurel=None if settings.laurel is None else _load_laurel(loader, prefix, settings.laurel, hidden),
+        streams=None if settings.streams is None else _load_streams(loader, prefix, settings.streams, hidden),
         scalar=float(loader.vector(f"{prefix}.scalar.weight", 1)[0]) if settings.scalar else 1.0,
     )
 
@@ -318,6 +349,27 @@ def _load_side(
         loader.linear(*gate),
         loader.linear(*projection),
         loader.norm(f"{prefix}.post_per_layer_input_norm", side.norm, hidden),
+    )
+
+
+def _load_laurel(
+    loader: BlockLoader[Norm, Linear, Experts, Heads], prefix: str, laurel: LaurelConfig, hidden: int
+) -> LaurelWeights[Norm, Linear]:
+    left, right = _laurel(prefix, laurel, hidden)
+    norm = loader.norm(f"{prefix}.laurel.post_laurel_norm", laurel.norm, hidden)
+    return LaurelWeights(loader.linear(*left), loader.linear(*right), norm)
+
+
+def _load_streams(
+    loader: BlockLoader[Norm, Linear, Experts, Heads], prefix: str, streams: StreamsConfig, hidden: int
+) -> StreamsWeights[Norm, Linear]:
+    name, count = f"{prefix}.altup", streams.count
+    return StreamsWeights(
+        loader.norm(f"{name}.router_norm", streams.norm, hidden),
+        loader.linear([f"{name}.modality_router"], [count], hidden),
+        loader.linear([f"{name}.prediction_coefs"], [count**2], count),
+        loader.linear([f"{name}.correction_coefs"], [count], count),
+        loader.vector(f"{name}.correct_output_scale", hidden) if streams.scaled else None,
     )
 
 

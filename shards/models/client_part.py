@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from ..formats.config import ModelConfig, SidebandConfig
     from ..kernels.head import NativeHead
 
+Project = Callable[["NDArray[np.float32]"], "NDArray[np.float32]"]
+"""A matrix product of rows (T, in) → (T, out)."""
+_SMALLEST_SQUARE = np.float32(1e-5)
+"""A stream is scaled as if its mean square was no less: part of what Gemma 3n computes."""
 HELD_ROWS = 64
 """After this many rows of the embedding, their pages of the file are let go: the kernel maps 64 KiB around
 each row, so that a long chat would come to hold all of the embedding."""
@@ -28,7 +32,7 @@ class SideMaker:
         self,
         settings: SidebandConfig,
         embedding: Embedding,
-        project: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+        project: Project,
         norm: FinalNorm,
     ) -> None:
         """``project``: (T, hidden) → (T, all blocks' values)."""
@@ -39,9 +43,39 @@ class SideMaker:
         settings = self._settings
         made = self._project(embedded) * np.float32(settings.projection_scale)
         made = self._norm(made.reshape(-1, settings.values)).reshape(made.shape)
-        made += self._embedding.dequantize_rows(ids) * np.float32(settings.embedding_scale)
+        known = np.where(ids < settings.vocab_size, ids, 0)
+        made += self._embedding.dequantize_rows(known) * np.float32(settings.embedding_scale)
         made *= np.float32(settings.scale)
         return made
+
+
+class Streams:
+    """Residual streams of what enters the first block, and what the final norm reads of those that leave the
+    last: see ``ModelConfig``."""
+
+    def __init__(self, spread: Sequence[Project], merge: Sequence[Project]) -> None:
+        self._spread, self._merge = spread, merge
+
+    def spread(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(T, hidden) → (T, streams * hidden)."""
+        others = (_as_large(project(rows), rows) for project in self._spread)
+        return np.concatenate((rows, *others), 1)
+
+    def merged(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(T, streams * hidden) → (T, hidden)."""
+        first, *others = np.split(rows, 1 + len(self._merge), 1)
+        total = first.copy()
+        for project, stream in zip(self._merge, others, strict=True):
+            total += _as_large(project(stream), first)
+        total /= np.float32(1 + len(self._merge))
+        return total
+
+
+def _as_large(rows: NDArray[np.float32], like: NDArray[np.float32]) -> NDArray[np.float32]:
+    """``rows``, each with the root mean square of its row in ``like``."""
+    wanted, found = (np.square(each).mean(-1, keepdims=True, dtype=np.float32) for each in (like, rows))
+    scaled: NDArray[np.float32] = rows * (np.sqrt(wanted) / np.sqrt(np.maximum(found, _SMALLEST_SQUARE)))
+    return scaled
 
 
 class Embedding(Protocol):
@@ -73,10 +107,11 @@ class ClientModel:
         release: Callable[[], None],
         tied: NativeHead | None = None,
         side: SideMaker | None = None,
+        streams: Streams | None = None,
     ) -> None:
         """``release`` lets go of the pages of the file that were read. ``tied`` holds the values of the
         embedding in 8 bits: a token that was just chosen is not looked up in the file. ``side``: of a model
-        with a sideband."""
+        with a sideband; ``streams``: of one with several residual streams."""
         self.config = config
         self.device = device
         self.weight_bytes = weight_bytes
@@ -88,7 +123,7 @@ class ClientModel:
         self._release = release
         self._rows_read = 0
         self._tied = tied
-        self._side = side
+        self._side, self._streams = side, streams
 
     def embed(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """T token ids → (T, ``row_width(0)``) float32. UsageError for an id outside the vocabulary."""
@@ -102,11 +137,12 @@ class ClientModel:
         else:
             rows = self._scaled(self._embedding.dequantize_rows(index))
             self._count(len(rows))
+        residual = rows if self._streams is None else self._streams.spread(rows)
         if self._side is None:
-            return rows
+            return residual
         beside = self._side(index, rows)
         self._count(len(rows))
-        return np.concatenate((rows, beside), 1)
+        return np.concatenate((residual, beside), 1)
 
     def _count(self, rows: int) -> None:
         self._rows_read += rows
@@ -120,12 +156,12 @@ class ClientModel:
         return rows
 
     def final_norm(self, hidden: np.ndarray) -> np.ndarray:
-        """What the head multiplies: hidden states after the last block, (T, hidden) → (T, hidden)."""
-        return self._norm(hidden)
+        """What the head multiplies: rows after the last block, (T, residual) → (T, hidden)."""
+        return self._norm(hidden if self._streams is None else self._streams.merged(hidden))
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
-        """Hidden states after the last block, (T, hidden) → (T, vocab) float32. From any thread."""
-        logits = self._head(hidden)
+        """Rows after the last block, (T, residual) → (T, vocab) float32. From any thread."""
+        logits = self._head(hidden if self._streams is None else self._streams.merged(hidden))
         config = self.config
         if config.logit_multiplier != 1.0:
             logits *= np.float32(config.logit_multiplier)

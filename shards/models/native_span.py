@@ -20,6 +20,7 @@ from ...swarm.types import Span
 from ..checkpoint.checkpoint import Checkpoint
 from ..experts.file_linear import can_stay, is_packable
 from ..experts.store import ExpertStore
+from ..formats.block_config import needs_torch
 from ..kernels.bench import PRECISION_NAMES
 from ..kernels.library import ThreadPool, address, library
 from ..kernels.pages import SliceArray, kv_struct
@@ -168,6 +169,8 @@ class NativeSpan:
 def unsupported(checkpoint: Checkpoint, span: Span, plan: LoadPlan) -> str | None:
     """Why ``load_native_span`` cannot or should not load these blocks; None if it should."""
     config = checkpoint.config
+    if any(needs_torch(block) for block in config.blocks[span.start : span.end]):
+        return "blocks that only torch computes"
     native = total = 0
     for block in range(span.start, span.end):
         for stack, count in block_stacks(config, block):

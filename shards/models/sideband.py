@@ -29,11 +29,11 @@ def residual_of(config: ModelConfig, span: Span, rows: Floats) -> Floats:
     """A copy, C-contiguous, of the residual stream of ``rows`` that enter at ``span.start``. Raises
     LocalProtocolError for rows of another width."""
     check_width(config, span, rows)
-    return np.array(rows[:, : config.hidden_size], np.float32, order="C")
+    return np.array(rows[:, : config.residual_width], np.float32, order="C")
 
 
 def passed_on(config: ModelConfig, span: Span, rows: Floats, residual: Floats) -> Floats:
     """The rows that leave at ``span.end``: the blocks' output ``residual``, and what ``rows``, which had
     entered, have for the blocks after them."""
-    beside = config.row_width(span.end) - config.hidden_size
+    beside = config.row_width(span.end) - config.residual_width
     return np.concatenate((residual, rows[:, -beside:]), 1) if beside else residual

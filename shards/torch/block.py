@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from ..models.block_weights import AttentionWeights
 from .experts import Experts
 from .mlp import Mlp, Side
 from .self_attention import LatentAttention, SelfAttention
+from .streams import Laurel, Streams
 
 if TYPE_CHECKING:
     from ..formats.block_config import BlockConfig
@@ -48,6 +50,10 @@ class Block:
         self._side: Side | None = None
         if settings.side is not None and weights.side is not None:
             self._side = Side(settings.side, weights.side, target)
+        self._laurel = None if weights.laurel is None else Laurel(weights.laurel)
+        self._streams: Streams | None = None
+        if settings.streams is not None and weights.streams is not None:
+            self._streams = Streams(settings.streams, weights.streams, target)
 
     def __call__(
         self,
@@ -57,8 +63,25 @@ class Block:
         attend: PagedAttention,
         beside: Tensor | None = None,
     ) -> None:
-        """``x`` (T, hidden) becomes its own output. ``block`` is absolute. ``beside`` (T, values): what its
+        """``x`` (T, residual) becomes its own output. ``block`` is absolute. ``beside`` (T, values): what its
         side reads."""
+        if self._streams is None:
+            self._compute(block, x, positions, attend)
+            if self._side is not None and beside is not None:
+                x.add_(self._side(x, beside))
+            if self._scalar != 1:
+                x.mul_(self._scalar)
+            return
+        predicted = self._streams.predict(x.unflatten(1, (self._streams.count, -1)))
+        y = predicted[:, self._streams.active].clone(memory_format=torch.contiguous_format)
+        self._compute(block, y, positions, attend)
+        corrected = self._streams.correct(predicted, y)
+        if self._side is not None and beside is not None:
+            corrected[:, 1:] += self._side(self._streams.scaled(corrected), beside)[:, None]
+        x.copy_(corrected.flatten(1))
+
+    def _compute(self, block: int, x: Tensor, positions: Positions, attend: PagedAttention) -> None:
+        """``x`` (T, hidden), in place: attention and MLP."""
         normed = self._norm(x)
         attended = self._attention_out_norm(self._attention(block, normed, positions, attend))
         if self._parallel:
@@ -66,12 +89,10 @@ class Block:
             self._add(x, attended + self._mlp_out_norm(made))
         else:
             self._add(x, attended)
+            if self._laurel is not None:
+                x.copy_(self._laurel(x, normed))
             made = self._transform(x if self._mlp_norm is None else self._mlp_norm(x), x)
             self._add(x, self._mlp_out_norm(made))
-        if self._side is not None and beside is not None:
-            x.add_(self._side(x, beside))
-        if self._scalar != 1:
-            x.mul_(self._scalar)
 
     def _add(self, x: Tensor, part: Tensor) -> None:
         """In place: keeps the type where a product is of a wider one."""

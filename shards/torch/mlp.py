@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +28,7 @@ class Mlp:
         self._inner, self._gated = settings.inner, settings.gated
         self._limit = settings.limit if settings.activation == "clamped" else 0.0
         self.gate_up, self.down = weights
-        self._activation = target.per_row(activation(settings))
+        self._activation = target.per_row(_sparse(activation(settings), settings.sparsity))
 
     def __call__(self, x: Tensor) -> Tensor:
         gate_up = self.gate_up(x)
@@ -49,6 +50,19 @@ class Side:
     def __call__(self, x: Tensor, values: Tensor) -> Tensor:
         gated = self._activation(self.gate(x)).mul_(values)
         return self._norm(self.projection(gated).to(x.dtype))
+
+
+def _sparse(activate: Callable[[Tensor], Tensor], sparsity: float) -> Callable[[Tensor], Tensor]:
+    """``activate``, of what exceeds a cutoff of its row: see ``MlpConfig``."""
+    if not sparsity:
+        return activate
+    quantile = NormalDist().inv_cdf(sparsity)
+
+    def of_the_largest(gate: Tensor) -> Tensor:
+        deviation, mean = torch.std_mean(gate, -1, correction=0, keepdim=True)
+        return activate(F.relu(gate - (mean + deviation * quantile)))
+
+    return of_the_largest
 
 
 def activation(settings: MlpConfig) -> Callable[[Tensor], Tensor]:

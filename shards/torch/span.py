@@ -79,7 +79,7 @@ class SpanOnTorch(ABC):
         rows = self.target.tensor(residual_of(self.config, span, x))  # in which the blocks work
         beside = None
         if (sideband := self.config.sideband) is not None:
-            own = x[:, self.config.hidden_size :][:, : len(span) * sideband.values]
+            own = x[:, self.config.residual_width :][:, : len(span) * sideband.values]
             beside = self.target.tensor(own).split(sideband.values, 1)
         self._compute(rows, slices, pool, span, beside)
         return passed_on(self.config, span, x, to_array(rows))

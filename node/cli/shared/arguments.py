@@ -211,8 +211,8 @@ def add_sideband(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--allow-sideband",
         action="store_true",
-        help="ask a model whose activations tell every peer which tokens they are (Gemma 4 E2B and E4B) in a "
-        "swarm without a key, too",
+        help="ask a model whose activations tell every peer which tokens they are (Gemma 3n, Gemma 4 E2B and "
+        "E4B) in a swarm without a key, too",
     )
 
 

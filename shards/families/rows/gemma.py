@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +32,9 @@ SANDWICH: Names = {
     "mlp.out_norm": "post_feedforward_layernorm",
 }
 """Norms before and after attention and MLP."""
-_THETA = {FULL: "rope_theta", SLIDING: "rope_local_base_freq"}
+OF_ANOTHER = rf"{VISION}|.*self_attn\.(k_proj|v_proj|k_norm)\..*"
+"""What files have for nothing: those of blocks that read another's keys and values, too."""
+THETA = {FULL: "rope_theta", SLIDING: "rope_local_base_freq"}
 """Where files without rope settings of each type have its theta."""
 _BLOCKS_OF_27B = (46, 62)
 """Of Gemma 2 and 3: the models whose scale of attention is not that of a head's size."""
@@ -143,7 +146,7 @@ GEMMA2 = Family(
 def _gemma3_block(s: Settings) -> BlockConfig:
     pattern = s.integer("sliding_window_pattern", least=1)
     kind = s.layer_type(every(pattern))
-    turned = rope(s, kind, theta_key=_THETA[kind], scaled=kind == FULL)
+    turned = rope(s, kind, theta_key=THETA[kind], scaled=kind == FULL)
     return sandwich(
         s,
         attention(
@@ -192,8 +195,8 @@ def _gemma4_kind(s: Settings) -> str:
 
 
 def _gemma4_block(s: Settings) -> BlockConfig:
-    kind, kv_of = _gemma4_kind(s), _kv_of(s)
-    bias, norm = s.flag("attention_bias"), rms(s)
+    kind, kv_of = _gemma4_kind(s), kv_of_kind(s, _gemma4_kind)
+    bias = s.flag("attention_bias")
     own: dict[str, Any] = {"window": s.window() if kind == SLIDING else 0}
     if kind == FULL:
         shares = s.flag("attention_k_eq_v")
@@ -206,7 +209,7 @@ def _gemma4_block(s: Settings) -> BlockConfig:
         attention(
             s,
             scale=1.0,
-            rope=rope(s, kind, theta_key=_THETA[kind], scaled=kind == FULL, partial=True),
+            rope=rope(s, kind, theta_key=THETA[kind], scaled=kind == FULL, partial=True),
             qk_norm=HeadNorm(rms(s)),
             bias=bias,
             out_bias=bias,
@@ -216,9 +219,7 @@ def _gemma4_block(s: Settings) -> BlockConfig:
         0.0,
         experts=_gemma4_experts(s),
         scalar=True,
-        side=SideConfig(beside, activation_of(s, "hidden_activation"), norm)
-        if (beside := _beside(s))
-        else None,
+        side=side(s),
         kv_of=kv_of,
     )
 
@@ -228,14 +229,19 @@ def _beside(s: Settings) -> int:
     return s.optional_integer("hidden_size_per_layer_input", most=MAX_WIDTH) or 0
 
 
-def _kv_of(s: Settings) -> int | None:
+def side(s: Settings) -> SideConfig | None:
+    beside = _beside(s)
+    return SideConfig(beside, activation_of(s, "hidden_activation"), rms(s)) if beside else None
+
+
+def kv_of_kind(s: Settings, kind_of: Callable[[Settings], str]) -> int | None:
     """Of the last ``num_kv_shared_layers``: the last block before them that is of this one's kind."""
     shared = s.optional_integer("num_kv_shared_layers", most=s.n_blocks) or 0
     first = s.n_blocks - shared
     if s.block < first:
         return None
     for block in reversed(range(first)):
-        if _gemma4_kind(s.of(block)) == _gemma4_kind(s):
+        if kind_of(s.of(block)) == kind_of(s):
             return block
     raise UnsupportedModelError(
         f"{s.named('num_kv_shared_layers')} is {shared}: no block before these is like block {s.block}"
@@ -281,14 +287,23 @@ def _of_full_layers(s: Settings, shares: bool) -> dict[str, Any]:
 
 
 def _gemma4_client(s: Settings) -> dict[str, Any]:
+    found = sideband_client(s)
+    own, vocab = found.get("sideband"), s.integer("vocab_size", least=1, most=MAX_VOCAB)
+    if own is not None and own.vocab_size < vocab:
+        raise UnsupportedModelError(
+            f"{s.named('vocab_size_per_layer_input')} is {own.vocab_size}, fewer than the {vocab} tokens"
+        )
+    return found
+
+
+def sideband_client(s: Settings) -> dict[str, Any]:
+    """A GGUF file has rows for each token."""
     found = _client(s, 0.0)
     if beside := _beside(s):
-        vocab = s.integer("vocab_size", least=1, most=MAX_VOCAB)
+        key = "vocab_size" if s.is_gguf else "vocab_size_per_layer_input"
         found["sideband"] = SidebandConfig(
             values=beside,
-            vocab_size=vocab
-            if s.is_gguf
-            else s.integer("vocab_size_per_layer_input", least=1, most=MAX_VOCAB),
+            vocab_size=s.integer(key, least=1, most=MAX_VOCAB),
             norm=rms(s),
             projection_scale=s.hidden**-0.5,
             embedding_scale=beside**0.5,
@@ -333,7 +348,7 @@ GEMMA4 = Family(
     block=_gemma4_block,
     client=_gemma4_client,
     tensors={**SANDWICH, "scalar.weight": "layer_scalar", **_GEMMA4_EXPERTS},
-    ignored=rf"{VISION}|.*self_attn\.(k_proj|v_proj|k_norm)\..*",  # of blocks that read another's
+    ignored=OF_ANOTHER,
     wrappers=("gemma4",),
     gguf=GGUFFamily(
         "gemma4",

@@ -7,11 +7,11 @@ from itertools import chain
 from ....swarm.errors import UnsupportedModelError
 from ...formats.shown import shown
 from ..family import Family
-from . import deepseek, gemma, glm, gpt_oss, layer_norm, llama, llama4, olmo, qwen, sparse
+from . import deepseek, gemma, gemma3n, glm, gpt_oss, layer_norm, llama, llama4, olmo, qwen, sparse
 
 ROWS: tuple[Family, ...] = tuple(
     chain(
-        *(llama.ROWS, qwen.ROWS, gemma.ROWS, glm.ROWS, olmo.ROWS, layer_norm.ROWS),
+        *(llama.ROWS, qwen.ROWS, gemma.ROWS, gemma3n.ROWS, glm.ROWS, olmo.ROWS, layer_norm.ROWS),
         *(sparse.ROWS, deepseek.ROWS, gpt_oss.ROWS, llama4.ROWS),
     )
 )

@@ -140,6 +140,35 @@ CASES: dict[str, dict[str, Any]] = {
         "final_logit_softcapping": 9.0,
         "tie_word_embeddings": True,
     },
+    "gemma3n_text": {
+        "head_dim": 16,
+        "hidden_size_per_layer_input": 12,
+        "vocab_size_per_layer_input": 50,
+        "num_hidden_layers": 7,
+        "num_kv_shared_layers": 3,
+        "intermediate_size": [40, 40, 40, 40, 40, 80, 80],
+        "activation_sparsity_pattern": [0.9, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0],
+        "laurel_rank": 6,
+        "sliding_window": 5,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
+        + ["sliding_attention", "sliding_attention", "full_attention"],
+        "tie_word_embeddings": True,
+    },
+    "gemma3n_text-two": {
+        "head_dim": 16,
+        "hidden_size_per_layer_input": 32,
+        "vocab_size_per_layer_input": 61,
+        "num_kv_shared_layers": 0,
+        "altup_num_inputs": 2,
+        "altup_active_idx": 1,
+        "altup_correct_scale": False,
+        "sliding_window": 5,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e4},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+        },
+    },
     "phi3": {"tie_word_embeddings": True},
     "phi3-window": {
         "sliding_window": 5,
@@ -367,8 +396,10 @@ CASES: dict[str, dict[str, Any]] = {
     },
 }
 """``model_type`` or ``model_type-what`` → settings beside SMALL."""
-NO_GGUF = {"mistral"}
-"""llama.cpp's converter writes it as Llama, without its window."""
+NO_GGUF = {"mistral", "gemma3n_text"}
+"""llama.cpp's converter writes the first as Llama, without its window; files of the second are not read."""
+NO_MLX = {"gemma3n_text"}
+"""Computed by torch alone, which the C kernels' loader takes by itself."""
 NOT_IN_GGUF = {
     "llama-llama3": "its factors are in a tensor that test_reader reads",
     "gemma2-options": "llama.cpp knows the scale of attention of the models that there are",

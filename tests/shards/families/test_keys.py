@@ -24,7 +24,7 @@ CHANGES_NOTHING = {
         "output_hidden_states",
         "return_dict",
     ),
-    *("transformers_version", "pretraining_tp", "output_router_logits"),
+    *("transformers_version", "pretraining_tp", "altup_coef_clip", "output_router_logits"),
     *("router_aux_loss_coef", "router_jitter_noise", "moe_intermediate_size", "top_k_experts"),
     *(
         "input_jitter_noise",
@@ -75,6 +75,7 @@ OF_EVERY_FILE = {
 OF_SOME = {
     "gemma3_text": {"rope_local_base_freq", "sliding_window_pattern"},
     "gemma4_text": {"global_head_dim"},
+    "gemma3n_text": {"rope_local_base_freq"},
     "cohere2": {"sliding_window_pattern"},
     "minimax_m2": {"rotary_dim"},
     "granitemoe": {"shared_intermediate_size"},

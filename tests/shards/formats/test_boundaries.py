@@ -15,6 +15,7 @@ from swarm_node.shards.formats.block_config import (
     MlpConfig,
     NormConfig,
     SideConfig,
+    StreamsConfig,
 )
 from swarm_node.shards.formats.config import ModelConfig, SidebandConfig
 from swarm_node.shards.formats.hf.config import hf_config
@@ -58,6 +59,21 @@ def test_a_row_has_what_the_blocks_to_come_read() -> None:
     config = model(SIDE, SIDE, SIDE, sideband=BESIDE)
     assert config.boundaries.widths == (88, 80, 72, 64)
     assert config.boundaries.widths == tuple(map(config.row_width, range(4)))
+
+
+def test_a_residual_of_several_streams_is_as_many_times_as_wide() -> None:
+    streams = StreamsConfig(4, 0, NORM, scaled=True)
+    config = model(*[replace(SIDE, streams=streams)] * 2, sideband=BESIDE, streams=4)
+    assert config.boundaries == Boundaries((272, 264, 256))
+    for blocks, count in (((BLOCK,), 4), ((replace(BLOCK, streams=streams),), 1)):
+        with pytest.raises(CheckpointError, match=f"not every block has {count} residual streams"):
+            model(*blocks, streams=count)
+    for active in (-1, 4):
+        with pytest.raises(CheckpointError, match="is active"):
+            replace(streams, active=active)
+    wide = replace(streams, count=16)
+    with pytest.raises(CheckpointError, match="a row has 131072 values, at most 65536"):
+        ModelConfig("wide", (replace(BLOCK, streams=wide),), 8192, 100, NORM, 512, streams=16)
 
 
 def test_no_cut_is_between_a_block_and_one_that_reads_its_keys_and_values() -> None:
@@ -105,11 +121,10 @@ LATENTLESS = replace(BLOCK, attention=replace(BLOCK.attention, kv_heads=1))
         ((SIDE,), {}, "do not read the values beside the residual"),
         ((BLOCK,), {"sideband": BESIDE}, "do not read the values beside the residual"),
         ((SIDE, BLOCK), {"sideband": BESIDE}, "do not read the values beside the residual"),
-        ((SIDE,), {"sideband": replace(BESIDE, vocab_size=99)}, "for 99 tokens of 100"),
         (
             (replace(SIDE, side=SideConfig(2**16, "silu", NORM)),),
             {"sideband": replace(BESIDE, values=2**16)},
-            "expected a positive number up to 65536",
+            "a row has 65600 values, at most 65536",
         ),
         ((replace(BLOCK, kv_of=0),), {}, "block 0 reads keys and values of block 0"),
         ((BLOCK, replace(BLOCK, kv_of=2), BLOCK), {}, "block 1 reads keys and values of block 2"),
@@ -156,6 +171,11 @@ def test_a_side_has_an_activation_of_one_input() -> None:
     for name in ("clamped", "swish2"):
         with pytest.raises(UnsupportedModelError):
             SideConfig(8, name, NORM)
+
+
+def test_a_token_without_values_beside_the_residual_is_none_of_gemma_4() -> None:
+    with pytest.raises(UnsupportedModelError, match="vocab_size_per_layer_input is 262000, fewer than"):
+        hf_config({**E2B, "vocab_size_per_layer_input": 262_000}, {}, "config.json")
 
 
 def test_shared_blocks_need_one_of_their_kind_before_them() -> None:

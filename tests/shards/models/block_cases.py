@@ -16,11 +16,13 @@ from swarm_node.shards.formats.block_config import (
     ExpertsConfig,
     HeadNorm,
     LatentConfig,
+    LaurelConfig,
     MlpConfig,
     NormConfig,
     QueryScale,
     RouterConfig,
     SideConfig,
+    StreamsConfig,
 )
 from swarm_node.shards.formats.config import ModelConfig, SidebandConfig
 from swarm_node.shards.formats.qtypes import row_bytes
@@ -233,10 +235,23 @@ CASES: dict[str, tuple[BlockConfig, ...]] = {
 }
 
 
+ALTERNATING = StreamsConfig(3, 1, RMS, scaled=True)
+OF_TORCH: dict[str, tuple[BlockConfig, ...]] = {
+    "sparse gate": (block(mlp=MlpConfig(INNER, "gelu_tanh", sparsity=0.8)),) * 2,
+    "learned residual": (block(laurel=LaurelConfig(6, RMS), scalar=True),) * 2,
+    "streams": (block(streams=ALTERNATING),) * 2,
+    "streams and values beside": (
+        replace(BOTH, streams=ALTERNATING, side=SideConfig(7, "gelu_tanh", RMS), laurel=LaurelConfig(8, RMS)),
+    )
+    * 2,
+}
+"""What the other executors leave to torch."""
+
+
 def model_of(blocks: tuple[BlockConfig, ...]) -> ModelConfig:
-    side = blocks[0].side
+    side, streams = blocks[0].side, blocks[0].streams.count if blocks[0].streams else 1
     sideband = None if side is None else SidebandConfig(side.values, 100, RMS, 0.1, 4.0, 0.7)
-    return ModelConfig("made up", blocks, HIDDEN, 100, RMS, CONTEXT, sideband=sideband)
+    return ModelConfig("made up", blocks, HIDDEN, 100, RMS, CONTEXT, sideband=sideband, streams=streams)
 
 
 def width_of(blocks: Sequence[BlockConfig]) -> int:

@@ -4,6 +4,7 @@ the docstrings of ``block_config`` say it, and in no other way."""
 from __future__ import annotations
 
 from math import erf
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def reference(
     """``x`` (T, row width), positions from 0 → what leaves the last block of ``span`` (None: all). ``long``:
     as ``Rope``'s."""
     config = checkpoint.config
-    out, beside = np.split(x.astype(np.float64), [config.hidden_size], 1)
+    out, beside = np.split(x.astype(np.float64), [config.residual_width], 1)
     made: dict[int, tuple[Doubles, Doubles]] = {}
     for number in range(config.n_blocks) if span is None else range(span.start, span.end):
         settings = config.blocks[number]
@@ -58,24 +59,51 @@ class _Block:
         self._known: dict[str, Doubles] = {}
 
     def __call__(self, x: Doubles, beside: Doubles) -> Doubles:
+        settings = self._settings
+        if (streams := settings.streams) is None:
+            y = self._block(x)
+            y = y + self._side(y, beside)
+            return y * self._tensor("scalar.weight") if settings.scalar else y
+        x = x.reshape(len(x), streams.count, -1)
+        coefs = self._linear("altup.prediction_coefs", self._route(x[:, streams.active]))
+        coefs = coefs.reshape(len(x), streams.count, streams.count)
+        predicted = x + np.einsum("tij,tjh->tih", coefs, x)
+        active = predicted[:, streams.active]
+        y = self._block(active)
+        coefs = self._linear("altup.correction_coefs", self._route(y)) + 1
+        out = predicted + coefs[..., None] * (y - active)[:, None]
+        scale = self._tensor("altup.correct_output_scale") if streams.scaled else 1.0
+        out[:, 1:] += self._side(out[:, streams.active] * scale, beside)[:, None]
+        return out.reshape(len(x), -1)
+
+    def _route(self, x: Doubles) -> Doubles:
+        assert self._settings.streams is not None
+        normed = self._norm("altup.router_norm", self._settings.streams.norm, x)
+        return np.tanh(self._linear("altup.modality_router", normed / x.shape[1]))
+
+    def _side(self, x: Doubles, beside: Doubles) -> Doubles:
+        if (side := self._settings.side) is None:
+            return np.zeros_like(x)
+        gate = self._linear("per_layer_input_gate", x)
+        gated = _activation(MlpConfig(side.values, side.activation), gate) * beside
+        return self._norm("post_per_layer_input_norm", side.norm, self._linear("per_layer_projection", gated))
+
+    def _block(self, x: Doubles) -> Doubles:
         settings, m = self._settings, self._settings.residual_multiplier
         normed = self._norm("input_layernorm", settings.norm, x)
         attends = self._latent if settings.attention.latent else self._heads
         a = self._norm("self_attn.out_norm", settings.attention_out_norm, attends(normed))
         if not settings.parallel:
             x = x + m * a
+            if (laurel := settings.laurel) is not None:
+                more = self._linear("laurel.linear_right", self._linear("laurel.linear_left", normed))
+                x = (x + normed + self._norm("laurel.post_laurel_norm", laurel.norm, more)) / np.sqrt(2)
             normed = x
         elif settings.mlp_norm is not None:
             normed = x
         out = self._both(x, self._norm("post_attention_layernorm", settings.mlp_norm, normed))
         out = self._norm("mlp.out_norm", settings.mlp_out_norm, out)
-        x = x + m * (a + out) if settings.parallel else x + m * out
-        if (side := settings.side) is not None:
-            gate = self._linear("per_layer_input_gate", x)
-            gated = _activation(MlpConfig(side.values, side.activation), gate) * beside
-            read = self._linear("per_layer_projection", gated)
-            x = x + self._norm("post_per_layer_input_norm", side.norm, read)
-        return x * self._tensor("scalar.weight") if settings.scalar else x
+        return x + m * (a + out) if settings.parallel else x + m * out
 
     # tensors
 
@@ -205,6 +233,9 @@ class _Block:
         if not mlp.gated:
             return self._linear(f"{name}.down_proj", _activation(mlp, up))
         gate = self._linear(f"{name}.gate_proj", x)
+        if mlp.sparsity:
+            cutoff = gate.mean(1) + gate.std(1) * NormalDist().inv_cdf(mlp.sparsity)
+            gate = np.maximum(gate - cutoff[:, None], 0)
         if mlp.activation == "clamped":
             gate, up = np.minimum(gate, mlp.limit), np.clip(up, -mlp.limit, mlp.limit)
             inner = gate * _sigmoid(mlp.alpha * gate) * (up + 1)

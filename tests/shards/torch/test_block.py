@@ -20,7 +20,7 @@ from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.types import Span
-from tests.shards.models.block_cases import CASES, HIDDEN, block_configs, checkpoint_of, width_of
+from tests.shards.models.block_cases import CASES, HIDDEN, OF_TORCH, block_configs, checkpoint_of, width_of
 from tests.shards.models.block_reference import reference
 
 Sessions = Callable[..., Any]
@@ -57,20 +57,23 @@ def close(got: Tensor, want: np.ndarray, tolerance: float = TOLERANCE) -> None:
     assert np.abs(got.numpy() - want).max() <= tolerance * np.abs(want).max()
 
 
-@pytest.mark.parametrize("case", CASES)
+ALL = CASES | OF_TORCH
+
+
+@pytest.mark.parametrize("case", ALL)
 def test_every_kind_of_block_in_ragged_chunks(sessions: Sessions, case: str) -> None:
-    want = reference(checkpoint_of(CASES[case]), inputs(width=width_of(CASES[case])).numpy())
-    close(fed_in_chunks(sessions, load(CASES[case])), want)
+    want = reference(checkpoint_of(ALL[case]), inputs(width=width_of(ALL[case])).numpy())
+    close(fed_in_chunks(sessions, load(ALL[case])), want)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ALL)
 def test_rowwise_a_row_has_the_same_bits_in_any_batch(sessions: Sessions, case: str) -> None:
-    model = load(CASES[case], deterministic=True)
+    model = load(ALL[case], deterministic=True)
     alone = sessions(model, tokens=96, seed=3)
-    x = inputs(width=width_of(CASES[case]))
+    x = inputs(width=width_of(ALL[case]))
     one_by_one = torch.cat([alone.forward(row) for row in x.split(1)])
-    close(one_by_one, reference(checkpoint_of(CASES[case]), x.numpy()))
+    close(one_by_one, reference(checkpoint_of(ALL[case]), x.numpy()))
     assert torch.equal(fed_in_chunks(sessions, model), one_by_one)
 
 
@@ -135,3 +138,8 @@ def test_pages_that_no_row_sees_may_be_gone(sessions: Sessions, case: str, deter
         made.append(fed.forward(inputs()[first:last]))
     close(torch.cat(made), want.numpy())
     assert (fed.tables[0] == -1).any()
+
+
+@pytest.mark.parametrize("case", OF_TORCH)
+def test_what_the_c_kernels_leave_to_torch(case: str) -> None:
+    assert load(OF_TORCH[case], kernels="auto").kernels == "torch (blocks that only torch computes)"
