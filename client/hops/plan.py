@@ -70,8 +70,8 @@ class RouteSettings:
         spoken: tuple[str, ...] = KINDS
         last = before or after or ""
         for peer_id in (before, after):
-            if peer_id is not None and (theirs := self._spoken_by(peer_id)):
-                spoken = tuple(kind for kind in spoken if kind in theirs)
+            if peer_id is not None and (told := self._told_by(peer_id)):
+                spoken = tuple(kind for kind in spoken if all(kind in kinds for kinds in told))
                 last = peer_id
         try:
             table = self._table_of(after, boundary) if self.wire_codec == int8s.KIND else None
@@ -82,12 +82,12 @@ class RouteSettings:
         except RemoteProtocolError as error:
             raise HopFailedError(last, error) from error
 
-    def _spoken_by(self, peer_id: str) -> tuple[str, ...]:
-        """The kinds of codecs that a node speaks, as it told us, or else announced; none if it did not."""
-        if (offer := self.offers(peer_id)) is not None:
-            return offer.codecs
-        node = self.nodes.get(peer_id)
-        return node.codecs if node is not None else ()
+    def _told_by(self, peer_id: str) -> list[tuple[str, ...]]:
+        """The kinds of codecs that a node says it speaks: as it told us, and as it announced. Either may be
+        the newer list, and a node may come to want fewer."""
+        offer, node = self.offers(peer_id), self.nodes.get(peer_id)
+        told = [said.codecs for said in (offer, node) if said is not None]
+        return [kinds for kinds in told if kinds]
 
     def _table_of(self, after: str | None, boundary: int) -> ScaleTable | None:
         """The scales for rows that go to a peer at ``boundary``. Raises RemoteProtocolError for what it

@@ -22,8 +22,9 @@ FRAME_OVERHEAD = FIXED_HEADER.size + MAX_HEADER
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What this node tells every client. ``page_tokens``: 0 without a prefix cache. ``scales``: with which it
-    wants the rows that enter at its first block; None: it does not know."""
+    """What this node tells every client. ``codecs``: the kinds in which it wants rows. ``page_tokens``: 0
+    without a prefix cache. ``scales``: with which it wants the rows that enter at its first block; None: it
+    does not know."""
 
     model: ModelRef
     span: Span

@@ -57,10 +57,11 @@ def refusal_of(
 
 
 def codecs_of(request: Open, terms: Terms) -> tuple[Codec, Codec]:
-    """Of what comes in and of what goes out. Raises RemoteProtocolError (UNSUPPORTED_CODEC)."""
+    """Of what comes in and of what goes out: all that we speak, also if we have told the client of fewer, as
+    its link may be older than that. Raises RemoteProtocolError (UNSUPPORTED_CODEC)."""
 
     def named(name: str, boundary: int) -> Codec:
-        return codec_named(name, terms.boundaries.widths[boundary], request.scales, terms.codecs)
+        return codec_named(name, terms.boundaries.widths[boundary], request.scales)
 
     return named(request.codec, request.span.start), named(request.reply_codec, request.span.end)
 

@@ -118,10 +118,14 @@ def test_a_table_that_cannot_be_ends_the_hop_that_offers_it(scaled: RouteSetting
         assert caught.value.peer_id == "b"
 
 
-def test_what_a_node_said_counts_more_than_what_it_announced(scaled: RouteSettings) -> None:
-    offers = {"b": Offer(("none", "bf16"), 2, table_of(8, 2).exponents)}
+@pytest.mark.parametrize("by_record", [True, False])
+def test_a_node_that_wants_less_is_heard_however_it_says_so(scaled: RouteSettings, by_record: bool) -> None:
+    """A link's WELCOME may be older than the record, and the other way round."""
+    fewer = ("none", "bf16", "f8")
+    offers = {"b": Offer(KINDS if by_record else fewer, 2, table_of(8, 2).exponents)}
+    scaled.nodes["b"] = replace(scaled.nodes["b"], codecs=fewer if by_record else KINDS)
     plans = plan_line([A, B, C], replace(scaled, offers=offers.get), IDS, always)
-    assert names(plans) == [(scales(0), "bf16"), ("bf16", "bf16"), ("bf16", scales(6))]
+    assert names(plans) == [(scales(0), "f8"), ("f8", "f8"), ("f8", scales(6))]
 
 
 def test_an_old_peer_gets_16_bits(scaled: RouteSettings) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -199,6 +200,17 @@ async def test_scales_are_offered_to_who_can_use_them(serving):
         assert (await node.connect()).welcome.scales == b""
         with pytest.raises(UsageError, match="63 channels"):
             node.server.sessions.offer_scales(ScaleTable(bytes(63)))
+
+
+async def test_a_node_that_wants_less_still_takes_what_it_speaks(serving, hidden_states):
+    """Links that stand were told more."""
+    async with serving() as node:
+        client = await node.connect()
+        sessions = node.server.sessions
+        sessions.terms = replace(sessions.terms, codecs=("none", "bf16"))
+        assert (await node.connect()).welcome.codecs == ("none", "bf16")
+        session = await client.open(codec="f8")
+        await client.forward(session, hidden_states(3), 0, codec="f8")
 
 
 # Requests that are refused.

@@ -1,14 +1,20 @@
-"""Where a client dials: what many records name and nobody answers is tried a few times a minute."""
+"""Where a client dials, where it stops dialling, and what it remembers of who answered."""
 
 from __future__ import annotations
 
 import pytest
 
+from swarm_node.swarm.codecs.names import KINDS
 from swarm_node.swarm.errors import PeerUnreachableError
-from swarm_node.swarm.links.pool import LinkPool
+from swarm_node.swarm.links.message_stream import Connection
+from swarm_node.swarm.links.pool import LinkPool, Offer
+from swarm_node.swarm.protocol.messages import Welcome
+from swarm_node.swarm.protocol.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
 from swarm_node.swarm.transport import resolve as names
 from swarm_node.swarm.transport.dial_guard import CLIENT_FAILURES_PER_HOST, DialGuard
-from swarm_node.swarm.types import ModelRef
+from swarm_node.swarm.transport.interface import Stream
+from swarm_node.swarm.transport.memory import MemoryNetwork
+from swarm_node.swarm.types import ModelRef, Span
 
 MODEL = ModelRef("tiny", "ab" * 32, 4)
 
@@ -22,6 +28,37 @@ class Nobody:
     async def open_stream(self, peer_id, protocol_id, maddrs=(), timeout=0.0, *, lazy=False):
         self.dialled.append(tuple(maddrs))
         raise PeerUnreachableError("refused")
+
+
+def welcome(scales: bytes, start: int = 1) -> Welcome:
+    return Welcome(1, MODEL.digest, Span(start, 4), KINDS, DEFAULT_MAX_FRAME, "test", 64, 4, scales=scales)
+
+
+async def test_what_a_node_offers_outlives_its_link() -> None:
+    network, said = MemoryNetwork(), [welcome(b"\1\2"), welcome(b"\3\4", start=2)]
+    served: list[Connection] = []
+
+    async def handle(stream: Stream) -> None:
+        connection = Connection(stream, DEFAULT_MAX_FRAME)
+        served.append(connection)
+        await connection.receive()
+        await connection.send(said.pop(0))
+        await connection.receive()
+
+    await network.transport("node").serve(PROTOCOL_ID, handle)
+    links = LinkPool(network.transport("client"), MODEL)
+    assert links.offer_of("node") is None
+    link = await links.get("node")
+    await link.welcome
+    assert links.offer_of("node") == Offer(KINDS, 1, b"\1\2")
+    await link.close()
+    assert not links.has("node")
+    assert links.offer_of("node") == Offer(KINDS, 1, b"\1\2")
+    await (await links.get("node")).welcome
+    assert links.offer_of("node") == Offer(KINDS, 2, b"\3\4")
+    await links.close()
+    for connection in served:
+        connection.close()
 
 
 async def attempts(maddrs: list[str], number: int = 700) -> list[tuple[str, ...]]:
