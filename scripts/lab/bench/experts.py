@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .figures import high
+
 HIDDEN, INNER = 2048, 1024
 COUNT, USED = 64, 8
 ROWS = 512
@@ -69,7 +71,7 @@ def experts_alone(*, threads: int, batches: Sequence[int], seconds: float) -> di
                 "read_bytes_per_s": median(speeds),
                 "limit_bytes_per_s": median(limits),
                 "share_of_bandwidth": median(speeds) / median(limits),
-                "share_of_best_bandwidth": _high(speeds) / _high(limits),
+                "share_of_best_bandwidth": high(speeds) / high(limits),
             }
         )
     return {"threads": threads, "expert_bytes": expert_bytes, "batches": found}
@@ -79,8 +81,3 @@ def _seconds(run: Callable[[], object]) -> float:
     before = time.perf_counter()
     run()
     return time.perf_counter() - before
-
-
-def _high(values: Sequence[float]) -> float:
-    """What nine of ten stay below: on a machine where others work too, nearest to what it can do alone."""
-    return float(np.quantile(values, 0.9))

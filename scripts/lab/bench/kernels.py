@@ -1,0 +1,101 @@
+"""One row times a matrix of each type, over more bytes than the processor's caches hold: what decoding is made of.
+
+What it could reach is the bandwidth of memory: each byte of the weights is read once. That is measured between
+the runs, over as many bytes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .figures import high
+
+ROWS, COLS = 4096, 4096
+HELD_BYTES = 256 << 20
+"""So many bytes are gone through before a matrix comes again."""
+TOGETHER = 4
+"""Products that are timed as one."""
+QTYPES = (
+    *("Q8_0", "Q6_K", "Q5_1", "Q5_0", "Q5_K", "Q4_1", "Q4_0", "Q4_K", "MXFP4", "IQ4_NL", "IQ4_XS"),
+    *("Q3_K", "Q2_K"),
+)
+STACK = ("Q4_K", "Q4_K", "Q6_K", "Q6_K")
+"""Types of a matrix's quarters, one below the other: ours alone have such."""
+
+
+def sane_rows(qtype: str, row_bytes: int, rows: int = ROWS, seed: int = 0) -> np.ndarray:
+    """uint8 (rows, row_bytes): any quarters of a byte are float16 of 2^-7 to 2^-3."""
+    return np.random.default_rng(seed).integers(0x20, 0x30, (rows, row_bytes), dtype=np.uint8)
+
+
+def ours(*, threads: int, qtypes: Sequence[str], seconds: float) -> dict[str, dict[str, float]]:
+    """Of each type, and of STACK where it is asked for as "stack"."""
+    import torch
+
+    from swarm_node.shards.formats.qtypes import row_bytes
+    from swarm_node.shards.formats.raw_tensor import RawTensor
+    from swarm_node.shards.kernels.library import ThreadPool, address, library
+    from swarm_node.shards.kernels.linear import ActivationPrecision, NativeLinear, SnLinear, native_file
+
+    torch.set_num_threads(threads)
+    kernels, pool = library(), ThreadPool(threads)
+    pointer, memory, number = ctypes.POINTER(SnLinear), ctypes.c_void_p, ctypes.c_int64
+    kernels.sn_linear_prepare.argtypes = (pointer, memory, number, number, memory)
+    kernels.sn_multiply.argtypes = (
+        *(memory, pointer, memory, number, number, memory, number, ctypes.c_int32, memory),
+    )
+    x = np.random.default_rng(0).standard_normal((1, COLS), np.float32)
+    y, scratch = np.empty((1, ROWS), np.float32), np.empty(16 * COLS, np.uint8)
+    plain = torch.ones(HELD_BYTES // 4)
+
+    def made(qtype: str) -> NativeLinear | None:
+        held = [qtype] if qtype != "stack" else STACK
+        raws = [
+            RawTensor("w", (rows, COLS), each, sane_rows(each, row_bytes(each, COLS), rows))
+            for each, rows in zip(held, [ROWS // len(held)] * len(held), strict=True)
+        ]
+        return native_file(raws, None, ActivationPrecision.CLOSE)
+
+    def multiply(linear: NativeLinear) -> None:
+        struct = linear.struct
+        kernels.sn_linear_prepare(struct, address(x), COLS, 1, address(scratch))
+        kernels.sn_multiply(
+            *(pool.handle, struct, address(x), COLS, 1, address(y), ROWS, 0, address(scratch)),
+        )
+
+    found = {}
+    for qtype in qtypes:
+        first = made(qtype)
+        if first is None:
+            continue
+        linears = [first, *(made(qtype) for _ in range(HELD_BYTES // first.nbytes // TOGETHER * TOGETHER - 1))]
+        nbytes = TOGETHER * first.nbytes
+        speeds: list[float] = []
+        limits: list[float] = []
+        began, run = time.perf_counter(), 0
+        while time.perf_counter() - began < seconds:
+            at = run * TOGETHER % len(linears)
+            several = linears[at : at + TOGETHER]
+            speeds.append(nbytes / _seconds(lambda: [multiply(each) for each in several]))  # type: ignore[arg-type] # noqa: B023
+            start = at * first.nbytes // 4
+            part = plain[start : start + nbytes // 4]
+            limits.append(nbytes / _seconds(part.max if run % 2 else part.sum))
+            run += 1
+        found[qtype] = {
+            "bits": 8 * first.nbytes / ROWS / COLS,
+            "product_us": 1e6 * first.nbytes / high(speeds),
+            "read_bytes_per_s": high(speeds),
+            "share_of_best_bandwidth": high(speeds) / high(limits),
+        }
+    return found
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    before = time.perf_counter()
+    run()
+    return time.perf_counter() - before
