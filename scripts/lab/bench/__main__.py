@@ -9,6 +9,7 @@ single runs are in the JSON. Parts:
   interference  one decodes while another sends long prompts
   engine        the compute alone, batch 1 to 16, against the memory's bandwidth
   experts       one block's experts alone, batch 1 to 16, against the memory's bandwidth
+  kernels       one row times a matrix of each type, against the memory's bandwidth, beside ggml's
   prefix        the second turn of a long chat, with and without the prefix cache
   pipeline      a prompt over two hops, in chunks and whole
   memory        a node's memory against its weights and KV cache
@@ -51,7 +52,7 @@ def parse(words: list[str]) -> argparse.Namespace:
         nargs="*",
         default=[],
         metavar="PYTHON",
-        help="of the parts one-stream and start: the interpreter of another checkout, measured beside this",
+        help="of one-stream, kernels and start: the interpreter of another checkout, measured beside this",
     )
     parser.add_argument(
         "--llama-python",

@@ -1,5 +1,7 @@
-"""The same products by ggml, llama.cpp's library, as llama-cpp-python brings it: its functions by ctypes, with weights
-as they lie in the file and as ggml lays them out for this processor, where it can."""
+"""The same products by ggml, llama.cpp's library, as llama-cpp-python brings it: its functions by ctypes.
+
+Weights lie as in the file and, where ggml can do that, as it lays them out for this processor.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,8 @@ _F32 = 0
 _REPACKED = "_Z35ggml_backend_cpu_repack_buffer_typev"
 _GRAPH_BYTES = 1 << 22
 _POOL_BYTES = 1 << 12
+_EXTRA = 320
+"""Where ``ggml_tensor`` has ``extra``: NULL where the buffers have no layout of their own for its type."""
 
 
 def products(*, threads: int, qtypes: Sequence[str], seconds: float) -> dict[str, dict[str, float]]:
@@ -36,15 +40,16 @@ def products(*, threads: int, qtypes: Sequence[str], seconds: float) -> dict[str
         if qtype not in _NUMBERS:
             continue
         times = {
-            layout: _seconds_of_a_product(base, backend, buffers, _NUMBERS[qtype], seconds / len(layouts))
+            layout: _product_seconds(base, backend, buffers, _NUMBERS[qtype], seconds / len(layouts))
             for layout, buffers in layouts.items()
         }
+        times = {layout: each for layout, each in times.items() if each is not None}
         found[qtype] = {"product_us": 1e6 * min(times.values())}
         found[qtype] |= {f"{layout}_us": 1e6 * each for layout, each in times.items()}
     return found
 
 
-def _seconds_of_a_product(base: Any, backend: int, buffers: int, number: int, seconds: float) -> float:
+def _product_seconds(base: Any, backend: int, buffers: int, number: int, seconds: float) -> float | None:
     row_bytes = base.ggml_row_size(number, COLS)
     copies = HELD_BYTES // (row_bytes * ROWS) // TOGETHER * TOGETHER
     weights_context = base.ggml_init(_Init(1 << 20, None, True))
@@ -52,7 +57,13 @@ def _seconds_of_a_product(base: Any, backend: int, buffers: int, number: int, se
     weights = [base.ggml_new_tensor_2d(weights_context, number, COLS, ROWS) for _ in range(copies)]
     held = base.ggml_backend_alloc_ctx_tensors_from_buft(weights_context, buffers)
     base.ggml_backend_buffer_set_usage(held, 1)  # weights
-    rows = sane_rows("", row_bytes)
+    plain = base.ggml_backend_cpu_buffer_type()
+    if buffers != plain and not ctypes.c_void_p.from_address(weights[0] + _EXTRA).value:
+        base.ggml_backend_buffer_free(held)
+        base.ggml_free(weights_context)
+        base.ggml_free(context)
+        return None
+    rows = sane_rows(row_bytes)
     for each in weights:
         base.ggml_backend_tensor_set(each, rows.ctypes.data, 0, rows.nbytes)
     x = base.ggml_new_tensor_2d(context, _F32, COLS, 1)
@@ -62,7 +73,7 @@ def _seconds_of_a_product(base: Any, backend: int, buffers: int, number: int, se
         for each in weights[at : at + TOGETHER]:
             base.ggml_build_forward_expand(graph, base.ggml_mul_mat(context, each, x))
         graphs.append(graph)
-    inputs = base.ggml_backend_alloc_ctx_tensors_from_buft(context, base.ggml_backend_cpu_buffer_type())
+    inputs = base.ggml_backend_alloc_ctx_tensors_from_buft(context, plain)
     values = (ctypes.c_float * COLS)(*(0.01 * (i % 97 - 48) for i in range(COLS)))
     base.ggml_backend_tensor_set(x, values, 0, ctypes.sizeof(values))
     speeds: list[float] = []

@@ -1,6 +1,6 @@
-"""One row times a matrix of each type, over more bytes than the processor's caches hold: what decoding is made of.
+"""What decoding is made of: one row times a matrix of each type, over more bytes than caches hold.
 
-What it could reach is the bandwidth of memory: each byte of the weights is read once. That is measured between
+It could reach the bandwidth of memory, since each byte of the weights is read once. That is measured between
 the runs, over as many bytes.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,9 @@ STACK = ("Q4_K", "Q4_K", "Q6_K", "Q6_K")
 """Types of a matrix's quarters, one below the other: ours alone have such."""
 
 
-def sane_rows(qtype: str, row_bytes: int, rows: int = ROWS, seed: int = 0) -> np.ndarray:
-    """uint8 (rows, row_bytes): any quarters of a byte are float16 of 2^-7 to 2^-3."""
-    return np.random.default_rng(seed).integers(0x20, 0x30, (rows, row_bytes), dtype=np.uint8)
+def sane_rows(row_bytes: int, rows: int = ROWS) -> np.ndarray:
+    """uint8 (rows, row_bytes) whose bytes are ordinary scales wherever a type has them."""
+    return np.random.default_rng(0).integers(0x20, 0x30, (rows, row_bytes), dtype=np.uint8)
 
 
 def ours(*, threads: int, qtypes: Sequence[str], seconds: float) -> dict[str, dict[str, float]]:
@@ -54,34 +55,33 @@ def ours(*, threads: int, qtypes: Sequence[str], seconds: float) -> dict[str, di
     plain = torch.ones(HELD_BYTES // 4)
 
     def made(qtype: str) -> NativeLinear | None:
-        held = [qtype] if qtype != "stack" else STACK
-        raws = [
-            RawTensor("w", (rows, COLS), each, sane_rows(each, row_bytes(each, COLS), rows))
-            for each, rows in zip(held, [ROWS // len(held)] * len(held), strict=True)
-        ]
+        held = STACK if qtype == "stack" else (qtype,)
+        rows = ROWS // len(held)
+        raws = [RawTensor("w", (rows, COLS), each, sane_rows(row_bytes(each, COLS), rows)) for each in held]
         return native_file(raws, None, ActivationPrecision.CLOSE)
 
-    def multiply(linear: NativeLinear) -> None:
-        struct = linear.struct
-        kernels.sn_linear_prepare(struct, address(x), COLS, 1, address(scratch))
-        kernels.sn_multiply(
-            *(pool.handle, struct, address(x), COLS, 1, address(y), ROWS, 0, address(scratch)),
-        )
+    def multiply(linears: Sequence[NativeLinear]) -> None:
+        for linear in linears:
+            struct = linear.struct
+            kernels.sn_linear_prepare(struct, address(x), COLS, 1, address(scratch))
+            kernels.sn_multiply(
+                *(pool.handle, struct, address(x), COLS, 1, address(y), ROWS, 0, address(scratch)),
+            )
 
     found = {}
     for qtype in qtypes:
         first = made(qtype)
-        if first is None:
+        if first is None:  # an older checkout has no kernel for it
             continue
-        linears = [first, *(made(qtype) for _ in range(HELD_BYTES // first.nbytes // TOGETHER * TOGETHER - 1))]
+        count = HELD_BYTES // first.nbytes // TOGETHER * TOGETHER
+        linears = [first, *(linear for _ in range(count - 1) if (linear := made(qtype)) is not None)]
         nbytes = TOGETHER * first.nbytes
         speeds: list[float] = []
         limits: list[float] = []
         began, run = time.perf_counter(), 0
         while time.perf_counter() - began < seconds:
-            at = run * TOGETHER % len(linears)
-            several = linears[at : at + TOGETHER]
-            speeds.append(nbytes / _seconds(lambda: [multiply(each) for each in several]))  # type: ignore[arg-type] # noqa: B023
+            at = run * TOGETHER % count
+            speeds.append(nbytes / _seconds(partial(multiply, linears[at : at + TOGETHER])))
             start = at * first.nbytes // 4
             part = plain[start : start + nbytes // 4]
             limits.append(nbytes / _seconds(part.max if run % 2 else part.sum))

@@ -22,6 +22,7 @@ from ..processes.worker import run_in_process, workers
 from ..prompts import BLOCKS, MODEL
 from .clients import StreamRun, summarize
 from .figures import medians
+from .kernels import QTYPES
 from .memory import memory
 from .pipeline import pipeline
 from .starts import starts
@@ -33,6 +34,7 @@ PARTS = (
     "interference",
     "engine",
     "experts",
+    "kernels",
     "prefix",
     "pipeline",
     "memory",
@@ -248,6 +250,31 @@ class Bench:
             for threads in self.local_threads
         ]
 
+    def kernels(self) -> list[dict[str, Any]]:
+        contenders = {"this": ("kernels:ours", sys.executable)}
+        contenders |= {python: ("kernels:ours", python) for python in self.arguments.against}
+        if installed("llama_cpp", self.llama_python):
+            contenders["llama.cpp"] = ("ggml:products", self.llama_python)
+        found = []
+        for threads in self.local_threads:
+            best: dict[str, dict[str, dict[str, float]]] = {name: {} for name in contenders}
+            for _ in range(self.repeat):  # in turn, so that each sees what else the machine does
+                for name, (function, python) in contenders.items():
+                    say(f"kernels: {name}, {threads} thread{'s' * (threads > 1)}")
+                    run = run_in_process(
+                        f"scripts.lab.bench.{function}",
+                        python=python,
+                        threads=threads,
+                        qtypes=[*QTYPES, "stack"],
+                        seconds=0.3 if self.arguments.quick else 1,
+                    )
+                    for qtype, figures in run.items():
+                        before = best[name].setdefault(qtype, figures)
+                        if figures["product_us"] < before["product_us"]:
+                            best[name][qtype] = figures
+            found.append({"threads": threads, "contenders": best})
+        return found
+
     def prefix(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
         answers = {}
@@ -283,6 +310,7 @@ class Bench:
             "interference": self.interference,
             "engine": self.engine,
             "experts": self.experts,
+            "kernels": self.kernels,
             "prefix": self.prefix,
             "pipeline": self.pipeline,
             "memory": self.memory,

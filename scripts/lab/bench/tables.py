@@ -19,6 +19,7 @@ def print_report(report: dict[str, Any]) -> None:
         "interference": _interference,
         "engine": _engine,
         "experts": _experts,
+        "kernels": _kernels,
         "prefix": _prefix,
         "pipeline": _pipeline,
         "memory": _memory,
@@ -183,6 +184,28 @@ def _experts(found: list[dict[str, Any]]) -> None:
                 f"{100 * figures['share_of_bandwidth']:.0f} %",
                 f"{100 * figures['share_of_best_bandwidth']:.0f} %",
             )
+        console.print(table)
+
+
+def _kernels(found: list[dict[str, Any]]) -> None:
+    for run in found:
+        threads, contenders = run["threads"], run["contenders"]
+        others = [name for name in contenders if name != "this"]
+        title = f"One row times 4096 x 4096, {threads} thread{'s' * (threads > 1)}, in the quietest tenth"
+        headings = ["bits", "us", "GB/s", "share of memory's"]
+        table = _table(title, [*headings, *(part for name in others for part in (f"{name} us", "ours ×"))])
+        for qtype, ours in contenders["this"].items():
+            cells = [
+                f"{ours['bits']:.2f}",
+                f"{ours['product_us']:.0f}",
+                f"{ours['read_bytes_per_s'] / 1e9:.1f}",
+            ]
+            cells.append(f"{100 * ours['share_of_best_bandwidth']:.0f} %")
+            for name in others:
+                theirs = contenders[name].get(qtype)
+                cells += ["", ""] if theirs is None else [f"{theirs['product_us']:.0f}"]
+                cells += [] if theirs is None else [f"{theirs['product_us'] / ours['product_us']:.2f}"]
+            table.add_row(qtype, *cells)
         console.print(table)
 
 

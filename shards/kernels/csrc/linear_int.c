@@ -31,10 +31,7 @@ static int32_t offset_of(int kind) {
 
 /* What follows the digits of a prepared group. */
 typedef struct {
-    int16_t digits, second; /* sums of a digit: of all, and of the second half */
-} digit_sum;
-typedef struct {
-    digit_sum of[3];
+    int32_t low[2], high[2]; /* sums of the two lowest digits taken together, and of a third: of all, of the second half */
     float scale;
     float sum, halves[2]; /* of the activations */
 } group_tail;
@@ -72,7 +69,7 @@ static void prepare_group(const float *x, int count, int digits, int8_t *out) {
         tail.scale = largest / steps;
         inverse = steps / largest;
     }
-    int32_t total[2] = {0, 0};
+    int32_t total[2] = {0, 0}, high[2] = {0, 0};
     if (inverse == 0.0f) {
         memset(q, 0, sizeof q);
     } else {
@@ -90,14 +87,12 @@ static void prepare_group(const float *x, int count, int digits, int8_t *out) {
         int shift = 8 * d;
         /* Rounding half of the lower digits' range up makes each digit the nearest. */
         int32_t half = shift ? 0x808080 >> (24 - shift) : 0;
-        int32_t sums[2] = {0, 0};
-        for (int i = 0; i < SN_GROUP; i++) {
-            int8_t digit = (int8_t)((q[i] + half) >> shift);
-            plane[i] = digit;
-            sums[i / (SN_GROUP / 2)] += digit;
-        }
-        tail.of[digits - 1 - d] = (digit_sum){(int16_t)(sums[0] + sums[1]), (int16_t)sums[1]};
+        for (int i = 0; i < SN_GROUP; i++) plane[i] = (int8_t)((q[i] + half) >> shift);
+        for (int i = 0; i < SN_GROUP && d == 2; i++) high[i / (SN_GROUP / 2)] += plane[i];
     }
+    tail.high[0] = high[0] + high[1];
+    tail.high[1] = high[1];
+    for (int half = 0; half < 2; half++) tail.low[half] = (half ? 0 : total[0]) + total[1] - tail.high[half] * 65536;
     memcpy(out + digits * SN_GROUP, &tail, sizeof tail);
 }
 
@@ -125,46 +120,56 @@ typedef struct {
     int has_minimum;
 } tile_group;
 
-/* `count` input rows' share of one group: sums += scale * (w . x) + minimum * x, for each half that has a scale. `count`,
- * `form` and `digits` are constants. */
-SN_INLINE void add_rows(const tile_group *g, const int8_t *x, float *sums, const int count, const int form,
-                        const int digits) {
+/* What a sum of digits starts from, so that the weights' offset is taken off: `of` has it of all and of the second half. */
+SN_INLINE vi start(const tile_group *g, const int32_t of[2], const int half, const int halves) {
+    return vi_set1(-g->offset * (half ? of[1] : halves == 2 ? of[0] - of[1] : of[0]));
+}
+
+/* `count` input rows' share of one half of a group, or of all where that has one scale, for STEP vectors from v0 on:
+ * sums += scale * (w . x) + minimum * x. `half` and what follows are constants. */
+SN_INLINE void add_half(const tile_group *g, const int8_t *x, vf *sums, int v0, const int half, const int count,
+                        const int form, const int digits) {
     const int halves = sn_scales(form), quads = QUADS / halves;
     const int small = SN_BITS_OF(form) != 8 && (form & SN_TABLE) != SN_IQ4;
     const int64_t bytes = digits * SN_GROUP + (int64_t)sizeof(group_tail);
-    for (int step = 0; step < SN_VECTORS / STEP * halves; step++) {
-        const int v0 = step / halves * STEP, half = step % halves;
-        vi acc[MOST_ROWS][3][STEP];
-        for (int m = 0; m < count; m++) {
-            group_tail tail;
-            memcpy(&tail, x + m * bytes + digits * SN_GROUP, sizeof tail);
+    vi acc[MOST_ROWS][3][STEP];
+    for (int m = 0; m < count; m++) {
+        group_tail tail;
+        memcpy(&tail, x + m * bytes + digits * SN_GROUP, sizeof tail);
+        for (int v = 0; v < STEP; v++) {
+            for (int d = 0; d < digits - 1; d++) acc[m][d][v] = vi_set1(0);
+            if (digits == 3) acc[m][0][v] = start(g, tail.high, half, halves);
+            acc[m][digits - 1][v] = start(g, tail.low, half, halves);
+        }
+    }
+    for (int quad = half * quads; quad < (half + 1) * quads; quad++)
+        for (int m = 0; m < count; m++)
             for (int d = 0; d < digits; d++) {
-                int32_t of = half ? tail.of[d].second : tail.of[d].digits - (halves == 2 ? tail.of[d].second : 0);
-                for (int v = 0; v < STEP; v++) acc[m][d][v] = vi_set1(-g->offset * of);
+                int32_t four = sn_dword(x + m * bytes + d * SN_GROUP + 4 * quad);
+                for (int v = 0; v < STEP; v++)
+                    acc[m][d][v] = vi_dot4(acc[m][d][v], g->w[v0 + v][quad], four, small);
             }
+    for (int m = 0; m < count; m++) {
+        group_tail tail;
+        memcpy(&tail, x + m * bytes + digits * SN_GROUP, sizeof tail);
+        for (int v = 0; v < STEP; v++) {
+            vi low = acc[m][digits - 1][v];
+            if (digits > 1) low = vi_shl8_add(acc[m][digits - 2][v], low);
+            vf product = vi_float(low), *sum = sums + m * SN_VECTORS + v0 + v;
+            if (digits > 2) product = vf_fma(vi_float(acc[m][0][v]), vf_set1(65536.0f), product);
+            vf total = vf_fma(product, vf_mul(g->scale[half][v0 + v], vf_set1(tail.scale)), *sum);
+            if (g->has_minimum)
+                total = vf_fma(g->minimum[half][v0 + v], vf_set1(halves == 2 ? tail.halves[half] : tail.sum), total);
+            *sum = total;
         }
-        for (int quad = half * quads; quad < (half + 1) * quads; quad++)
-            for (int m = 0; m < count; m++)
-                for (int d = 0; d < digits; d++) {
-                    int32_t four = sn_dword(x + m * bytes + d * SN_GROUP + 4 * quad);
-                    for (int v = 0; v < STEP; v++)
-                        acc[m][d][v] = vi_dot4(acc[m][d][v], g->w[v0 + v][quad], four, small);
-                }
-        for (int m = 0; m < count; m++) {
-            group_tail tail;
-            memcpy(&tail, x + m * bytes + digits * SN_GROUP, sizeof tail);
-            for (int v = 0; v < STEP; v++) {
-                float *sum = sums + m * SN_TILE + (v0 + v) * SN_LANES;
-                vi low = acc[m][digits - 1][v];
-                if (digits > 1) low = vi_shl8_add(acc[m][digits - 2][v], low);
-                vf product = vi_float(low);
-                if (digits > 2) product = vf_fma(vi_float(acc[m][0][v]), vf_set1(65536.0f), product);
-                vf total = vf_fma(product, vf_mul(g->scale[half][v0 + v], vf_set1(tail.scale)), vf_load(sum));
-                if (g->has_minimum)
-                    total = vf_fma(g->minimum[half][v0 + v], vf_set1(halves == 2 ? tail.halves[half] : tail.sum), total);
-                vf_store(sum, total);
-            }
-        }
+    }
+}
+
+SN_INLINE void add_rows(const tile_group *g, const int8_t *x, vf *sums, const int count, const int form,
+                        const int digits) {
+    for (int v0 = 0; v0 < SN_VECTORS; v0 += STEP) {
+        add_half(g, x, sums, v0, 0, count, form, digits);
+        if (sn_scales(form) == 2) add_half(g, x, sums, v0, 1, count, form, digits);
     }
 }
 
@@ -225,44 +230,60 @@ SN_INLINE void load_factors(tile_group *g, const uint16_t *stored) {
     }
 }
 
-/* sums (rows, SN_TILE) of one tile and a block of input rows. */
-SN_INLINE void tile_rows(const sn_linear *w, const uint8_t *stored, const int8_t *x, int rows, float *sums,
+/* The next group of a tile. Returns where the one after it lies. */
+SN_INLINE const uint8_t *load_group(tile_group *g, const uint8_t *stored, int64_t group, const int form, int kind) {
+    const int64_t step = sn_group_bytes(kind);
+    if (SN_BITS_OF(form) != 8 && sn_has_super(kind) && group % SN_K_GROUPS == 0) {
+        load_factors(g, (const uint16_t *)stored);
+        stored += sn_super_bytes(kind);
+    }
+    for (int64_t ahead = 0; ahead < step; ahead += 64) __builtin_prefetch(stored + PREFETCH + ahead);
+    load_integers(g, stored, form);
+    load_scales(g, stored + SN_BITS_OF(form) * SN_PLANE, form, kind);
+    return stored + step;
+}
+
+/* One tile times a block of input rows: sums (rows, SN_TILE). */
+SN_INLINE void tile_rows(const sn_linear *w, const uint8_t *stored, const int8_t *x, int rows, vf *sums,
                          const int form, const int digits) {
     const int64_t bytes = digits * SN_GROUP + (int64_t)sizeof(group_tail);
     const int together = MOST_ROWS == 1 ? 1 : MOST_ROWS / digits;
-    const int64_t step = sn_group_bytes(w->kind);
     tile_group g = {.offset = offset_of(w->kind), .has_minimum = w->kind & SN_MINIMUM};
     memset(sums, 0, sizeof(float) * SN_TILE * (size_t)rows);
-    for (int64_t group = 0; group < groups_of(w); group++, stored += step) {
-        if (SN_BITS_OF(form) != 8 && sn_has_super(w->kind) && group % SN_K_GROUPS == 0) {
-            load_factors(&g, (const uint16_t *)stored);
-            stored += sn_super_bytes(w->kind);
-        }
-        for (int64_t ahead = 0; ahead < step; ahead += 64) __builtin_prefetch(stored + PREFETCH + ahead);
-        load_integers(&g, stored, form);
-        load_scales(&g, stored + SN_BITS_OF(form) * SN_PLANE, form, w->kind);
-        if (rows == 1) {
-            add_rows(&g, x, sums, 1, form, digits);
-            x += bytes;
-            continue;
-        }
+    for (int64_t group = 0; group < groups_of(w); group++, x += rows * bytes) {
+        stored = load_group(&g, stored, group, form, w->kind);
         for (int v = 0; v < SN_VECTORS; v++)
             for (int quad = 0; quad < QUADS; quad++) g.w[v][quad] = vi_keep(g.w[v][quad]);
         int m = 0;
         for (; m + together <= rows; m += together)
-            add_rows(&g, x + m * bytes, sums + m * SN_TILE, together, form, digits);
+            add_rows(&g, x + m * bytes, sums + m * SN_VECTORS, together, form, digits);
         for (; together > 2 && m + 2 <= rows; m += 2)
-            add_rows(&g, x + m * bytes, sums + m * SN_TILE, 2, form, digits);
-        for (; m < rows; m++) add_rows(&g, x + m * bytes, sums + m * SN_TILE, 1, form, digits);
-        x += rows * bytes;
+            add_rows(&g, x + m * bytes, sums + m * SN_VECTORS, 2, form, digits);
+        for (; m < rows; m++) add_rows(&g, x + m * bytes, sums + m * SN_VECTORS, 1, form, digits);
     }
 }
 
-typedef void (*tile_kernel)(const sn_linear *, const uint8_t *, const int8_t *, int, float *);
+/* The same for one row, whose sums stay in registers. */
+SN_INLINE void tile_row(const sn_linear *w, const uint8_t *stored, const int8_t *x, vf *sums, const int form,
+                        const int digits) {
+    tile_group g = {.offset = offset_of(w->kind), .has_minimum = w->kind & SN_MINIMUM};
+    vf own[SN_VECTORS];
+    for (int v = 0; v < SN_VECTORS; v++) own[v] = vf_set1(0.0f);
+    for (int64_t group = 0; group < groups_of(w); group++, x += digits * SN_GROUP + (int64_t)sizeof(group_tail)) {
+        stored = load_group(&g, stored, group, form, w->kind);
+        add_rows(&g, x, own, 1, form, digits);
+    }
+    for (int v = 0; v < SN_VECTORS; v++) sums[v] = own[v];
+}
+
+typedef void (*tile_kernel)(const sn_linear *, const uint8_t *, const int8_t *, int, vf *);
 
 #define KERNEL(name, form, digits)                                                                               \
-    static void name##_##digits(const sn_linear *w, const uint8_t *stored, const int8_t *x, int rows, float *sums) { \
-        tile_rows(w, stored, x, rows, sums, form, digits);                                                        \
+    static void name##_##digits(const sn_linear *w, const uint8_t *stored, const int8_t *x, int rows, vf *sums) { \
+        if (rows == 1)                                                                                            \
+            tile_row(w, stored, x, sums, form, digits);                                                           \
+        else                                                                                                      \
+            tile_rows(w, stored, x, rows, sums, form, digits);                                                    \
     }
 #define KERNELS(name, form)                                                     \
     KERNEL(name, form, 1) KERNEL(name, form, 2) KERNEL(name, form, 3)           \
@@ -296,7 +317,7 @@ void sn_int_run(const sn_linear *w, int64_t n, float *y, int64_t ldy, int32_t ac
                 int32_t first_tile, int32_t end_tile) {
     tile_kernel kernel = kernel_of(w);
     int64_t tile_bytes = sn_tile_bytes(w);
-    float sums[SN_BLOCK_ROWS * SN_TILE] __attribute__((aligned(64)));
+    vf sums[SN_BLOCK_ROWS * SN_VECTORS] __attribute__((aligned(64)));
     for (int64_t block = 0; block < n; block += SN_BLOCK_ROWS) {
         int rows = (int)(n - block < SN_BLOCK_ROWS ? n - block : SN_BLOCK_ROWS);
         const int8_t *x = (const int8_t *)scratch + block * groups_of(w) * group_bytes(w->variant);
@@ -305,7 +326,8 @@ void sn_int_run(const sn_linear *w, int64_t n, float *y, int64_t ldy, int32_t ac
             int first = tile * SN_TILE, count = w->rows - first < SN_TILE ? w->rows - first : SN_TILE;
             const float *bias = w->bias ? w->bias + first : NULL;
             for (int m = 0; m < rows; m++) {
-                float *sum = sums + m * SN_TILE, *out = y + (block + m) * ldy + first;
+                float sum[SN_TILE], *out = y + (block + m) * ldy + first;
+                memcpy(sum, sums + m * SN_VECTORS, sizeof sum);
                 if (bias)
                     for (int r = 0; r < SN_TILE; r++) sum[r] += bias[r];
                 if (accumulate)
