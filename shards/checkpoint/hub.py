@@ -27,7 +27,7 @@ from ..formats.hf.tensors import checked_tensors
 from ..formats.not_a_model import held_instead
 from ..formats.quantized.source import stored_parts
 from ..formats.tensors import needed_tensors
-from ..pieces.digest import SMALL_FILES, FileHash, identity_of
+from ..pieces.digest import SMALL_FILES, FileHash, ModelIdentity, identity_of
 from ..pieces.file_hashes import Progress
 from ..pieces.hashing import hashed
 from ..tokenizer.source import DirectoryTokenizer, GGUFTokenizer, TokenizerSource
@@ -35,6 +35,9 @@ from .checkpoint import Checkpoint, check_span, directory_config
 from .hub_gguf import called, chosen, gguf_of
 from .hub_repo import HubFile, HubRepo, MissingFileError, sha256_of_blob
 from .hub_weights import FIRST_READ, DamagedError, HubWeights, kept_gguf
+
+_Described = tuple[ModelConfig, NamedSource, TokenizerSource]
+_Files = TypeVar("_Files", bound=TensorFiles[Any])
 
 
 def open_hub_model(
@@ -58,13 +61,13 @@ def open_hub_model(
 class _HubCheckpoint(Checkpoint):
     """Keeps its store from being evicted until it is closed."""
 
-    def keep(self, weights: HubWeights) -> Checkpoint:
-        self._weights = weights
-        return self
+    def __init__(self, name: str, described: _Described, identity: ModelIdentity, held: HubWeights) -> None:
+        super().__init__(name, *described, identity)
+        self._held = held
 
     def close(self) -> None:
         super().close()
-        self._weights.close()
+        self._held.close()
 
 
 def _open(
@@ -162,10 +165,6 @@ def _gguf_files(repo: HubRepo, choice: str) -> tuple[str, dict[str, HubFile]]:
         raise
 
 
-_Described = tuple[ModelConfig, NamedSource, TokenizerSource]
-_Files = TypeVar("_Files", bound=TensorFiles[Any])
-
-
 def _assembled(
     held: HubWeights,
     open_files: Callable[[], _Files],
@@ -183,7 +182,7 @@ def _assembled(
         held.fetch_heads()
         while True:
             source = opened = held.opened(open_files)
-            config, tensors, tokenizer = held.opened(partial(described, opened))
+            config, tensors, _ = description = held.opened(partial(described, opened))
             parts = [
                 part
                 for each in ask.needed(config)
@@ -201,7 +200,7 @@ def _assembled(
             source.close()
         held.close()
         raise
-    return _HubCheckpoint(name, config, tensors, tokenizer, identity).keep(held)
+    return _HubCheckpoint(name, description, identity, held)
 
 
 def _weight_files(repo: HubRepo, small: Mapping[str, Path]) -> list[str]:

@@ -196,6 +196,7 @@ class HubRepo:
                 self._check(response, file, f"bytes {start}-{end}/{file.size}", where)
                 data = bytearray()
                 for chunk in chunks:
+                    check_stopped()
                     data += chunk
                     if len(data) > length:
                         break

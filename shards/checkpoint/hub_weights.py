@@ -135,16 +135,17 @@ class HubWeights:
     def fetch_heads(self) -> None:
         """Fetch the beginnings of all files, at once."""
         if len(self._whole) < len(self._files):
+            self._ranges()  # some may be fetched whole for that
             self._fetch_ranges([(name, 0, FIRST_READ) for name in self._files if name not in self._whole])
 
     def fetch(self, wanted: Iterable[tuple[str, int, int]]) -> bool:
         """Fetch these ``(name, start, length)``; True if some of these files are in another place now."""
         ranges = [each for each in wanted if each[0] not in self._whole]
-        whole = self._better_whole(ranges)
-        for name in sorted(whole):
+        before = {name: self.file(name)[0] for name, _, _ in ranges}
+        for name in sorted(self._better_whole(ranges)):
             self._whole[name] = self._repo.fetch(self._files[name].path)
-        self._fetch_ranges([each for each in ranges if each[0] not in whole])
-        return bool(whole)
+        self._fetch_ranges([each for each in ranges if each[0] not in self._whole])
+        return any(self.file(name)[0] != path for name, path in before.items())
 
     def hashes(self) -> list[FileHash]:
         """Of all files: those that are here whole are read, the others have the SHA-256 that the hub tells.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from huggingface_hub import constants
 from swarm_node.shards.checkpoint import hub_repo, hub_weights
 from swarm_node.shards.checkpoint.hub_repo import HubRepo
 from swarm_node.shards.checkpoint.opening import open_checkpoint
+from swarm_node.shards.formats.files.mapped_file import place_in_file
 from swarm_node.shards.pieces import checked
 from swarm_node.shards.pieces.file_hashes import HashingStopped, hashing_watched, stop_hashing
 from swarm_node.swarm.errors import CheckpointError, NetworkError
@@ -95,6 +97,19 @@ def test_all_parts_together_have_the_sha256_of_the_file(hub: FakeHub, tmp_path: 
     (path,) = (tmp_path / "home" / "hub").rglob(FILE)
     assert path.read_bytes() == (hub.directory / FILE).read_bytes()
     assert FILE not in hub.fetched()
+
+
+def test_a_file_that_becomes_whole_is_open_under_its_name(hub: FakeHub) -> None:
+    """What reads it by its path, as the store of experts does, finds it."""
+    for block in range(BLOCKS - 1):
+        check_blocks(hub, Span(block, block + 1))
+    last = Span(BLOCKS - 1, BLOCKS)
+    with open_checkpoint(NAME, blocks=last, client=True) as model:
+        tensor = model.tensor(f"model.layers.{last.start}.mlp.up_proj.weight")
+        place = place_in_file(tensor.stored)
+        assert place is not None
+        assert place[0].path.name == FILE
+        os.close(place[0].descriptor())
 
 
 def test_wrong_bytes_are_found_out_when_the_file_is_whole(hub: FakeHub, tmp_path: Path) -> None:
