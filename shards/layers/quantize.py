@@ -12,7 +12,17 @@ import numpy as np
 
 from ..formats.dequantize import INTEGER_QTYPES, integer_rows
 from ..formats.floats import narrow, widen
-from ..formats.qtypes import AFFINE_GROUPS, FLOAT8, INTEGERS, affine_qtype, integer_qtype
+from ..formats.qtypes import (
+    AFFINE_GROUPS,
+    CODE_BLOCKS,
+    FLOAT8,
+    INTEGER_BITS,
+    INTEGERS,
+    affine_qtype,
+    code_qtype,
+    integer_qtype,
+)
+from ..formats.quantized.codes import E2M1, Codes
 from ..formats.quantized.float8 import E4M3, Float8
 from ..formats.quantized.tensor import QuantizedTensor
 
@@ -30,6 +40,7 @@ _LARGEST = 0x7E
 _NOT_NUMBERS = (b"\x7f", b"\xff")
 _AT_ONCE = 1 << 20
 """As many values of a file are looked at or taken apart at a time."""
+_TWICE_E2M1 = (2 * E2M1).astype(np.int8)
 _TINY = np.float32(2.0**-126)
 """The smallest normal number of bfloat16, and of float32."""
 
@@ -49,7 +60,11 @@ INT4_SOURCES = (
 ``file_groups``."""
 
 
-HALVED_INT8 = ("IQ2_XS", "IQ2_S", "IQ1_M", "NVFP4")
+HALVED_INT8 = (
+    *("IQ2_XS", "IQ2_S", "IQ1_M", "NVFP4"),
+    code_qtype("E2M1", GROUP // 2),
+    *(integer_qtype(bits, GROUP // 2) for bits in INTEGER_BITS),
+)
 """File types whose values are a scale for 16 columns times integers of up to eight bits."""
 
 
@@ -57,6 +72,7 @@ INT8_SOURCES = (
     *("Q8_0", "Q5_0"),
     *(qtype for qtype in INTEGER_QTYPES if qtype not in HALVED_INT8),
     *dict.fromkeys(qtype for bits, qtype in _PACKED if bits > 4),
+    *(code_qtype("E2M1", block) for block in CODE_BLOCKS if block % GROUP == 0),
 )
 """File types that are integers of up to eight bits with a scale for 32 or more: ``file_int8_groups``."""
 
@@ -209,16 +225,26 @@ def file_groups(raw: RawTensor) -> Int4Groups:
 def file_int8_groups(raw: RawTensor) -> Int8Groups:
     """The file's own integers and scales, for a ``raw`` matrix in INT8_SOURCES or HALVED_INT8."""
     if isinstance(raw, QuantizedTensor):
-        unsigned, scale, _, zero = raw.groups()
-        times = raw.cols // GROUP // scale.shape[1]
-        at_zero = np.int16(0) if zero is None else zero.repeat(times * GROUP, 1)
-        return Int8Groups((unsigned - at_zero).astype(np.int8), scale.repeat(times, 1))
+        q, scale = _integers(raw)
+        groups = raw.cols // (GROUP // 2 if raw.qtype in HALVED_INT8 else GROUP)
+        return Int8Groups(q, scale.repeat(groups // scale.shape[1], 1))
     if raw.qtype == "Q5_0":
         return q5_0_groups(raw.data)
     if raw.qtype in INTEGER_QTYPES:
         return _of_integers(raw)
     q, scale, _ = raw.blocks()
     return Int8Groups(q, scale)
+
+
+def _integers(raw: QuantizedTensor) -> tuple[NDArray[np.int8], Floats]:
+    """With a scale for each of the file's groups."""
+    if isinstance(raw.numbers, Codes):
+        scale = raw.numbers.scale(raw.taken, raw.cols) / np.float32(2)
+        raw.check_finite(scale * _TWICE_E2M1.max())
+        return _TWICE_E2M1[raw.numbers.codes(raw.taken, raw.cols)], scale
+    unsigned, scale, _, zero = raw.groups()
+    at_zero = np.int16(0) if zero is None else zero.repeat(raw.cols // zero.shape[1], 1)
+    return (unsigned - at_zero).astype(np.int8), scale
 
 
 def _of_integers(raw: RawTensor) -> Int8Groups:

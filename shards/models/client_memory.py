@@ -133,8 +133,8 @@ def head_form(qtype: str, hidden: int, quantize: str, native: bool) -> str:
         return dense
     own = OWN_FORM.get(qtype)
     if own is not None and quantize in ("auto", own) and (native or qtype in INT4_SOURCES):
-        alike = {"int4": "Q4_1", "int8": "Q8_0"} if qtype.startswith(("MLX", "INT")) else {}
-        return alike.get(own, qtype)
+        alike = {"int4": "Q4_1", "int8": "Q8_0"}
+        return qtype if qtype in _NATIVE_GROUPS else alike[own]
     if qtype in (*INT8_SOURCES, *HALVED_INT8) and native:
-        return qtype if qtype in INTEGER_QTYPES else "Q8_0"
+        return qtype if qtype in (*INTEGER_QTYPES, *HALVED_INT8) else "Q8_0"
     return "int8"

@@ -91,6 +91,8 @@ def test_equals_the_model_with_those_values(
         ("int8", "int8 (INT8_ROW)"),
         ("int8-tensor", "int8 (INT8_ROW)"),
         ("bnb8", "int8 (INT8_ROW)"),
+        ("gptq-16", "int8 (INT4_16)"),
+        ("nvfp4", "int8 (E2M1_16)"),
         ("mxfp4", "int4 (MXFP4)"),
         ("fp8", "float8 (F8_E4M3_32)"),
         ("mxfp8", "float8 (F8_E4M3_32)"),
@@ -113,7 +115,7 @@ def test_kernels_hold_the_files_integers(
         ours = through(checkpoint, ids(model), sessions, quantize="auto", kernels="native")
         assert_close(ours, logits(model))
         on_mlx = load_backend(checkpoint, Span(0, checkpoint.config.n_blocks), LoadOptions(device="mlx"))
-        own = "float32" if form.startswith("float8") else form.partition(" ")[2]
+        own = "float32" if form.startswith("float8") or form.endswith("_16)") else form.partition(" ")[2]
         assert any(each.endswith(own) for each in on_mlx.weights.split(" + "))
         assert_close(through(checkpoint, ids(model), sessions, quantize="auto", device="mlx"), logits(model))
 
