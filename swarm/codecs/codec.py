@@ -45,6 +45,16 @@ class Codec(ABC):
         """The table of scales that both sides of an edge need, for ``scales.ScaleTable``; empty: none."""
         return b""
 
+    @property
+    def is_coarse(self) -> bool:
+        """Whether what it loses is worth measuring."""
+        return False
+
+    def noise(self, payload: Payload, tokens: int, width: int) -> np.ndarray | None:
+        """The mean square (tokens, width) of what rounding did to each value of a payload that decodes; None
+        where it is too little to count."""
+        return None
+
     def row_bytes(self, width: int) -> int:
         """The exact size of one encoded row. Raises UsageError for a width that no row has."""
         return self.payload_bytes(1, width)

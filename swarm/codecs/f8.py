@@ -36,6 +36,8 @@ def _value_of(code: int) -> float:
 
 VALUES = np.array([_value_of(code) for code in range(256)], np.float32)
 """(256,): what each code stands for."""
+STEPS = np.array([1 << max(0, (code >> _FRACTION_BITS & 7) - 1) for code in range(256)], np.float32)
+"""(256,): how far from a code's value the next one is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,10 @@ class F8Codec(PackedCodec):
         normal = (bits + half + (bits >> _DROPPED & 1) >> _DROPPED) - np.uint32(_BIAS)
         small = np.rint(magnitude).astype(np.uint8)
         return np.where(magnitude < _SMALLEST_NORMAL, small, normal.astype(np.uint8)) | sign
+
+    @staticmethod
+    def _steps(codes: np.ndarray) -> np.ndarray:
+        return STEPS[codes]
 
     @staticmethod
     def _values(codes: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 KINDS = ("none", "bf16", "fp16", "int8", "f8", "int8s")
 """What this version speaks, as HELLO and announcements say it."""
+COARSE_KINDS = ("int8", "f8", "int8s")
+"""Those that may lose too much of a model's rows."""
 DEFAULT_KIND = "int8s"
 """What an edge takes unless a person asks for another: where nobody has scales for it, that is f8."""
 UNMEASURED_KIND = "bf16"

@@ -68,6 +68,24 @@ class PackedCodec(Codec):
     def _values(codes: np.ndarray) -> np.ndarray:
         """What ``codes`` (rows, width) stand for, exactly."""
 
+    @staticmethod
+    def _steps(codes: np.ndarray) -> np.ndarray:
+        """How far from the values of ``codes`` (rows, width) the next ones are, float32."""
+        return np.ones(codes.shape, np.float32)
+
+    @property
+    def is_coarse(self) -> bool:
+        return True
+
+    def noise(self, payload: Payload, tokens: int, width: int) -> np.ndarray:
+        """Rounding to steps is off by any part of half a step alike, so its mean square is step² / 12."""
+        rows = np.frombuffer(payload, row_type(width))
+        steps = self._steps(rows["code"]) * rows["scale"][:, None]
+        if self.exponents:
+            steps *= powers_of_two(self.exponents, 1)
+        np.put_along_axis(steps, rows["channel"].astype(np.intp), 0, axis=1)
+        return np.square(steps, out=steps) / np.float32(12)
+
     def _row_bytes(self, width: int) -> int:
         return row_bytes(width)
 

@@ -31,6 +31,7 @@ FLOORS = {
         ("swarm",),
         ("swarm/confined", "swarm/protocol", "swarm/codecs", "swarm/routing"),
         ("swarm/fairness", "swarm/placement"),
+        ("swarm/fidelity",),
         ("swarm/transport",),
         ("swarm/transport/protocols",),
         (
@@ -52,7 +53,7 @@ FLOORS = {
         ("shards/chat", "shards/layers", "shards/pieces"),
         ("shards/tokenizer", "shards/kernels"),
         ("shards/checkpoint", "shards/experts"),
-        ("shards/models", "shards/transfer"),
+        ("shards/models", "shards/transfer", "shards/certificates"),
         ("shards/mlx", "shards/torch"),
         ("shards/transformers",),
         ("shards",),

@@ -1,0 +1,123 @@
+"""Judges codecs by the errors of sampled rows, so that no single peer decides for all.
+
+Each address group has one vote: the median of its peers. The verdict is the lower median of the groups, so of
+two groups that disagree the better one counts: whoever sends strange rows alone changes nothing for others.
+Memory is bounded, and what is old is forgotten, so a codec that was dropped gets another chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from statistics import median_low
+
+import numpy as np
+
+from ..fairness.recent import RecentMap
+
+GOOD_ERROR = 0.01
+"""A mean error up to this is good for any model: over single cuts the divergence was at most ten times the
+error's square."""
+LARGEST_ERROR = 0.025
+"""A mean error above this is too much even for a model whose certificate says that the codec passed."""
+LARGEST_P99 = 0.05
+"""An error that more than one row in a hundred may not exceed."""
+LEAST_ROWS = 8
+"""Sampled rows of a peer before it has a say."""
+MOST_ROWS = 512
+"""After this many rows a peer's older ones count half, again and again."""
+MOST_GROUPS = 64
+MOST_PEERS = 8
+"""Address groups that are remembered for each codec, and peers of each group."""
+REMEMBERED_S = 3600.0
+"""Seconds after a peer's last row until it has no say any more."""
+
+
+class Verdict(IntEnum):
+    """``FAIR``: only for a model whose certificate says that the codec passed."""
+
+    UNKNOWN = 0
+    GOOD = 1
+    FAIR = 2
+    COARSE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """``mean``: of the errors. ``beyond``: the share of rows above LARGEST_P99. ``groups``: that had a
+    say."""
+
+    mean: float
+    beyond: float
+    groups: int
+
+    @property
+    def verdict(self) -> Verdict:
+        if not self.groups:
+            return Verdict.UNKNOWN
+        if self.mean > LARGEST_ERROR or self.beyond > 0.01:
+            return Verdict.COARSE
+        return Verdict.GOOD if self.mean <= GOOD_ERROR else Verdict.FAIR
+
+
+@dataclass(slots=True)
+class _Tally:
+    rows: float = 0.0
+    total: float = 0.0
+    beyond: float = 0.0
+    last: float = 0.0
+
+    def add(self, errors: np.ndarray, now: float) -> None:
+        self.rows += len(errors)
+        self.total += float(errors.sum())
+        self.beyond += int((errors > LARGEST_P99).sum())
+        self.last = now
+        while self.rows > MOST_ROWS:
+            self.rows /= 2
+            self.total /= 2
+            self.beyond /= 2
+
+
+class ErrorWatch:
+    """``clock`` gives seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._kinds: dict[str, RecentMap[str, RecentMap[str, _Tally]]] = {}
+
+    def add(self, kind: str, group: str, peer: str, errors: np.ndarray) -> None:
+        """``errors`` (rows,) of rows that ``peer`` of the address ``group`` had in a codec of ``kind``."""
+        groups = self._kinds.setdefault(kind, RecentMap(MOST_GROUPS))
+        peers = groups.get(group) or RecentMap(MOST_PEERS)
+        tally = peers.get(peer) or _Tally()
+        tally.add(np.minimum(errors, 1.0), self._clock())  # one row cannot count for hundreds
+        peers[peer] = tally
+        groups[group] = peers
+
+    def loss(self, kind: str) -> Loss:
+        """What a codec of ``kind`` costs here, by the say of all who are remembered."""
+        said = [each for peers in self._kinds.get(kind, {}).values() if (each := self._said(peers))]
+        if not said:
+            return Loss(0.0, 0.0, 0)
+        return Loss(*_medians(said), len(said))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Of which rows were seen."""
+        return tuple(self._kinds)
+
+    def _said(self, peers: RecentMap[str, _Tally]) -> tuple[float, float] | None:
+        """(mean, share beyond) of one group; None where no peer has a say."""
+        now = self._clock()
+        said = [
+            (each.total / each.rows, each.beyond / each.rows)
+            for each in peers.values()
+            if each.rows >= LEAST_ROWS and now - each.last < REMEMBERED_S
+        ]
+        return _medians(said) if said else None
+
+
+def _medians(said: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    means, beyond = zip(*said, strict=True)
+    return median_low(means), median_low(beyond)

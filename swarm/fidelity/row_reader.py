@@ -1,0 +1,82 @@
+"""What the reader of a boundary's rows knows of them: which codecs lose too much here, and with which scales
+it wants its rows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+
+import numpy as np
+
+from ..codecs.scales import ScaleTable
+from ..errors import RemoteProtocolError
+from .error_watch import ErrorWatch, Loss, Verdict
+from .row_error import row_errors
+from .row_sampler import RowSampler
+from .scale_learner import ScaleLearner
+
+logger = logging.getLogger(__name__)
+
+
+class RowReader:
+    """Rows are kept by ``sampler``, in any one thread, and judged by ``look``, in any other.
+
+    ``weights``: ``usable_weights`` of the norms that read the rows. ``passed``: kinds of codecs that the
+    model's certificate says are good enough. ``table``: the certificate's scales for this boundary; None:
+    they are learned from the rows. ``clock`` gives seconds.
+    """
+
+    def __init__(
+        self,
+        weights: np.ndarray,
+        clock: Callable[[], float],
+        *,
+        passed: Collection[str] = (),
+        table: ScaleTable | None = None,
+    ) -> None:
+        self._weights = weights
+        self._passed = frozenset(passed)
+        self._certified = table
+        self._watch = ErrorWatch(clock)
+        self._learner = ScaleLearner(weights)
+        self.sampler = RowSampler(len(weights), learning=table is None)
+        self.table = table
+        """The scales that this reader wants; None where it does not know them, or they do harm."""
+        self.coarse: tuple[str, ...] = ()
+        """Kinds of codecs that lose too much here: nobody should begin with one."""
+
+    def loss(self, kind: str) -> Loss:
+        return self._watch.loss(kind)
+
+    def look(self) -> bool:
+        """Judge what was kept since the last look; whether ``table`` or ``coarse`` changed."""
+        rows, sizes = self.sampler.take()
+        for row in rows:
+            try:
+                errors = row_errors(row.codec, row.payload, 1, self._weights)
+            except RemoteProtocolError:  # the step that it came with was refused, too
+                continue
+            self._watch.add(row.codec.kind, row.group, row.peer, errors)
+        for each in sizes:
+            self._learner.add(each.group, each.squares, each.rows)
+        before = self.table, self.coarse
+        self.coarse = tuple(kind for kind in self._watch.kinds if self._is_coarse(kind))
+        for kind in set(self.coarse) - set(before[1]):
+            loss = self.loss(kind)
+            logger.warning(
+                "event=codec_too_coarse codec=%s error=%.4f beyond=%.3f groups=%d",
+                kind,
+                loss.mean,
+                loss.beyond,
+                loss.groups,
+            )
+        if self._certified is None:
+            if "int8s" in self.coarse and "int8s" not in before[1]:
+                self._learner.forget()  # whoever made the scales: these are not the right ones
+            self.table = None if "int8s" in self.coarse else self._learner.table()
+            self.sampler.learning = not self._learner.is_done
+        return (self.table, self.coarse) != before
+
+    def _is_coarse(self, kind: str) -> bool:
+        verdict = self.loss(kind).verdict
+        return verdict is Verdict.COARSE or (verdict is Verdict.FAIR and kind not in self._passed)
