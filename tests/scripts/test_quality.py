@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.lab.quality import __main__ as quality
-from scripts.lab.quality import measure
+from scripts.lab.quality import measure, texts
 from swarm_node.swarm.codecs.kinds import F8, NONE
 
 PROSE = (
@@ -20,10 +19,10 @@ PROSE = (
 def test_text_begins_with_the_first_chapter_and_ends_with_the_book() -> None:
     contents = "A Book\n\nCHAPTER 1. Loomings.\nCHAPTER 2. The Bag.\n\n"
     book = "CHAPTER 1. Loomings.\n\n" + "Call me Ishmael. " * 60 + "\n\nCHAPTER 2. The Bag.\n\nIt was."
-    found = quality.without_front_matter(contents + book + "\n*** END OF THE BOOK ***\nLicence")
+    found = texts.without_front_matter(contents + book + "\n*** END OF THE BOOK ***\nLicence")
     assert found.startswith("CHAPTER 1. Loomings.\n\nCall me Ishmael.")
     assert found.rstrip().endswith("It was.")
-    assert quality.without_front_matter("No chapters here.") == "No chapters here."
+    assert texts.without_front_matter("No chapters here.") == "No chapters here."
 
 
 @pytest.mark.model

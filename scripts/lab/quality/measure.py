@@ -23,6 +23,7 @@ from swarm_node.shards.loading import load_backend, load_client_model
 from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.shards.models.client_part import ClientModel
 from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.shards.tokenizer.tokenizer import Tokenizer
 from swarm_node.swarm.codecs.codec import Codec
 from swarm_node.swarm.codecs.kinds import F8, NONE, STATELESS
 from swarm_node.swarm.errors import UsageError
@@ -53,19 +54,20 @@ def measure(
         torch.set_num_threads(threads)
     progress("loading")
     with open_checkpoint(model, client=True) as checkpoint, torch.inference_mode():
-        windows = _windows(checkpoint, text, tokens, window)
+        tokenizer = checkpoint.tokenizer()
+        pieces = windows(tokenizer, text, tokens // window, window, tokenizer.encode("", add_special=True))
         n_blocks = checkpoint.config.n_blocks
         if cuts >= n_blocks:
             raise UsageError(f"a model of {n_blocks} blocks cannot be cut {cuts} times")
         inner = [round(n_blocks * i / (cuts + 1)) for i in range(1, cuts + 1)]
         reference = LocalModel(checkpoint, REFERENCE)
         variants = _variants(checkpoint, reference, inner)
-        perplexity = _run(reference, variants, windows, progress)
-        middle = reference.hidden_after(windows[0], inner[len(inner) // 2])
+        perplexity = _run(reference, variants, pieces, progress)
+        middle = reference.hidden_after(pieces[0], inner[len(inner) // 2])
         return {
             "model": str(checkpoint.ref),
-            "tokens": len(windows) * window,
-            "positions": len(windows) * (window - 1),
+            "tokens": len(pieces) * window,
+            "positions": len(pieces) * (window - 1),
             "window": window,
             "cuts": inner,
             "threads": torch.get_num_threads(),
@@ -116,12 +118,32 @@ class LocalModel:
         cache = Cache(self.blocks, len(ids), "float32")
         return cache.through(torch.from_numpy(self.client.embed(ids)), 0, 0, blocks)
 
+    def all_hidden(self, ids: Sequence[int]) -> list[np.ndarray]:
+        """(tokens, width) at each boundary: before every block, and after the last."""
+        cache = Cache(self.blocks, len(ids), "float32")
+        found = [torch.from_numpy(self.client.embed(ids))]
+        for block in range(self.n_blocks):
+            found.append(cache.through(found[-1], 0, block, block + 1))
+        return [each.float().cpu().numpy() for each in found]
+
+    def through_edges(self, rows: np.ndarray, edges: Sequence[tuple[int, Codec]]) -> np.ndarray:
+        """What leaves the last block, where ``rows`` (tokens, width) enter at the first of the ``edges`` and
+        make a round trip at each. Raises LocalProtocolError for rows that a codec cannot hold."""
+        x, at = torch.from_numpy(rows), edges[0][0]
+        x = self._travel(x, at, 0, Cache(self.blocks, len(rows), "float32"), edges)
+        return x.float().cpu().numpy()
+
     def _hidden(
         self, ids: Sequence[int], start: int, cache: Cache, codec: Codec, edges: Sequence[int]
     ) -> Tensor:
         x = torch.from_numpy(self.client.embed(ids))
-        at = 0
-        for edge in edges:  # n_blocks: after the last block
+        return self._travel(x, 0, start, cache, [(edge, codec) for edge in edges])
+
+    def _travel(
+        self, x: Tensor, at: int, start: int, cache: Cache, edges: Sequence[tuple[int, Codec]]
+    ) -> Tensor:
+        """``x`` (T, width) at position ``start`` and boundary ``at``, through the rest of the model."""
+        for edge, codec in edges:  # n_blocks: after the last block
             x = cache.through(x, start, at, edge)
             x = torch.from_numpy(codec.decode(codec.encode(x.float().cpu().numpy()), *x.shape)).to(x)
             at = edge
@@ -222,27 +244,27 @@ def _variants(checkpoint: Checkpoint, reference: LocalModel, cuts: Sequence[int]
 def _run(
     reference: LocalModel,
     variants: Sequence[Variant],
-    windows: Sequence[list[int]],
+    pieces: Sequence[list[int]],
     progress: Callable[[str], None],
 ) -> float:
     """Fills the variants in; returns the reference's perplexity."""
     loss = 0.0
-    for done, ids in enumerate(windows):
+    for done, ids in enumerate(pieces):
         expected = reference.logits(ids)[:-1].log_softmax(dim=-1)  # (tokens - 1, vocab)
         loss -= float(expected.gather(1, torch.as_tensor(ids[1:])[:, None]).double().sum())
         for variant in variants:
-            progress(f"window {done + 1} of {len(windows)}: {variant.name}")
+            progress(f"window {done + 1} of {len(pieces)}: {variant.name}")
             variant.add(expected, ids)
-    return math.exp(loss / sum(len(ids) - 1 for ids in windows))
+    return math.exp(loss / sum(len(ids) - 1 for ids in pieces))
 
 
-def _windows(checkpoint: Checkpoint, text: str, tokens: int, window: int) -> list[list[int]]:
-    """Consecutive pieces of the text, each with the special tokens that the model wants in front."""
-    tokenizer = checkpoint.tokenizer()
-    front = tokenizer.encode("", add_special=True)
-    ids = tokenizer.encode(text[: tokens * CHARACTERS_PER_TOKEN], add_special=False)
+def windows(
+    tokenizer: Tokenizer, text: str, count: int, window: int, front: Sequence[int]
+) -> list[list[int]]:
+    """The first ``count`` pieces of the text, of ``window`` tokens with ``front`` before each. Raises
+    UsageError for a text that is too short."""
     each = window - len(front)
-    count = tokens // window
+    ids = tokenizer.encode(text[: count * window * CHARACTERS_PER_TOKEN], add_special=False)
     if len(ids) < count * each:
         raise UsageError(
             f"the text has {len(ids)} tokens; {count * each} are asked for",

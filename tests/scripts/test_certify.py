@@ -1,0 +1,119 @@
+"""scripts/certify: what it measures of small models, how runs are put together, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from scripts.lab.quality import certify
+from scripts.lab.quality.measure import REFERENCE, LocalModel
+from scripts.lab.tiny_model import BLOCKS, HIDDEN, write_tiny_model
+from swarm_node.shards.certificates.certificate import Certificate, certificate_text, parse_certificate
+from swarm_node.shards.checkpoint.opening import open_checkpoint
+from swarm_node.swarm.errors import UsageError
+from tests.shards.families.models import saved
+
+TEXTS = [
+    ("The quick brown fox jumps over the lazy dog. " * 40, "fox"),
+    ("def f(x): return x + 1\n" * 60, "code"),
+]
+WINDOW = 32
+
+
+def measured(model: Path, kinds: tuple[str, ...], folder: Path | None = None) -> Certificate:
+    folder = folder or model
+    return certify.certify(
+        str(model), TEXTS, tokens=128, kinds=kinds, folder=folder, window=WINDOW, threads=1
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def certificate(folder: Path) -> Certificate:
+    return measured(folder, ("int8s", "bf16"))
+
+
+def test_every_boundary_and_codec_is_measured(certificate: Certificate) -> None:
+    assert certificate.n_blocks == BLOCKS
+    assert [text.tokens for text in certificate.texts] == [WINDOW] * 4
+    for boundary in certificate.boundaries:
+        assert boundary.width == HIDDEN
+        assert boundary.largest > 0
+        assert boundary.scales is not None
+        assert boundary.scales.width == HIDDEN
+        assert 0 < boundary.errors["bf16"].mean < boundary.errors["int8s"].mean < 0.02
+    for result in certificate.codecs.values():
+        assert result.same_experts is None
+        for divergence in result.divergence.values():
+            assert 0 < divergence.kl < 0.1  # of random weights: nothing like a real model's
+            assert 0.5 < divergence.same_top_token <= 1
+    fine, coarse = (certificate.codecs[kind].divergence["every_block"].kl for kind in ("bf16", "int8s"))
+    assert fine < coarse
+    assert certificate.problem("int8s") == f"measured on {4 * WINDOW} tokens only"
+    assert parse_certificate(certificate_text(certificate).encode(), "FILE").codecs.keys() == {
+        "int8s",
+        "bf16",
+    }
+
+
+def test_codecs_of_an_earlier_run_are_kept(certificate: Certificate, folder: Path) -> None:
+    later = measured(folder, ("f8",))
+    both = certify.merged(certificate, later)
+    assert set(both.codecs) == {"int8s", "bf16", "f8"}
+    assert both.boundaries[1].errors.keys() == {"int8s", "bf16", "f8"}
+    other = replace(certificate, texts=certificate.texts[:1])
+    assert certify.merged(other, later) == later
+
+
+def test_a_run_that_was_cut_short_goes_on(
+    certificate: Certificate, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scales are made again; what was measured is not measured twice, and is as if nothing happened."""
+    measure, left = certify._Certifier._measure, [2]
+
+    def twice(self: certify._Certifier, *arguments: Any) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        measure(self, *arguments)
+
+    monkeypatch.setattr(certify._Certifier, "_measure", twice)
+    with pytest.raises(KeyboardInterrupt):
+        measured(folder, ("int8s", "bf16"), tmp_path)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".npz"]
+    with pytest.raises(KeyboardInterrupt):
+        measured(folder, ("f8",), tmp_path)  # another task: begins anew
+    left[0] = 2
+    assert measured(folder, ("int8s", "bf16"), tmp_path) == certificate
+
+
+def test_chosen_experts_are_compared(tmp_path: Path) -> None:
+    """Whatever their order."""
+    _, folder = saved("mixtral", tmp_path)
+    with torch.inference_mode(), open_checkpoint(str(folder), client=True) as checkpoint:
+        model = LocalModel(checkpoint, REFERENCE)
+        ids = list(range(20))
+        with certify.chosen_experts() as chosen:
+            model.all_hidden(ids)
+        with certify.chosen_experts() as again:
+            model.all_hidden(ids)
+        used = checkpoint.config.blocks[0].experts
+    assert used is not None
+    assert [each.shape for each in chosen] == [(20, used.used)] * checkpoint.config.n_blocks
+    assert all(certify.alike(one, other) == one.size for one, other in zip(chosen, again, strict=True))
+    assert certify.alike(np.array([[1, 2], [3, 4]]), np.array([[2, 5], [4, 3]])) == 3
+
+
+def test_a_model_that_is_too_short_is_refused(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, blocks=2)
+    with pytest.raises(UsageError, match="2 blocks cannot be cut three times"):
+        measured(tmp_path, ("bf16",))
