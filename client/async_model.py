@@ -71,6 +71,7 @@ class AsyncSwarmModel:
         self._local = local
         self._network = network
         self._wire_codec = local.wire_codec if wire_codec == "auto" else wire_codec
+        self._insists = wire_codec != "auto"
         self._limits = WaitLimits(missing_s=wait)
         self._on_progress = on_progress
         self._chain = chain
@@ -226,6 +227,8 @@ class AsyncSwarmModel:
         frees the hops. ``prompt_tokens``: of how many that will be fed at first, for planning its route."""
         self._check_open()
         local, router = self._local, self._router
+        if local.reader is not None:
+            local.reader.look()
         return SwarmSession(
             local.head,
             self._links,
@@ -238,6 +241,9 @@ class AsyncSwarmModel:
                 prefix=PrefixKey(self._salt, router.model.digest) if self._salt is not None else None,
                 tables=local.scales,
                 offers=self._links.offer_of,
+                reader=local.reader,
+                failed=local.failed,
+                insists=self._insists,
             ),
             Need(max_tokens, prompt_tokens, max(1, max_tokens - prompt_tokens)),
             limits=self._limits,

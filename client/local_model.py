@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike, fspath
@@ -11,6 +12,7 @@ from ..shards.pieces.file_hashes import hashing_watched
 from ..swarm.boundaries import Boundaries
 from ..swarm.codecs.names import DEFAULT_KIND, UNMEASURED_KIND
 from ..swarm.codecs.scales import ScaleTable
+from ..swarm.fidelity.row_reader import RowReader
 from ..swarm.runtime.heap import trim_heap
 from ..swarm.types import ModelRef
 from .drafting.draft_model import DraftModel, load_draft_model
@@ -47,8 +49,9 @@ class LocalModel:
     model will say. ``close`` gives files back, if there are any; a draft model ends its step before.
     ``embedding_rms``: root mean square of a usual embedding, 0 where it is not known. ``wire_codec``: the
     kind of codec in which its activations travel, unless a person asks for another. ``scales``: for the rows
-    at each boundary, as far as they are known. ``answered``: to be called, in a thread, after the swarm has
-    answered with it."""
+    at each boundary, as far as they are known. ``failed``: kinds of codecs that lose too much by the model's
+    certificate. ``reader``: judges the rows that come from the last block. ``answered``: to be called, in a
+    thread, after the swarm has answered with it."""
 
     ref: ModelRef
     boundaries: Boundaries
@@ -63,6 +66,8 @@ class LocalModel:
     wire_codec: str = DEFAULT_KIND
     sideband: bool = False
     scales: Mapping[int, ScaleTable] = field(default_factory=dict)
+    failed: frozenset[str] = frozenset()
+    reader: RowReader | None = None
 
     @property
     def residual_width(self) -> int:
@@ -86,6 +91,8 @@ def load_local_model(
 
     Raises UsageError, CheckpointError, UnsupportedModelError, and NetworkError for a hub model.
     """
+    from ..shards.certificates.finding import find_certificate
+    from ..shards.certificates.norms import reading_weights
     from ..shards.checkpoint.opening import open_checkpoint
     from ..shards.kernels import table
     from ..shards.loading import load_client_model
@@ -100,6 +107,14 @@ def load_local_model(
         tokenizer = checkpoint.tokenizer()
         head = load_client_model(
             checkpoint, options, progress_lines(on_progress, "Loading "), threads=threads
+        )
+        certificate = find_certificate(checkpoint.ref.digest, config.n_blocks)
+        scales = {} if certificate is None else certificate.scales()
+        reader = RowReader(
+            reading_weights(checkpoint, config.n_blocks),
+            time.monotonic,
+            passed=() if certificate is None else certificate.passed,
+            table=scales.get(config.n_blocks),
         )
         guesser = None
         if draft is not None:
@@ -131,4 +146,7 @@ def load_local_model(
         embedding_rms=usual_rms,
         wire_codec=DEFAULT_KIND if config.sideband is None else UNMEASURED_KIND,
         sideband=config.sideband is not None,
+        scales=scales,
+        failed=frozenset() if certificate is None else certificate.failed,
+        reader=reader,
     )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from ..dht.records.node_records import NodeRecords
+from ..shards.certificates.finding import find_certificate
+from ..shards.certificates.norms import reading_weights
 from ..shards.checkpoint.checkpoint import Checkpoint
 from ..shards.kernels import library, table
 from ..shards.layers.kv_pool import largest_slot
@@ -18,6 +21,8 @@ from ..shards.models.backend import KvMemory, SpanBackend
 from ..shards.models.determinism_check import check_determinism
 from ..shards.models.load_plan import LoadOptions
 from ..swarm.codecs import native
+from ..swarm.fidelity.error_watch import Loss
+from ..swarm.fidelity.row_reader import RowReader
 from ..swarm.protocol.wire import DEFAULT_MAX_FRAME
 from ..swarm.runtime.c_build import NativeUnavailableError
 from ..swarm.runtime.tasks import first
@@ -66,6 +71,7 @@ class LoadedSpan:
         self._exit = AsyncExitStack()
         self._engine: Engine | None = None
         self._server: NodeServer | None = None
+        self._reader: RowReader | None = None
         self._model: SpanBackend[Any] | None = None
 
     @classmethod
@@ -125,6 +131,7 @@ class LoadedSpan:
             journal_bytes=server.journal.used,
             total_journal_bytes=server.journal.budget,
             row_check=self.row_check,
+            coarse=self.coarse,
         )
 
     def details(self) -> dict[str, object]:
@@ -165,9 +172,21 @@ class LoadedSpan:
             except TimeoutError:
                 logger.warning("event=drain_timeout sessions=%d", self.server.statistics().sessions)
 
+    @property
+    def coarse(self) -> tuple[str, ...]:
+        """Kinds of codecs that lose too much of the rows that come here."""
+        return () if self._reader is None else self._reader.coarse
+
+    def loss(self, kind: str) -> Loss:
+        """What a kind of codec costs the rows that come here."""
+        return Loss(0.0, 0.0, 0) if self._reader is None else self._reader.loss(kind)
+
     def sweep(self) -> None:
-        """Close idle sessions and connections. Call it every SWEEP_S seconds."""
+        """Close idle sessions and connections, and judge the rows that came. Call it every SWEEP_S
+        seconds."""
         self.server.sweep()
+        if self._reader is not None and self._reader.look():
+            self.server.sessions.offer_scales(self._reader.table)
 
     async def aclose(self) -> None:
         """Close every stream, stop the engine, let go of weights and cache. Idempotent."""
@@ -200,6 +219,7 @@ class LoadedSpan:
                 f"blocks {self.span} of {self.model.name} do not fit into the memory of {config.device}",
                 hint="Choose fewer --blocks, or --quantize int4.",
             ) from error
+        reader = self._reader = await asyncio.to_thread(_row_reader, checkpoint, self.span)
         checkpoint.release()
         self._model = model
         self.weights, self.kernels, self.weight_bytes = model.weights, model.kernels, model.weight_bytes
@@ -215,6 +235,7 @@ class LoadedSpan:
                 prefill_target_ms=config.prefill_target_ms,
                 prefix_cache=config.prefix_cache,
             ),
+            sampler=reader.sampler,
         )
         engine.start()
         self._exit.push_async_callback(engine.stop)
@@ -242,6 +263,7 @@ class LoadedSpan:
             on_link=on_link,
             journal_bytes=config.journal_mib * 1024 * 1024,
         )
+        self._server.sessions.offer_scales(reader.table)
         self._exit.push_async_callback(self._server.aclose)
 
     def _kv_pool(self, model: SpanBackend[Any]) -> KvMemory:
@@ -268,6 +290,17 @@ class LoadedSpan:
                 f"memory of {model.device}",
                 hint="Choose a smaller --kv-cache-tokens, fewer --blocks or --kv-dtype int8.",
             ) from error
+
+
+def _row_reader(checkpoint: Checkpoint, span: Span) -> RowReader:
+    """Of the rows that enter at the span's first block."""
+    certificate = find_certificate(checkpoint.ref.digest, checkpoint.config.n_blocks)
+    return RowReader(
+        reading_weights(checkpoint, span.start, span.end),
+        time.monotonic,
+        passed=() if certificate is None else certificate.passed,
+        table=None if certificate is None else certificate.scales().get(span.start),
+    )
 
 
 def kv_dtype_of(config: NodeConfig, model: SpanBackend[Any]) -> str:

@@ -405,7 +405,11 @@ class Node:
         while True:
             await asyncio.sleep(SWEEP_S)
             if self.loaded is not None:
+                before = self.loaded.coarse
                 self.loaded.sweep()
+                if (coarse := self.loaded.coarse) != before:
+                    self.announce_soon()
+                    self.emit("coarse_codecs", codecs=list(coarse))
 
     async def _handle(self, stream: Stream) -> None:
         """Serve a stream with the span that is loaded when it comes."""

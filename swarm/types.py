@@ -145,6 +145,8 @@ class NodeInfo:
     may come before or after it in a chain, MAX_PEER_LINKS at most.
     ``journal_bytes`` of ``total_journal_bytes``: kept of what sessions sent on, for a replacement.
     ``row_check``: of a node that computes deterministically, the digest of its check in hexadecimal; else "".
+    ``coarse``: kinds of codecs that it reads, but that lose too much of the rows which come to it: nobody
+    should begin with one.
     ``max_blocks``: how many blocks it could hold instead, so that others can plan with it; 0: its blocks are
     not up for a change (a person chose them, or it is loading them). JOINING with ``max_blocks`` above 0 is a
     node that has not begun to load: ``span`` is what it means to serve.
@@ -175,6 +177,7 @@ class NodeInfo:
     journal_bytes: int = 0
     total_journal_bytes: int = 0
     row_check: str = ""
+    coarse: tuple[str, ...] = ()
     max_blocks: int = 0
     weights_root: str = ""
     weights_whole: bool = False

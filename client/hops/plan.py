@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,9 +11,10 @@ from ...swarm.boundaries import Boundaries
 from ...swarm.codecs import int8s
 from ...swarm.codecs.codec import Codec
 from ...swarm.codecs.kinds import negotiate
-from ...swarm.codecs.names import KINDS
+from ...swarm.codecs.names import COARSE_KINDS, KINDS
 from ...swarm.codecs.scales import ScaleTable
 from ...swarm.errors import HopFailedError, RemoteProtocolError
+from ...swarm.fidelity.row_reader import RowReader
 from ...swarm.links.pool import Offer
 from ...swarm.protocol.field_types import Downstream
 from ...swarm.types import Hop, NodeInfo
@@ -49,7 +50,9 @@ class RouteSettings:
     that they may hold. ``doubts``: when one is left that may only be slow. ``on_progress`` is told how many
     tokens went through all hops, while a prompt is fed. ``tables``: scales of the rows at each
     boundary, as far as they are known. ``offers``: what a node has told this client; the table that it wants
-    for the rows that go to it comes first, and can harm only itself."""
+    for the rows that go to it comes first, and can harm only itself. ``reader``: judges the rows that come to
+    this client from the model's last block. Kinds of codecs that ``failed`` by the model's certificate, or
+    lose too much by the word of who reads the rows, are not taken, unless a person ``insists``."""
 
     session: SessionSettings
     wire_codec: str
@@ -60,6 +63,9 @@ class RouteSettings:
     on_progress: Callable[[int], None] | None = None
     tables: Mapping[int, ScaleTable] = field(default_factory=dict)
     offers: Callable[[str], Offer | None] = lambda peer_id: None
+    reader: RowReader | None = None
+    failed: Collection[str] = ()
+    insists: bool = False
 
     def may_chain(self, before: str, after: str) -> bool:
         return self.router is not None and self.router.may_chain(before, after)
@@ -73,6 +79,8 @@ class RouteSettings:
             if peer_id is not None and (told := self._told_by(peer_id)):
                 spoken = tuple(kind for kind in spoken if all(kind in kinds for kinds in told))
                 last = peer_id
+        avoided = self._too_coarse(after)
+        spoken = tuple(kind for kind in spoken if kind not in avoided)
         try:
             table = self._table_of(after, boundary) if self.wire_codec == int8s.KIND else None
         except RemoteProtocolError as error:
@@ -88,6 +96,15 @@ class RouteSettings:
         offer, node = self.offers(peer_id), self.nodes.get(peer_id)
         told = [said.codecs for said in (offer, node) if said is not None]
         return [kinds for kinds in told if kinds]
+
+    def _too_coarse(self, reader: str | None) -> frozenset[str]:
+        """Kinds of codecs not to begin with for rows that a peer reads; None is this client."""
+        if self.insists:
+            return frozenset()
+        said = self.reader if reader is None else self.nodes.get(reader)
+        return frozenset(COARSE_KINDS).intersection(
+            [*self.failed, *(said.coarse if said is not None else ())]
+        )
 
     def _table_of(self, after: str | None, boundary: int) -> ScaleTable | None:
         """The scales for rows that go to a peer at ``boundary``. Raises RemoteProtocolError for what it

@@ -179,7 +179,8 @@ class RouteSession:
             own_input=hops[0] is self.hops[0],
             embedding_rms=settings.embedding_rms,
         )
-        return Segment(hops, rows, self.settings.doubts)
+        is_last = hops[-1].plan.hop.span.end == len(self.settings.session.boundaries.widths) - 1
+        return Segment(hops, rows, self.settings.doubts, self.settings.reader if is_last else None)
 
     def check_open(self) -> None:
         """Raises StreamClosedError for a session that was closed here."""

@@ -24,11 +24,14 @@ from ...swarm.errors import (
     RemoteProtocolError,
     SwarmError,
 )
+from ...swarm.fidelity.row_reader import RowReader
+from ...swarm.fidelity.row_sampler import EVERY
 from ...swarm.protocol.field_types import Progress
 from ...swarm.protocol.messages import Result, Step, Want
 from ...swarm.protocol.step_watch import Fault, StepWatch, Verdict
 from ...swarm.protocol.wire import Payload
 from ...swarm.timeouts import transit_within_s
+from ...swarm.transport.address_groups import address_group
 from .hop import HopClient, StepTold
 from .plan import Patient
 from .row_watch import RowWatch
@@ -60,7 +63,8 @@ class Segment:
     them.
 
     Everything that goes wrong raises BrokenError, and is in the state of the hop concerned. ``rows`` checks
-    the rows that come out. ``doubts`` decides about hops that may only be slow.
+    the rows that come out. ``doubts`` decides about hops that may only be slow. ``reader`` is given the rows
+    that come out, to judge their codec by.
     """
 
     def __init__(
@@ -68,8 +72,10 @@ class Segment:
         hops: Sequence[HopClient],
         rows: RowWatch | None = None,
         doubts: Patient | None = None,
+        reader: RowReader | None = None,
     ) -> None:
         self.hops = tuple(hops)
+        self._reader = reader
         self.first, self.last = self.hops[0], self.hops[-1]
         self.trace = ChainTimings(tuple(hop.peer_id for hop in hops))
         self._rows = rows
@@ -179,6 +185,12 @@ class Segment:
             self._mismatch(problem)
             raise BrokenError from problem
         self._account(result, sent, now)
+        if self._reader is not None and -result.position % EVERY < result.tokens:
+            last = self.last
+            self._reader.sampler.took(
+                *(last.reply_codec, result.payload, result.position, result.tokens),
+                *(address_group(last.link.remote_maddr), last.peer_id),
+            )
         return result
 
     # What the hops tell.

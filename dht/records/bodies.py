@@ -2,8 +2,8 @@
 
     node    {"v": 1, "kind": "node", "name", "digest", "n_blocks", "span", "state", "maddrs", "decode_ms",
              "prefill_tps", "kv_free", "kv_total", "codecs", "weights", "agent",
-             "queue_ms", "tps", "sessions", "links", "journal", "journal_max", "row_check", "max_blocks",
-             "weights_root", "weights_whole", "shares_weights",
+             "queue_ms", "tps", "sessions", "links", "journal", "journal_max", "row_check", "coarse",
+             "max_blocks", "weights_root", "weights_whole", "shares_weights",
              "direct", "incarnation"}                     those from "queue_ms" on may be absent
     model   {"v": 1, "kind": "model", "name", "digest", "n_blocks", "parts"}      "parts" may be absent
     wanted  {"v": 1, "kind": "wanted", "models"}          a list of [name, digest or ""]
@@ -179,6 +179,7 @@ _MODEL_FIELDS: dict[str, FieldType] = {"name": Name(), "digest": _DIGEST, "n_blo
 _INDEX_FIELDS: dict[str, FieldType] = _MODEL_FIELDS | {
     "parts": Word(re.compile(r"[0-9a-f]{0,64}"), "up to 64 lowercase hexadecimal digits")
 }
+_CODEC = Word(re.compile(r"[a-z0-9_-]{1,24}"), "a codec's name")
 _NODE_FIELDS: dict[str, FieldType] = _MODEL_FIELDS | {
     "span": SpanField(),
     "state": Choice(NodeState),
@@ -187,7 +188,7 @@ _NODE_FIELDS: dict[str, FieldType] = _MODEL_FIELDS | {
     "prefill_tps": Measured(PREFILL_TOKENS_PER_S),
     "kv_free": _TOKENS,
     "kv_total": _TOKENS,
-    "codecs": Sequence(Word(re.compile(r"[a-z0-9_-]{1,24}"), "a codec's name"), 0, MAX_CODECS),
+    "codecs": Sequence(_CODEC, 0, MAX_CODECS),
     "weights": Prose(64),
     "agent": Prose(64),
     "queue_ms": Measured(QUEUE_MS),
@@ -197,6 +198,7 @@ _NODE_FIELDS: dict[str, FieldType] = _MODEL_FIELDS | {
     "journal": _BYTES,
     "journal_max": _BYTES,
     "row_check": Word(re.compile(r"[0-9a-f]{0,32}"), "up to 32 lowercase hexadecimal digits"),
+    "coarse": Sequence(_CODEC, 0, MAX_CODECS),
     "max_blocks": Integer(0, MAX_BLOCKS),
     "weights_root": Word(re.compile(r"([0-9a-f]{64})?"), "64 lowercase hexadecimal digits, or empty"),
     "weights_whole": Boolean(),
@@ -214,6 +216,7 @@ _OPTIONAL: dict[str, object] = {
     "journal": 0,
     "journal_max": 0,
     "row_check": "",
+    "coarse": (),
     "max_blocks": 0,
     "weights_root": "",
     "weights_whole": False,
@@ -263,6 +266,7 @@ def encode_node(info: NodeInfo) -> bytes:
                 "journal": info.journal_bytes,
                 "journal_max": info.total_journal_bytes,
                 "row_check": info.row_check,
+                "coarse": info.coarse,
                 "max_blocks": info.max_blocks,
                 "weights_root": info.weights_root,
                 "weights_whole": info.weights_whole,
@@ -343,6 +347,7 @@ def _node(owner: str, values: dict[str, Any]) -> NodeInfo:
         journal_bytes=values["journal"],
         total_journal_bytes=values["journal_max"],
         row_check=values["row_check"],
+        coarse=values["coarse"],
         max_blocks=values["max_blocks"],
         weights_root=values["weights_root"],
         weights_whole=values["weights_whole"],

@@ -121,6 +121,7 @@ def _report_model(model: ModelRef, nodes: list[NodeInfo], silent: Collection[str
                 "shares_weights": node.shares_weights,
                 "weights": node.weights,
                 "codecs": list(node.codecs),
+                "coarse": list(node.coarse),
                 "version": node.version,
                 "maddrs": list(node.maddrs),
                 "direct_maddrs": list(node.direct_maddrs),
@@ -155,7 +156,7 @@ def print_tables(
     digests = [model["digest"] for model in report["models"]]
     for model in report["models"]:
         print_table(_table(model, digests))
-        for line in [*_deterministic(model), *_silent(model), *_by_daemons(model)]:
+        for line in [*_deterministic(model), *_silent(model), *_by_daemons(model), *_coarse(model)]:
             answers.print(line)
         if model["missing"]:
             which = quote(_said(model, report["models"]))
@@ -228,6 +229,16 @@ def _silent(model: dict[str, Any]) -> list[str]:
     names = ", ".join(map(short_peer_id, silent[:_LEFT_OUT_SHOWN]))
     more = f" and {len(silent) - _LEFT_OUT_SHOWN} more" if len(silent) > _LEFT_OUT_SHOWN else ""
     return [f"  [yellow]did not answer, so not counted[/]: {names}{more}"]
+
+
+def _coarse(model: dict[str, Any]) -> list[str]:
+    """A line for each node that some codecs cost too much."""
+    return [
+        f"  [yellow]{short_peer_id(node['peer_id'])} loses much in {shown(', '.join(node['coarse']))}[/]: "
+        "new sessions send it finer rows"
+        for node in model["nodes"]
+        if node["coarse"]
+    ]
 
 
 def _by_daemons(model: dict[str, Any]) -> list[str]:

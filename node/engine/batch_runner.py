@@ -17,6 +17,7 @@ from ...shards.layers.kv_pool import BatchSlice
 from ...shards.models.backend import Memory, SpanBackend
 from ...swarm.codecs.codec import Codec
 from ...swarm.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
+from ...swarm.fidelity.row_sampler import EVERY, RowSampler
 from ...swarm.protocol.messages import Want
 from ...swarm.types import Span
 from .jobs import StepDone, StepFailed, StepJob, StepOutcome, TokenSequence
@@ -49,13 +50,15 @@ class BatchReport:
 
 
 class BatchRunner:
-    """Runs slices of steps through a span model. Used by one thread at a time."""
+    """Runs slices of steps through a span model. Used by one thread at a time. ``sampler`` keeps some of the
+    rows that it reads."""
 
-    def __init__(self, model: SpanBackend[Memory], pool: Memory) -> None:
+    def __init__(self, model: SpanBackend[Memory], pool: Memory, sampler: RowSampler | None = None) -> None:
         self._model: SpanBackend[Any] = model
         self._pool = pool
         self._widths = model.config.boundaries.widths
         self._limit = model.limit
+        self._sampler = sampler
 
     def admit(self, job: StepJob) -> None:
         """Bring the table of the step's sequence up to date, in the order in which steps were submitted.
@@ -131,6 +134,12 @@ class BatchRunner:
             return None
         ended = perf_counter_ns()
         sequence.computed = position + 1
+        if (
+            not position % EVERY
+            and self._sampler is not None
+            and sequence.span.start == self._model.span.start
+        ):
+            self._sampler.took(codec, job.payload, position, 1, sequence.group, sequence.owner)
         queue_ns, compute_ns = max(0, began - job.arrived_ns), computed - decoded
         outcome = StepDone(
             payload=payload,
@@ -193,7 +202,21 @@ class BatchRunner:
         codec_ns = perf_counter_ns() - started
         for job, _ in work:
             job.codec_ns += codec_ns
+        if self._sampler is not None and span.start == self._model.span.start:
+            self._sample(self._sampler, work, x)
         self._compute(span, work, x, report)
+
+    def _sample(self, sampler: RowSampler, work: _Work, x: np.ndarray) -> None:
+        """``x`` (T, width): the rows of ``work``, which enter at the model's first block, in its order."""
+        row = 0
+        for job, part in work:
+            sequence, count = job.sequence, part.count
+            size = sequence.codec.row_bytes(x.shape[1])
+            payload = memoryview(job.payload)[part.offset * size : (part.offset + count) * size]
+            position = job.position + part.offset
+            sampler.took(sequence.codec, payload, position, count, sequence.group, sequence.owner)
+            sequence.learned = sampler.learn(x[row : row + count], sequence.learned, sequence.group)
+            row += count
 
     # Payloads in.
 

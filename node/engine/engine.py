@@ -28,6 +28,7 @@ from ...shards.models.backend import KvMemory, Memory, SpanBackend
 from ...swarm.codecs.codec import Codec
 from ...swarm.errors import ErrorCode, LocalProtocolError, UsageError
 from ...swarm.fairness.shares import Holder
+from ...swarm.fidelity.row_sampler import RowSampler
 from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.types import Span
 from .batch_runner import BatchReport, BatchRunner
@@ -101,7 +102,8 @@ class Engine:
     use. All calls are of the event loop.
 
     ``pool``: the KV memory, of which the engine is the only user. ``threads``: those that may compute one
-    batch; with ``may_narrow`` fewer do while others want the cores. A process runs one engine.
+    batch; with ``may_narrow`` fewer do while others want the cores. ``sampler`` keeps some of the rows that
+    enter at the model's first block. A process runs one engine.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class Engine:
         threads: int,
         may_narrow: bool = False,
         settings: EngineSettings | None = None,
+        sampler: RowSampler | None = None,
     ) -> None:
         settings = settings or EngineSettings()
         if pool.n_slots < len(model.span):
@@ -131,7 +134,7 @@ class Engine:
             prefill_target_us=max(1, int(settings.prefill_target_ms * 1000)),
             mixed=model.mixes,
         )
-        self._runner = BatchRunner(model, pool)
+        self._runner = BatchRunner(model, pool, sampler)
         self._allocator = PageAllocator(pool.n_slots)
         self._cache = PrefixCache(self._allocator)
         self._layouts: dict[Span, KvLayout] = {}

@@ -50,6 +50,7 @@ class TokenSequence:
     foretold: bool = False  # ``names`` are also those of what the next step feeds, wherever it starts
     # The compute thread's notes.
     computed: int = 0  # tokens with valid keys and values
+    learned: int = 0  # rows that scales were learned from
     steps: deque[StepJob] = field(default_factory=deque)
 
     @property

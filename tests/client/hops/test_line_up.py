@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import cast
 
+import numpy as np
 import pytest
 
 from swarm_node.client.hops.hop import HopClient
@@ -16,6 +17,7 @@ from swarm_node.swarm.boundaries import Boundaries
 from swarm_node.swarm.codecs.kinds import BF16, NONE
 from swarm_node.swarm.codecs.names import KINDS
 from swarm_node.swarm.errors import HopFailedError
+from swarm_node.swarm.fidelity.row_reader import RowReader
 from swarm_node.swarm.links.link import NodeLink
 from swarm_node.swarm.links.pool import Offer
 from swarm_node.swarm.types import Hop, Span
@@ -153,3 +155,20 @@ def test_a_node_that_speaks_less_is_spoken_to_so(settings: RouteSettings) -> Non
         ("bf16", "bf16"),
         ("bf16", "int8"),
     ]
+
+
+def test_a_codec_that_loses_too_much_for_its_reader_is_avoided(scaled: RouteSettings) -> None:
+    """The reader of an edge says so, or the model's certificate; what is left is finer."""
+    nodes = {**scaled.nodes, "b": replace(scaled.nodes["b"], coarse=("int8s", "none"))}
+    reader = RowReader(np.ones(8, np.float32), lambda: 0.0)
+    reader.coarse = ("int8s", "f8")
+    told = replace(scaled, nodes=nodes, reader=reader)
+    assert names(plan_line([A, B, C], told, IDS, always)) == [(scales(0), "f8"), ("f8", "f8"), ("f8", "bf16")]
+    failed = replace(scaled, failed={"f8", "bf16", "none"})
+    assert names(plan_line([A, B, C], failed, IDS, always)) == [
+        (scales(0), scales(2)),
+        (scales(2), "bf16"),
+        ("bf16", scales(6)),
+    ]
+    insisting = replace(told, failed={"int8"}, wire_codec="int8", insists=True)
+    assert names(plan_line([A, B, C], insisting, IDS, always)) == [("int8", "int8")] * 3

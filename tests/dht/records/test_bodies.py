@@ -71,6 +71,7 @@ NODE = NodeInfo(
     journal_bytes=70_000_000,
     total_journal_bytes=256 * 2**20,
     row_check="0123456789ab",
+    coarse=("int8s",),
     weights_root="ef" * 32,
     weights_whole=True,
     shares_weights=True,
@@ -84,6 +85,7 @@ OPTIONAL = (
     "journal",
     "journal_max",
     "row_check",
+    "coarse",
     "max_blocks",
     "weights_root",
     "weights_whole",
@@ -171,7 +173,7 @@ def test_model_and_gone_round_trip() -> None:
 
 
 def test_usual_record_is_small() -> None:
-    marked = dataclasses.replace(NODE, incarnation=Incarnation(1.8e9, "0123456789abcdef"))
+    marked = dataclasses.replace(NODE, coarse=(), incarnation=Incarnation(1.8e9, "0123456789abcdef"))
     assert len(encode_node(marked)) < 750
 
 
@@ -275,6 +277,8 @@ def test_any_value_in_any_field_parses_or_is_refused(field: str, value: object) 
         ("row_check", "0" * 33),
         ("row_check", "red\x1b"),
         ("row_check", True),
+        ("coarse", ["a\nb"]),
+        ("coarse", "int8"),
         ("weights_root", "0a" * 31),
         ("weights_root", "0A" * 32),
         ("weights_root", None),
@@ -312,6 +316,7 @@ def test_what_older_nodes_do_not_announce_may_be_left_out() -> None:
         journal_bytes=0,
         total_journal_bytes=0,
         row_check="",
+        coarse=(),
         weights_root="",
         weights_whole=False,
         shares_weights=False,

@@ -37,6 +37,7 @@ def test_nodes_are_listed_by_block_and_holes_are_named() -> None:
             "weights_whole",
             "shares_weights",
             "codecs",
+            "coarse",
             "version",
             "maddrs",
             "direct_maddrs",
@@ -114,6 +115,12 @@ def test_deterministic_nodes_that_compute_alike_stand_together(capsys: pytest.Ca
         "  deterministic, blocks 0-29, row check 0123456789ab: …alike1, …alike2",
         "  deterministic, blocks 0-29, row check ba9876543210: …other1",
     ]
+
+
+def test_codecs_that_lose_too_much_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    print_tables(build_report([replace(_node("12D3KooWreader", 0, 30), coarse=("int8s", "[b]f8"))]))
+    told = [line for line in capsys.readouterr().out.splitlines() if "loses much" in line]
+    assert told == ["  …reader loses much in int8s, [b]f8: new sessions send it finer rows"]
 
 
 def test_one_name_with_two_digests_is_two_models() -> None:

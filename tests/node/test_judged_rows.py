@@ -1,0 +1,76 @@
+"""Real nodes and a real client judge the rows that they read: what loses too much is not taken again, and
+what a node has learned of its channels is."""
+
+from __future__ import annotations
+
+import pytest
+
+from swarm_node.client.generation import Generation
+from swarm_node.swarm.types import Span
+from tests.client.session.test_with_real_nodes import OPTIONS, Swarm, swarm, tiny
+
+__all__ = ["swarm", "tiny"]
+
+pytestmark = pytest.mark.slow
+
+LONG = [token * 7 % 300 for token in range(190)]
+"""Four of these are more rows than scales need."""
+
+
+def codecs(answer: Generation) -> list[str]:
+    return [hop.codec for hop in answer.hops]
+
+
+async def test_scales_are_learned_and_taken_by_the_next_client(swarm: Swarm) -> None:
+    """They cost the rows less than f8, with which a model without a certificate begins."""
+    await swarm.serve(a=Span(0, 2), b=Span(2, 4))
+    model = await swarm.client(wire_codec="auto", prefix_cache=False)
+    first = await model.generate_detailed(LONG, **OPTIONS)
+    assert codecs(first) == ["f8", "f8"]
+    for start in (1, 2, 3):
+        await model.generate_detailed(LONG[start:], **OPTIONS)
+    await model.close()
+    for node in swarm.nodes.values():
+        assert node.loaded is not None
+        assert node.loaded.server.terms.scales is None
+        node.loaded.sweep()
+        assert node.loaded.server.terms.scales is not None
+    later = await swarm.client(wire_codec="auto", prefix_cache=False)
+    await later.generate_detailed(LONG, **OPTIONS)  # meets the nodes, which tell their scales
+    for start in (1, 2, 3):
+        answer = await later.generate_detailed(LONG[start:], **OPTIONS)
+        assert codecs(answer) == ["int8s", "int8s"]
+    for node in swarm.nodes.values():
+        assert node.loaded is not None
+        node.loaded.sweep()
+        assert 0 < node.loaded.loss("int8s").mean < 0.8 * node.loaded.loss("f8").mean < 0.01
+        assert node.info().coarse == ()
+
+
+async def test_what_a_person_asks_for_is_taken(swarm: Swarm) -> None:
+    await swarm.serve(a=Span(0, 4))
+    model = await swarm.client(wire_codec="int8", prefix_cache=False)
+    for start in (0, 1, 2):
+        await model.generate_detailed(LONG[start:], **OPTIONS)
+    (node,) = swarm.nodes.values()
+    assert node.loaded is not None
+    node.loaded.sweep()
+    assert node.loaded.loss("int8").groups == 1
+    assert node.loaded._reader is not None
+    node.loaded._reader.coarse = ("int8",)
+    await node.presence.announcer.announce()
+    assert codecs(await model.generate_detailed(LONG, **OPTIONS)) == ["int8"]
+
+
+async def test_the_client_judges_what_leaves_the_model(swarm: Swarm) -> None:
+    await swarm.serve(a=Span(0, 4))
+    model = await swarm.client(wire_codec="auto", prefix_cache=False)
+    reader = model._local.reader
+    assert reader is not None
+    assert reader.sampler.take() == ([], [])
+    for _ in range(10):
+        await model.generate_detailed(LONG[:40], max_new_tokens=30, ignore_eos=True)
+    reader.look()
+    loss = reader.loss("f8")
+    assert loss.groups == 1
+    assert 0.005 < loss.mean < 0.025
