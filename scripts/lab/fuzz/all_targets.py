@@ -18,6 +18,7 @@ KINDS = {
         *("family-config", "family-gguf", "family-tensors", "family-gguf-tensors", "family-experts"),
         "family-oracle",
     ),
+    "targets_quantized": ("family-quantized",),
     "targets_live": ("node", "client", "http"),
 }
 NAMES = tuple(name for names in KINDS.values() for name in names)

@@ -103,7 +103,7 @@ def parsed(data: bytes) -> Recipe:
     return recipe
 
 
-def encoded(recipe: Recipe) -> bytes:
+def encoded(recipe: Any) -> bytes:
     return json.dumps(recipe, default=repr).encode(errors="replace")
 
 

@@ -351,7 +351,7 @@ def _spoil(path: Path, changes: list[list[Any]]) -> None:
                 pass
 
 
-def _named(run: Callable[[Workspace, bytes], str], space: Workspace, data: bytes) -> str:
+def named(run: Callable[[Workspace, bytes], str], space: Workspace, data: bytes) -> str:
     """A disagreement begins with what it is about, so that each is reported once."""
     try:
         return run(space, data)
@@ -372,7 +372,7 @@ def _target(
         space, seed = Workspace(), encoded({"case": cases[0], "changes": []})
         with suppress(SwarmError):
             run(space, seed)  # imports torch and transformers
-        return Prepared([seed], partial(_named, run, space), space.close)
+        return Prepared([seed], partial(named, run, space), space.close)
 
     return Target(f"family-{name}", prepare, mutate=mutation(change, cases), largest=1 << 20, slow_s=slow_s)
 

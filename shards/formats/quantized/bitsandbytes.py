@@ -110,8 +110,8 @@ class FourBits:
         fits = prod(state.shape) == count and state.shape[-1] == info.shape[-1]
         if not fits or -(-count // block) != prod(absmax.shape) or block not in _BLOCKS:
             raise CheckpointError(
-                f"{state_name} says shape {list(state.shape)} in blocks of {block}; the configuration says "
-                f"{list(info.shape)}, and there are {prod(absmax.shape)} scales",
+                f"tensor {state_name} says shape {list(state.shape)} in blocks of {block}; "
+                f"the configuration says {list(info.shape)}, and there are {prod(absmax.shape)} scales",
                 hint="The file is damaged, or its configuration belongs to another model.",
             )
         qtype = code_qtype(state_name.rpartition("__")[2].upper(), block)
@@ -157,7 +157,7 @@ class EightBits:
         weight, largest = source.tensor(weight_name), source.tensor(largest_name)
         if order_name in source.manifest and source.tensor(order_name).stored.any():
             raise UnsupportedModelError(
-                f"{order_name} says that the integers are in an order for one kind of card",
+                f"tensor {order_name} says that the integers are in an order for one kind of card",
                 hint="Save the model again with bitsandbytes 0.40 or later, which keeps them in rows.",
             )
         scale = whole_floats(largest).reshape(-1, 1) * np.float32(1 / 127)
@@ -176,11 +176,12 @@ def _state(raw: RawTensor) -> _State:
         document = parse_json(raw.stored.tobytes(), _BOUNDS)
     except ValueError as error:
         raise CheckpointError(
-            f"{raw.name} is not the JSON that bitsandbytes writes ({error})", hint="Download the file again."
+            f"tensor {raw.name} is not the JSON that bitsandbytes writes ({error})",
+            hint="Download the file again.",
         ) from None
     if not isinstance(document, dict):
-        raise CheckpointError(f"{raw.name} holds no JSON object", hint="Download the file again.")
-    read = Fields(document, raw.name)
+        raise CheckpointError(f"tensor {raw.name} holds no JSON object", hint="Download the file again.")
+    read = Fields(document, f"tensor {raw.name}")
     shape = document.get("shape")
     if (
         not isinstance(shape, list)
@@ -201,7 +202,7 @@ def _nested(source: TensorSource, names: tuple[str, ...], state: _State) -> Floa
     outer, values = (whole_floats(source.tensor(name)).reshape(-1) for name in names[3:5])
     if not state.nested or len(outer) != -(-len(codes) // state.nested):
         raise CheckpointError(
-            f"{names[3]} has {len(outer)} scales for {len(codes)} in blocks of {state.nested}",
+            f"tensor {names[3]} has {len(outer)} scales for {len(codes)} in blocks of {state.nested}",
             hint="The file is damaged: download it again.",
         )
     found: Floats = values[codes] * outer.repeat(state.nested)[: len(codes)] + np.float32(state.offset)

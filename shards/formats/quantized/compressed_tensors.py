@@ -199,6 +199,6 @@ def _check_shape(raw: RawTensor, info: TensorInfo) -> None:
     told = np.array(raw.stored).view(np.int64 if raw.qtype == "I64" else np.int32)
     if raw.qtype not in ("I64", "I32") or tuple(map(int, told.reshape(-1))) != info.shape:
         raise CheckpointError(
-            f"{raw.name} says another shape than the configuration's {list(info.shape)}",
+            f"tensor {raw.name} says another shape than the configuration's {list(info.shape)}",
             hint="The file is damaged, or its configuration belongs to another model.",
         )

@@ -155,7 +155,7 @@ def groups_of_columns(index: RawTensor, groups: int, info: TensorInfo) -> np.nda
     found = np.array(index.stored, order="C").view(dtype).reshape(-1).astype(np.int64)
     if found.min() < 0 or found.max() >= groups:
         raise CheckpointError(
-            f"{index.name} names group {found.min() if found.min() < 0 else found.max()}, "
+            f"tensor {index.name} names group {found.min() if found.min() < 0 else found.max()}, "
             f"but {info.name} has {groups}",
             hint="The file is damaged: download it again.",
         )

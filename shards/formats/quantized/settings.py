@@ -68,7 +68,7 @@ def quantization(read: Fields) -> Quantization | None:
     reader = _READERS.get(method or "")
     if reader is None:
         raise UnsupportedModelError(
-            f"checkpoints quantized with {shown(method)} are not supported",
+            f"{other.where}: checkpoints quantized with {shown(method)} are not supported",
             hint=f"Supported: {', '.join(_READERS)}, MLX, and GGUF files.",
         )
     return reader(other)
@@ -81,7 +81,7 @@ def _check_affine(part: Fields) -> None:
     mode = part.optional_text("mode")
     if mode not in (None, "affine"):
         raise UnsupportedModelError(
-            f"checkpoints quantized by MLX in mode {shown(mode)} are not supported",
+            f"{part.where}: checkpoints quantized by MLX in mode {shown(mode)} are not supported",
             hint="Those in mode affine, MLX's default, are.",
         )
 

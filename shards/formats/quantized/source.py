@@ -99,7 +99,7 @@ class QuantizedSource:
         bias = sibling(name, "bias")
         if bias in self._empty_biases and np.any(self._inner.tensor(bias).dequantize()):
             raise CheckpointError(
-                f"{bias} is not zero, but its model has no such bias",
+                f"tensor {bias} is not zero, but its model has no such bias",
                 hint="Its configuration belongs to another model: download both again.",
             )
         info, format = found
