@@ -270,6 +270,22 @@ async def test_what_the_hub_does_not_have_is_asked_for() -> None:
     assert [each.models for each in opening.swarm.store.wanted()] == [(WantedModel("owner/tooy"),)]
 
 
+async def test_what_no_node_shares_is_loaded_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swarm_node.shards.checkpoint.lookup.hub_digest", lambda name: MODEL.digest)
+    opening = Opening(await FakeSwarm(a="0-5").start())
+    local = await opening.open("owner/toy")
+    assert (opening.loaded, local.ref) == (["owner/toy"], MODEL)
+
+    def load(path: str) -> LocalModel:
+        opening.ref = replace(MODEL, digest="99" * 32) if path == "owner/toy" else MODEL
+        return opening.load(path)
+
+    joining = asyncio.create_task(opening.join())
+    local = await open_model("owner/toy", joining, load, fetch=opening.fetch, local_models=NOTHING_HERE)
+    assert (opening.loaded[1:], opening.closed) == (["owner/toy", "cache of toy"], ["owner/toy"])
+    assert local.ref == MODEL, "of another model that came from the hub meanwhile nothing is used"
+
+
 async def test_what_is_damaged_here_comes_from_peers_again(tmp_path: Path) -> None:
     model = tmp_path / "mine"
     model.mkdir()

@@ -13,6 +13,7 @@ import pytest
 import transformers
 from safetensors.numpy import load_file, save_file
 
+from swarm_node.shards.checkpoint import hub_weights
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.checkpoint.stored import IncompleteError, StoredCheckpoint, open_stored
 from swarm_node.shards.formats.files.mapped_file import AbsentError, MappedFile
@@ -25,6 +26,7 @@ from swarm_node.shards.pieces.cache import PieceCache
 from swarm_node.shards.pieces.hashing import manifest_of, model_files
 from swarm_node.shards.pieces.store import PieceStore
 from swarm_node.swarm.types import Span
+from tests.shards.checkpoint.fake_hub import NAME, serving
 from tests.shards.families.cases import CASES, SMALL
 from tests.shards.families.models import randomise
 from tests.shards.formats.quantized import writers
@@ -145,6 +147,22 @@ def test_loading_some_blocks_reads_their_tensors_alone(
     read = sum(length for _, _, length in set(reads))
     assert 0.999 * facts.third < read <= facts.third  # scales of activations are not read
     assert 0.25 < facts.third / facts.nbytes < 0.34
+
+
+def test_the_hub_is_asked_for_their_pieces_alone(
+    model: Path, facts: Facts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_weights, "_SMALL_FILE", 0)
+    monkeypatch.setenv("SWARM_NODE_HOME", str(tmp_path / "home"))
+    repo = model if model.is_dir() else model.parent
+    with serving(repo, tmp_path / "cache", monkeypatch) as hub:
+        with open_checkpoint(NAME, blocks=THIRD) as checkpoint, open_checkpoint(str(model)) as local:
+            assert checkpoint.identity == local.identity
+            load_backend(checkpoint, THIRD, LoadOptions())
+        sent = hub.bytes_of(".gguf") + hub.bytes_of(".safetensors")
+        ends = 2 * PIECE * (facts.runs + len(facts.heads))
+        # Of a file of which nine tenths are needed all is taken.
+        assert facts.third < sent < facts.third / 0.9 + 4 * sum(facts.heads.values()) + ends
 
 
 def filled(folder: Path, model: Path, blocks: Span | None, client: bool) -> PieceStore:
