@@ -247,6 +247,10 @@ class LocalProtocolError(ProtocolError):
     pass
 
 
+class CodecRangeError(LocalProtocolError):
+    """Sound values do not fit into the wire codec that a person chose."""
+
+
 class PeerError(SwarmError):
     """A peer's ERROR or REFUSED frame. ``retriable``: the same request may succeed elsewhere or later."""
 

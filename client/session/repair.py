@@ -18,8 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from ...swarm.codecs.kinds import FP16
+from ...swarm.codecs.plain import TAKE_BF16
 from ...swarm.errors import (
     BrokenError,
+    CodecRangeError,
     ErrorCode,
     HopFailedError,
     PeerError,
@@ -136,6 +139,9 @@ class RouteRepair:
         await self._blame_ourselves(found)
         for number, cause in found.lost.items():
             hop = hops[number]
+            told = cause.code if isinstance(cause, PeerError) else None
+            if told is ErrorCode.UNSUPPORTED_CODEC and hop.reply_codec is FP16:
+                raise CodecRangeError(cause.message, hint=TAKE_BF16)  # no other hop would help
             if id(cause) not in self._told:
                 self._told.add(id(cause))
                 self._record.hop_lost(hop.peer_id, cause.message)

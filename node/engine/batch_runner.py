@@ -16,7 +16,7 @@ import numpy as np
 from ...shards.layers.kv_pool import BatchSlice
 from ...shards.models.backend import Memory, SpanBackend
 from ...swarm.codecs.codec import Codec
-from ...swarm.errors import ErrorCode, LocalProtocolError, RemoteProtocolError
+from ...swarm.errors import CodecRangeError, ErrorCode, LocalProtocolError, RemoteProtocolError
 from ...swarm.fidelity.row_sampler import EVERY, RowSampler
 from ...swarm.protocol.messages import Want
 from ...swarm.types import Span
@@ -319,9 +319,9 @@ class BatchRunner:
                     try:
                         self._encode_rows(codec, [take], hidden)
                     except LocalProtocolError as error:
-                        self._fail(
-                            take[0], StepFailed(ErrorCode.BAD_TENSOR, error.message, error.hint), report
-                        )
+                        fits = not isinstance(error, CodecRangeError)
+                        code = ErrorCode.BAD_TENSOR if fits else ErrorCode.UNSUPPORTED_CODEC
+                        self._fail(take[0], StepFailed(code, error.message, error.hint), report)
                     except Exception:
                         logger.exception("event=encode_failed step=%d", take[0].step)
                         self._fail(take[0], _BROKEN, report)

@@ -21,11 +21,12 @@ from functools import cache
 
 import numpy as np
 
-from ..errors import LocalProtocolError
+from ..errors import CodecRangeError
 from .codec import Codec, Payload, bad_tensor, not_finite
 
 logger = logging.getLogger(__name__)
 
+TAKE_BF16 = "Take bf16 for this model: --wire-codec bf16."
 NEAR_OVERFLOW = 32768.0
 """A magnitude above this, half of the largest, in fp16 is told: the next text may have one that does not
 fit."""
@@ -52,9 +53,9 @@ class PlainCodec(Codec):
         if (largest := float(np.abs(halves).max())) > NEAR_OVERFLOW:
             _warn_near_overflow()
         if math.isinf(largest):
-            raise LocalProtocolError(
+            raise CodecRangeError(
                 f"the computed activations reach {float(np.abs(rows).max()):,.0f}, and fp16 ends at 65,504",
-                hint="Take bf16 for this model: --wire-codec bf16.",
+                hint=TAKE_BF16,
             )
         return halves.tobytes()
 

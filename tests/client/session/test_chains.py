@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from swarm_node.client.generation import Generation
+from swarm_node.swarm.errors import CodecRangeError
 from tests.doubles.chain_case import GREEDY, PROMPT, ChainCase, H, N, S, answered, check
 from tests.doubles.fake_swarm import HIDDEN
 from tests.swarm.codecs.codec_cases import codec_of, table_of
@@ -133,6 +134,16 @@ async def test_a_kill_with_scales_keeps_the_tokens(victim: int) -> None:
     if victim < 2:
         assert replacement.reply_codec == lost.reply_codec
     assert case.blamed <= {H[victim]}
+
+
+async def test_rows_that_fp16_does_not_hold_end_the_answer_and_blame_nobody() -> None:
+    case = await ChainCase(2).start()
+    for node in case.swarm.nodes.values():
+        node.behaviour.lie = lambda came, rows: rows * 1e6
+    with pytest.raises(CodecRangeError, match="fp16 ends at 65,504") as caught:
+        await case.disturbed(wire_codec="fp16")
+    assert "bf16" in caught.value.hint
+    assert case.blamed == set()
 
 
 async def test_an_old_node_in_the_chain_is_spoken_to_in_16_bits() -> None:
