@@ -15,7 +15,7 @@ from .figures import high
 from .kernels import COLS, HELD_BYTES, ROWS, TOGETHER, sane_rows
 
 _NUMBERS = {"Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10, "Q3_K": 11, "Q4_K": 12}
-_NUMBERS |= {"Q5_K": 13, "Q6_K": 14, "IQ4_NL": 20, "IQ4_XS": 23, "MXFP4": 39}
+_NUMBERS |= {"Q5_K": 13, "Q6_K": 14, "IQ4_NL": 20, "IQ4_XS": 23, "MXFP4": 39, "IQ3_S": 21, "IQ2_S": 22}
 _F32 = 0
 _REPACKED = "_Z35ggml_backend_cpu_repack_buffer_typev"
 _GRAPH_BYTES = 1 << 22

@@ -21,9 +21,12 @@ HELD_BYTES = 256 << 20
 """So many bytes are gone through before a matrix comes again."""
 TOGETHER = 4
 """Products that are timed as one."""
+FLOAT8 = "F8_E4M3_128"
+MADE = ("IQ3_S", "IQ2_S")
+"""Types that become integers of eight bits."""
 QTYPES = (
     *("Q8_0", "Q6_K", "Q5_1", "Q5_0", "Q5_K", "Q4_1", "Q4_0", "Q4_K", "MXFP4", "IQ4_NL", "IQ4_XS"),
-    *("Q3_K", "Q2_K"),
+    *("Q3_K", "Q2_K", FLOAT8, *MADE),
 )
 STACK = ("Q4_K", "Q4_K", "Q6_K", "Q6_K")
 """Types of a matrix's quarters, one below the other: ours alone have such."""
@@ -32,6 +35,22 @@ STACK = ("Q4_K", "Q4_K", "Q6_K", "Q6_K")
 def sane_rows(row_bytes: int, rows: int = ROWS) -> np.ndarray:
     """uint8 (rows, row_bytes) whose bytes are ordinary scales wherever a type has them."""
     return np.random.default_rng(0).integers(0x20, 0x30, (rows, row_bytes), dtype=np.uint8)
+
+
+def _decoded(qtype: str) -> Any:
+    """Of a type that is not packed by moving the file's bytes; None in a checkout that has no such."""
+    try:
+        from swarm_node.shards.formats.qtypes import row_bytes
+        from swarm_node.shards.formats.raw_tensor import RawTensor
+        from swarm_node.shards.kernels.linear import ActivationPrecision, native_float8, native_int8
+        from swarm_node.shards.layers.quantize import Float8Rows, file_int8_groups
+    except ImportError:
+        return None
+    if qtype == FLOAT8:
+        scale = np.random.default_rng(0).uniform(0.5, 2, (ROWS, COLS // 128)).astype(np.float32)
+        return native_float8([Float8Rows(sane_rows(COLS), scale, 128)], None)
+    raw = RawTensor("w", (ROWS, COLS), qtype, sane_rows(row_bytes(qtype, COLS)))
+    return native_int8([file_int8_groups(raw)], None, ActivationPrecision.CLOSE)
 
 
 def ours(*, threads: int, qtypes: Sequence[str], seconds: float) -> dict[str, dict[str, float]]:
@@ -55,6 +74,8 @@ def ours(*, threads: int, qtypes: Sequence[str], seconds: float) -> dict[str, di
     plain = torch.ones(HELD_BYTES // 4)
 
     def made(qtype: str) -> NativeLinear | None:
+        if qtype == FLOAT8 or qtype in MADE:
+            return _decoded(qtype)
         held = STACK if qtype == "stack" else (qtype,)
         rows = ROWS // len(held)
         raws = [RawTensor("w", (rows, COLS), each, sane_rows(row_bytes(each, COLS), rows)) for each in held]
