@@ -54,38 +54,39 @@ static void store_scale(uint8_t *out, float value, int kind) {
     memcpy(out, &half, 2);
 }
 
-/* A group's integers, bytes in the order of the columns, to row `lane` of its tile. `bits` is a constant. */
-SN_INLINE void store_planes(uint8_t *out, int64_t lane, const uint8_t *q, const int bits) {
-    for (int width = 8; width; width /= 2) {
-        if (!(bits & width)) continue;
-        const int below = bits & -2 * width, quads = 8 / width;
-        const uint32_t mask = ((1u << width) - 1) * 0x01010101u;
-        uint8_t *plane = out + below * SN_PLANE + lane / 16 * width * 64 + lane % 16 * 4;
-        for (int i = 0; i < width; i++, plane += 64) {
-            uint32_t packed = 0, four;
-            for (int quad = 0; quad < quads; quad++) {
-                memcpy(&four, q + (i * quads + quad) * 4, 4);
-                packed |= (four >> below & mask) << quad * width;
-            }
-            memcpy(plane, &packed, 4);
-        }
+enum { QUADS = SN_GROUP / 4 };
+
+/* Words with `bits` set in each byte. */
+#define EACH_BYTE(bits) ((uint32_t)(bits) * 0x01010101u)
+
+/* A plane of `width` bits, a constant: those above `below` of a group's quads of bytes. */
+SN_INLINE void store_plane(uint8_t *plane, const uint32_t *quads, const int below, const int width) {
+    for (int word = 0; word < width; word++) {
+        uint32_t packed = 0;
+        for (int i = 0; i < QUADS / width; i++)
+            packed |= (quads[word * (QUADS / width) + i] >> below & EACH_BYTE((1 << width) - 1)) << i * width;
+        memcpy(plane + word * 64, &packed, 4);
     }
 }
 
-static void store_integers(uint8_t *out, int64_t lane, const uint8_t *q, int bits) {
+/* A group's integers, a byte each in the order of the columns, to row `lane` of its tile. `bits` is a constant. */
+SN_INLINE void store_planes(uint8_t *out, int64_t lane, const uint32_t *quads, const int bits) {
+    const int64_t panel = lane / 16, at = lane % 16 * 4;
+    if (bits & 8) store_plane(out + panel * 8 * 64 + at, quads, 0, 8);
+    if (bits & 4) store_plane(out + panel * 4 * 64 + at, quads, 0, 4);
+    if (bits & 2) store_plane(out + (bits & 4) * SN_PLANE + panel * 2 * 64 + at, quads, bits & 4, 2);
+    if (bits & 1) store_plane(out + (bits & 6) * SN_PLANE + panel * 64 + at, quads, bits & 6, 1);
+}
+
+static void store_integers(uint8_t *out, int64_t lane, const uint32_t *quads, int bits) {
     switch (bits) {
-    case 8: store_planes(out, lane, q, 8); break;
-    case 6: store_planes(out, lane, q, 6); break;
-    case 5: store_planes(out, lane, q, 5); break;
-    case 4: store_planes(out, lane, q, 4); break;
-    case 3: store_planes(out, lane, q, 3); break;
-    default: store_planes(out, lane, q, 2);
+    case 8: store_planes(out, lane, quads, 8); break;
+    case 6: store_planes(out, lane, quads, 6); break;
+    case 5: store_planes(out, lane, quads, 5); break;
+    case 4: store_planes(out, lane, quads, 4); break;
+    case 3: store_planes(out, lane, quads, 3); break;
+    default: store_planes(out, lane, quads, 2);
     }
-}
-
-/* Signed bytes as the planes hold them: with 128 added. */
-static void flip_signs(const uint8_t *from, uint8_t *to, int n) {
-    for (int i = 0; i < n; i++) to[i] = from[i] ^ 128;
 }
 
 void sn_pack_int(const sn_linear *w, int64_t first_row, int64_t n, const uint8_t *q, const float *scale,
@@ -95,9 +96,11 @@ void sn_pack_int(const sn_linear *w, int64_t first_row, int64_t n, const uint8_t
     for (int64_t i = 0; i < n; i++) {
         int64_t row = first_row + i, lane = row % SN_TILE;
         for (int64_t group = 0; group < groups; group++, q += SN_GROUP) {
-            uint8_t *out = (uint8_t *)packed + (row / SN_TILE * groups + group) * group_bytes, flipped[SN_GROUP];
-            if (bits == 8) flip_signs(q, flipped, SN_GROUP);
-            store_integers(out, lane, bits == 8 ? flipped : q, bits);
+            uint8_t *out = (uint8_t *)packed + (row / SN_TILE * groups + group) * group_bytes;
+            uint32_t quads[QUADS];
+            memcpy(quads, q, sizeof quads);
+            for (int i = 0; i < QUADS && bits == 8; i++) quads[i] ^= EACH_BYTE(128);
+            store_integers(out, lane, quads, bits);
             out += bits * SN_PLANE + lane * size;
             for (int s = 0; s < scales; s++, out += SN_TILE * size) store_scale(out, *scale++, w->kind);
             if (w->kind & SN_MINIMUM)
@@ -106,11 +109,12 @@ void sn_pack_int(const sn_linear *w, int64_t first_row, int64_t n, const uint8_t
     }
 }
 
-/* The low nibbles of `n` bytes, then the high ones. */
-SN_INLINE void split_nibbles(const uint8_t *bytes, int n, uint8_t *q) {
-    for (int i = 0; i < n; i++) {
-        q[i] = bytes[i] & 15;
-        q[n + i] = bytes[i] >> 4;
+/* The low nibbles of 16 bytes, then the high ones. */
+SN_INLINE void take_nibbles(const uint8_t *bytes, uint32_t *quads) {
+    memcpy(quads, bytes, SN_GROUP / 2);
+    for (int i = 0; i < QUADS / 2; i++) {
+        quads[QUADS / 2 + i] = quads[i] >> 4 & EACH_BYTE(15);
+        quads[i] &= EACH_BYTE(15);
     }
 }
 
@@ -119,26 +123,36 @@ static uint16_t scale_of_exponent(uint8_t e) { return e < 2 ? (uint16_t)(0x20 <<
 
 /* Groups with scales of their own: float16 scale and minimum, or an exponent; the fifth bits; nibbles, or bytes. */
 static void pack_groups(const sn_linear *w, uint8_t *out, int64_t lane, const uint8_t *in) {
-    const int bits = SN_BITS_OF(w->kind), factors = w->kind & SN_MINIMUM ? 2 : 1;
-    for (int64_t group = 0; group < w->cols / SN_GROUP; group++, out += sn_group_bytes(w->kind)) {
-        uint8_t q[SN_GROUP], *scales = out + bits * SN_PLANE + lane * 2;
-        if ((w->kind & SN_TABLE) == SN_FP4) {
+    const int kind = w->kind, bits = SN_BITS_OF(kind), factors = kind & SN_MINIMUM ? 2 : 1, step = sn_group_bytes(kind);
+    for (int64_t left = w->cols / SN_GROUP; left > 0; left--, out += step) {
+        uint32_t quads[QUADS];
+        uint8_t *scales = out + bits * SN_PLANE + lane * 2;
+        if ((kind & SN_TABLE) == SN_FP4) {
             uint16_t scale = scale_of_exponent(*in++);
             memcpy(scales, &scale, 2);
         } else {
             for (int f = 0; f < factors; f++, in += 2) memcpy(scales + f * SN_TILE * 2, in, 2);
         }
         if (bits == 8) {
-            flip_signs(in, q, SN_GROUP);
+            memcpy(quads, in, sizeof quads);
+            for (int i = 0; i < QUADS; i++) quads[i] ^= EACH_BYTE(128);
+            store_planes(out, lane, quads, 8);
             in += SN_GROUP;
-        } else {
-            uint32_t fifth = 0;
-            if (bits == 5) memcpy(&fifth, in, 4), in += 4;
-            split_nibbles(in, SN_GROUP / 2, q);
-            for (int i = 0; i < SN_GROUP && bits == 5; i++) q[i] |= (uint8_t)((fifth >> i & 1) << 4);
-            in += SN_GROUP / 2;
+            continue;
         }
-        store_integers(out, lane, q, bits);
+        if (bits == 5) {
+            uint32_t fifth;
+            memcpy(&fifth, in, 4);
+            take_nibbles(in + 4, quads);
+            for (int i = 0; i < QUADS; i++) /* bits 0 to 3 to the bytes' lowest */
+                quads[i] |= ((fifth >> 4 * i & 15) * 0x204081u & EACH_BYTE(1)) << 4;
+            store_planes(out, lane, quads, 5);
+            in += 4 + SN_GROUP / 2;
+            continue;
+        }
+        take_nibbles(in, quads);
+        store_planes(out, lane, quads, 4);
+        in += SN_GROUP / 2;
     }
 }
 
@@ -147,7 +161,7 @@ typedef struct {
     int bytes, d, minimum, scales, low, high;
 } k_layout;
 
-static k_layout layout_of(int kind) {
+SN_INLINE k_layout layout_of(const int kind) {
     switch (SN_BITS_OF(kind)) {
     case 2: return (k_layout){.bytes = 84, .d = 80, .minimum = 82, .scales = 0, .low = 16};
     case 3: return (k_layout){.bytes = 110, .d = 108, .scales = 96, .low = 32, .high = 0};
@@ -159,30 +173,28 @@ static k_layout layout_of(int kind) {
     }
 }
 
-/* A group's integers. */
-static void take_integers(int kind, int group, const uint8_t *low, const uint8_t *high, uint8_t *q) {
+/* A group's integers: `low` and `high` are where the super-block has their lower and their upper bits. */
+SN_INLINE void take_integers(const int kind, int group, const uint8_t *low, const uint8_t *high, uint32_t *quads) {
     const int bits = SN_BITS_OF(kind);
-    if (bits == 6)
-        low += group / 4 * 64 + group % 2 * SN_GROUP, high += group / 4 * SN_GROUP;
-    else if (kind & SN_TABLE)
-        low += group * (SN_GROUP / 2);
-    else
-        low += bits < 4 ? group / 4 * SN_GROUP : group / 2 * SN_GROUP;
     if (kind & SN_TABLE) {
-        split_nibbles(low, SN_GROUP / 2, q);
+        take_nibbles(low + group * (SN_GROUP / 2), quads);
         return;
     }
+    low += bits == 6 ? group / 4 * 64 + group % 2 * SN_GROUP : bits < 4 ? group / 4 * SN_GROUP : group / 2 * SN_GROUP;
     const int shift = bits < 4 ? group % 4 * 2 : bits == 6 ? group % 4 / 2 * 4 : group % 2 * 4;
-    const uint8_t mask = bits < 4 ? 3 : 15;
-    for (int i = 0; i < SN_GROUP; i++) q[i] = low[i] >> shift & mask;
-    if (bits == 6)
-        for (int i = 0; i < SN_GROUP; i++) q[i] |= (uint8_t)((high[i] >> group % 4 * 2 & 3) << 4);
-    else if (bits & 1)
-        for (int i = 0; i < SN_GROUP; i++) q[i] |= (uint8_t)((high[i] >> group & 1) << (bits - 1));
+    const uint32_t mask = EACH_BYTE(bits < 4 ? 3 : 15);
+    memcpy(quads, low, SN_GROUP);
+    for (int i = 0; i < QUADS; i++) quads[i] = quads[i] >> shift & mask;
+    if (bits == 2 || bits == 4) return;
+    const int at = bits == 6 ? group % 4 * 2 : group, to = bits == 6 ? 4 : bits - 1;
+    const uint32_t upper = EACH_BYTE(bits == 6 ? 3 : 1);
+    uint32_t rest[QUADS];
+    memcpy(rest, high + (bits == 6 ? group / 4 * SN_GROUP : 0), SN_GROUP);
+    for (int i = 0; i < QUADS; i++) quads[i] |= (rest[i] >> at & upper) << to;
 }
 
 /* Its scales, then its minima: as many bytes as a group has of a row. */
-static void take_scales(int kind, int group, const uint8_t *in, uint8_t out[2]) {
+SN_INLINE void take_scales(const int kind, int group, const uint8_t *in, uint8_t out[2]) {
     const int low = group & 3;
     switch (SN_BITS_OF(kind)) {
     case 2:
@@ -195,7 +207,7 @@ static void take_scales(int kind, int group, const uint8_t *in, uint8_t out[2]) 
         }
         break;
     case 6:
-        flip_signs(in + 2 * group, out, 2);
+        for (int i = 0; i < 2; i++) out[i] = in[2 * group + i] ^ 128;
         break;
     default:
         if (kind & SN_TABLE) { /* 16 bits of upper ones, then nibbles */
@@ -209,20 +221,34 @@ static void take_scales(int kind, int group, const uint8_t *in, uint8_t out[2]) 
     }
 }
 
-static void pack_super_blocks(const sn_linear *w, uint8_t *out, int64_t lane, const uint8_t *in) {
-    const k_layout layout = layout_of(w->kind);
-    const int bytes = sn_group_bytes(w->kind), integers = SN_BITS_OF(w->kind) * SN_PLANE;
-    for (int64_t super = 0; super < w->cols / (SN_K_GROUPS * SN_GROUP); super++, in += layout.bytes) {
+/* `kind` is a constant. */
+SN_INLINE void super_blocks(const int kind, int64_t cols, uint8_t *out, int64_t lane, const uint8_t *in) {
+    const int bytes = sn_group_bytes(kind), integers = SN_BITS_OF(kind) * SN_PLANE;
+    const k_layout layout = layout_of(kind);
+    for (int64_t left = cols / (SN_K_GROUPS * SN_GROUP); left > 0; left--, in += layout.bytes) {
         memcpy(out + lane * 2, in + layout.d, 2);
-        if (w->kind & SN_MINIMUM) memcpy(out + (SN_TILE + lane) * 2, in + layout.minimum, 2);
-        out += sn_super_bytes(w->kind);
+        if (kind & SN_MINIMUM) memcpy(out + (SN_TILE + lane) * 2, in + layout.minimum, 2);
+        out += sn_super_bytes(kind);
         for (int group = 0; group < SN_K_GROUPS; group++, out += bytes) {
-            uint8_t q[SN_GROUP], scales[2];
-            take_integers(w->kind, group, in + layout.low, in + layout.high, q);
-            store_integers(out, lane, q, SN_BITS_OF(w->kind));
-            take_scales(w->kind, group, in + layout.scales, scales);
+            uint32_t quads[QUADS];
+            uint8_t scales[2];
+            take_integers(kind, group, in + layout.low, in + layout.high, quads);
+            store_planes(out, lane, quads, SN_BITS_OF(kind));
+            take_scales(kind, group, in + layout.scales, scales);
             for (int at = integers, i = 0; at < bytes; at += SN_TILE, i++) out[at + lane] = scales[i];
         }
+    }
+}
+
+static void pack_super_blocks(const sn_linear *w, uint8_t *out, int64_t lane, const uint8_t *in) {
+    enum { K = SN_INT | SN_SCALE_K, K4 = SN_INT | SN_SCALE_K4 };
+    switch (w->kind & (SN_BITS | SN_TABLE)) {
+    case 6 * SN_BIT: super_blocks(K | 6 * SN_BIT | SN_CENTRED | SN_HALVES, w->cols, out, lane, in); break;
+    case 5 * SN_BIT: super_blocks(K | 5 * SN_BIT | SN_MINIMUM, w->cols, out, lane, in); break;
+    case 4 * SN_BIT: super_blocks(K | 4 * SN_BIT | SN_MINIMUM, w->cols, out, lane, in); break;
+    case 4 * SN_BIT | SN_IQ4: super_blocks(K | 4 * SN_BIT | SN_IQ4, w->cols, out, lane, in); break;
+    case 3 * SN_BIT: super_blocks(K | 3 * SN_BIT | SN_CENTRED | SN_HALVES, w->cols, out, lane, in); break;
+    default: super_blocks(K4 | 2 * SN_BIT | SN_MINIMUM | SN_HALVES, w->cols, out, lane, in);
     }
 }
 
