@@ -25,7 +25,6 @@ _ONES = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}
 """A word of integers of so many bits that are all 1."""
 _AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 """Which four bits of a word hold row 0, 1, … of eight."""
-_AWQ_SHIFTS = 4 * np.array(_AWQ_PLACES, np.uint32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +139,12 @@ class Awq:
 
 def _awq(stored: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Words (n, all rows / 8) → the integers of ``rows``, uint8 (rows, n)."""
-    q = stored[:, rows // 8] >> _AWQ_SHIFTS[rows % 8]
-    return np.ascontiguousarray((q & 15).astype(np.uint8).T)
+    which, at = np.unique(rows // 8, return_inverse=True)
+    turned = _turned(stored, which)  # four bytes of a word, two integers in each
+    q = np.empty((len(which), 8, len(stored)), np.uint8)
+    for row, place in enumerate(_AWQ_PLACES):
+        q[:, row] = turned[:, place // 2 :: 4] >> 4 * (place % 2) & 15
+    return q[at, rows % 8]
 
 
 def _turned(stored: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -167,6 +167,22 @@ def test_blocks_of_deepseek_that_end_early(tmp_path: Path, sessions: Callable[..
             assert_close(through(checkpoint, ids(model), sessions, **kind), wanted)
 
 
+@pytest.mark.parametrize(
+    "name", ["gptq4", "gptq-mixed", "awq", "packed4-zeros", "int8", "fp8", "nf4", "mxfp4"]
+)
+@pytest.mark.parametrize("case", ["phi3", "glm4", "cohere"])
+def test_rows_of_fused_matrices_and_rows_in_order(case: str, name: str, tmp_path: Path) -> None:
+    """Without decoding: q, k and v or gate and up in one matrix; rows that turn together, put in order."""
+    saved(case, tmp_path / "plain")
+    quantized, values = quantize_directory(tmp_path / "plain", tmp_path / "quantized", QUANTIZERS[name])
+    model = with_values(tmp_path / "plain", values, tmp_path / "values")
+    with open_checkpoint(str(quantized)) as checkpoint:
+        for part in ("q", "k", "v"):
+            assert checkpoint.tensor(f"model.layers.0.self_attn.{part}_proj.weight").qtype != "F32"
+        assert_close(computed(checkpoint, ids(model)), logits(model))
+        load_backend(checkpoint, Span(0, checkpoint.config.n_blocks), LoadOptions(kernels="native"))
+
+
 @pytest.mark.parametrize("name", ["int8", "int8-zeros", "fp8", "float8-tensor", "float8-channel", "mxfp8"])
 def test_experts_in_one_tensor(name: str, tmp_path: Path) -> None:
     """Stacks, as transformers saves them: quantized expert by expert, one behind the other."""

@@ -399,7 +399,8 @@ def quantize_directory(
             stored |= tensors
         else:
             stored[name] = values[name] = value
-    save_file(stored, target / "model.safetensors")
+    biases = {name: value for name, value in values.items() if name.endswith(".bias")}
+    save_file(stored | biases, target / "model.safetensors")  # in the place of GPTQ's zeros
     document = json.loads((plain / "config.json").read_text()) | {"quantization_config": quantizer.settings}
     (target / "config.json").write_text(json.dumps(document))
     return target, values
