@@ -78,8 +78,8 @@ def _open(
     ask = _Asked(blocks, client, weights, progress)
     if choice:
         return _open_gguf(repo, choice, ask)
-    models = [] if "config.json" in repo.files else gguf_of(repo.files)
-    return _open_gguf(repo, "", ask) if models else _open_directory(repo, ask)
+    is_gguf = not any(path.endswith(".safetensors") for path in repo.files) and bool(gguf_of(repo.files))
+    return _open_gguf(repo, "", ask) if is_gguf else _open_directory(repo, ask)
 
 
 @dataclass(frozen=True, slots=True)

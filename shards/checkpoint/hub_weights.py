@@ -39,7 +39,7 @@ _MOSTLY = 0.9
 _RUN = 8 << 20
 """One request asks for at most this many bytes: so much is lost when a connection breaks."""
 _REQUESTS = 6
-"""This many requests are open at once. The hub gives each connection some 20 MB/s."""
+"""This many requests are open at once: one connection alone may be slower than the line."""
 _MAX_UNTOLD = 64 << 20
 """A file of up to this many bytes is fetched only for its SHA-256 if the hub does not tell it."""
 _TICK_S = 0.2

@@ -168,10 +168,9 @@ def _in_hub_cache(cache: Path) -> Iterator[ModelFiles]:
                 snapshot = repo / "snapshots" / commit
                 if not commit or snapshot.parent != repo / "snapshots":
                     continue
-                if (snapshot / "tokenizer.json").is_file():
-                    found = [_directory(snapshot, "hub")]
-                else:
-                    found = [_with_size(each) for each in _hub_gguf(snapshot)]
+                found = [_with_size(each) for each in _hub_gguf(snapshot)]
+                if (snapshot / "tokenizer.json").is_file() and not is_gguf(snapshot):
+                    found.append(_directory(snapshot, "hub"))
                 yield from (model for model in found if not model.problem)  # else the rest is fetched
 
 

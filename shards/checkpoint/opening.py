@@ -42,8 +42,8 @@ def open_checkpoint(
 
     Blocks while the model's files are hashed for its identity, which is remembered; with ``pieces`` their
     root is known as well. ``progress(done_bytes, total_bytes, label)`` then, and while files are downloaded.
-    Of a hub model only the files are fetched that hold ``blocks`` and, for a ``client``, embedding, norm,
-    head and tokenizer; all of them where neither is named, and without ``weights`` only what describes the
+    Of a hub model only the bytes are fetched that hold ``blocks`` and, for a ``client``, embedding, norm,
+    head and tokenizer; all of it where neither is named, and without ``weights`` only what describes the
     model. UsageError where ``blocks`` are outside the model,
     CheckpointError for files that are missing or damaged, UnsupportedModelError for models we cannot run,
     NetworkError where the hub cannot be reached.

@@ -116,7 +116,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, *, body: bool) -> None:
-        if self.path == f"/api/models/{NAME}?blobs=true":
+        if self.path.lower() == f"/api/models/{NAME}?blobs=true":
             return self.send_json(self.server.listing())
         match = re.fullmatch(rf"/{NAME}/resolve/(main|{COMMIT})/(.+)|/(cdn)/(.+)", unquote(self.path))
         file = match and (match[2] or match[4])

@@ -195,9 +195,14 @@ def test_a_header_longer_than_the_first_read(hub: FakeHub, gguf_llama: Callable[
 def test_all_of_it_goes_into_the_hubs_cache_and_is_found_there(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("config.json", "tokenizer.json"):
+        (hub.directory / name).write_text("{}")
     for name in (WHOLE, PARTS):
         with open_checkpoint(name) as model:
             digest = model.ref.digest
+        for path in hub_repo.HubRepo(NAME).files:
+            if path.endswith(".json"):
+                hub_repo.HubRepo(NAME).fetch(path)
         (found,) = LocalModels((), tmp_path / "cache").find(name)
         assert (found.name, found.kind) == (name, "hub")
         with open_checkpoint(str(found.path)) as model:
@@ -223,6 +228,8 @@ def test_a_repository_of_gguf_files_by_its_own_name(hub: FakeHub) -> None:
     assert WHOLE in caught.value.hint
     assert PARTS in caught.value.hint
     shutil.rmtree(hub.directory / "F16")
+    for name in ("config.json", "tokenizer.json"):  # as some such repositories have them
+        (hub.directory / name).write_text("{}")
     with open_checkpoint(NAME, blocks=Span(0, 1)) as model:
         assert model.ref.name == WHOLE
 
