@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..shards.pieces.file_hashes import hashing_watched
 from ..swarm.boundaries import Boundaries
-from ..swarm.codecs.names import DEFAULT_KIND, UNMEASURED_KIND
+from ..swarm.codecs.names import DEFAULT_KIND, UNMEASURED_KIND, UNPROVEN_KINDS
 from ..swarm.codecs.scales import ScaleTable
 from ..swarm.fidelity.row_reader import RowReader
 from ..swarm.runtime.heap import trim_heap
@@ -50,8 +50,8 @@ class LocalModel:
     ``embedding_rms``: root mean square of a usual embedding, 0 where it is not known. ``wire_codec``: the
     kind of codec in which its activations travel, unless a person asks for another. ``scales``: for the rows
     at each boundary, as far as they are known. ``failed``: kinds of codecs that lose too much by the model's
-    certificate. ``reader``: judges the rows that come from the last block. ``answered``: to be called, in a
-    thread, after the swarm has answered with it."""
+    certificate, or may without one. ``reader``: judges the rows that come from the last block. ``answered``:
+    to be called, in a thread, after the swarm has answered with it."""
 
     ref: ModelRef
     boundaries: Boundaries
@@ -147,6 +147,6 @@ def load_local_model(
         wire_codec=DEFAULT_KIND if config.sideband is None else UNMEASURED_KIND,
         sideband=config.sideband is not None,
         scales=scales,
-        failed=frozenset() if certificate is None else certificate.failed,
+        failed=frozenset(UNPROVEN_KINDS) if certificate is None else certificate.failed,
         reader=reader,
     )

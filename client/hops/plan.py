@@ -51,8 +51,8 @@ class RouteSettings:
     tokens went through all hops, while a prompt is fed. ``tables``: scales of the rows at each
     boundary, as far as they are known. ``offers``: what a node has told this client; the table that it wants
     for the rows that go to it comes first, and can harm only itself. ``reader``: judges the rows that come to
-    this client from the model's last block. Kinds of codecs that ``failed`` by the model's certificate, or
-    lose too much by the word of who reads the rows, are not taken, unless a person ``insists``."""
+    this client from the model's last block. Kinds of codecs that ``failed`` (``LocalModel``), or lose too
+    much by the word of who reads the rows, are not taken, unless a person ``insists``."""
 
     session: SessionSettings
     wire_codec: str

@@ -4,8 +4,12 @@ KINDS = ("none", "bf16", "fp16", "int8", "f8", "int8s")
 """What this version speaks, as HELLO and announcements say it."""
 COARSE_KINDS = ("int8", "f8", "int8s")
 """Those that may lose too much of a model's rows."""
+UNPROVEN_KINDS = ("int8", "f8")
+"""Those that did not pass for every model that was measured: nothing begins with one by itself where the
+model's certificate does not say that it passed."""
 DEFAULT_KIND = "int8s"
-"""What an edge takes unless a person asks for another: where nobody has scales for it, that is f8."""
+"""What an edge takes unless a person asks for another: where nobody has scales for it, f8 if that passed for
+the model, else bf16."""
 UNMEASURED_KIND = "bf16"
 """Of a model whose rows hold more than the residual stream: how coarser codecs do with those was not
 measured."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from swarm_node.shards.certificates.certificate import (
 from swarm_node.shards.certificates.finding import certificates_folder, find_certificate
 from swarm_node.swarm.codecs.scales import ScaleTable
 from swarm_node.swarm.errors import CheckpointError
+from swarm_node.swarm.fidelity.error_watch import LARGEST_ERROR, LARGEST_P99
 
 DIGEST = "ab" * 32
 GOOD = CodecResult({name: Divergence(limit, 0.99) for name, limit in LIMITS.items()})
@@ -178,3 +180,25 @@ def test_what_cannot_be_used_is_passed_over(own: Path, caplog: pytest.LogCapture
     own.write_text(text[:-20] if wrong == "damaged" else text)
     assert find_certificate(DIGEST, 3 if wrong == "other blocks" else 2) is None
     assert "certificate_unusable" in caplog.text
+
+
+def shipped() -> list[Path]:
+    return sorted(Path(str(files("swarm_node.shards.certificates") / "data")).glob("*.json"))
+
+
+@pytest.mark.parametrize("path", shipped(), ids=lambda path: path.stem[:12])
+def test_what_comes_with_the_program_can_be_used(path: Path, own: Path) -> None:
+    """Each has scales for every boundary, made and judged on enough text."""
+    known = parse_certificate(path.read_bytes(), path.name)
+    assert known.digest == path.stem
+    assert find_certificate(known.digest, known.n_blocks) == known
+    assert "int8s" in known.passed
+    assert set(known.scales()) == set(range(known.n_blocks + 1))
+    for kind in known.passed:
+        for boundary in known.boundaries:
+            assert boundary.errors[kind].mean <= LARGEST_ERROR
+            assert boundary.errors[kind].p99 <= LARGEST_P99
+
+
+def test_certificates_come_with_the_program() -> None:
+    assert {parse_certificate(path.read_bytes(), path.name).family for path in shipped()} >= {"gemma3_text"}

@@ -54,7 +54,7 @@ def test_sensible_answers_and_the_tokens_of_transformers(swarm: LocalSwarm, refe
         for prompt, said in PROMPTS.items():
             answer = model.generate_detailed(prompt, max_new_tokens=NEW_TOKENS, raw=True, ignore_eos=True)
             assert [str(hop.span) for hop in answer.route.hops] == ["0-5", "6-11", "12-17"]
-            assert {hop.codec for hop in answer.hops} <= {"f8", "int8s"}
+            assert {hop.codec for hop in answer.hops} == {"int8s"}  # by the certificate that comes with it
             assert said in answer.text
             ids, given = list(answer.prompt_token_ids), list(answer.token_ids)
             with torch.inference_mode():
