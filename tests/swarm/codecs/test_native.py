@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +17,9 @@ from swarm_node.swarm.codecs.kinds import INT8
 from swarm_node.swarm.errors import LocalProtocolError, RemoteProtocolError
 from swarm_node.swarm.runtime.c_build import NativeUnavailableError
 from swarm_node.swarm.types import MAX_SCALES
-from tests.swarm.codecs import codec_cases
+from tests.swarm.codecs.codec_cases import codec_of
 
 PACKED = ("int8", "f8", "int8s")
-codec_of = partial(codec_cases.codec_of, most=8)
 LIMITS = (MAX_MAGNITUDE, 65504.0)
 
 
@@ -58,13 +56,13 @@ row_values = st.one_of(
 def test_both_paths_write_the_same_bytes(kind: str, tokens: int, width: int, data: st.DataObject) -> None:
     values = data.draw(st.lists(row_values, min_size=1, max_size=tokens * width))
     x = np.resize(np.array(values, np.float32), (tokens, width))  # repeats: ties
-    codec = codec_of(kind, width, data.draw(st.integers(0, 9)))
+    codec = codec_of(kind, width, data.draw(st.integers(0, 9)), data.draw(st.sampled_from((1, 8, 32))))
     plain, native = on_both_paths(lambda: bytes(codec.encode(x)))
     assert plain == native
 
 
 @pytest.mark.parametrize("kind", PACKED)
-@pytest.mark.parametrize("width", [1, 4, 5, 15, 16, 17, 64, 576, 2049, 65536])
+@pytest.mark.parametrize("width", [1, 4, 5, 15, 16, 17, 64, 576, 2049, 12288, 65536])
 def test_both_paths_write_the_same_bytes_for_real_widths(kind: str, width: int) -> None:
     massive = np.random.default_rng(width).standard_normal((3, width), np.float32)
     massive[:, width // 2] *= 300
@@ -85,7 +83,7 @@ def test_both_paths_write_the_same_bytes_for_real_widths(kind: str, width: int) 
 def test_both_paths_read_alike(kind: str, tokens: int, width: int, limit: float, data: st.DataObject) -> None:
     """Well-formed payloads, with a few bytes of each changed at will, as every kind of buffer."""
     x = np.random.default_rng(width).standard_normal((tokens, width), np.float32)
-    codec = codec_of(kind, width, data.draw(st.integers(0, 9)))
+    codec = codec_of(kind, width, data.draw(st.integers(0, 9)), data.draw(st.sampled_from((1, 8, 32))))
     payload = bytearray(codec.encode(x))
     places = st.integers(0, len(payload) - 1)
     for place, byte in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), max_size=6)):
