@@ -130,7 +130,7 @@ class PackedCodec(Codec):
     def _encode_rows(self, x: np.ndarray, out: np.ndarray) -> None:
         rows, width = x.shape
         x = np.ascontiguousarray(x)
-        with np.errstate(over="ignore", under="ignore"):
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             scaled = x * powers_of_two(self.exponents, -1) if self.exponents else x
         scratch = np.abs(scaled)  # (rows, width)
         flat = scratch.reshape(-1)
