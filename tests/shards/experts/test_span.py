@@ -41,34 +41,43 @@ SPAN = Span(0, len(BLOCKS))
 
 
 class OnDisk:
-    """A ``TensorSource``: the tensors of another, in a file."""
+    """A ``TensorSource``: the tensors of another, in files in turn."""
 
-    def __init__(self, made: Checkpoint, path: Path) -> None:
+    def __init__(self, made: Checkpoint, *paths: Path) -> None:
         self.manifest: Mapping[str, TensorInfo] = made.manifest
-        self._offsets: dict[str, int] = {}
-        with path.open("wb") as file:
-            for name in self.manifest:
-                self._offsets[name] = file.tell()
+        self._places: dict[str, tuple[int, int]] = {}  # file and offset
+        for path in paths:
+            path.touch()
+        for number, name in enumerate(self.manifest):
+            at = number % len(paths)
+            self._places[name] = at, paths[at].stat().st_size
+            with paths[at].open("ab") as file:
                 file.write(made.tensor(name).data.tobytes())
-        self.file = MappedFile(path)
+        self.files = [MappedFile(path) for path in paths]
 
     def tensor(self, name: str) -> RawTensor:
         info = self.manifest[name]
         rows = 1 if len(info.shape) == 1 else info.shape[0]
-        stored = self.file.slice(self._offsets[name], info.nbytes).reshape(rows, -1)
-        return RawTensor(name, info.shape, info.qtype, stored, check=self.file.check)
+        number, offset = self._places[name]
+        file = self.files[number]
+        stored = file.slice(offset, info.nbytes).reshape(rows, -1)
+        return RawTensor(name, info.shape, info.qtype, stored, check=file.check)
 
     def release(self) -> None:
-        self.file.release()
+        for file in self.files:
+            file.release()
 
     def close(self) -> None:
-        self.file.close()
+        for file in self.files:
+            file.close()
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Checkpoint:
+@pytest.fixture(params=[1, 2], ids=["one file", "two files"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Checkpoint:
+    """``experts.bin``; with ``more.bin`` each expert lies in both."""
     made = checkpoint_of(BLOCKS, "Q8_0")
-    source: Any = OnDisk(made, tmp_path / "experts.bin")
+    paths = [tmp_path / name for name in ("experts.bin", "more.bin")]
+    source: Any = OnDisk(made, *paths[: request.param])
     return Checkpoint("on disk", made.config, source, made._tokenizer_source, made.identity)
 
 
