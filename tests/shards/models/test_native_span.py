@@ -316,3 +316,37 @@ def test_without_the_library_torch_computes(
         torch.testing.assert_close(sessions(model).forward(torch.ones(3, 64)), want, rtol=1e-4, atol=1e-4)
     finally:
         native_library.library.cache_clear()
+
+
+MIXES: dict[str, dict[str, str]] = {
+    "Q4_K": {"attn_v": "Q6_K", "ffn_down": "Q6_K", "ffn_up": "Q5_K"},
+    "Q2_K": {
+        "attn_k": "Q3_K",
+        "attn_v": "Q4_K",
+        "attn_output": "Q3_K",
+        "ffn_down": "IQ4_XS",
+        "ffn_gate": "BF16",
+    },
+    "Q5_1": {"attn_q": "Q5_0", "attn_v": "Q8_0", "ffn_up": "IQ4_NL", "ffn_down": "Q4_1"},
+}
+"""As quantizers mix types: of most matrices, and of others by the ends of their names."""
+
+
+@pytest.mark.parametrize("qtype", MIXES)
+def test_files_of_mixed_types(gguf_llama: Callable[..., Path], sessions: MakeSessions, qtype: str) -> None:
+    """The file's own values, in any batch the same bits."""
+    with open_checkpoint(str(gguf_llama(qtype, others=MIXES[qtype]))) as checkpoint:
+        native = load_backend(checkpoint, Span(0, 2), LoadOptions(dtype="float32", kernels="native"))
+        plain = load_backend(
+            checkpoint, Span(0, 2), LoadOptions(dtype="float32", kernels="torch", quantize="none")
+        )
+    assert native.kernels == "native exact"
+    assert {f"({each})" for each in (qtype, *MIXES[qtype].values()) if each != "BF16"} <= set(
+        native.weights.split()
+    )
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((19, 256), np.float32))
+    whole = sessions(native).forward(x)
+    want = sessions(plain).forward(x)
+    assert (whole - want).norm() / want.norm() < 1e-4
+    alone = sessions(native)
+    assert torch.equal(torch.cat([alone.forward(row) for row in x.split(1)]), whole)
