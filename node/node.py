@@ -405,11 +405,14 @@ class Node:
         while True:
             await asyncio.sleep(SWEEP_S)
             if self.loaded is not None:
-                before = self.loaded.coarse
-                self.loaded.sweep()
-                if (coarse := self.loaded.coarse) != before:
-                    self.announce_soon()
-                    self.emit("coarse_codecs", codecs=list(coarse))
+                self._sweep_once(self.loaded)
+
+    def _sweep_once(self, loaded: LoadedSpan) -> None:
+        before = loaded.coarse
+        loaded.sweep()
+        if (coarse := loaded.coarse) != before:
+            self.announce_soon()
+            self.emit("coarse_codecs", codecs=list(coarse))
 
     async def _handle(self, stream: Stream) -> None:
         """Serve a stream with the span that is loaded when it comes."""

@@ -302,6 +302,10 @@ class _Display:
                 console.print(
                     f"[yellow]No client can read this model[/]: {shown(line)} {shown(str(details['hint']))}"
                 )
+            case "coarse_codecs" if coarse := cast(list[str], details["codecs"]):
+                console.print(
+                    f"[yellow]Rows lose too much in {', '.join(coarse)}[/]: new sessions send finer ones."
+                )
             case "weights_damaged":
                 console.print(f"[yellow]{shown(str(details['message']))}.[/]")
             case "sharing":

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from swarm_node.client.generation import Generation
+from swarm_node.swarm.fidelity import error_watch
 from swarm_node.swarm.types import Span
 from tests.client.session.test_with_real_nodes import OPTIONS, Swarm, swarm, tiny
 
@@ -45,6 +46,29 @@ async def test_scales_are_learned_and_taken_by_the_next_client(swarm: Swarm) -> 
         node.loaded.sweep()
         assert 0 < node.loaded.loss("int8s").mean < 0.8 * node.loaded.loss("f8").mean < 0.01
         assert node.info().coarse == ()
+
+
+async def test_what_loses_too_much_is_told_and_not_taken_again(
+    swarm: Swarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here because the bound is said to be lower than what f8 costs any row."""
+    monkeypatch.setattr(error_watch, "LARGEST_ERROR", 1e-4)
+    await swarm.serve(a=Span(0, 4))
+    (node,) = swarm.nodes.values()
+    assert node.loaded is not None
+    model = await swarm.client(wire_codec="auto", prefix_cache=False)
+    for start in (0, 1, 2):
+        assert codecs(await model.generate_detailed(LONG[start:], **OPTIONS)) == ["f8"]
+    told: list[dict[str, object]] = []
+    monkeypatch.setattr(node, "emit", lambda event, **details: told.append({"event": event, **details}))
+    for _ in range(2):
+        node._sweep_once(node.loaded)
+    assert told == [{"event": "coarse_codecs", "codecs": ["f8"]}]
+    assert node.info().coarse == ("f8",)
+    await node.presence.announcer.announce()
+    await model.close()
+    later = await swarm.client(wire_codec="auto", prefix_cache=False)
+    assert codecs(await later.generate_detailed(LONG, **OPTIONS)) == ["bf16"]
 
 
 async def test_what_a_person_asks_for_is_taken(swarm: Swarm) -> None:

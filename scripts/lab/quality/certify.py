@@ -40,7 +40,7 @@ OUTLIER = 20.0
 DESCRIPTION = f"""\
 Measures what each wire codec costs a model, and writes its certificate: a file named by the model's
 digest that clients and nodes find in ~/.swarm-node/certificates (or $SWARM_NODE_HOME/certificates).
-It holds the scales of codec int8s, and which codecs passed. Without one, a model starts with f8.
+It holds the scales of codec int8s, and which codecs passed. Without one, a model starts with bf16.
 Codecs that the file has already, measured on the same texts, are kept. A run that was cut short
 goes on where it was.
 

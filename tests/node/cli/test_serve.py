@@ -119,7 +119,10 @@ def test_remarks_are_one_line_with_what_to_do(capsys: pytest.CaptureFixture[str]
     details = {"message": "m holds no [red]tokenizer.json", "hint": "Have it written: python -c 'x'"}
     display.on_event(NodeEvent("tokenizer_unreadable", details=details))
     display.on_event(NodeEvent("waiting", details={"message": "nobody has m", "hint": "Did you mean 'n'?"}))
-    remark, waiting = capsys.readouterr().err.splitlines()
+    display.on_event(NodeEvent("coarse_codecs", details={"codecs": ["int8s", "f8"]}))
+    display.on_event(NodeEvent("coarse_codecs", details={"codecs": []}))
+    remark, waiting, coarse = capsys.readouterr().err.splitlines()
+    assert coarse == "Rows lose too much in int8s, f8: new sessions send finer ones."
     assert remark == (
         "No client can read this model: m holds no [red]tokenizer.json. It is served as it is until the node "
         "starts with other files. Have it written: python -c 'x'"
