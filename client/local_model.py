@@ -72,7 +72,7 @@ class LocalModel:
     @property
     def residual_width(self) -> int:
         """Values of a row after the last block."""
-        return self.boundaries.widths[-1]
+        return self.boundaries.residual_width
 
 
 def load_local_model(

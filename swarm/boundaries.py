@@ -51,6 +51,10 @@ class Boundaries:
         """Of a model that may be cut anywhere."""
         return cls((width,) * (n_blocks + 1))
 
+    @property
+    def residual_width(self) -> int:
+        return self.widths[-1]
+
     def sizes(self, row_bytes: Callable[[int], int]) -> tuple[int, tuple[int, ...]]:
         """Bytes of a row between two hops, in the mean of the places where a model may be cut; and at each
         boundary, where these differ. ``row_bytes``: of a row by its width."""

@@ -57,7 +57,7 @@ class RowWatch:
 
     def __init__(self, boundaries: Boundaries, span: Span, *, own_input: bool, embedding_rms: float) -> None:
         self._width, self._reply_width = boundaries.widths[span.start], boundaries.widths[span.end]
-        self._residual = boundaries.widths[-1]
+        self._residual = boundaries.residual_width
         self._own_input = own_input
         self._echo = own_input and len(span) >= ECHO_BLOCKS
         known = embedding_rms > 0

@@ -78,12 +78,12 @@ async def _try(
     finally:
         hop.listen(None)
         hop.close()
-    return Tried(max(0.0, median(times[1:]) - round_trip_s) / len(node.span), round_trip_s)
+    return Tried(max(0.0, median(times[1:]) - round_trip_s) / len(span), round_trip_s)
 
 
 def _row_at(boundaries: Boundaries, boundary: int, x: np.ndarray) -> np.ndarray:
     """``x`` of the first block as block ``boundary`` could read it: the same residual, and what is beside it
     from there on."""
-    residual = boundaries.widths[-1]
+    residual = boundaries.residual_width
     gone = boundaries.widths[0] - boundaries.widths[boundary]
     return np.concatenate((x[:, :residual], x[:, residual + gone :]), 1)

@@ -46,9 +46,11 @@ def test_what_a_peer_in_the_middle_is_tried_with() -> None:
 
 async def test_a_peer_is_tried_between_cuts() -> None:
     swarm = await FakeSwarm(a="1-4").start()
+    swarm.nodes["a"].behaviour.step_delay_s = 0.03
     links = LinkPool(swarm.network.transport("client"), MODEL)
     cut = replace(BOUNDARIES, cuts=(0, 2, 4, 6))
-    await try_peer(links, swarm.info("a"), X, "none", cut)
+    tried = await try_peer(links, swarm.info("a"), X, "none", cut)
+    assert tried.block_s >= 0.025 / 2
     assert [request.span for request in swarm.nodes["a"].opens] == [Span(2, 4)]
     with pytest.raises(HopFailedError, match="no cut is in them"):
         await try_peer(links, swarm.info("a"), X, "none", replace(BOUNDARIES, cuts=(0, 3, 6)))
