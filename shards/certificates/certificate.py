@@ -10,9 +10,9 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ...swarm.codecs.names import KINDS
 from ...swarm.codecs.scales import ScaleTable
@@ -38,6 +38,8 @@ LARGEST_FP16 = 32768.0
 _MOST_TEXTS = 64
 _LONGEST_NAME = 200
 _DIGEST = re.compile("[0-9a-f]{64}")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +210,6 @@ def parse_certificate(content: bytes, where: str) -> Certificate:
     texts = fields.sections("texts")
     if len(texts) > _MOST_TEXTS:
         raise CheckpointError(f"{where}: texts has {len(texts)} entries, expected up to {_MOST_TEXTS}")
-    codecs = fields.section("codecs")
     return Certificate(
         digest=digest,
         name=_name(fields, "name"),
@@ -219,13 +220,12 @@ def parse_certificate(content: bytes, where: str) -> Certificate:
             TextUsed(_name(text, "name"), text.integer("tokens"), text.flag("first_token")) for text in texts
         ),
         boundaries=tuple(map(_boundary, boundaries)),
-        codecs={} if codecs is None else dict(_known(codecs, _result)),
+        codecs=_by_kind(fields.section("codecs"), _result),
     )
 
 
 def _boundary(fields: Fields) -> Boundary:
     width = fields.integer("width", least=1, most=MAX_WIDTH)
-    errors = fields.section("errors")
     encoded = fields.optional_text("scales")
     scales = None
     if encoded is not None:
@@ -237,21 +237,21 @@ def _boundary(fields: Fields) -> Boundary:
             raise CheckpointError(f"{fields.named('scales')} has {scales.width} channels, expected {width}")
     return Boundary(
         width=width,
-        largest=fields.number("largest", above=-1e-300),
+        largest=fields.number("largest", least=0),
         massive_rows=fields.integer("massive_rows"),
         outlier_channels=fields.integer("outlier_channels", most=width),
-        errors={} if errors is None else dict(_known(errors, _error)),
+        errors=_by_kind(fields.section("errors"), _error),
         scales=scales,
     )
 
 
-def _known(fields: Fields, read: Any) -> list[tuple[str, Any]]:
+def _by_kind(fields: Fields | None, read: Callable[[Fields], T]) -> dict[str, T]:
     """What is said of the kinds of codecs that this version knows."""
-    return [(kind, read(each)) for kind, each in fields.inner() if kind in KINDS]
+    return {kind: read(each) for kind, each in (fields.inner() if fields else ()) if kind in KINDS}
 
 
 def _error(fields: Fields) -> RowError:
-    return RowError(*(fields.number(key, above=-1e-300, below=1e30) for key in ("mean", "p99")))
+    return RowError(*(fields.number(key, least=0, below=1e30) for key in ("mean", "p99")))
 
 
 def _result(fields: Fields) -> CodecResult:
@@ -262,7 +262,7 @@ def _result(fields: Fields) -> CodecResult:
             name: Divergence(each.number("kl", above=-1.0, below=1e30), _share(each, "same_top_token"))
             for name, each in measured.items()
         },
-        None if fields.value("same_experts") is None else _share(fields, "same_experts"),
+        _share(fields, "same_experts") if fields.is_given("same_experts") else None,
     )
 
 
@@ -271,7 +271,7 @@ def _name(fields: Fields, key: str) -> str:
 
 
 def _share(fields: Fields, key: str) -> float:
-    return fields.number(key, above=-1e-300, below=1 + 1e-9)
+    return fields.number(key, least=0, below=1 + 1e-9)
 
 
 def _short(value: float) -> float:

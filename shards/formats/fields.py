@@ -58,6 +58,10 @@ class Fields:
         """Whether the key is there and its value is null."""
         return self.has(key) and self._values[key] is None
 
+    def is_given(self, key: str) -> bool:
+        """Whether the key is there with a value other than null."""
+        return self.has(key) and self._values[key] is not None
+
     def is_text(self, key: str) -> bool:
         return self.has(key) and isinstance(self._values[key], str)
 
@@ -102,7 +106,7 @@ class Fields:
     ) -> int | None:
         """``default``: for a missing key only; null is None."""
         if default is None or self.has(key):
-            return None if self._is_none(key) else self.integer(key, least=least, most=most)
+            return self.integer(key, least=least, most=most) if self.is_given(key) else None
         return default
 
     def number(
@@ -112,22 +116,24 @@ class Fields:
         *,
         above: float = -sys.float_info.max,
         below: float = sys.float_info.max,
+        least: float | None = None,
     ) -> float:
-        """A finite number between the bounds. A whole number counts too."""
+        """A finite number between the bounds; with ``least``, that or more. A whole number counts too."""
         value = self._get(key, default)
         if type(value) in (int, float):
             try:
                 number = float(value)
             except OverflowError:
                 number = math.inf
-            if above < number < below:
+            if number < below and (above < number if least is None else least <= number):
                 return number
-        raise self.wrong(key, f"a number above {above:g} and below {below:g}")
+        floor = f"above {above:g}" if least is None else f"of {least:g} or more"
+        raise self.wrong(key, f"a number {floor} and below {below:g}")
 
     def optional_number(
         self, key: str, *, above: float = -sys.float_info.max, below: float = sys.float_info.max
     ) -> float | None:
-        return None if self._is_none(key) else self.number(key, above=above, below=below)
+        return self.number(key, above=above, below=below) if self.is_given(key) else None
 
     def flag(self, key: str, default: bool | _Required = REQUIRED) -> bool:
         value = self._get(key, default)
@@ -142,7 +148,7 @@ class Fields:
         return value
 
     def optional_text(self, key: str) -> str | None:
-        return None if self._is_none(key) else self.text(key)
+        return self.text(key) if self.is_given(key) else None
 
     def texts(self, key: str) -> tuple[str, ...]:
         """A list of texts; empty for null and for a missing key."""
@@ -161,7 +167,7 @@ class Fields:
 
     def section(self, key: str) -> Fields | None:
         """An object inside of this one; None for an empty one, for null and for a missing key."""
-        value = None if self._is_none(key) else self._values[key]
+        value = self.value(key)
         if value is not None and not isinstance(value, Mapping):
             raise self.wrong(key, "an object")
         return self._within(value, key) if value else None
@@ -177,12 +183,17 @@ class Fields:
         return [(key, self._within(value, key)) for key, value in objects]
 
     def numbers(
-        self, key: str, *, above: float = -sys.float_info.max, below: float = sys.float_info.max
+        self,
+        key: str,
+        *,
+        above: float = -sys.float_info.max,
+        below: float = sys.float_info.max,
+        least: float | None = None,
     ) -> tuple[float, ...]:
         """A list of finite numbers between the bounds; empty for null and for a missing key."""
         found = self._list(key, (int, float), "a list of numbers")
         each = self._within({str(at): value for at, value in enumerate(found)}, key)
-        return tuple(each.number(str(at), above=above, below=below) for at in range(len(found)))
+        return tuple(each.number(str(at), above=above, below=below, least=least) for at in range(len(found)))
 
     def is_one_of(self, key: str, allowed: tuple[Any, ...]) -> bool:
         """Whether the key is missing, or its value, of any type, is among ``allowed``."""
@@ -196,16 +207,13 @@ class Fields:
     def _within(self, values: Mapping[str, Any], key: str) -> Fields:
         return Fields(values, self.where, f"{self._inside}{key}.", self._names)
 
-    def _is_none(self, key: str) -> bool:
-        return not self.has(key) or self._values[key] is None
-
     def _get(self, key: str, default: Any) -> Any:
         if self.has(key):
             return self._values[key]
         return None if default is REQUIRED else default
 
     def _list(self, key: str, kind: type | tuple[type, ...], expected: str) -> list[Any]:
-        value = [] if self._is_none(key) else self._values[key]
+        value = self._values[key] if self.is_given(key) else []
         if (
             not isinstance(value, list)
             or len(value) > MAX_LIST

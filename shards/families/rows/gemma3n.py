@@ -43,8 +43,8 @@ def _mlp(s: Settings) -> MlpConfig:
     if s.is_null(pattern):
         sparsity = _SPARSITY if s.block < _SPARSE_BLOCKS < s.n_blocks else 0.0
     else:
-        sparsity = _own(s, pattern, s.numbers(pattern, above=-1e-9, below=1.0))
-    return replace(mlp(s, activation="hidden_activation"), sparsity=max(0.0, sparsity))
+        sparsity = _own(s, pattern, s.numbers(pattern, least=0, below=1.0))
+    return replace(mlp(s, activation="hidden_activation"), sparsity=sparsity)
 
 
 def _streams(s: Settings) -> StreamsConfig:

@@ -147,7 +147,7 @@ def _phimoe_rope(s: Settings) -> RopeConfig:
 
 def _phimoe_block(s: Settings) -> BlockConfig:
     bias = s.flag("attention_bias")
-    jitter = s.number("router_jitter_noise", above=-1e-9, below=1.0)
+    jitter = s.number("router_jitter_noise", least=0, below=1.0)
     router = RouterConfig("sparsemixer", renormalise=False, jitter=jitter)
     return pre_norm(
         s,

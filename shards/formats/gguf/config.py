@@ -322,7 +322,7 @@ class _Translation:
             "truncate": self._gguf.truncate,
         }
         if self._gguf.mscale and read.has("rope.scaling.yarn_log_multiplier"):
-            given = read.number("rope.scaling.yarn_log_multiplier", above=-1e-9, below=SCALES[1])
+            given = read.number("rope.scaling.yarn_log_multiplier", least=0, below=SCALES[1])
             found |= dict.fromkeys(("mscale", "mscale_all_dim"), self._gguf.mscale * given)
         if kind == "longrope":
             found |= {

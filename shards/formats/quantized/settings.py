@@ -99,7 +99,7 @@ def _gptq(read: Fields) -> Quantization:
     ):
         _only(read, key, (None, False, "", {}), meaning)
     symmetric = read.flag("sym", True)
-    mixed = read.has("desc_act") and not read.is_null("desc_act") and read.flag("desc_act")
+    mixed = read.is_given("desc_act") and read.flag("desc_act")
     schemes = _schemes(read, (2, 3, 4, 8))
     _refuse_unread(read, _MAKING)
     offset = 1 if form == "gptq" else 0
@@ -124,21 +124,18 @@ def _schemes(read: Fields, bits: Iterable[int]) -> tuple[Scheme, ...]:
     number = read.integer(found, least=0, most=64) if found else 4
     if number not in bits:
         raise _refused(read, found or "bits", f"{read.named('quant_method')}: {number} bits")
-    group = -1 if size is None else _signed(read, size)
-    if group == 0 or group < -1:
-        raise read.wrong(size or "group_size", "a number of columns of 1 or more, or -1 for all")
-    if size is None or (read.has("dynamic") and not read.is_null("dynamic")):
+    group = 0 if size is None else _group(read, size)
+    if size is None or read.is_given("dynamic"):
         return ()
-    return (Scheme(number, max(0, group)), Scheme(number, 0))
+    return (Scheme(number, group), Scheme(number, 0))
 
 
-def _signed(read: Fields, key: str) -> int:
-    return -1 if read.value(key) == -1 else read.integer(key, least=0, most=MAX_WIDTH)
-
-
-def _bitsandbytes(read: Fields) -> Quantization:
-    _refuse_unread(read, _BITSANDBYTES)
-    return Quantization("bitsandbytes")
+def _group(read: Fields, key: str) -> int:
+    """Columns that share a scale; 0, for which files have -1: all."""
+    group = read.integer(key, least=-1, most=MAX_WIDTH)
+    if group == 0:
+        raise read.wrong(key, "a number of columns of 1 or more, or -1 for all")
+    return max(0, group)
 
 
 def _fp8(read: Fields) -> Quantization:
@@ -147,16 +144,14 @@ def _fp8(read: Fields) -> Quantization:
         raise _refused(read, "fmt", f"floats of eight bits in the form {shown(fmt)}")
     _only(read, "expert_dtype", (None, "fp8"), "experts in another form than fp8")
     _only(read, "scale_fmt", (None, "float", "ue8m0"))
-    sizes = read.integers("weight_block_size", most=MAX_WIDTH) if read.has("weight_block_size") else ()
-    given = read.value("weight_block_size") if sizes else None
-    schemes: tuple[Scheme, ...] = ()
-    if given is not None:
-        schemes = (_block(read, "weight_block_size"),)
+    block = _block(read, "weight_block_size")
     _refuse_unread(read, _FLOAT8)
-    return Quantization("fp8", schemes)
+    return Quantization("fp8", () if block is None else (block,))
 
 
-def _block(read: Fields, key: str) -> Scheme:
+def _block(read: Fields, key: str) -> Scheme | None:
+    if not read.is_given(key):
+        return None
     given = read.value(key)
     is_pair = isinstance(given, list) and len(given) == 2 and all(type(size) is int for size in given)
     if not is_pair or not all(1 <= size <= MAX_WIDTH for size in given):
@@ -164,14 +159,14 @@ def _block(read: Fields, key: str) -> Scheme:
     return Scheme(8, given[1], given[0])
 
 
-def _fbgemm(read: Fields) -> Quantization:
-    _refuse_unread(read, _FLOAT8)
-    return Quantization("fbgemm_fp8")
+def _plain(method: str, harmless: frozenset[str]) -> Callable[[Fields], Quantization]:
+    """For a method whose tensors tell all."""
 
+    def quantization(read: Fields) -> Quantization:
+        _refuse_unread(read, harmless)
+        return Quantization(method)
 
-def _mxfp4(read: Fields) -> Quantization:
-    _refuse_unread(read, _FLOAT8)
-    return Quantization("mxfp4")
+    return quantization
 
 
 def _compressed(read: Fields) -> Quantization:
@@ -209,12 +204,8 @@ def _of_weights(read: Fields) -> list[Scheme]:
         raise _refused(read, "num_bits", f"weights of {bits} bits of type {shown(kind)}")
     read.has("symmetric")  # zero points are in the file, or not
     strategy = read.optional_text("strategy")
-    given = read.has("group_size") and not read.is_null("group_size")
-    group = _signed(read, "group_size") if given else -1
-    if group == 0:
-        raise read.wrong("group_size", "a number of columns of 1 or more, or -1 for all")
-    is_block = read.has("block_structure") and not read.is_null("block_structure")
-    block = _block(read, "block_structure") if is_block else None
+    group = _group(read, "group_size") if read.is_given("group_size") else 0
+    block = _block(read, "block_structure")
     _refuse_unread(read, _WEIGHTS)
     if kind == "float" and bits == 4:
         return []
@@ -232,8 +223,8 @@ def _of_weights(read: Fields) -> list[Scheme]:
 
 def _first(read: Fields, keys: Iterable[str]) -> str | None:
     """The one of ``keys`` that is there; all are marked as read."""
-    there = [key for key in keys if read.has(key)]
-    return next((key for key in there if not read.is_null(key)), None)
+    given = [key for key in keys if read.is_given(key)]
+    return given[0] if given else None
 
 
 def _text(read: Fields, keys: Iterable[str], default: str) -> str:
@@ -249,7 +240,7 @@ def _only(read: Fields, key: str, allowed: tuple[object, ...], meaning: str = ""
 def _refuse_unread(read: Fields, harmless: frozenset[str]) -> None:
     """A key that nobody knows may change what weights mean."""
     for key in read.unread():
-        if key not in harmless and not read.is_null(key):
+        if key not in harmless and read.is_given(key):
             raise _refused(read, key, f"{read.key(key)} {read.shown(key)}")
 
 
@@ -262,8 +253,8 @@ _READERS: dict[str, Callable[[Fields], Quantization]] = {
     "awq": _awq,
     "compressed-tensors": _compressed,
     "fp8": _fp8,
-    "fbgemm_fp8": _fbgemm,
-    "bitsandbytes": _bitsandbytes,
-    "mxfp4": _mxfp4,
+    "fbgemm_fp8": _plain("fbgemm_fp8", _FLOAT8),
+    "bitsandbytes": _plain("bitsandbytes", _BITSANDBYTES),
+    "mxfp4": _plain("mxfp4", _FLOAT8),
 }
 """By ``quant_method``."""

@@ -16,6 +16,7 @@ Read = Callable[[Fields], Any]
 def test_values_of_the_right_type() -> None:
     read = Fields({"n": 3, "x": 1.5, "b": False, "t": "é", "l": [1, 2, 1], "o": {"k": [{"i": 1}]}}, "f")
     assert (read.integer("n"), read.number("n"), read.number("x")) == (3, 3.0, 1.5)
+    assert Fields({"zero": 0}, "f").number("zero", least=0) == 0.0
     assert (read.flag("b"), read.text("t"), read.integers("l", most=9)) == (False, "é", (1, 2))
     inner = read.section("o")
     assert inner is not None
@@ -37,6 +38,8 @@ def test_missing_and_null() -> None:
     assert read.has("null")
     assert read.is_null("null")
     assert not read.is_null("no")
+    assert not read.is_given("null")
+    assert not read.is_given("no")
 
 
 @pytest.mark.parametrize(
@@ -54,6 +57,7 @@ def test_missing_and_null() -> None:
         (float("inf"), lambda r: r.number("k"), "f: k is inf, expected a number"),
         (10**400, lambda r: r.number("k"), "expected a number"),
         (0, lambda r: r.number("k", above=0, below=9), "f: k is 0, expected a number above 0 and below 9"),
+        (-0.1, lambda r: r.number("k", least=0), "f: k is -0.1, expected a number of 0 or more and below"),
         (1, lambda r: r.flag("k"), "f: k is 1, expected true or false"),
         (["a"], lambda r: r.text("k"), r"f: k is \['a'\], expected a text"),
         ("ab", lambda r: r.texts("k"), "f: k is 'ab', expected a list of texts"),
