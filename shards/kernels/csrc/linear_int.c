@@ -9,7 +9,8 @@
 #include "linear_int.h"
 #include "linear_simd.h"
 
-#define PREFETCH 4096 /* bytes ahead: the hardware's own stops at each page; a fifth faster from the third cache */
+/* Bytes ahead: the hardware's own stops at each page. Fewer bits go by faster; with 4096 they are a tenth slower. */
+#define PREFETCH(bits) ((bits) == 8 ? 4096 : 8192)
 /* Vectors of outputs, and input rows times digits, that are summed at a time: what the registers hold. */
 #define STEP (SN_VECTORS < 4 ? SN_VECTORS : 4)
 #define MOST_ROWS (SN_LANES == 16 && SN_REGISTERS == 32 ? 6 : 1)
@@ -237,7 +238,7 @@ SN_INLINE const uint8_t *load_group(tile_group *g, const uint8_t *stored, int64_
         load_factors(g, (const uint16_t *)stored);
         stored += sn_super_bytes(kind);
     }
-    for (int64_t ahead = 0; ahead < step; ahead += 64) __builtin_prefetch(stored + PREFETCH + ahead);
+    for (int64_t ahead = 0; ahead < step; ahead += 64) __builtin_prefetch(stored + PREFETCH(SN_BITS_OF(form)) + ahead);
     load_integers(g, stored, form);
     load_scales(g, stored + SN_BITS_OF(form) * SN_PLANE, form, kind);
     return stored + step;
