@@ -28,7 +28,10 @@ static inline int sn_super_bytes(int kind) {
 }
 
 /* Columns that share a scale of an SN_FLOAT8. */
-static inline int sn_float8_cols(const sn_linear *w) { return SN_COLS_OF(w->kind) ? SN_COLS_OF(w->kind) : w->cols; }
+static inline int sn_float8_cols(const sn_linear *w) {
+    const int cols = SN_COLS_OF(w->kind);
+    return cols > 0 ? cols : w->cols;
+}
 
 /* Bytes of a whole tile. */
 int64_t sn_tile_bytes(const sn_linear *w);
