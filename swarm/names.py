@@ -19,12 +19,13 @@ MIN_PREFIX = 4
 """A person must give at least this many characters of a digest: two models of one name rarely share them."""
 PREFIX = 12
 """This many characters of a digest are shown to people."""
+QUANTIZATION = r"(?:ud-)?(?:i?q[1-8]\w*|tq[12]_0|mxfp4\w*|bf16|fp?16|fp?32)"
+"""A pattern of how names of GGUF models tell their quantization, in lower case."""
 
 _DIGEST = re.compile(rf"[0-9a-f]{{{MIN_PREFIX},{DIGEST_CHARS}}}")
 _ROOT = re.compile(r"sha256:([0-9a-f]{64})")
-_QUANTIZATION = re.compile(  # of GGUF files' names, or behind the colon of a hub's name
-    r"((-gguf)?:(ud-)?|[-_.])(i?q\d[a-z0-9_]*|tq\d_0|mxfp4[a-z_]*|b?f16|f32|fp16|fp8|int[48])$"
-)
+# Of GGUF files' names, or behind the colon of a hub's name.
+_QUANTIZATION = re.compile(rf"((-gguf)?:|[-_.])({QUANTIZATION}|fp8|int[48])$")
 _LISTED = 8
 _CLOSE = 0.5  # difflib's ratio; lower ones are no misspellings
 

@@ -10,8 +10,8 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from ...swarm.errors import CheckpointError
-from ...swarm.names import MAX_NAME_CHARS
-from ..formats.files.numbered import numbered
+from ...swarm.names import MAX_NAME_CHARS, QUANTIZATION
+from ..formats.files.numbered import of_models
 from ..formats.gguf.reader import is_beside
 from ..formats.shown import shown
 from ..pieces.digest import gguf_names
@@ -19,9 +19,7 @@ from ..pieces.digest import gguf_names
 if TYPE_CHECKING:
     from .hub_repo import HubFile
 
-_QUANTIZATION = re.compile(
-    r"(?:.*?[-_.])?((?:UD-)?(?:I?Q[1-8](?:_\w+)?|TQ[12]_0|MXFP4\w*|BF16|FP?16|FP?32))", re.IGNORECASE
-)
+_QUANTIZATION = re.compile(rf"(?:.*?[-_.])?({QUANTIZATION})", re.IGNORECASE)
 _LISTED = 12
 """A message names at most this many choices."""
 
@@ -58,18 +56,8 @@ class HubGGUF:
 def gguf_of(paths: Iterable[str]) -> list[HubGGUF]:
     """The GGUF models among the files of a repository, in order; what belongs to a model and is none is left
     out."""
-    found: dict[HubGGUF, None] = {}
-    for text in sorted(paths):
-        path = PurePosixPath(text)
-        if path.suffix != ".gguf":
-            continue
-        row = numbered(path.name)
-        names = row.names if row else [path.name]
-        stem = row.stem if row else path.stem
-        if not is_beside(stem):
-            model = HubGGUF(str(path.with_name(stem)), tuple(str(path.with_name(name)) for name in names))
-            found[model] = None
-    return list(found)
+    models = of_models(sorted(path for path in paths if path.endswith(".gguf")))
+    return [HubGGUF(stem, tuple(files)) for stem, files in models if not is_beside(PurePosixPath(stem).name)]
 
 
 def called(repo: str, model: HubGGUF, models: Sequence[HubGGUF]) -> str:

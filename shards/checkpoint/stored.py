@@ -15,8 +15,8 @@ from ..formats.hf.safetensors_reader import LocalShard
 from ..formats.hf.tensors import checked_tensors
 from ..formats.quantized.source import stored_parts
 from ..formats.tensors import needed_tensors
-from ..pieces.digest import CLIENT_FILES
-from ..pieces.hashing import hashed, is_weights
+from ..pieces.digest import CLIENT_FILES, is_weights
+from ..pieces.hashing import hashed
 from ..pieces.store import FILES, PART, FilePresence, PieceStore
 from ..tokenizer.source import DirectoryTokenizer, GGUFTokenizer, TokenizerSource
 from .checkpoint import Checkpoint, directory_config

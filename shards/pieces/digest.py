@@ -19,6 +19,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from ..formats.files.numbered import NumberedFiles
+
 _VERSION = "swarm-node model 2"
 _BRIEF = 8
 """``ModelIdentity.brief`` has this many characters of each part's hash."""
@@ -88,9 +90,12 @@ def identity_of(files: Iterable[FileHash]) -> ModelIdentity:
 def gguf_names(count: int) -> list[str]:
     """What the ``count`` files of a GGUF model are called here, in order, independent of their names on the
     disk: ``model.gguf``, or ``model-00001-of-00003.gguf`` and so on."""
-    if count == 1:
-        return ["model.gguf"]
-    return [f"model-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
+    return ["model.gguf"] if count == 1 else NumberedFiles("model", count, ".gguf").names
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file has tensors, by its name."""
+    return name.endswith((".gguf", ".safetensors"))
 
 
 def what_differs(one: str, other: str, before: str = "") -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from ...swarm.errors import CheckpointError
 from ..formats.gguf.reader import GGUFFile, gguf_files, is_gguf
 from ..formats.hf.safetensors_reader import INDEX, SINGLE, LocalShard, weight_files
-from .digest import SMALL_FILES, FileHash, ModelIdentity, gguf_names, identity_of
+from .digest import SMALL_FILES, FileHash, ModelIdentity, gguf_names, identity_of, is_weights
 from .file_hashes import FileHashes, Progress, hash_files
 from .manifest import PieceFile, PieceManifest, piece_size_for
 
@@ -96,8 +96,3 @@ def head_of(name: str, path: Path) -> int:
     file = GGUFFile(path) if name.endswith(".gguf") else LocalShard(path)
     file.close()
     return file.head
-
-
-def is_weights(name: str) -> bool:
-    """Whether a file has tensors, by its name."""
-    return name.endswith((".gguf", ".safetensors"))

@@ -27,7 +27,7 @@ from typing import Any
 import msgpack
 
 from ...swarm.errors import CheckpointError, RemoteProtocolError
-from .digest import SMALL_FILES, FileHash, ModelIdentity, gguf_names, identity_of
+from .digest import SMALL_FILES, FileHash, ModelIdentity, gguf_names, identity_of, is_weights
 
 FORMAT = "swarm-node pieces 3"
 
@@ -162,7 +162,19 @@ class PieceManifest:
 
     def _problem(self) -> str:
         """What is wrong; empty where nothing is."""
-        return _problem(self.piece_size, self.files)
+        if problem := file_problem(self.piece_size, self.files):
+            return problem
+        for file in self.files:
+            if file.head < file.size and not is_weights(file.name):
+                return f"{file.name} is not all head"
+            if len(file.hashes) != -(-file.size // self.piece_size) * 32:
+                return f"{file.name} has another number of hashes than of pieces"
+            if len(file.hashes) == 32 and file.content != file.hashes:
+                return f"{file.name} has a content hash that does not match its pieces"
+        if sum(file.head for file in self.files) > MAX_HEADS:
+            return f"heads of more than {MAX_HEADS} bytes"
+        is_whole = self.is_gguf or any(file.name == "config.json" for file in self.files)
+        return "" if is_whole else "no config.json"
 
     @classmethod
     def parse(cls, encoded: bytes | bytearray | memoryview, root: str) -> PieceManifest:
@@ -240,23 +252,6 @@ def file_problem(piece_size: Any, files: tuple[PieceFile, ...]) -> str:
     if any(name.endswith(".gguf") for name in names):
         return "" if names == gguf_names(len(names)) else "it names other files than one GGUF model has"
     return "" if any(name.endswith(".safetensors") for name in names) else "no weights"
-
-
-def _problem(piece_size: int, files: tuple[PieceFile, ...]) -> str:
-    """As ``file_problem``, of hashes and heads as well."""
-    if problem := file_problem(piece_size, files):
-        return problem
-    for file in files:
-        if file.head < file.size and not file.name.endswith((".gguf", ".safetensors")):
-            return f"{file.name} is not all head"
-        if len(file.hashes) != -(-file.size // piece_size) * 32:
-            return f"{file.name} has another number of hashes than of pieces"
-        if len(file.hashes) == 32 and file.content != file.hashes:
-            return f"{file.name} has a content hash that does not match its pieces"
-    if sum(file.head for file in files) > MAX_HEADS:
-        return f"heads of more than {MAX_HEADS} bytes"
-    is_gguf = files[0].name.endswith(".gguf")
-    return "" if is_gguf or any(file.name == "config.json" for file in files) else "no config.json"
 
 
 def _may_be_called(name: str) -> bool:

@@ -76,7 +76,7 @@ def test_the_nearest_kind_of_likeness_counts() -> None:
     assert matching("owner/demo", ["demo"]) == ["demo"]
 
 
-@pytest.mark.parametrize("suffix", [".Q4_1", "-Q4_K_M", ".IQ2_XXS", "-bf16", ".F16", "-int8"])
+@pytest.mark.parametrize("suffix", [".Q4_1", "-Q4_K_M", "-UD-Q4_K_XL", ".IQ2_XXS", "-bf16", ".F16", "-int8"])
 def test_quantizations_need_not_be_said(suffix: str) -> None:
     assert is_same_name("SmolLM2-135M", "SmolLM2-135M" + suffix)
     assert not is_same_name("SmolLM2-135M", "SmolLM2-1.7B" + suffix)

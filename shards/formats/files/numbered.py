@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 MAX_FILES = 1024
 """One model has at most this many files; the largest in use have 191."""
-_NUMBERED = re.compile(r"(.{1,160})-([0-9]{5})-of-([0-9]{5})(\.gguf|\.safetensors)")
+_NUMBERED = re.compile(r"(.{1,250})-([0-9]{5})-of-([0-9]{5})(\.gguf|\.safetensors)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class NumberedFiles:
 
 
 def numbered(name: str) -> NumberedFiles | None:
-    """Those that a file of this name is one of; None where the name has no such numbers."""
+    """Those that a file of this name, or path, is one of; None where it has no such numbers."""
     match = _NUMBERED.fullmatch(name)
     if match is None or not 0 < int(match[2]) <= int(match[3]) <= MAX_FILES:
         return None
@@ -35,8 +35,8 @@ def numbered(name: str) -> NumberedFiles | None:
 
 
 def of_models(names: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """The models that files of these names are of, each once: its own name, and the files that it should
-    have."""
+    """The models that files of these names, or paths, are of, each once: its own name, and the files that it
+    should have."""
     models: dict[tuple[str, ...], str] = {}
     for name in names:
         files = numbered(name)
