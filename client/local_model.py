@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ..shards.pieces.file_hashes import hashing_watched
 from ..swarm.boundaries import Boundaries
@@ -92,7 +91,7 @@ def load_local_model(
     Raises UsageError, CheckpointError, UnsupportedModelError, and NetworkError for a hub model.
     """
     from ..shards.certificates.finding import find_certificate
-    from ..shards.certificates.norms import reading_weights
+    from ..shards.certificates.reading import row_reader
     from ..shards.checkpoint.opening import open_checkpoint
     from ..shards.kernels import table
     from ..shards.loading import load_client_model
@@ -101,21 +100,15 @@ def load_local_model(
     if on_progress is not None and device == "cpu" and not table.is_ready():
         on_progress("Compiling kernels, once on this machine")
     options = LoadOptions(device=device, dtype=dtype, quantize=quantize)
-    checkpoint: Any = open_checkpoint(fspath(path_or_name), client=True, progress=progress_lines(on_progress))
+    checkpoint = open_checkpoint(fspath(path_or_name), client=True, progress=progress_lines(on_progress))
     try:
         config = checkpoint.config
         tokenizer = checkpoint.tokenizer()
         head = load_client_model(
             checkpoint, options, progress_lines(on_progress, "Loading "), threads=threads
         )
-        certificate = find_certificate(checkpoint.ref.digest, config.n_blocks)
-        scales = {} if certificate is None else certificate.scales()
-        reader = RowReader(
-            reading_weights(checkpoint, config.n_blocks),
-            time.monotonic,
-            passed=() if certificate is None else certificate.passed,
-            table=scales.get(config.n_blocks),
-        )
+        certificate = find_certificate(checkpoint.ref)
+        reader = row_reader(checkpoint, certificate, config.n_blocks)
         guesser = None
         if draft is not None:
             on_part = progress_lines(on_progress, "Loading draft model, ")
@@ -146,7 +139,7 @@ def load_local_model(
         embedding_rms=usual_rms,
         wire_codec=DEFAULT_KIND if config.sideband is None else UNMEASURED_KIND,
         sideband=config.sideband is not None,
-        scales=scales,
+        scales={} if certificate is None else certificate.scales(),
         failed=frozenset(UNPROVEN_KINDS) if certificate is None else certificate.failed,
         reader=reader,
     )

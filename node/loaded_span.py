@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any, cast
 
 from ..dht.records.node_records import NodeRecords
 from ..shards.certificates.finding import find_certificate
-from ..shards.certificates.norms import reading_weights
+from ..shards.certificates.reading import row_reader
 from ..shards.checkpoint.checkpoint import Checkpoint
 from ..shards.kernels import library, table
 from ..shards.layers.kv_pool import largest_slot
@@ -21,7 +20,6 @@ from ..shards.models.backend import KvMemory, SpanBackend
 from ..shards.models.determinism_check import check_determinism
 from ..shards.models.load_plan import LoadOptions
 from ..swarm.codecs import native
-from ..swarm.fidelity.error_watch import Loss
 from ..swarm.fidelity.row_reader import RowReader
 from ..swarm.protocol.wire import DEFAULT_MAX_FRAME
 from ..swarm.runtime.c_build import NativeUnavailableError
@@ -71,7 +69,8 @@ class LoadedSpan:
         self._exit = AsyncExitStack()
         self._engine: Engine | None = None
         self._server: NodeServer | None = None
-        self._reader: RowReader | None = None
+        self.reader: RowReader | None = None
+        """Of the rows that enter at the span's first block; None until it is loaded."""
         self._model: SpanBackend[Any] | None = None
 
     @classmethod
@@ -175,18 +174,14 @@ class LoadedSpan:
     @property
     def coarse(self) -> tuple[str, ...]:
         """Kinds of codecs that lose too much of the rows that come here."""
-        return () if self._reader is None else self._reader.coarse
-
-    def loss(self, kind: str) -> Loss:
-        """What a kind of codec costs the rows that come here."""
-        return Loss(0.0, 0.0, 0) if self._reader is None else self._reader.loss(kind)
+        return () if self.reader is None else self.reader.coarse
 
     def sweep(self) -> None:
         """Close idle sessions and connections, and judge the rows that came. Call it every SWEEP_S
         seconds."""
         self.server.sweep()
-        if self._reader is not None and self._reader.look():
-            self.server.sessions.offer_scales(self._reader.table)
+        if self.reader is not None and self.reader.look():
+            self.server.sessions.offer_scales(self.reader.table)
 
     async def aclose(self) -> None:
         """Close every stream, stop the engine, let go of weights and cache. Idempotent."""
@@ -219,7 +214,7 @@ class LoadedSpan:
                 f"blocks {self.span} of {self.model.name} do not fit into the memory of {config.device}",
                 hint="Choose fewer --blocks, or --quantize int4.",
             ) from error
-        reader = self._reader = await asyncio.to_thread(_row_reader, checkpoint, self.span)
+        reader = self.reader = await asyncio.to_thread(_row_reader, checkpoint, self.span)
         checkpoint.release()
         self._model = model
         self.weights, self.kernels, self.weight_bytes = model.weights, model.kernels, model.weight_bytes
@@ -294,13 +289,7 @@ class LoadedSpan:
 
 def _row_reader(checkpoint: Checkpoint, span: Span) -> RowReader:
     """Of the rows that enter at the span's first block."""
-    certificate = find_certificate(checkpoint.ref.digest, checkpoint.config.n_blocks)
-    return RowReader(
-        reading_weights(checkpoint, span.start, span.end),
-        time.monotonic,
-        passed=() if certificate is None else certificate.passed,
-        table=None if certificate is None else certificate.scales().get(span.start),
-    )
+    return row_reader(checkpoint, find_certificate(checkpoint.ref), span.start, span.end)
 
 
 def kv_dtype_of(config: NodeConfig, model: SpanBackend[Any]) -> str:

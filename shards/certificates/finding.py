@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...swarm.errors import CheckpointError
 from ...swarm.runtime.state_files import state_folder
+from ...swarm.types import ModelRef
 from ..formats.bounded_json import read_bytes
 from .certificate import BOUNDS, Certificate, parse_certificate
 
@@ -19,17 +20,17 @@ def certificates_folder() -> Path:
     return state_folder() / "certificates"
 
 
-def find_certificate(digest: str, n_blocks: int) -> Certificate | None:
-    """The certificate of the model with this digest; None where there is none that can be used. One that is
+def find_certificate(model: ModelRef) -> Certificate | None:
+    """The certificate of a model, by its digest; None where there is none that can be used. One that is
     damaged, or of another model, is told of in the log and passed over: models run without."""
     shipped = Path(str(files(__package__ or "") / "data"))
     for folder in (certificates_folder(), shipped):
-        path = folder / f"{digest}.json"
+        path = folder / f"{model.digest}.json"
         if not path.is_file():
             continue
         try:
             certificate = parse_certificate(read_bytes(path, BOUNDS.nbytes), str(path))
-            if (certificate.digest, certificate.n_blocks) != (digest, n_blocks):
+            if (certificate.digest, certificate.n_blocks) != (model.digest, model.n_blocks):
                 raise CheckpointError(f"{path} is the certificate of another model ({certificate.name})")
         except CheckpointError as error:
             logger.warning("event=certificate_unusable reason=%r", error.message)

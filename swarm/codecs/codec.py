@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import ErrorCode, LocalProtocolError, RemoteProtocolError, UsageError
+from .names import COARSE_KINDS
 
 MAX_WIDTH = 65536
 """Values a row may have at most: some formats number them with a uint16."""
@@ -48,7 +49,7 @@ class Codec(ABC):
     @property
     def is_coarse(self) -> bool:
         """Whether what it loses is worth measuring."""
-        return False
+        return self.kind in COARSE_KINDS
 
     def noise(self, payload: Payload, tokens: int, width: int) -> np.ndarray | None:
         """The mean square (tokens, width) of what rounding did to each value of a payload that decodes; None

@@ -48,9 +48,9 @@ class Loss:
     """``mean``: of the errors. ``beyond``: the share of rows above LARGEST_P99. ``groups``: that had a
     say."""
 
-    mean: float
-    beyond: float
-    groups: int
+    mean: float = 0.0
+    beyond: float = 0.0
+    groups: int = 0
 
     @property
     def verdict(self) -> Verdict:
@@ -99,7 +99,7 @@ class ErrorWatch:
         """What a codec of ``kind`` costs here, by the say of all who are remembered."""
         said = [each for peers in self._kinds.get(kind, {}).values() if (each := self._said(peers))]
         if not said:
-            return Loss(0.0, 0.0, 0)
+            return Loss()
         return Loss(*_medians(said), len(said))
 
     @property

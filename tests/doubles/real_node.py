@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node.config import NodeConfig
 from swarm_node.node.node import Node
-from swarm_node.shards.certificates.norms import reading_weights
+from swarm_node.shards.certificates.reading import row_reader
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.loading import load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.swarm.fidelity.row_reader import RowReader
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import Span
 from tests.doubles.fake_swarm import ToyTokenizer
@@ -67,7 +65,7 @@ def real_client(model: Path, memory: MemoryNetwork, store: MemoryStore, **option
         head,
         ToyTokenizer(),
         checkpoint.close,
-        reader=RowReader(reading_weights(checkpoint, config.n_blocks), time.monotonic),
+        reader=row_reader(checkpoint, None, config.n_blocks),
     )
     network = ClientNetwork(GivenNetwork(memory.transport("client"), MemoryDirectory(store)))
     return AsyncSwarmModel(local, network, **{"wire_codec": "none", **options})

@@ -43,8 +43,10 @@ async def test_scales_are_learned_and_taken_by_the_next_client(swarm: Swarm) -> 
         assert codecs(answer) == ["int8s", "int8s"]
     for node in swarm.nodes.values():
         assert node.loaded is not None
+        reader = node.loaded.reader
+        assert reader is not None
         node.loaded.sweep()
-        assert 0 < node.loaded.loss("int8s").mean < 0.8 * node.loaded.loss("f8").mean < 0.01
+        assert 0 < reader.loss("int8s").mean < 0.8 * reader.loss("f8").mean < 0.01
         assert node.info().coarse == ()
 
 
@@ -79,9 +81,10 @@ async def test_what_a_person_asks_for_is_taken(swarm: Swarm) -> None:
     (node,) = swarm.nodes.values()
     assert node.loaded is not None
     node.loaded.sweep()
-    assert node.loaded.loss("int8").groups == 1
-    assert node.loaded._reader is not None
-    node.loaded._reader.coarse = ("int8",)
+    reader = node.loaded.reader
+    assert reader is not None
+    assert reader.loss("int8").groups == 1
+    reader.coarse = ("int8",)
     await node.presence.announcer.announce()
     assert codecs(await model.generate_detailed(LONG, **OPTIONS)) == ["int8"]
 

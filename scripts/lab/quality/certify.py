@@ -244,7 +244,7 @@ class Progress:
 
 class _Certifier:
     def __init__(self, checkpoint: Checkpoint, model: LocalModel, kinds: Sequence[str]) -> None:
-        from swarm_node.shards.certificates.norms import reading_weights
+        from swarm_node.shards.certificates.reading import reading_weights
 
         self.checkpoint, self.model, self.kinds = checkpoint, model, kinds
         n = model.n_blocks

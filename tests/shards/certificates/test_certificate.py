@@ -27,6 +27,7 @@ from swarm_node.shards.certificates.finding import certificates_folder, find_cer
 from swarm_node.swarm.codecs.scales import ScaleTable
 from swarm_node.swarm.errors import CheckpointError
 from swarm_node.swarm.fidelity.error_watch import LARGEST_ERROR, LARGEST_P99
+from swarm_node.swarm.types import ModelRef
 
 DIGEST = "ab" * 32
 GOOD = CodecResult({name: Divergence(limit, 0.99) for name, limit in LIMITS.items()})
@@ -169,16 +170,16 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_user_s_own_is_found_by_the_digest(own: Path) -> None:
-    assert find_certificate(DIGEST, 2) is None
+    assert find_certificate(ModelRef("m", DIGEST, 2)) is None
     own.write_text(certificate_text(certificate()))
-    assert find_certificate(DIGEST, 2) == certificate()
+    assert find_certificate(ModelRef("m", DIGEST, 2)) == certificate()
 
 
 @pytest.mark.parametrize("wrong", ["another model", "other blocks", "damaged"])
 def test_what_cannot_be_used_is_passed_over(own: Path, caplog: pytest.LogCaptureFixture, wrong: str) -> None:
     text = certificate_text(certificate(digest="cd" * 32) if wrong == "another model" else certificate())
     own.write_text(text[:-20] if wrong == "damaged" else text)
-    assert find_certificate(DIGEST, 3 if wrong == "other blocks" else 2) is None
+    assert find_certificate(ModelRef("m", DIGEST, 3 if wrong == "other blocks" else 2)) is None
     assert "certificate_unusable" in caplog.text
 
 
@@ -191,7 +192,7 @@ def test_what_comes_with_the_program_can_be_used(path: Path, own: Path) -> None:
     """Each has scales for every boundary, made and judged on enough text."""
     known = parse_certificate(path.read_bytes(), path.name)
     assert known.digest == path.stem
-    assert find_certificate(known.digest, known.n_blocks) == known
+    assert find_certificate(ModelRef("m", known.digest, known.n_blocks)) == known
     assert "int8s" in known.passed
     assert set(known.scales()) == set(range(known.n_blocks + 1))
     for kind in known.passed:

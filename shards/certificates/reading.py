@@ -1,4 +1,4 @@
-"""The weights that the rows at a boundary are read with: what an error counts by.
+"""Who reads the rows at a boundary, and the weights that these are read with: what an error counts by.
 
 A block adds to its rows, so what is lost at a boundary is read by every norm behind it and not by the next
 one alone. On SmolLM2, scales made for the next norm alone diverged up to seven times as much as those made
@@ -7,14 +7,29 @@ for all norms behind.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import numpy as np
 
 from ...swarm.fidelity.row_error import usable_weights
+from ...swarm.fidelity.row_reader import RowReader
 from ..checkpoint.checkpoint import Checkpoint
 from ..formats.block_config import NormConfig
 from ..formats.tensors import FINAL_NORM
+from .certificate import Certificate
+
+
+def row_reader(
+    checkpoint: Checkpoint, certificate: Certificate | None, boundary: int, end: int | None = None
+) -> RowReader:
+    """Of rows that enter block ``boundary``, or leave the last one. ``end``: as in ``reading_weights``."""
+    return RowReader(
+        reading_weights(checkpoint, boundary, end),
+        time.monotonic,
+        passed=() if certificate is None else certificate.passed,
+        table=None if certificate is None else certificate.scales().get(boundary),
+    )
 
 
 def reading_weights(checkpoint: Checkpoint, boundary: int, end: int | None = None) -> np.ndarray:

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from scripts.lab.tiny_model import BLOCKS, HIDDEN, write_tiny_model
-from swarm_node.shards.certificates.norms import reading_weights
+from swarm_node.shards.certificates.reading import reading_weights
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from tests.shards.families.models import saved
 
