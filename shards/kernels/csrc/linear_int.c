@@ -43,8 +43,8 @@ static int64_t groups_of(const sn_linear *w) { return (w->cols + SN_GROUP - 1) /
 
 int64_t sn_int_scratch(const sn_linear *w, int64_t n) { return groups_of(w) * n * group_bytes(w->variant); }
 
-/* `count` activations (the rest of the group is 0) to digits, in the row's place of its group. */
-static void prepare_group(const float *x, int count, int digits, int8_t *out) {
+/* `count` activations (the rest of the group is 0) to digits, in the row's place of its group. `digits` is a constant. */
+SN_INLINE void prepare_group(const float *x, int count, const int digits, int8_t *out) {
     float padded[SN_GROUP];
     if (count < SN_GROUP) {
         memset(padded, 0, sizeof padded);
@@ -70,7 +70,6 @@ static void prepare_group(const float *x, int count, int digits, int8_t *out) {
         tail.scale = largest / steps;
         inverse = steps / largest;
     }
-    int32_t total[2] = {0, 0}, high[2] = {0, 0};
     if (inverse == 0.0f) {
         memset(q, 0, sizeof q);
     } else {
@@ -80,17 +79,21 @@ static void prepare_group(const float *x, int count, int digits, int8_t *out) {
             q[i] = (int32_t)value;
         }
     }
-    for (int i = 0; i < SN_GROUP; i++) total[i / (SN_GROUP / 2)] += q[i];
-    tail.sum = (float)(total[0] + total[1]) * tail.scale;
-    for (int half = 0; half < 2; half++) tail.halves[half] = (float)total[half] * tail.scale;
     for (int d = digits - 1; d >= 0; d--) { /* the highest digit lies first */
         int8_t *plane = out + (digits - 1 - d) * SN_GROUP;
         int shift = 8 * d;
         /* Rounding half of the lower digits' range up makes each digit the nearest. */
         int32_t half = shift ? 0x808080 >> (24 - shift) : 0;
         for (int i = 0; i < SN_GROUP; i++) plane[i] = (int8_t)((q[i] + half) >> shift);
-        for (int i = 0; i < SN_GROUP && d == 2; i++) high[i / (SN_GROUP / 2)] += plane[i];
     }
+    int32_t total[2] = {0, 0}, high[2] = {0, 0};
+    for (int half = 0; half < 2; half++) { /* one after the other, so that each is summed in vectors */
+        const int first = half * SN_GROUP / 2;
+        for (int i = first; i < first + SN_GROUP / 2; i++) total[half] += q[i];
+        for (int i = first; i < first + SN_GROUP / 2 && digits == 3; i++) high[half] += (q[i] + 0x8080) >> 16;
+        tail.halves[half] = (float)total[half] * tail.scale;
+    }
+    tail.sum = (float)(total[0] + total[1]) * tail.scale;
     tail.high[0] = high[0] + high[1];
     tail.high[1] = high[1];
     for (int half = 0; half < 2; half++) tail.low[half] = (half ? 0 : total[0]) + total[1] - tail.high[half] * 65536;
@@ -108,7 +111,14 @@ void sn_int_prepare(const sn_linear *w, const float *x, int64_t ldx, int64_t n, 
             int64_t block = row / SN_BLOCK_ROWS * SN_BLOCK_ROWS;
             int64_t rows = n - block < SN_BLOCK_ROWS ? n - block : SN_BLOCK_ROWS;
             int8_t *out = (int8_t *)scratch + (block * groups_of(w) + group * rows + row - block) * bytes;
-            prepare_group(x + row * ldx + group * SN_GROUP, left < SN_GROUP ? (int)left : SN_GROUP, digits, out);
+            const float *from = x + row * ldx + group * SN_GROUP;
+            int count = left < SN_GROUP ? (int)left : SN_GROUP;
+            if (digits == 1)
+                prepare_group(from, count, 1, out);
+            else if (digits == 2)
+                prepare_group(from, count, 2, out);
+            else
+                prepare_group(from, count, 3, out);
         }
 }
 
