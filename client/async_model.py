@@ -20,6 +20,7 @@ from .connecting import ConnectOptions, SessionOptions, check_session, checked_e
 from .decoding.head_batch import HeadBatcher
 from .generation import Generation, GenerationRun
 from .guided.token_guide import Guides
+from .hops.edge_codecs import EdgeCodecs
 from .hops.plan import RouteSettings, SessionSettings
 from .local_model import LocalModel, OnProgress
 from .network import ClientNetwork
@@ -70,8 +71,6 @@ class AsyncSwarmModel:
         check_session(wire_codec=wire_codec, wait=wait, prefix_salt=prefix_salt)
         self._local = local
         self._network = network
-        self._wire_codec = local.wire_codec if wire_codec == "auto" else wire_codec
-        self._insists = wire_codec != "auto"
         self._limits = WaitLimits(missing_s=wait)
         self._on_progress = on_progress
         self._chain = chain
@@ -81,22 +80,31 @@ class AsyncSwarmModel:
         self._links = LinkPool(
             network.transport, local.ref, agent=_agent(), patience=patience, guard=DialGuard(for_client=True)
         )
+        insists = wire_codec != "auto"
+        self._codecs = EdgeCodecs(
+            wire_codec if insists else local.wire_codec,
+            insists=insists,
+            failed=local.failed,
+            tables=local.scales,
+            offers=self._links.offer_of,
+            reader=local.reader,
+        )
         self._heads = HeadBatcher(local.head)
         self._guides = Guides(local.tokenizer, local.vocab_size)
         self._reader = PromptReader(local.tokenizer, vocab_size=local.vocab_size, context=local.context)
         self._runs: set[GenerationRun] = set()
         self._noting: asyncio.Future[None] | None = None  # that the model has answered
         self._closed = False
-        mean, each = local.boundaries.sizes(partial(kind_row_bytes, self._wire_codec))
         self._router = router or Router(
             network.directory,
             local.ref,
-            bytes_per_token=mean,
-            row_bytes=each,
-            cuts=local.boundaries.cuts,
+            local.boundaries,
+            partial(kind_row_bytes, self._codecs.wanted),
             demand=network.demand,
         )
-        self._scout = Scout(self._links, self._router, local.head.embed, self._wire_codec, local.boundaries)
+        self._scout = Scout(
+            self._links, self._router, local.head.embed, self._codecs.wanted, local.boundaries
+        )
 
     @classmethod
     async def connect(cls, **options: Unpack[ConnectOptions]) -> Self:
@@ -236,14 +244,9 @@ class AsyncSwarmModel:
             self._scout,
             RouteSettings(
                 SessionSettings(local.boundaries, max_tokens, local.embedding_rms),
-                self._wire_codec,
+                self._codecs,
                 router if self._chain else None,
                 prefix=PrefixKey(self._salt, router.model.digest) if self._salt is not None else None,
-                tables=local.scales,
-                offers=self._links.offer_of,
-                reader=local.reader,
-                failed=local.failed,
-                insists=self._insists,
             ),
             Need(max_tokens, prompt_tokens, max(1, max_tokens - prompt_tokens)),
             limits=self._limits,

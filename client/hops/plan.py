@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from ...swarm.boundaries import Boundaries
-from ...swarm.codecs import int8s
 from ...swarm.codecs.codec import Codec
-from ...swarm.codecs.kinds import negotiate
-from ...swarm.codecs.names import COARSE_KINDS, KINDS
-from ...swarm.codecs.scales import ScaleTable
-from ...swarm.errors import HopFailedError, RemoteProtocolError
-from ...swarm.fidelity.row_reader import RowReader
-from ...swarm.links.pool import Offer
 from ...swarm.protocol.field_types import Downstream
 from ...swarm.types import Hop, NodeInfo
 from ..routing.prefix import HopPlace, PageNames, PrefixKey, page_names
 from ..routing.router import Router
+from .edge_codecs import EdgeCodecs
 
 
 class Patient(Protocol):
@@ -44,75 +38,25 @@ class SessionSettings:
 
 @dataclass(frozen=True, slots=True)
 class RouteSettings:
-    """What a route's session is opened with. ``wire_codec``: the kind of codec for edges whose ends both
-    speak it. ``router`` says which hops may be chained; without one the client carries every activation
-    itself. ``nodes``: the announcements of its hops, by peer id. With ``prefix`` hops are asked for pages
-    that they may hold. ``doubts``: when one is left that may only be slow. ``on_progress`` is told how many
-    tokens went through all hops, while a prompt is fed. ``tables``: scales of the rows at each
-    boundary, as far as they are known. ``offers``: what a node has told this client; the table that it wants
-    for the rows that go to it comes first, and can harm only itself. ``reader``: judges the rows that come to
-    this client from the model's last block. Kinds of codecs that ``failed`` (``LocalModel``), or lose too
-    much by the word of who reads the rows, are not taken, unless a person ``insists``."""
+    """What a route's session is opened with. ``codecs``: of its edges. ``router`` says which hops may be
+    chained; without one the client carries every activation itself. ``nodes``: the announcements of its hops,
+    by peer id. With ``prefix`` hops are asked for pages that they may hold. ``doubts``: when one is left that
+    may only be slow. ``on_progress`` is told how many tokens went through all hops, while a prompt is fed."""
 
     session: SessionSettings
-    wire_codec: str
+    codecs: EdgeCodecs
     router: Router | None
     nodes: dict[str, NodeInfo] = field(default_factory=dict)
     prefix: PrefixKey | None = None
     doubts: Patient | None = None
     on_progress: Callable[[int], None] | None = None
-    tables: Mapping[int, ScaleTable] = field(default_factory=dict)
-    offers: Callable[[str], Offer | None] = lambda peer_id: None
-    reader: RowReader | None = None
-    failed: Collection[str] = ()
-    insists: bool = False
 
     def may_chain(self, before: str, after: str) -> bool:
         return self.router is not None and self.router.may_chain(before, after)
 
     def codec_between(self, before: str | None, after: str | None, boundary: int) -> Codec:
-        """The codec of the edge between two peers, at ``boundary``; None is this client. Raises
-        HopFailedError."""
-        spoken: tuple[str, ...] = KINDS
-        last = before or after or ""
-        for peer_id in (before, after):
-            if peer_id is not None and (told := self._told_by(peer_id)):
-                spoken = tuple(kind for kind in spoken if all(kind in kinds for kinds in told))
-                last = peer_id
-        avoided = self._too_coarse(after)
-        spoken = tuple(kind for kind in spoken if kind not in avoided)
-        try:
-            table = self._table_of(after, boundary) if self.wire_codec == int8s.KIND else None
-        except RemoteProtocolError as error:
-            raise HopFailedError(after or "", error) from error
-        try:
-            return negotiate(KINDS, spoken, self.wire_codec, table)
-        except RemoteProtocolError as error:
-            raise HopFailedError(last, error) from error
-
-    def _told_by(self, peer_id: str) -> list[tuple[str, ...]]:
-        """The kinds of codecs that a node says it speaks: as it told us, and as it announced. Either may be
-        the newer list, and a node may come to want fewer."""
-        offer, node = self.offers(peer_id), self.nodes.get(peer_id)
-        told = [said.codecs for said in (offer, node) if said is not None]
-        return [kinds for kinds in told if kinds]
-
-    def _too_coarse(self, reader: str | None) -> frozenset[str]:
-        """Kinds of codecs not to begin with for rows that a peer reads; None is this client."""
-        if self.insists:
-            return frozenset()
-        said = self.reader if reader is None else self.nodes.get(reader)
-        return frozenset(COARSE_KINDS).intersection(
-            [*self.failed, *(said.coarse if said is not None else ())]
-        )
-
-    def _table_of(self, after: str | None, boundary: int) -> ScaleTable | None:
-        """The scales for rows that go to a peer at ``boundary``. Raises RemoteProtocolError for what it
-        offers."""
-        offer = self.offers(after) if after is not None else None
-        if offer is not None and offer.scales and offer.boundary == boundary:
-            return ScaleTable.from_peer(offer.scales, self.session.boundaries.widths[boundary])
-        return self.tables.get(boundary)
+        """See ``EdgeCodecs.between``."""
+        return self.codecs.between(before, after, boundary, self.session.boundaries, self.nodes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,7 +180,7 @@ class RouteSession:
             embedding_rms=settings.embedding_rms,
         )
         is_last = hops[-1].plan.hop.span.end == len(self.settings.session.boundaries.widths) - 1
-        return Segment(hops, rows, self.settings.doubts, self.settings.reader if is_last else None)
+        return Segment(hops, rows, self.settings.doubts, self.settings.codecs.reader if is_last else None)
 
     def check_open(self) -> None:
         """Raises StreamClosedError for a session that was closed here."""

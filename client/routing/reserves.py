@@ -32,21 +32,18 @@ class Wanted:
 
 
 class Reserves:
-    """The reserves of one client, for a model of ``n_blocks`` and ``cuts``. ``clock`` gives seconds."""
+    """The reserves of one client, for the model of ``finder``. ``clock`` gives seconds."""
 
     def __init__(
         self,
-        n_blocks: int,
         announcements: Announcements,
         *,
-        cuts: tuple[int, ...] = (),
         finder: RouteFinder,
         evidence: Evidence,
         slow: SlowSearch,
         health: PeerHealth,
         clock: Callable[[], float],
     ) -> None:
-        self._n_blocks, self._cuts = n_blocks, cuts
         self._announcements = announcements
         self._finder = finder
         self._evidence = evidence
@@ -64,8 +61,9 @@ class Reserves:
             if self._evidence.standing(node.peer_id, now) >= wanted.least
             and node.peer_id not in wanted.without
         ]
-        gap = wanted.gap or Span(0, self._n_blocks)
-        return missing_blocks(known, gap.end, start=gap.start, cuts=self._cuts)
+        whole = self._finder.whole
+        gap = wanted.gap or whole.span
+        return missing_blocks(known, gap.end, start=gap.start, cuts=whole.cuts)
 
     def to_meet(self, need: Need, wanted: Wanted) -> list[NodeInfo]:
         """Peers that could carry blocks of ``unmet``, if they proved to be what is ``wanted``, in the order
@@ -94,7 +92,7 @@ class Reserves:
         proven = {node.peer_id: node.span for node in self.proven()}
         short = [
             block
-            for block in range(self._n_blocks)
+            for block in range(self._finder.whole.n_blocks)
             if sum(block in span for span in proven.values()) <= RESERVES
         ]
         explore = now - self._explored_at >= EXPLORE_S

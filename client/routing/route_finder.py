@@ -10,7 +10,7 @@ from ...swarm.routing.best_route import NoRouteError, RouteRequest, find_route, 
 from ...swarm.routing.edges import Edges
 from ...swarm.routing.prediction import Prediction
 from ...swarm.routing.slow_hop import Replacement
-from ...swarm.types import ModelRef, NodeInfo, NodeState, Route
+from ...swarm.types import NodeInfo, NodeState, Route
 from .evidence import Evidence
 from .link_table import LinkTable
 from .route_memory import Held, cheaper_held
@@ -41,17 +41,13 @@ class Planned:
 
 
 class RouteFinder:
-    """Searches for one model. ``bytes_per_token``: activations of a token on the wire, one way; ``row_bytes``
-    and ``cuts``: as in ``RouteRequest``. ``clock`` in seconds. ``salt`` makes this client's order of equal
-    peers its own."""
+    """Searches for one model. ``whole``: a request for all of its blocks, whatever the session needs.
+    ``clock`` in seconds. ``salt`` makes this client's order of equal peers its own."""
 
     def __init__(
         self,
-        model: ModelRef,
-        bytes_per_token: int,
+        whole: RouteRequest,
         *,
-        row_bytes: tuple[int, ...] = (),
-        cuts: tuple[int, ...] = (),
         evidence: Evidence,
         links: LinkTable,
         slow: SlowSearch,
@@ -59,9 +55,7 @@ class RouteFinder:
         salt: str,
         clock: Callable[[], float],
     ) -> None:
-        self._model = model
-        self._bytes_per_token = bytes_per_token
-        self._row_bytes, self._cuts = row_bytes, cuts
+        self.whole = whole
         self._evidence = evidence
         self._links = links
         self._slow = slow
@@ -76,16 +70,12 @@ class RouteFinder:
 
     def request(self, need: Need, banned: frozenset[str]) -> RouteRequest:
         """One for the whole model."""
-        return RouteRequest(
-            n_blocks=self._model.n_blocks,
+        return replace(
+            self.whole,
             kv_tokens=need.kv_tokens,
             prompt_tokens=need.prompt_tokens,
             new_tokens=need.new_tokens,
-            bytes_per_token=self._bytes_per_token,
-            row_bytes=self._row_bytes,
-            cuts=self._cuts,
             banned=banned,
-            digest=self._model.digest,
         )
 
     def search(

@@ -11,9 +11,11 @@ from contextlib import suppress
 from dataclasses import replace
 
 from ...dht.directory import REFRESH_S, Directory
+from ...swarm.boundaries import Boundaries
 from ...swarm.errors import HopFailedError, SwarmError, TrialLostError
 from ...swarm.faults import Faults
 from ...swarm.peer_health import PeerHealth
+from ...swarm.routing.best_route import RouteRequest
 from ...swarm.routing.prediction import Prediction, decode_seconds, queue_seconds
 from ...swarm.routing.slow_hop import ChainSpent, HopSpent
 from ...swarm.types import ModelRef, NodeInfo, Route, Span
@@ -35,19 +37,17 @@ LIE_FACTOR = 10.0
 class Router:
     """Plans routes for one model. Everything that is learned of peers goes in here: failures, round trips.
 
-    ``bytes_per_token``: activations of a token on the wire, one way; ``row_bytes`` and ``cuts``: as in
-    ``RouteRequest``. ``clock`` in seconds. ``demand`` is told
-    while there is no route. ``reserves``: the peers that could serve besides those in use.
+    ``boundaries``: of the model. ``row_bytes``: of a row on the wire, by its width. ``clock`` in seconds.
+    ``demand`` is told while there is no route. ``reserves``: the peers that could serve besides those in use.
     """
 
     def __init__(
         self,
         directory: Directory,
         model: ModelRef,
+        boundaries: Boundaries,
+        row_bytes: Callable[[int], int],
         *,
-        bytes_per_token: int,
-        row_bytes: tuple[int, ...] = (),
-        cuts: tuple[int, ...] = (),
         health: PeerHealth | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -58,20 +58,24 @@ class Router:
         self.health = health or PeerHealth()
         self.now = clock
         salt = secrets.token_hex(8) if salt is None else salt
-        self._bytes_per_token = bytes_per_token
+        self._bytes_per_token, at_boundaries = boundaries.sizes(row_bytes)
         self._bans = Bans(self.health, random.Random(salt))
         self._link_table = LinkTable()
         self._faults = Faults("routing")
         self._evidence = Evidence(salt)
-        self._slow = SlowSearch(self._evidence, bytes_per_token)
+        self._slow = SlowSearch(self._evidence, self._bytes_per_token)
         self._announcements = Announcements(
             directory, model, clock=clock, faults=self._faults, on_read=self._saw
         )
         self._finder = RouteFinder(
-            model,
-            bytes_per_token,
-            row_bytes=row_bytes,
-            cuts=cuts,
+            RouteRequest(
+                model.n_blocks,
+                kv_tokens=0,
+                bytes_per_token=self._bytes_per_token,
+                row_bytes=at_boundaries,
+                cuts=boundaries.cuts,
+                digest=model.digest,
+            ),
             evidence=self._evidence,
             links=self._link_table,
             slow=self._slow,
@@ -80,9 +84,7 @@ class Router:
             clock=clock,
         )
         self.reserves = Reserves(
-            model.n_blocks,
             self._announcements,
-            cuts=cuts,
             finder=self._finder,
             evidence=self._evidence,
             slow=self._slow,

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from swarm_node.client.async_model import AsyncSwarmModel
+from swarm_node.client.hops.edge_codecs import EdgeCodecs
 from swarm_node.client.hops.plan import RouteSettings, SessionSettings
 from swarm_node.client.hops.row_watch import usual_embedding_rms
 from swarm_node.client.local_model import LocalModel
@@ -15,6 +16,7 @@ from swarm_node.client.network import ClientNetwork
 from swarm_node.client.routing.router import Router
 from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
+from swarm_node.swarm.codecs.kinds import NONE
 from swarm_node.swarm.protocol.wire import PROTOCOL_ID
 from swarm_node.swarm.timeouts import Patience
 from swarm_node.swarm.transport.memory import MemoryNetwork
@@ -92,7 +94,8 @@ class FakeSwarm:
     def settings(self, codec: str = "none", *, chain: bool = True) -> RouteSettings:
         """For a RouteSession of its own."""
         nodes = {peer_id: self.info(peer_id) for peer_id in self.nodes}
-        return RouteSettings(SessionSettings(BOUNDARIES, 256), codec, self.router() if chain else None, nodes)
+        router = self.router() if chain else None
+        return RouteSettings(SessionSettings(BOUNDARIES, 256), EdgeCodecs(codec), router, nodes)
 
     def announce(self, peer_id: str, **changes: Any) -> None:
         self.store.put(replace(self.info(peer_id), **changes))
@@ -123,7 +126,7 @@ class FakeSwarm:
 
     def router(self, **options: Any) -> Router:
         directory = MemoryDirectory(self.store)
-        return Router(directory, MODEL, bytes_per_token=HIDDEN * 4, **{"salt": "", **options})
+        return Router(directory, MODEL, BOUNDARIES, NONE.row_bytes, **{"salt": "", **options})
 
     def client(
         self,

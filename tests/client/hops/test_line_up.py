@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from swarm_node.client.hops.edge_codecs import EdgeCodecs
 from swarm_node.client.hops.hop import HopClient
 from swarm_node.client.hops.line_up import plan_line
 from swarm_node.client.hops.plan import HopPlan, RouteSettings, SessionSettings
@@ -36,7 +37,9 @@ def always(before: str, after: str) -> bool:
 def settings() -> RouteSettings:
     nodes = FakeSwarm(a="0-1", b="2-3", c="4-5", d="2-3").settings().nodes
     session = SessionSettings(Boundaries.alike(12, 8), 256)
-    return RouteSettings(session, "int8", cast(Router, None), nodes, PrefixKey(bytes(32), "ab" * 32))
+    return RouteSettings(
+        session, EdgeCodecs("int8"), cast(Router, None), nodes, PrefixKey(bytes(32), "ab" * 32)
+    )
 
 
 def opened(plan: HopPlan) -> HopClient:
@@ -82,9 +85,13 @@ def test_between_hops_that_stay(settings: RouteSettings) -> None:
 def scaled(settings: RouteSettings) -> RouteSettings:
     """The default. The client knows the scales of boundaries 0 and 6, and what b has told it."""
     offers = {"b": Offer(KINDS, 2, table_of(8, 2).exponents)}
-    return replace(
-        settings, wire_codec="int8s", tables={0: table_of(8, 0), 6: table_of(8, 6)}, offers=offers.get
-    )
+    tables = {0: table_of(8, 0), 6: table_of(8, 6)}
+    return changed(settings, wanted="int8s", tables=tables, offers=offers.get)
+
+
+def changed(settings: RouteSettings, **changes: Any) -> RouteSettings:
+    """With other fields of its codecs."""
+    return replace(settings, codecs=replace(settings.codecs, **changes))
 
 
 def names(plans: dict[int, HopPlan]) -> list[tuple[str, str]]:
@@ -98,15 +105,15 @@ def scales(seed: int) -> str:
 def test_each_boundary_has_the_scales_of_who_reads_there(scaled: RouteSettings) -> None:
     plans = plan_line([A, B, C], scaled, IDS, always)
     assert names(plans) == [(scales(0), scales(2)), (scales(2), "f8"), ("f8", scales(6))]
-    without = replace(scaled, tables={}, offers=lambda peer_id: None)
+    without = changed(scaled, tables={}, offers=lambda peer_id: None)
     assert names(plan_line([A, B, C], without, IDS, always)) == [("f8", "f8")] * 3
-    asked = replace(scaled, wire_codec="int8")
+    asked = changed(scaled, wanted="int8")
     assert names(plan_line([A, B, C], asked, IDS, always)) == [("int8", "int8")] * 3
 
 
 def test_a_node_s_own_scales_are_for_its_first_block(scaled: RouteSettings) -> None:
     """Those of the model come second; b's are not for a boundary in its span."""
-    scaled = replace(scaled, tables={2: table_of(8, 9), 3: table_of(8, 3)})
+    scaled = changed(scaled, tables={2: table_of(8, 9), 3: table_of(8, 3)})
     inside = [Hop("a", Span(0, 3)), Hop("b", Span(3, 6))]
     assert names(plan_line(inside, scaled, IDS, always)) == [("f8", scales(3)), (scales(3), "f8")]
     assert names(plan_line([A, B, C], scaled, IDS, always))[1] == (scales(2), "f8")
@@ -116,7 +123,7 @@ def test_a_table_that_cannot_be_ends_the_hop_that_offers_it(scaled: RouteSetting
     for exponents in (bytes(7), bytes([99] * 8)):
         offers = {"b": Offer(KINDS, 2, exponents)}
         with pytest.raises(HopFailedError, match="table of scales") as caught:
-            plan_line([A, B, C], replace(scaled, offers=offers.get), IDS, always)
+            plan_line([A, B, C], changed(scaled, offers=offers.get), IDS, always)
         assert caught.value.peer_id == "b"
 
 
@@ -126,13 +133,13 @@ def test_a_node_that_wants_less_is_heard_however_it_says_so(scaled: RouteSetting
     fewer = ("none", "bf16", "f8")
     offers = {"b": Offer(KINDS if by_record else fewer, 2, table_of(8, 2).exponents)}
     scaled.nodes["b"] = replace(scaled.nodes["b"], codecs=fewer if by_record else KINDS)
-    plans = plan_line([A, B, C], replace(scaled, offers=offers.get), IDS, always)
+    plans = plan_line([A, B, C], changed(scaled, offers=offers.get), IDS, always)
     assert names(plans) == [(scales(0), "f8"), ("f8", "f8"), ("f8", scales(6))]
 
 
 def test_an_old_peer_gets_16_bits(scaled: RouteSettings) -> None:
     scaled.nodes["b"] = replace(scaled.nodes["b"], codecs=("none", "bf16", "fp16", "int8"))
-    plans = plan_line([A, B, C], replace(scaled, offers=lambda peer_id: None), IDS, always)
+    plans = plan_line([A, B, C], changed(scaled, offers=lambda peer_id: None), IDS, always)
     assert names(plans) == [(scales(0), "bf16"), ("bf16", "bf16"), ("bf16", scales(6))]
 
 
@@ -140,7 +147,7 @@ def test_a_replacement_keeps_the_scales_that_rows_are_journalled_in(scaled: Rout
     """Whatever it wants itself; boundaries that are new choose anew."""
     a, b, c = old = [opened(plan) for plan in plan_line([A, B, C], scaled, IDS, always).values()]
     offers = {"d": Offer(KINDS, 2, table_of(8, 7).exponents), "e": Offer(KINDS, 3, table_of(8, 8).exponents)}
-    now = replace(scaled, offers=offers.get)
+    now = changed(scaled, offers=offers.get)
     assert names(plan_line([a, D, c], now, IDS, always, old)) == [(scales(2), "f8")]
     halves = [a, Hop("d", Span(2, 3)), Hop("e", Span(3, 4)), c]
     assert names(plan_line(halves, now, IDS, always, old)) == [(scales(2), scales(8)), (scales(8), "f8")]
@@ -162,13 +169,13 @@ def test_a_codec_that_loses_too_much_for_its_reader_is_avoided(scaled: RouteSett
     nodes = {**scaled.nodes, "b": replace(scaled.nodes["b"], coarse=("int8s", "none"))}
     reader = RowReader(np.ones(8, np.float32), lambda: 0.0)
     reader.coarse = ("int8s", "f8")
-    told = replace(scaled, nodes=nodes, reader=reader)
+    told = changed(replace(scaled, nodes=nodes), reader=reader)
     assert names(plan_line([A, B, C], told, IDS, always)) == [(scales(0), "f8"), ("f8", "f8"), ("f8", "bf16")]
-    failed = replace(scaled, failed={"f8", "bf16", "none"})
+    failed = changed(scaled, failed={"f8", "bf16", "none"})
     assert names(plan_line([A, B, C], failed, IDS, always)) == [
         (scales(0), scales(2)),
         (scales(2), "bf16"),
         ("bf16", scales(6)),
     ]
-    insisting = replace(told, failed={"int8"}, wire_codec="int8", insists=True)
+    insisting = changed(told, failed={"int8"}, wanted="int8", insists=True)
     assert names(plan_line([A, B, C], insisting, IDS, always)) == [("int8", "int8")] * 3

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from swarm_node.client.hops.edge_codecs import EdgeCodecs
 from swarm_node.client.hops.plan import RouteSettings, SessionSettings
 from swarm_node.client.routing.prefix import PrefixKey
 from swarm_node.client.routing.route_finder import Need
@@ -45,7 +46,7 @@ def new_session(
         Scout(links, router, HEAD.embed, "none", BOUNDARIES),
         RouteSettings(
             SessionSettings(BOUNDARIES, max_tokens),
-            "none",
+            EdgeCodecs("none"),
             router if chain else None,
             prefix=PrefixKey(salt, model.digest) if salt is not None else None,
         ),
