@@ -14,6 +14,9 @@ MAX_BLOCKS = 4096
 MAX_RECORD_BYTES = 4096
 """A signed record. A usual one has 500-900 bytes; the bound leaves room for a dozen long addresses."""
 
+MAX_ROW = 65536
+"""Values of a token at a boundary of blocks: some codecs number them with a uint16."""
+
 MAX_SCALES = 12288
 """Channels that a table of scales may have (``codecs.scales``). The header of an OPEN holds two such tables
 beside all else that it may hold."""

@@ -21,9 +21,8 @@ def plan_line(
     may_chain: Callable[[str, str], bool],
     old: Sequence[HopClient] = (),
 ) -> dict[int, HopPlan]:
-    """Plans of the new hops, by number. Edges to hops that stay keep their codec, as
-    rows in journals have it. ``ids``: what the session
-    was fed. ``old``: the route's hops before its repair; none in a new route.
+    """Plans of the new hops, by number. Edges to hops that stay keep their codec, as rows in journals have
+    it. ``ids``: what the session was fed. ``old``: the route's hops before its repair; none in a new route.
 
     Raises HopFailedError for a hop that speaks no codec of ours.
     """

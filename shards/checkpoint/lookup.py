@@ -42,10 +42,9 @@ class ModelNotFoundError(ModelError):
 class ModelLocation:
     """``path``: what ``open_checkpoint`` takes; "" for a model that only the swarm has. ``ref``: the model,
     where it is known without opening it, always for one of the swarm's, also where its weights come from the
-    hub. ``root``: of the weights' manifest,
-    where the person gave it. ``called``: the name that the person gave, "" for a path. ``decision``: how one
-    of several models was taken. ``variants``: what else is announced of one of the swarm's: its digest, with
-    another number of blocks."""
+    hub. ``root``: of the weights' manifest, where the person gave it. ``called``: the name that the person
+    gave, "" for a path. ``decision``: how one of several models was taken. ``variants``: what else is
+    announced of one of the swarm's: its digest, with another number of blocks."""
 
     name: str
     source: Source

@@ -44,9 +44,8 @@ def open_checkpoint(
     root is known as well. ``progress(done_bytes, total_bytes, label)`` then, and while files are downloaded.
     Of a hub model only the bytes are fetched that hold ``blocks`` and, for a ``client``, embedding, norm,
     head and tokenizer; all of it where neither is named, and without ``weights`` only what describes the
-    model. UsageError where ``blocks`` are outside the model,
-    CheckpointError for files that are missing or damaged, UnsupportedModelError for models we cannot run,
-    NetworkError where the hub cannot be reached.
+    model. UsageError where ``blocks`` are outside the model, CheckpointError for files that are missing or
+    damaged, UnsupportedModelError for models we cannot run, NetworkError where the hub cannot be reached.
     """
     path = Path(path_or_name).expanduser()
     checkpoint: Checkpoint

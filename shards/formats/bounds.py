@@ -7,8 +7,6 @@ from .shown import shown
 
 MAX_WIDTH = 1 << 20
 """No layer may be wider. It is more than any in use, and bounds what a damaged file can make us allocate."""
-MAX_ROW = 1 << 16
-"""Values of one token at a boundary of blocks: no more can be sent."""
 MAX_CONTEXT = 1 << 26
 MAX_VOCAB = 1 << 22
 SCALES = (1e-6, 1e6)

@@ -14,18 +14,9 @@ from dataclasses import dataclass
 
 from ...swarm.boundaries import Boundaries
 from ...swarm.errors import CheckpointError
-from ...swarm.types import MAX_BLOCKS
+from ...swarm.types import MAX_BLOCKS, MAX_ROW
 from .block_config import BlockConfig, NormConfig
-from .bounds import (
-    MAX_CONTEXT,
-    MAX_ROW,
-    MAX_VOCAB,
-    MAX_WIDTH,
-    SCALES,
-    check_between,
-    check_count,
-    check_softcap,
-)
+from .bounds import MAX_CONTEXT, MAX_VOCAB, MAX_WIDTH, SCALES, check_between, check_count, check_softcap
 from .foreign_config import ForeignConfig
 from .qtypes import Quantization
 from .shown import shown
@@ -116,10 +107,10 @@ class ModelConfig:
                 raise CheckpointError(f"special token id {shown(token)} is outside 0..{MAX_VOCAB - 1}")
 
         if any(
-            block.streams is not None and block.streams.count != self.streams for block in self.blocks
-        ) or (self.streams > 1 and any(block.streams is None for block in self.blocks)):
+            (1 if block.streams is None else block.streams.count) != self.streams for block in self.blocks
+        ):
             raise CheckpointError(f"not every block has {self.streams} residual streams")
-        if self.row_width(0) > MAX_ROW and (self.sideband is not None or self.streams > 1):
+        if self.row_width(0) > MAX_ROW:
             raise CheckpointError(f"a row has {self.row_width(0)} values, at most {MAX_ROW} are possible")
         self._check_sideband()
         for number, block in enumerate(self.blocks):

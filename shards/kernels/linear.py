@@ -164,8 +164,8 @@ def native_file(
 
 
 def native_stack(linears: Sequence[NativeLinear], bias: NDArray[np.float32] | None) -> NativeLinear:
-    """One linear of the rows of all (equal columns), whose own biases do not count. The
-    weights of several are copied."""
+    """One linear of the rows of all (equal columns), whose own biases do not count. Copies the weights of
+    several."""
     first = linears[0].struct
     if len(linears) == 1:
         return NativeLinear(first, linears[0].weights, bias)

@@ -81,8 +81,8 @@ def client_memory(shape: HeadShape, *, quantize: str = "auto", native: bool = Tr
 
 def head_bytes(shape: HeadShape, quantize: str, native: bool) -> int:
     """The head's matrix as ``load_client_model`` holds it, with the bounds of its rows where it is refined,
-    and the C kernels' working memory: 64 normed rows, in float32 and as two digits with what
-    describes 32 of them."""
+    and the C kernels' working memory: 64 normed rows, in float32 and as two digits with what describes 32 of
+    them."""
     vocab, hidden, qtype = shape.vocab_size, shape.hidden_size, shape.qtype
     form = head_form(qtype, hidden, quantize, native)
     padded = -(-vocab // TILE) * TILE
@@ -91,9 +91,8 @@ def head_bytes(shape: HeadShape, quantize: str, native: bool) -> int:
         size = 4 if form == "float32" else 2
         return padded * hidden * size + 64 * 4 * hidden if native else vocab * hidden * size
     if native:
-        matrix = round(padded * hidden // GROUP * _NATIVE_GROUPS[form]) + round(
-            64 * (6 + 28 / GROUP) * hidden
-        )
+        scratch = round(64 * (6 + 28 / GROUP) * hidden)
+        matrix = round(padded * hidden // GROUP * _NATIVE_GROUPS[form]) + scratch
         return matrix + bounds + 4 * vocab if form == "int8" else matrix  # and room for the ids to refine
     if form == "int8":
         return vocab * hidden + 2 * vocab + bounds

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import ErrorCode, LocalProtocolError, RemoteProtocolError, UsageError
+from ..types import MAX_ROW
 from .names import COARSE_KINDS
 
-MAX_WIDTH = 65536
-"""Values a row may have at most: some formats number them with a uint16."""
 MAX_MAGNITUDE = 2.0**40
 """The largest magnitude of a value that is accepted. The largest known in any model's blocks is about 2^20.
 The squares of a row of values up to this have a finite sum in float32, so an accepted row makes no next block
@@ -62,7 +61,7 @@ class Codec(ABC):
 
     def payload_bytes(self, tokens: int, width: int) -> int:
         """The exact size of the encoded rows of ``tokens``. Raises UsageError."""
-        if tokens < 0 or not 0 < width <= MAX_WIDTH:
+        if tokens < 0 or not 0 < width <= MAX_ROW:
             raise UsageError(f"{tokens} rows of {width} values are not possible")
         return tokens * self._row_bytes(width)
 

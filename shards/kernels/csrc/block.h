@@ -75,8 +75,9 @@ typedef struct sn_rotation {
 int64_t sn_span_scratch(const sn_span *span, int32_t threads);
 
 /* x (rows, hidden), packed, becomes the output of blocks first_block to end_block (absolute). beside, `beside_ld`
-   floats a row: what these blocks read beside x, in their order. The pieces, in the order of their rows, are all of x; their keys and values are appended to kv. rotations: (kinds, pieces), a block's
-   `rope` being the number of its kind. pool may be NULL. */
+   floats a row: what these blocks read beside x, in their order. The pieces, in the order of their rows, are all of
+   x; their keys and values are appended to kv. rotations: (kinds, pieces), a block's `rope` being the number of its
+   kind. pool may be NULL. */
 void sn_span_forward(const sn_span *span, sn_pool *pool, int32_t first_block, int32_t end_block, float *x,
                      int64_t rows, const float *beside, int64_t beside_ld, const sn_piece *pieces,
                      const sn_rotation *rotations, int32_t n_pieces, const sn_kv *kv, void *scratch);
