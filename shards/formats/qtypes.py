@@ -83,6 +83,11 @@ class Grouped(NamedTuple):
     scale_bytes: int
 
 
+def groups_of(cols: int, group: int) -> int:
+    """How many groups a row of ``cols`` has; the last one may be shorter."""
+    return -(-cols // group) if group else 1
+
+
 def integer_qtype(bits: int, group: int, end: str = "") -> str:
     """Our name for integers in groups of columns. ``end``: MIXED, ZEROS or nothing."""
     return f"INT{bits}_{group or 'ROW'}{end}"
@@ -160,8 +165,7 @@ def row_bytes(qtype: str, cols: int) -> int:
     share, such as zero points packed together, is left out."""
     if qtype in HF_GROUPED:
         grouped = HF_GROUPED[qtype]
-        groups = -(-cols // grouped.group) if grouped.group else 1
-        return -(-cols * grouped.bits // 8) + groups * grouped.scale_bytes
+        return -(-cols * grouped.bits // 8) + groups_of(cols, grouped.group) * grouped.scale_bytes
     if qtype in AFFINE:
         bits, values, wide = AFFINE[qtype]
         size = values * bits // 8 + (8 if wide else 4)

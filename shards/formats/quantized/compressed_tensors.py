@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ....swarm.errors import CheckpointError
-from ..qtypes import MIXED, ZEROS, Quantization, Scheme, code_qtype, integer_qtype
+from ..qtypes import MIXED, ZEROS, Quantization, code_qtype, groups_of, integer_qtype
 from ..raw_tensor import RawTensor
 from ..tensors import TensorInfo, TensorSource
 from .codes import E2M1, Codes
 from .float8 import E4M3
-from .gptq import groups_of_columns
+from .gptq import groups_of_columns, may_tell_groups
 from .mxfp4 import GROUP, mxfp4_tensor
 from .parts import Parts, sibling
 from .scales import EXPONENTS, SCALE_TYPES, scales, scheme_of, whole_floats
@@ -58,11 +58,11 @@ class PackedIntegers:
         scheme = scheme_of(parts.shape, scale.shape, bits, self.settings.schemes)
         if scheme is None or packed.qtype != "I32" or scale.qtype not in SCALE_TYPES:
             raise parts.misfit(packed, scale, zeros, index)
-        groups = cols // scheme.group if scheme.group else 1
+        groups = groups_of(cols, scheme.group)
         sound = (
             packed.shape[:-1] == parts.shape[:-1] == (rows,)
             and cols % max(1, scheme.group) == 0
-            and (index is None or (index.qtype in ("I32", "I64") and index.shape == (cols,)))
+            and may_tell_groups(index, cols)
             and (
                 zeros is None
                 or (zeros.qtype == "I32" and zeros.shape == (-(-rows * bits // 32), groups))
@@ -82,18 +82,15 @@ class PackedIntegers:
         if shape_name in source.manifest:
             _check_shape(source.tensor(shape_name), info)
         cols, bits = info.shape[-1], int(info.qtype[3])
-        scheme = scheme_of(info.shape, scale.shape, bits, self.settings.schemes) or Scheme(bits, 0)
-        group_of = None
-        if index_name in source.manifest:
-            groups = cols // scheme.group if scheme.group else 1
-            group_of = groups_of_columns(source.tensor(index_name), groups, info)
+        held, group = scales(scale, info.shape, bits, self.settings.schemes)
+        group_of = groups_of_columns(index_name, source, groups_of(cols, group), info)
         zero: NDArray[np.int16] | int = 1 << bits - 1
         if zeros_name in source.manifest:
             zero = _zeros(source.tensor(zeros_name), info.shape[0], bits)
         stored = packed.stored
         numbers = Integers(
-            *(bits, scheme.group or cols, lambda rows: np.ascontiguousarray(stored[rows])),
-            scale=scales(scale, info.shape, scheme),
+            *(bits, group or cols, lambda rows: np.ascontiguousarray(stored[rows])),
+            scale=held,
             zero=zero,
             group_of=group_of,
         )
@@ -117,10 +114,12 @@ class PlainIntegers:
             return None
         scale = parts.need(scale_name, name)
         scheme = scheme_of(parts.shape, scale.shape, 8, self.settings.schemes)
-        sound = weight.shape == parts.shape and scale.qtype in SCALE_TYPES
+        sound = (
+            weight.shape == parts.shape
+            and scale.qtype in SCALE_TYPES
+            and (zeros is None or (zeros.qtype == "I8" and zeros.shape == scale.shape))
+        )
         if scheme is None or not sound or parts.cols % max(1, scheme.group):
-            raise parts.misfit(weight, scale, zeros)
-        if zeros is not None and not (zeros.qtype == "I8" and zeros.shape == scale.shape):
             raise parts.misfit(weight, scale, zeros)
         end = "" if zeros is None else ZEROS
         return parts.matrix(integer_qtype(8, scheme.group, end), weight, scale, zeros, scheme=scheme)
@@ -128,14 +127,13 @@ class PlainIntegers:
     def tensor(self, info: TensorInfo, source: TensorSource) -> RawTensor:
         weight_name, scale_name, zeros_name = self.stored(info.name)
         weight, scale = source.tensor(weight_name), source.tensor(scale_name)
-        scheme = scheme_of(info.shape, scale.shape, 8, self.settings.schemes) or Scheme(8, 0)
-        held = scales(scale, info.shape, scheme)
+        held, group = scales(scale, info.shape, 8, self.settings.schemes)
         zero: NDArray[np.int16] | int = 128
         if zeros_name in source.manifest:
             plain = held.of(source.tensor(zeros_name).stored.view(np.int8).astype(np.float32))
             zero = (plain(np.arange(prod(info.shape[:-1]))) + 128).astype(np.int16)
         stored = weight.stored
-        numbers = Integers(8, scheme.group or info.shape[-1], signed_bytes(stored), held, zero)
+        numbers = Integers(8, group or info.shape[-1], signed_bytes(stored), held, zero)
         return quantized(info.name, info.shape, info.qtype, numbers, weight)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..qtypes import Quantization, Scheme, float8_qtype
+from ..qtypes import Quantization, float8_qtype
 from ..raw_tensor import RawTensor
 from ..tensors import TensorInfo, TensorSource
 from .parts import Parts, sibling
@@ -77,6 +77,5 @@ class ScaledFloat8:
     def tensor(self, info: TensorInfo, source: TensorSource) -> RawTensor:
         weight, inverse, plain = self.stored(info.name)
         stored, scale = source.tensor(weight), source.tensor(inverse if inverse in source.manifest else plain)
-        scheme = scheme_of(info.shape, scale.shape, 8, self.settings.schemes) or Scheme(8, 0)
-        numbers = Float8(stored.stored, scales(scale, info.shape, scheme), scheme.group)
+        numbers = Float8(stored.stored, *scales(scale, info.shape, 8, self.settings.schemes))
         return quantized(info.name, info.shape, info.qtype, numbers, stored)

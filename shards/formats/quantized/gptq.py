@@ -43,22 +43,11 @@ class Gptq:
             return None
         zeros, scales = parts.need(zeros_name, packed_name), parts.need(scales_name, packed_name)
         rows, cols = parts.rows, parts.cols
-        bits = next((bits for bits in _BITS if cols * bits == 32 * packed.shape[0]), 0)
-        groups = scales.shape[0] if scales.shape else 0
-        sound = (
-            packed.qtype == zeros.qtype == "I32"
-            and scales.qtype in DENSE
-            and len(parts.shape) == 2
-            and packed.shape[1:] == scales.shape[1:] == (rows,)
-            and zeros.shape == (groups, -(-rows * bits // 32))
-            and bits > 0
-            and groups > 0
-            and cols % groups == 0
-            and (index is None or (index.qtype in ("I32", "I64") and index.shape == (cols,)))
-        )
-        if not sound:
+        whole = (bits for bits in _BITS if cols * bits % 32 == 0)
+        bits = next((bits for bits in whole if packed.shape == (cols * bits // 32, rows)), 0)
+        group = _group(parts, packed, zeros, scales, bits)
+        if not bits or group is None or not may_tell_groups(index, cols):
             raise parts.misfit(packed, zeros, scales, index)
-        group = cols // groups if groups > 1 else 0
         end = MIXED if self.settings.mixed else "" if bits < 8 or self.settings.symmetric else ZEROS
         qtype = integer_qtype(bits, group, end)
         return parts.matrix(qtype, packed, zeros, scales, index, scheme=Scheme(bits, group))
@@ -69,9 +58,7 @@ class Gptq:
         rows, cols = info.shape
         bits, groups = packed.shape[0] * 32 // cols, scales.shape[0]
         stored = words(packed)
-        group_of = (
-            groups_of_columns(source.tensor(names[3]), groups, info) if names[3] in source.manifest else None
-        )
+        group_of = groups_of_columns(names[3], source, groups, info)
         zero = self._zeros(words(zeros), bits, rows).T.astype(np.int16)
         numbers = Integers(
             *(bits, cols // groups, lambda some: _turned(stored, some)),
@@ -104,22 +91,9 @@ class Awq:
         if packed is None:
             return None
         zeros, scales = parts.need(zeros_name, packed_name), parts.need(scales_name, packed_name)
-        rows, cols = parts.rows, parts.cols
-        groups = scales.shape[0] if scales.shape else 0
-        sound = (
-            packed.qtype == zeros.qtype == "I32"
-            and scales.qtype in DENSE
-            and len(parts.shape) == 2
-            and rows % 8 == 0
-            and packed.shape == (cols, rows // 8)
-            and scales.shape[1:] == (rows,)
-            and zeros.shape == (groups, rows // 8)
-            and groups > 0
-            and cols % groups == 0
-        )
-        if not sound:
+        group = _group(parts, packed, zeros, scales, 4)
+        if group is None or parts.rows % 8 or packed.shape != (parts.cols, parts.rows // 8):
             raise parts.misfit(packed, zeros, scales)
-        group = cols // groups if groups > 1 else 0
         qtype = integer_qtype(4, group)
         return parts.matrix(qtype, packed, zeros, scales, scheme=Scheme(4, group))
 
@@ -137,6 +111,23 @@ class Awq:
         return quantized(info.name, info.shape, info.qtype, numbers, packed)
 
 
+def _group(parts: Parts, packed: TensorInfo, zeros: TensorInfo, scales: TensorInfo, bits: int) -> int | None:
+    """Columns that share a scale, 0 for all; None where zero points and scales do not fit the matrix."""
+    rows, groups = parts.rows, scales.shape[0] if scales.shape else 0
+    sound = (
+        packed.qtype == zeros.qtype == "I32"
+        and scales.qtype in DENSE
+        and len(parts.shape) == 2
+        and scales.shape == (groups, rows)
+        and zeros.shape == (groups, -(-rows * bits // 32))
+        and groups > 0
+        and parts.cols % groups == 0
+    )
+    if not sound:
+        return None
+    return parts.cols // groups if groups > 1 else 0
+
+
 def _awq(stored: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Words (n, all rows / 8) → the integers of ``rows``, uint8 (rows, n)."""
     which, at = np.unique(rows // 8, return_inverse=True)
@@ -152,8 +143,16 @@ def _turned(stored: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(stored[:, rows].T).view(np.uint8)
 
 
-def groups_of_columns(index: RawTensor, groups: int, info: TensorInfo) -> np.ndarray | None:
-    """The group of each column; None where groups are neighbours."""
+def may_tell_groups(index: TensorInfo | None, cols: int) -> bool:
+    """Whether a tensor, if there is one, can be the numbers of the groups of ``cols`` columns."""
+    return index is None or (index.qtype in ("I32", "I64") and index.shape == (cols,))
+
+
+def groups_of_columns(name: str, source: TensorSource, groups: int, info: TensorInfo) -> np.ndarray | None:
+    """The group of each column, by tensor ``name``; None where there is no such, or groups are neighbours."""
+    if name not in source.manifest:
+        return None
+    index = source.tensor(name)
     dtype = np.int32 if index.qtype == "I32" else np.int64
     found = np.array(index.stored, order="C").view(dtype).reshape(-1).astype(np.int64)
     if found.min() < 0 or found.max() >= groups:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..qtypes import CODES, FLOAT8, INTEGERS, MIXED
+from ..qtypes import CODES, FLOAT8, INTEGERS, MIXED, groups_of
 from ..tensors import TensorInfo
 from .codes import E2M1, Codes
 from .float8 import Float8
@@ -26,9 +26,9 @@ def made_up(info: TensorInfo, stored: np.ndarray) -> QuantizedTensor:
         numbers = Integers(bits, group, lambda some: stored[some], scales, 1 << bits - 1, group_of=columns)
     elif info.qtype in FLOAT8:
         group = FLOAT8[info.qtype].group
-        numbers = Float8(stored[:, :cols], _scales(len(stored), -(-cols // group) if group else 1), group)
+        numbers = Float8(stored[:, :cols], _scales(len(stored), groups_of(cols, group)), group)
     else:
-        groups = -(-cols // CODES[info.qtype].group)
+        groups = groups_of(cols, CODES[info.qtype].group)
         scales = _scales(len(stored), groups if cols % groups == 0 else 1)
         numbers = Codes(
             E2M1, lambda some, cols: unpacked(stored[some], 4, cols), lambda some, _: scales(some)

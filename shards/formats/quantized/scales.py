@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..floats import STORED, widen
-from ..qtypes import DENSE, Scheme
+from ..qtypes import DENSE, Scheme, groups_of
 from ..raw_tensor import RawTensor
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float32]
+    from .tensor import Floats, Rows
 
 SCALE_TYPES = (*DENSE, "F8_E8M0")
 EXPONENTS = ("F8_E8M0", "U8")
@@ -59,7 +57,7 @@ class Scales:
     rows: int
     each: int
 
-    def __call__(self, rows: NDArray[np.int64]) -> Floats:
+    def __call__(self, rows: Rows) -> Floats:
         """Of stored rows: (rows, groups)."""
         blocks = -(-self.each // self.rows)
         return self.values[rows // self.each * blocks + rows % self.each // self.rows]
@@ -69,10 +67,11 @@ class Scales:
         return replace(self, values=values.reshape(self.values.shape))
 
 
-def scales(raw: RawTensor, shape: Shape, scheme: Scheme) -> Scales:
-    """Of a matrix of ``shape``, by what ``scheme_of`` has found."""
-    groups = -(-shape[-1] // scheme.group) if scheme.group else 1
-    return Scales(whole_floats(raw).reshape(-1, groups), scheme.rows or shape[-2], shape[-2])
+def scales(raw: RawTensor, shape: Shape, bits: int, told: Sequence[Scheme]) -> tuple[Scales, int]:
+    """Of a matrix of ``shape``, and how many columns share one (0: all): as ``scheme_of`` has found it."""
+    scheme = scheme_of(shape, raw.shape, bits, told) or Scheme(bits, 0)
+    values = whole_floats(raw).reshape(-1, groups_of(shape[-1], scheme.group))
+    return Scales(values, scheme.rows or shape[-2], shape[-2]), scheme.group
 
 
 def whole_floats(raw: RawTensor) -> Floats:

@@ -61,6 +61,10 @@ def empty(tensors: Tensors, name: str) -> None:
     tensors[name] = tensors[name].reshape(-1)[:0].clone()
 
 
+def without_shape(tensors: Tensors, name: str) -> None:
+    tensors[name] = tensors[name].reshape(-1)[0].clone()
+
+
 def bytes_of(number: int) -> Callable[[Tensors, str], None]:
     def fill(tensors: Tensors, name: str) -> None:
         value = tensors[name].clone()
@@ -71,7 +75,8 @@ def bytes_of(number: int) -> Callable[[Tensors, str], None]:
     return fill
 
 
-CHANGES = (gone, halved, longer, turned, of_another_type, empty, *map(bytes_of, (0, 1, 0x7F, 0x80, 0xFF)))
+CHANGES = (gone, halved, longer, turned, of_another_type, empty, without_shape)
+CHANGES += tuple(map(bytes_of, (0, 1, 0x7F, 0x80, 0xFF)))
 
 
 def opened_and_loaded(folder: Path) -> None:
