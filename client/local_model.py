@@ -107,7 +107,7 @@ def load_local_model(
         head = load_client_model(
             checkpoint, options, progress_lines(on_progress, "Loading "), threads=threads
         )
-        certificate = find_certificate(checkpoint.ref)
+        certificate = find_certificate(checkpoint.ref, config.boundaries.widths)
         reader = row_reader(checkpoint, certificate, config.n_blocks)
         guesser = None
         if draft is not None:

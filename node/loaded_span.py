@@ -180,8 +180,8 @@ class LoadedSpan:
         """Close idle sessions and connections, and judge the rows that came. Call it every SWEEP_S
         seconds."""
         self.server.sweep()
-        if self.reader is not None and self.reader.look():
-            self.server.sessions.offer_scales(self.reader.table)
+        if self.reader is not None:
+            self.reader.look()
 
     async def aclose(self) -> None:
         """Close every stream, stop the engine, let go of weights and cache. Idempotent."""
@@ -258,7 +258,7 @@ class LoadedSpan:
             on_link=on_link,
             journal_bytes=config.journal_mib * 1024 * 1024,
         )
-        self._server.sessions.offer_scales(reader.table)
+        self._server.sessions.offer_scales(reader.table_for)
         self._exit.push_async_callback(self._server.aclose)
 
     def _kv_pool(self, model: SpanBackend[Any]) -> KvMemory:
@@ -289,7 +289,8 @@ class LoadedSpan:
 
 def _row_reader(checkpoint: Checkpoint, span: Span) -> RowReader:
     """Of the rows that enter at the span's first block."""
-    return row_reader(checkpoint, find_certificate(checkpoint.ref), span.start, span.end)
+    certificate = find_certificate(checkpoint.ref, checkpoint.config.boundaries.widths)
+    return row_reader(checkpoint, certificate, span.start, span.end)
 
 
 def kv_dtype_of(config: NodeConfig, model: SpanBackend[Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...shards.pieces.digest import what_differs
@@ -20,11 +21,14 @@ FRAME_OVERHEAD = FIXED_HEADER.size + MAX_HEADER
 """A frame may need this many bytes beside its payload."""
 
 
+ScalesFor = Callable[[str], ScaleTable | None]
+"""With which scales rows are wanted from an address group; None: that is not known."""
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What this node tells every client. ``codecs``: the kinds in which it wants rows. ``page_tokens``: 0
-    without a prefix cache. ``scales``: with which it wants the rows that enter at its first block; None: it
-    does not know."""
+    without a prefix cache. ``scales``: of the rows that enter at its first block."""
 
     model: ModelRef
     span: Span
@@ -34,12 +38,13 @@ class Terms:
     max_step_tokens: int
     page_tokens: int
     agent: str
-    scales: ScaleTable | None = None
+    scales: ScalesFor = lambda group: None
 
 
-def answer_hello(hello: Hello, terms: Terms) -> Welcome:
-    """The WELCOME for a client. Raises RemoteProtocolError or PeerError when there is nothing to do together:
-    another version, another model, no common codec, or frames too small for one token."""
+def answer_hello(hello: Hello, terms: Terms, group: str) -> Welcome:
+    """The WELCOME for a client of an address ``group``. Raises RemoteProtocolError or PeerError when there is
+    nothing to do together: another version, another model, no common codec, or frames too small for one
+    token."""
     if PROTOCOL_VERSION not in hello.versions:
         raise RemoteProtocolError(
             f"this node speaks version {PROTOCOL_VERSION}, the client {', '.join(map(str, hello.versions))}",
@@ -70,6 +75,7 @@ def answer_hello(hello: Hello, terms: Terms) -> Welcome:
             code=ErrorCode.UNSUPPORTED_CODEC,
             retriable=False,
         )
+    scales = terms.scales(group) if int8s.KIND in shared else None
     frame = min(terms.max_frame, hello.max_frame)
     span, widths = terms.span, terms.boundaries.widths
     widest = max(widths[span.start : span.end + 1])
@@ -95,5 +101,5 @@ def answer_hello(hello: Hello, terms: Terms) -> Welcome:
         members=MAX_MEMBERS,
         row_width=widths[span.start],
         reply_width=widths[span.end],
-        scales=terms.scales.exponents if terms.scales is not None and int8s.KIND in shared else b"",
+        scales=b"" if scales is None else scales.exponents,
     )

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
-from ...swarm.codecs.scales import ScaleTable
-from ...swarm.errors import ErrorCode, UsageError
+from ...swarm.errors import ErrorCode
 from ...swarm.fairness.shares import Holder
 from ...swarm.protocol.field_types import BATCH_SCALE, PAGE_TOKENS, Progress
 from ...swarm.protocol.hop_session import HopSession
@@ -18,7 +17,7 @@ from ...swarm.types import NodeState
 from ..engine.engine import Engine
 from ..engine.jobs import TokenSequence
 from ..limits.quotas import Ledger, Limits, PeerAccount
-from .handshake import Terms
+from .handshake import ScalesFor, Terms
 from .journal import Journal, JournalBook
 from .next_hops import NextHops
 from .open_checks import codecs_of, refusal_of
@@ -75,13 +74,10 @@ class OpenSessions:
         """Refuse new sessions from now on; open ones go on."""
         self.state = NodeState.DRAINING
 
-    def offer_scales(self, table: ScaleTable | None) -> None:
+    def offer_scales(self, scales: ScalesFor) -> None:
         """Tell clients that come from now on with which scales this node wants the rows that enter at its
-        first block. Sessions that are open keep theirs. Raises UsageError for a table of another width."""
-        width = self.terms.boundaries.widths[self.terms.span.start]
-        if table is not None and table.width != width:
-            raise UsageError(f"the table of scales has {table.width} channels, not the {width} of a row")
-        self.terms = replace(self.terms, scales=table)
+        first block. Sessions that are open keep theirs."""
+        self.terms = replace(self.terms, scales=scales)
 
     async def wait_idle(self) -> None:
         """Return once no session is open."""

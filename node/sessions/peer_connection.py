@@ -260,7 +260,7 @@ class PeerConnection:
     def _on_hello(self, hello: Hello) -> None:
         if self.welcomed:
             raise RemoteProtocolError("HELLO came twice")
-        welcome = answer_hello(hello, self._all_sessions.terms)
+        welcome = answer_hello(hello, self._all_sessions.terms, self.account.holder.group)
         self.max_step_tokens = welcome.max_step_tokens
         self._connection.peer_max_frame = self._outbox.max_frame = hello.max_frame
         self._outbox.members = hello.members

@@ -121,6 +121,10 @@ class Certificate:
     def n_blocks(self) -> int:
         return len(self.boundaries) - 1
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return tuple(each.width for each in self.boundaries)
+
     def problem(self, kind: str) -> str:
         """Why a kind of codec does not pass for this model; empty where it does."""
         result = self.codecs.get(kind)

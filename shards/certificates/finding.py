@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -20,9 +21,10 @@ def certificates_folder() -> Path:
     return state_folder() / "certificates"
 
 
-def find_certificate(model: ModelRef) -> Certificate | None:
-    """The certificate of a model, by its digest; None where there is none that can be used. One that is
-    damaged, or of another model, is told of in the log and passed over: models run without."""
+def find_certificate(model: ModelRef, widths: Sequence[int]) -> Certificate | None:
+    """The certificate of a model whose rows are ``widths`` wide at its boundaries, by its digest; None where
+    there is none that can be used. One that is damaged, or of another model, is told of in the log and passed
+    over: models run without."""
     shipped = Path(str(files(__package__ or "") / "data"))
     for folder in (certificates_folder(), shipped):
         path = folder / f"{model.digest}.json"
@@ -30,7 +32,7 @@ def find_certificate(model: ModelRef) -> Certificate | None:
             continue
         try:
             certificate = parse_certificate(read_bytes(path, BOUNDS.nbytes), str(path))
-            if (certificate.digest, certificate.n_blocks) != (model.digest, model.n_blocks):
+            if certificate.digest != model.digest or certificate.widths != tuple(widths):
                 raise CheckpointError(f"{path} is the certificate of another model ({certificate.name})")
         except CheckpointError as error:
             logger.warning("event=certificate_unusable reason=%r", error.message)

@@ -40,16 +40,21 @@ class RowReader:
         self._watch = ErrorWatch(clock)
         self._learner = ScaleLearner(weights)
         self.sampler = RowSampler(len(weights), learning=table is None)
-        self.table = table
-        """The scales that this reader wants; None where it does not know them, or they do harm."""
         self.coarse: tuple[str, ...] = ()
         """Kinds of codecs that lose too much here: nobody should begin with one."""
 
     def loss(self, kind: str) -> Loss:
         return self._watch.loss(kind)
 
-    def look(self) -> bool:
-        """Judge what was kept since the last look; whether ``table`` or ``coarse`` changed."""
+    def table_for(self, group: str) -> ScaleTable | None:
+        """The scales with which this reader wants rows that come from an address group; None where it does
+        not know them, or they do harm."""
+        if self._certified is not None:
+            return self._certified
+        return None if "int8s" in self.coarse else self._learner.table_for(group)
+
+    def look(self) -> None:
+        """Judge what was kept since the last look: ``coarse`` and the tables may change."""
         rows, sizes = self.sampler.take()
         for row in rows:
             try:
@@ -59,9 +64,9 @@ class RowReader:
             self._watch.add(row.codec.kind, row.group, row.peer, errors)
         for each in sizes:
             self._learner.add(each.group, each.squares, each.rows)
-        before = self.table, self.coarse
+        before = self.coarse
         self.coarse = tuple(kind for kind in self._watch.kinds if self._is_coarse(kind))
-        for kind in set(self.coarse) - set(before[1]):
+        for kind in set(self.coarse) - set(before):
             loss = self.loss(kind)
             logger.warning(
                 "event=codec_too_coarse codec=%s error=%.4f beyond=%.3f groups=%d",
@@ -70,12 +75,9 @@ class RowReader:
                 loss.beyond,
                 loss.groups,
             )
-        if self._certified is None:
-            if "int8s" in self.coarse and "int8s" not in before[1]:
-                self._learner.forget()  # whoever made the scales: these are not the right ones
-            self.table = None if "int8s" in self.coarse else self._learner.table()
-            self.sampler.learning = not self._learner.is_done
-        return (self.table, self.coarse) != before
+        if "int8s" in self.coarse and "int8s" not in before:
+            self._learner.forget()  # whoever made the scales: these are not the right ones
+        self.sampler.full = self._learner.full
 
     def _is_coarse(self, kind: str) -> bool:
         verdict = self.loss(kind).verdict

@@ -1,13 +1,15 @@
 """Which rows a reader keeps to look at later, so that looking costs the way of a token nothing.
 
 The thread that computes calls ``took``, which keeps the bytes of every 64th row; another one takes them away
-every few seconds. What comes faster than that is not kept.
+every few seconds. What comes faster than that is not kept, and no address group has more than its share, so
+that nobody keeps the rows of others out.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -19,6 +21,8 @@ EVERY = 64
 MOST_SAMPLES = 512
 MOST_BYTES = 4 << 20
 """Rows kept between two looks, and bytes of them."""
+SHARE = 4
+"""One address group gets a part in this many of that room."""
 MOST_OF_A_SESSION = 512
 """Rows of one session that scales are learned from."""
 LEAST_TOGETHER = 8
@@ -44,15 +48,38 @@ class SizesSample:
     group: str
 
 
+Sample = TypeVar("Sample", RowSample, SizesSample)
+
+
+class _Kept(Generic[Sample]):
+    """At most ``most`` samples, of one group a share. One thread adds, another takes."""
+
+    def __init__(self, most: int) -> None:
+        self._most = max(SHARE, most)
+        self._samples: deque[Sample] = deque()
+        self._by_group: dict[str, int] = {}
+
+    def add(self, sample: Sample) -> None:
+        by_group = self._by_group
+        of_group = by_group.get(sample.group, 0)
+        if len(self._samples) < self._most and of_group < self._most // SHARE:
+            by_group[sample.group] = of_group + 1
+            self._samples.append(sample)
+
+    def take(self) -> list[Sample]:
+        self._by_group = {}
+        return [self._samples.popleft() for _ in range(len(self._samples))]
+
+
 class RowSampler:
-    """``learning``: rows are also kept for ``ScaleLearner``."""
+    """``learning``: rows are also kept for ``ScaleLearner``, but for those of groups that are ``full``."""
 
     def __init__(self, width: int, *, learning: bool) -> None:
-        self.learning = learning
+        self.full: frozenset[str] = frozenset()
+        self._learning = learning
         self._width = width
-        # deque: appended by one thread, emptied by another.
-        self._rows: deque[RowSample] = deque(maxlen=max(1, min(MOST_SAMPLES, MOST_BYTES // (2 * width))))
-        self._sizes: deque[SizesSample] = deque(maxlen=max(1, min(MOST_SAMPLES, MOST_BYTES // (8 * width))))
+        self._rows: _Kept[RowSample] = _Kept(min(MOST_SAMPLES, MOST_BYTES // (2 * width)))
+        self._sizes: _Kept[SizesSample] = _Kept(min(MOST_SAMPLES, MOST_BYTES // (8 * width)))
 
     def took(self, codec: Codec, payload: Payload, position: int, tokens: int, group: str, peer: str) -> None:
         """``payload``: of ``tokens`` rows, the first at ``position``."""
@@ -61,17 +88,40 @@ class RowSampler:
         size = codec.row_bytes(self._width)
         for index in range(-position % EVERY, tokens, EVERY):
             row = bytes(memoryview(payload)[index * size : (index + 1) * size])
-            self._rows.append(RowSample(codec, row, group, peer))
+            self._rows.add(RowSample(codec, row, group, peer))
+
+    def learns_from(self, group: str) -> bool:
+        return self._learning and group not in self.full
 
     def learn(self, rows: np.ndarray, known: int, group: str) -> int:
         """``rows`` (tokens, width) of a session of which ``known`` were learned from; how many are now."""
         taken = min(len(rows), MOST_OF_A_SESSION - known)
-        if not self.learning or len(rows) < LEAST_TOGETHER or taken <= 0:
+        if len(rows) < LEAST_TOGETHER or taken <= 0 or not self.learns_from(group):
             return known
-        self._sizes.append(SizesSample(channel_squares(rows[:taken]), taken, group))
+        self._sizes.add(SizesSample(channel_squares(rows[:taken]), taken, group))
         return known + taken
 
     def take(self) -> tuple[list[RowSample], list[SizesSample]]:
         """All that was kept since the last call."""
-        rows = [self._rows.popleft() for _ in range(len(self._rows))]
-        return rows, [self._sizes.popleft() for _ in range(len(self._sizes))]
+        return self._rows.take(), self._sizes.take()
+
+
+class FewAtATime:
+    """Rows of one session that come one by one, as answers do, gathered until they can be learned from."""
+
+    def __init__(self, sampler: RowSampler) -> None:
+        self._sampler = sampler
+        self._waiting: list[np.ndarray] = []
+        self._group = ""
+        self._learned = 0
+
+    def came(self, rows: np.ndarray, group: str) -> None:
+        """``rows`` (tokens, width), which stay as they are."""
+        if self._learned >= MOST_OF_A_SESSION or not self._sampler.learns_from(group):
+            return
+        if group != self._group:  # another node sends them now
+            self._waiting, self._group = [], group
+        self._waiting.append(rows)
+        if sum(map(len, self._waiting)) >= LEAST_TOGETHER:
+            self._learned = self._sampler.learn(np.concatenate(self._waiting), self._learned, group)
+            self._waiting = []

@@ -1,5 +1,9 @@
-"""The scales of one boundary's channels, learned from the rows that pass it, so that no single peer makes
-them.
+"""The scales of one boundary's channels, learned from the rows that pass it, so that nobody makes them for
+others.
+
+Each address group has one vote, whatever it sends. From three groups on there is one table for all, of each
+channel's median: while fewer than half of the groups are hostile, every exponent lies between those of honest
+ones. Of two groups one would decide, so before that a group gets the table of its own rows, or none.
 
 A channel's step is made proportional to rms^0.6 / weight^0.4: between steps that are the same part of each
 channel, which keep small channels, and steps that are the same after the reader's norm, which put the
@@ -9,19 +13,21 @@ by their own size each, so that the few that are thousands of times larger say n
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from ..codecs.scales import ScaleTable
 from ..fairness.recent import RecentMap
 
 LEAST_ROWS = 512
-"""Rows of all groups together before there is a table: with 32 the error was a fifth larger."""
+"""Rows that a table is made of at least: with 32 the error was a fifth larger."""
 LEAST_OF_A_GROUP = 64
-"""Rows of an address group before it has a say."""
-ENOUGH_ROWS = 8192
-"""After this many rows of all groups nothing more is learned."""
-MOST_OF_A_GROUP = 4096
-"""After this many rows a group's older ones count half."""
+"""Rows of an address group before it has a say in the table for all."""
+LEAST_GROUPS = 3
+"""Groups with a say before there is a table for all: the fewest of which one can be hostile."""
+ENOUGH_OF_A_GROUP = 4096
+"""After this many rows of a group nothing more is learned of it."""
 MOST_GROUPS = 32
 RMS_POWER, WEIGHT_POWER = 0.6, 0.4
 _SMALLEST = 1e-30
@@ -42,42 +48,57 @@ def scale_table(squares: np.ndarray, weights: np.ndarray) -> ScaleTable:
     )
 
 
+@dataclass(slots=True)
+class _Learned:
+    """Of one group. ``squares`` (width,): of ``rows`` rows. ``table``: made of the first ``made_of``."""
+
+    squares: np.ndarray
+    rows: int = 0
+    table: ScaleTable | None = None
+    made_of: int = 0
+
+
 class ScaleLearner:
     """``weights``: of the norm that reads the rows. Not for several threads at once."""
 
     def __init__(self, weights: np.ndarray) -> None:
         self._weights = weights
-        self._groups: RecentMap[str, tuple[int, np.ndarray]] = RecentMap(MOST_GROUPS)
-        self.rows = 0
-        self._made_of = 0
-        self._table: ScaleTable | None = None
+        self._groups: RecentMap[str, _Learned] = RecentMap(MOST_GROUPS)
+        self._common: ScaleTable | None = None
+        self._made_of = 0  # rows
 
     @property
-    def is_done(self) -> bool:
-        """Whether more rows would change nothing."""
-        return self.rows >= ENOUGH_ROWS and self._table is not None
+    def full(self) -> frozenset[str]:
+        """Groups of which more rows would change nothing."""
+        return frozenset(name for name, each in self._groups.items() if each.rows >= ENOUGH_OF_A_GROUP)
 
     def add(self, group: str, squares: np.ndarray, rows: int) -> None:
         """``squares`` (width,): ``channel_squares`` of ``rows`` rows of a session of ``group``."""
-        known, total = self._groups.get(group) or (0, np.zeros(len(squares)))
-        known, total = known + rows, total + squares
-        while known > MOST_OF_A_GROUP:
-            known, total = known // 2, total / 2
-        self._groups[group] = known, total
-        self.rows += rows
+        known = self._groups.get(group) or _Learned(np.zeros(len(squares)))
+        if known.rows < ENOUGH_OF_A_GROUP:
+            known.rows += rows
+            known.squares = known.squares + squares
+        self._groups[group] = known
 
-    def table(self) -> ScaleTable | None:
-        """None until enough rows were seen. It is made anew when twice as many were, as each new one costs
-        every client a message."""
-        if self.rows >= max(LEAST_ROWS, 2 * self._made_of):
-            said = [total / known for known, total in self._groups.values() if known >= LEAST_OF_A_GROUP]
-            if said:
-                usual = np.median(np.log2(np.maximum(said, _SMALLEST)), axis=0)
-                self._table, self._made_of = scale_table(np.exp2(usual), self._weights), self.rows
-        return self._table
+    def table_for(self, group: str) -> ScaleTable | None:
+        """None until enough rows were seen. A table is made anew when twice as many were, as each new one
+        costs every client a message and gives the pages of its conversations other names."""
+        having = [each for each in self._groups.values() if each.rows >= LEAST_OF_A_GROUP]
+        rows = sum(each.rows for each in having)
+        if len(having) >= LEAST_GROUPS and rows >= max(LEAST_ROWS, 2 * self._made_of):
+            means = [each.squares / each.rows for each in having]
+            usual = np.median(np.log2(np.maximum(means, _SMALLEST)), axis=0)
+            self._common, self._made_of = scale_table(np.exp2(usual), self._weights), rows
+        if self._common is not None:
+            return self._common
+        own = self._groups.get(group)
+        if own is None:
+            return None
+        if own.rows >= max(LEAST_ROWS, 2 * own.made_of):
+            own.table, own.made_of = scale_table(own.squares / own.rows, self._weights), own.rows
+        return own.table
 
     def forget(self) -> None:
-        """Begin anew: the table did more harm than good."""
+        """Begin anew: the tables did more harm than good."""
         self._groups.clear()
-        self.rows = self._made_of = 0
-        self._table = None
+        self._common, self._made_of = None, 0

@@ -36,16 +36,16 @@ def terms(model: ModelRef) -> Terms:
 def test_a_node_says_how_wide_rows_are_at_the_ends_of_its_span() -> None:
     boundaries = Boundaries((1000, 900, 800, 700, 64), (0, 1, 4))
     mine = replace(terms(MODEL), span=Span(1, 4), boundaries=boundaries)
-    welcome = answer_hello(hello(MODEL), mine)
+    welcome = answer_hello(hello(MODEL), mine, "")
     assert (welcome.row_width, welcome.reply_width) == (900, 64)
     assert welcome.max_step_tokens == min(512, ((1 << 20) - FRAME_OVERHEAD) // (4 * 900))
     small = replace(mine, max_frame=FRAME_OVERHEAD + 4 * 900 - 1)
     with pytest.raises(PeerError, match="cannot hold one token of 900 values"):
-        answer_hello(hello(MODEL), small)
+        answer_hello(hello(MODEL), small, "")
 
 
 def test_a_client_that_counts_other_values_says_so() -> None:
-    welcome = answer_hello(hello(MODEL), terms(MODEL))
+    welcome = answer_hello(hello(MODEL), terms(MODEL), "")
     assert width_problem(welcome, Boundaries.alike(4, 64), "peer x") is None
     assert width_problem(replace(welcome, row_width=0, reply_width=0), Boundaries.alike(4, 9), "x") is None
     assert width_problem(welcome, Boundaries.alike(3, 9), "peer x") is None, "a span of another model"
@@ -87,7 +87,7 @@ def test_a_refusal_says_what_differs(
 ) -> None:
     client = replace(TUNED, parts=brief(*theirs))
     with pytest.raises(PeerError, match=said) as raised:
-        answer_hello(hello(client), terms(replace(MODEL, parts=brief(*ours))))
+        answer_hello(hello(client), terms(replace(MODEL, parts=brief(*ours))), "")
     assert raised.value.code is ErrorCode.MODEL_MISMATCH
     assert MODEL.digest[:12] in raised.value.message
     assert TUNED.digest[:12] in raised.value.message
@@ -103,11 +103,11 @@ def test_other_files_of_one_digest_are_refused_where_both_are_known() -> None:
     with pytest.raises(
         PeerError, match=f"their root is {ONE[:12]}, that of the client's {OTHER[:12]}"
     ) as raised:
-        answer_hello(hello(replace(MODEL, root=OTHER)), terms(replace(MODEL, root=ONE)))
+        answer_hello(hello(replace(MODEL, root=OTHER)), terms(replace(MODEL, root=ONE)), "")
     assert raised.value.code is ErrorCode.MODEL_MISMATCH
     assert "@sha256:" in raised.value.hint
     for own, its in (("", ONE), (ONE, ""), (ONE, ONE)):
-        assert answer_hello(hello(replace(MODEL, root=its)), terms(replace(MODEL, root=own))).root == own
+        assert answer_hello(hello(replace(MODEL, root=its)), terms(replace(MODEL, root=own)), "").root == own
 
 
 @pytest.mark.parametrize("other", OTHERS)

@@ -14,7 +14,7 @@ from swarm_node.node.sessions.peer_connection import PeerConnection
 from swarm_node.swarm.codecs.kinds import F8, NONE
 from swarm_node.swarm.codecs.names import KINDS
 from swarm_node.swarm.codecs.scales import ScaleTable
-from swarm_node.swarm.errors import ErrorCode, StreamClosedError, UsageError
+from swarm_node.swarm.errors import ErrorCode, StreamClosedError
 from swarm_node.swarm.protocol.field_types import Progress
 from swarm_node.swarm.protocol.messages import (
     Close,
@@ -32,6 +32,7 @@ from swarm_node.swarm.protocol.messages import (
     encode,
 )
 from swarm_node.swarm.protocol.wire import FIXED_HEADER, Frame, encode_frame
+from swarm_node.swarm.transport.address_groups import UNKNOWN
 from swarm_node.swarm.types import NodeState, Span
 from tests.node.chain_swarm import until
 from tests.swarm.codecs.codec_cases import codec_of
@@ -191,15 +192,20 @@ async def test_scales_are_offered_to_who_can_use_them(serving):
     async with serving(span=Span(1, 3)) as node:
         before = await node.connect()
         assert before.welcome.scales == b""
-        node.server.sessions.offer_scales(ScaleTable(TABLE.exponents))
+        asked: list[str] = []
+
+        def scales(group: str) -> ScaleTable:
+            asked.append(group)
+            return ScaleTable(TABLE.exponents)
+
+        node.server.sessions.offer_scales(scales)
         assert (await node.connect()).welcome.scales == TABLE.exponents
+        assert asked == [UNKNOWN]
         old = await node.connect(greet=False)
         welcome = await old.ask(Hello((1,), "", ("none", "bf16", "fp16", "int8"), 1 << 20, "old"))
         assert (welcome.codecs, welcome.scales) == (("none", "bf16", "fp16", "int8"), b"")
-        node.server.sessions.offer_scales(None)
+        node.server.sessions.offer_scales(lambda group: None)
         assert (await node.connect()).welcome.scales == b""
-        with pytest.raises(UsageError, match="63 channels"):
-            node.server.sessions.offer_scales(ScaleTable(bytes(63)))
 
 
 async def test_a_node_that_wants_less_still_takes_what_it_speaks(serving, hidden_states):

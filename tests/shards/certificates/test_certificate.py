@@ -30,6 +30,7 @@ from swarm_node.swarm.fidelity.error_watch import LARGEST_ERROR, LARGEST_P99
 from swarm_node.swarm.types import ModelRef
 
 DIGEST = "ab" * 32
+MODEL, WIDTHS = ModelRef("m", DIGEST, 2), [8, 8, 8]
 GOOD = CodecResult({name: Divergence(limit, 0.99) for name, limit in LIMITS.items()})
 TABLES = [ScaleTable.from_rms(np.exp2(np.arange(8.0) - number)) for number in range(3)]
 
@@ -170,16 +171,17 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_user_s_own_is_found_by_the_digest(own: Path) -> None:
-    assert find_certificate(ModelRef("m", DIGEST, 2)) is None
+    assert find_certificate(MODEL, WIDTHS) is None
     own.write_text(certificate_text(certificate()))
-    assert find_certificate(ModelRef("m", DIGEST, 2)) == certificate()
+    assert find_certificate(MODEL, WIDTHS) == certificate()
 
 
-@pytest.mark.parametrize("wrong", ["another model", "other blocks", "damaged"])
+@pytest.mark.parametrize("wrong", ["another model", "other blocks", "other width", "damaged"])
 def test_what_cannot_be_used_is_passed_over(own: Path, caplog: pytest.LogCaptureFixture, wrong: str) -> None:
     text = certificate_text(certificate(digest="cd" * 32) if wrong == "another model" else certificate())
     own.write_text(text[:-20] if wrong == "damaged" else text)
-    assert find_certificate(ModelRef("m", DIGEST, 3 if wrong == "other blocks" else 2)) is None
+    widths = {"other blocks": [8] * 4, "other width": [8, 8, 9]}.get(wrong, WIDTHS)
+    assert find_certificate(MODEL, widths) is None
     assert "certificate_unusable" in caplog.text
 
 
@@ -192,7 +194,7 @@ def test_what_comes_with_the_program_can_be_used(path: Path, own: Path) -> None:
     """Each has scales for every boundary, made and judged on enough text."""
     known = parse_certificate(path.read_bytes(), path.name)
     assert known.digest == path.stem
-    assert find_certificate(ModelRef("m", known.digest, known.n_blocks)) == known
+    assert find_certificate(ModelRef("m", known.digest, known.n_blocks), known.widths) == known
     assert "int8s" in known.passed
     assert set(known.scales()) == set(range(known.n_blocks + 1))
     for kind in known.passed:

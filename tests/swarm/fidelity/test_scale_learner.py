@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from swarm_node.swarm.fidelity.scale_learner import (
+    ENOUGH_OF_A_GROUP,
+    LEAST_GROUPS,
+    LEAST_OF_A_GROUP,
     LEAST_ROWS,
     MOST_GROUPS,
     RMS_POWER,
@@ -29,8 +32,8 @@ def learn(learner: ScaleLearner, group: str, rows: np.ndarray) -> None:
     learner.add(group, channel_squares(rows), len(rows))
 
 
-def exponents(learner: ScaleLearner) -> np.ndarray:
-    table = learner.table()
+def exponents(learner: ScaleLearner, group: str = "a") -> np.ndarray:
+    table = learner.table_for(group)
     assert table is not None
     return np.frombuffer(table.exponents, np.int8)
 
@@ -38,7 +41,7 @@ def exponents(learner: ScaleLearner) -> np.ndarray:
 def test_a_table_follows_the_sizes_of_channels() -> None:
     learner = ScaleLearner(ONES)
     learn(learner, "a", rows_of(LEAST_ROWS - 1))
-    assert learner.table() is None
+    assert learner.table_for("a") is None
     learn(learner, "a", rows_of(1))
     expected = RMS_POWER * np.log2(SIZES)
     assert np.abs(exponents(learner) - expected).max() <= 0.7  # rounding, and noise
@@ -69,19 +72,53 @@ def test_each_group_has_one_vote() -> None:
     learner = ScaleLearner(ONES)
     for group in ("a", "b"):
         learn(learner, group, rows_of(300))
-    honest = exponents(learner)
+        assert learner.table_for(group) is None
     learn(learner, "c", rows_of(4000, SIZES[::-1]))
-    assert np.abs(exponents(learner) - honest).max() <= 1
+    expected = RMS_POWER * np.log2(SIZES)
+    for group in ("a", "b", "c", "never seen"):
+        assert np.abs(exponents(learner, group) - expected).max() <= 0.7
 
 
-def test_a_table_stays_until_twice_as_many_rows_came() -> None:
+def test_of_fewer_groups_each_has_the_table_of_its_own_rows() -> None:
     learner = ScaleLearner(ONES)
     learn(learner, "a", rows_of(LEAST_ROWS))
-    first = learner.table()
-    learn(learner, "a", rows_of(LEAST_ROWS - 1, SIZES[::-1]))
-    assert learner.table() is first
-    learn(learner, "a", rows_of(1, SIZES[::-1]))
-    assert learner.table() != first
+    alone = exponents(learner)
+    for number in range(2, LEAST_GROUPS):
+        learn(learner, f"{number}", rows_of(LEAST_ROWS, SIZES[::-1]))
+        assert (exponents(learner) == alone).all()
+        assert (exponents(learner, f"{number}") == alone[::-1]).sum() > WIDTH // 2
+    assert learner.table_for("never seen") is None
+    learn(learner, "too few", rows_of(LEAST_OF_A_GROUP - 1))
+    assert learner.table_for("too few") is None
+    learn(learner, "too few", rows_of(1))
+    assert learner.table_for("too few") is learner.table_for("a") is learner.table_for("never seen")
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_table_stays_until_twice_as_many_rows_came(groups: int) -> None:
+    learner = ScaleLearner(ONES)
+
+    def all_learn(count: int, sizes: np.ndarray = SIZES) -> None:
+        for number in range(groups):
+            learn(learner, f"{number}", rows_of(count, sizes))
+
+    all_learn(LEAST_ROWS)
+    first = learner.table_for("0")
+    all_learn(LEAST_ROWS - 1, SIZES[::-1])
+    assert learner.table_for("0") is first
+    all_learn(1, SIZES[::-1])
+    assert learner.table_for("0") != first
+
+
+def test_a_group_is_learned_from_up_to_a_bound() -> None:
+    learner = ScaleLearner(ONES)
+    learn(learner, "a", rows_of(ENOUGH_OF_A_GROUP - 1))
+    assert learner.full == frozenset()
+    learn(learner, "a", rows_of(1))
+    assert learner.full == {"a"}
+    before = learner._groups["a"].squares
+    learn(learner, "a", rows_of(100))
+    assert (learner._groups["a"].squares == before).all()
 
 
 def test_memory_is_bounded_and_can_be_emptied() -> None:
@@ -89,6 +126,7 @@ def test_memory_is_bounded_and_can_be_emptied() -> None:
     for number in range(4 * MOST_GROUPS):
         learn(learner, f"group {number}", rows_of(64))
     assert len(learner._groups) == MOST_GROUPS
-    assert learner.table() is not None
+    assert learner.table_for("anyone") is not None
     learner.forget()
-    assert (learner.table(), learner.rows) == (None, 0)
+    assert learner.table_for("anyone") is None
+    assert not learner._groups
