@@ -14,6 +14,7 @@ from ...swarm.codecs.scales import ScaleTable
 from ...swarm.errors import HopFailedError, RemoteProtocolError
 from ...swarm.fidelity.row_reader import RowReader
 from ...swarm.links.pool import Offer
+from ...swarm.transport.address_groups import UNKNOWN
 from ...swarm.types import NodeInfo
 
 Nodes = Mapping[str, NodeInfo]
@@ -26,7 +27,8 @@ class EdgeCodecs:
     (``LocalModel``), or lose too much by the word of who reads the rows, are not taken, unless a person
     ``insists``. ``tables``: scales of the rows at each boundary, as far as they are known. ``offers``: what a
     node has told this client; the table that it wants for the rows that go to it comes first, and can harm
-    only itself. ``reader``: judges the rows that come to this client from the model's last block."""
+    only itself. ``reader``: judges the rows that come to this client from the model's last block, and
+    knows their scales."""
 
     wanted: str
     insists: bool = False
@@ -48,7 +50,7 @@ class EdgeCodecs:
         if not self.insists:
             spoken -= self._too_coarse(after, nodes)
         try:
-            table = self._table_of(after, boundary, boundaries) if self.wanted == int8s.KIND else None
+            table = self._table_of(before, after, boundary, boundaries) if self.wanted == int8s.KIND else None
         except RemoteProtocolError as error:
             raise HopFailedError(after or "", error) from error
         try:
@@ -68,10 +70,15 @@ class EdgeCodecs:
         said = self.reader if reader is None else nodes.get(reader)
         return frozenset(COARSE_KINDS).intersection([*self.failed, *(said.coarse if said else ())])
 
-    def _table_of(self, after: str | None, boundary: int, boundaries: Boundaries) -> ScaleTable | None:
-        """The scales for rows that go to a peer at ``boundary``. Raises RemoteProtocolError for what it
-        offers."""
-        offer = self.offers(after) if after is not None else None
+    def _table_of(
+        self, before: str | None, after: str | None, boundary: int, boundaries: Boundaries
+    ) -> ScaleTable | None:
+        """The scales for rows that go from one peer to another at ``boundary``: those that the reader wants.
+        Raises RemoteProtocolError for what it offers."""
+        offer = self.offers(after or before or "")
+        if after is None:
+            learned = self.reader and self.reader.table_for(UNKNOWN if offer is None else offer.group)
+            return learned or self.tables.get(boundary)
         if offer is not None and offer.scales and offer.boundary == boundary:
             return ScaleTable.from_peer(offer.scales, boundaries.widths[boundary])
         return self.tables.get(boundary)

@@ -25,11 +25,13 @@ from ...swarm.errors import (
     StreamClosedError,
     SwarmError,
 )
+from ...swarm.fidelity.row_sampler import FewAtATime
 from ...swarm.links.pool import LinkPool
 from ...swarm.protocol.messages import Want
 from ...swarm.protocol.wire import Payload
 from ...swarm.routing.prediction import chunk_tokens
 from ...swarm.runtime.tasks import all_of
+from ...swarm.transport.address_groups import address_group
 from ...swarm.types import NodeInfo, Route, Span
 from .diagnosis import diagnose
 from .hop import HopClient
@@ -72,6 +74,8 @@ class RouteSession:
         self._steps = 0
         self._fed = False
         self._max_step_tokens = 0
+        reader = settings.codecs.reader
+        self._learned = None if reader is None else FewAtATime(reader.sampler)
 
     @classmethod
     async def open(
@@ -292,6 +296,8 @@ class RouteSession:
             hop.mark_lost(error)
             raise BrokenError from error
         hop.trace.phase(decoding).coded(perf_counter() - began)
+        if self._learned is not None:
+            self._learned.came(x, address_group(hop.link.remote_maddr))
         return x
 
 

@@ -11,6 +11,7 @@ from ..fairness.recent import RecentMap
 from ..protocol.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
 from ..runtime.tasks import cancel_all, look_at
 from ..timeouts import Patience
+from ..transport.address_groups import UNKNOWN, address_group
 from ..transport.dial_guard import DialGuard, for_client, public_of
 from ..transport.interface import Transport
 from ..transport.resolve import resolve_all
@@ -24,11 +25,12 @@ REMEMBERED = 256
 @dataclass(frozen=True, slots=True)
 class Offer:
     """How a node takes rows. ``codecs``: their kinds. ``scales``: the table for rows that enter at
-    ``boundary``, empty for none."""
+    ``boundary``, empty for none. ``group``: of the address where it was met."""
 
     codecs: tuple[str, ...]
     boundary: int
     scales: bytes
+    group: str = UNKNOWN
 
 
 class LinkPool:
@@ -102,7 +104,9 @@ class LinkPool:
     def _note(self, link: NodeLink) -> None:
         if link.welcome.done() and not link.welcome.cancelled() and link.welcome.exception() is None:
             welcome = link.welcome.result()
-            self._offers[link.peer_id] = Offer(welcome.codecs, welcome.span.start, welcome.scales)
+            self._offers[link.peer_id] = Offer(
+                welcome.codecs, welcome.span.start, welcome.scales, address_group(link.remote_maddr)
+            )
 
     async def check(self, remote_maddr: str = "") -> None:
         """Raises LocalNetworkError if it is our own network that does not answer, on the way to there."""

@@ -6,7 +6,10 @@ from __future__ import annotations
 import pytest
 
 from swarm_node.client.generation import Generation
+from swarm_node.swarm.codecs.codec import Codec
+from swarm_node.swarm.codecs.int8s import Int8sCodec
 from swarm_node.swarm.fidelity import error_watch
+from swarm_node.swarm.transport.address_groups import UNKNOWN
 from swarm_node.swarm.types import Span
 from tests.client.session.test_with_real_nodes import OPTIONS, Swarm, swarm, tiny
 
@@ -33,9 +36,9 @@ async def test_scales_are_learned_and_taken_by_the_next_client(swarm: Swarm) -> 
     await model.close()
     for node in swarm.nodes.values():
         assert node.loaded is not None
-        assert node.loaded.server.terms.scales is None
+        assert node.loaded.server.terms.scales(UNKNOWN) is None
         node.loaded.sweep()
-        assert node.loaded.server.terms.scales is not None
+        assert node.loaded.server.terms.scales(UNKNOWN) is not None
     later = await swarm.client(wire_codec="auto", prefix_cache=False)
     await later.generate_detailed(LONG, **OPTIONS)  # meets the nodes, which tell their scales
     for start in (1, 2, 3):
@@ -101,3 +104,30 @@ async def test_the_client_judges_what_leaves_the_model(swarm: Swarm) -> None:
     loss = reader.loss("f8")
     assert loss.groups == 1
     assert 0.005 < loss.mean < 0.025
+
+
+async def test_the_client_learns_the_scales_of_what_leaves_the_model(swarm: Swarm) -> None:
+    """From the tokens of its answers, over its sessions; no node is told of them but by OPEN."""
+    await swarm.serve(a=Span(0, 2), b=Span(2, 4))
+    model = await swarm.client(wire_codec="auto", prefix_cache=False)
+
+    async def reply_codec() -> Codec:
+        """Of the last hop, while an answer of many tokens is made."""
+        stream = model.stream(LONG[:20], max_new_tokens=200, ignore_eos=True)
+        await anext(stream)
+        last = swarm.nodes["b"].loaded
+        assert last is not None
+        (session,) = last.server.sessions._sessions.values()
+        await stream.finish()
+        return session.sequence.reply_codec
+
+    assert [(await reply_codec()).kind for _ in range(3)] == ["f8", "f8", "f8"]
+    reader = model._local.reader
+    assert reader is not None
+    found = await reply_codec()
+    assert found.name == Int8sCodec.of(reader.table_for(UNKNOWN)).name
+    for _ in range(3):
+        await reply_codec()
+    reader.look()
+    assert 0 < reader.loss("int8s").mean < 0.01
+    assert reader.coarse == ()

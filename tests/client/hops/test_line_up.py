@@ -15,6 +15,7 @@ from swarm_node.client.hops.plan import HopPlan, RouteSettings, SessionSettings
 from swarm_node.client.routing.prefix import PrefixKey
 from swarm_node.client.routing.router import Router
 from swarm_node.swarm.boundaries import Boundaries
+from swarm_node.swarm.codecs.int8s import Int8sCodec
 from swarm_node.swarm.codecs.kinds import BF16, NONE
 from swarm_node.swarm.codecs.names import KINDS
 from swarm_node.swarm.errors import HopFailedError
@@ -162,6 +163,23 @@ def test_a_node_that_speaks_less_is_spoken_to_so(settings: RouteSettings) -> Non
         ("bf16", "bf16"),
         ("bf16", "int8"),
     ]
+
+
+def test_the_last_edge_has_the_scales_that_this_client_has_learned(scaled: RouteSettings) -> None:
+    """Of what comes from the network of the last hop; where there are none, those of the model."""
+    reader = RowReader(np.ones(8, np.float32), lambda: 0.0)
+    rows = np.random.default_rng(0).standard_normal((512, 8)).astype(np.float32) * np.exp2(np.arange(8.0))
+    reader.sampler.learn(rows.astype(np.float32), 0, "near")
+    reader.look()
+    table = reader.table_for("near")
+    assert table is not None
+    learned = Int8sCodec.of(table).name
+    for group, expected in (("near", learned), ("far", scales(6))):
+        offers = {"c": Offer(KINDS, 4, b"", group)}
+        now = changed(scaled, offers=offers.get, reader=reader)
+        assert names(plan_line([A, B, C], now, IDS, always))[-1][1] == expected
+    unknown = changed(scaled, tables={}, offers=lambda peer_id: None, reader=reader)
+    assert names(plan_line([A, B, C], unknown, IDS, always))[-1][1] == "f8"
 
 
 def test_a_codec_that_loses_too_much_for_its_reader_is_avoided(scaled: RouteSettings) -> None:
