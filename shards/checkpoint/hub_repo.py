@@ -41,6 +41,7 @@ _BUSY = frozenset((408, 425, 429, 500, 502, 503, 504))
 """Status codes of a hub that may answer a later try."""
 _MAX_FILES = 100_000
 """A repository with more files is not one of a model."""
+START_AGAIN = "Start again; if that does not help, download the model and give its path."
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r'"?([0-9a-f]{64})"?')
 """An ETag that is a SHA-256. Small files have another, which is not the SHA-256 of their content."""
@@ -138,10 +139,7 @@ class HubRepo:
         if self.only_local:
             raise self.not_here(file)
         if file not in self.files:
-            raise MissingFileError(
-                f"{self.name} has no file {file} on the HuggingFace hub",
-                hint="Wanted: config.json and safetensors files, or GGUF files.",
-            )
+            raise self._lacks(file)
         options: dict[str, Any] = {"endpoint": self._endpoint}
         if (
             self._progress is not None
@@ -204,12 +202,12 @@ class HubRepo:
             raise
         except (hub_errors.HTTPError, OSError) as error:  # timeouts, resets, bodies that break off
             if type(error).__name__ == "TooManyRedirects":  # of httpx or of requests
-                raise NetworkError(f"the hub leads in a circle: {where}", hint=_AGAIN) from None
+                raise NetworkError(f"the hub leads in a circle: {where}", hint=START_AGAIN) from None
             raise _BusyError(f"the connection to the hub breaks ({_first_line(error)}): {where}") from None
         if len(data) < length:
             raise _BusyError(f"the hub sent {len(data)} bytes of {length}: {where}")
         if len(data) > length:
-            raise NetworkError(f"the hub sent more than {length} bytes: {where}", hint=_AGAIN)
+            raise NetworkError(f"the hub sent more than {length} bytes: {where}", hint=START_AGAIN)
         return bytes(data)
 
     def _check(self, response: Any, file: HubFile, expected: str, where: str) -> None:
@@ -221,9 +219,11 @@ class HubRepo:
 
         said = response.headers.get("Content-Range", "")
         if said.strip().lower() != expected:
-            raise NetworkError(f"the hub sent {said[:80] or 'unknown bytes'} instead of {where}", hint=_AGAIN)
+            raise NetworkError(
+                f"the hub sent {said[:80] or 'unknown bytes'} instead of {where}", hint=START_AGAIN
+            )
         if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise NetworkError(f"the hub sent an encoding that was not asked for: {where}", hint=_AGAIN)
+            raise NetworkError(f"the hub sent an encoding that was not asked for: {where}", hint=START_AGAIN)
         commits = told("X-Repo-Commit")
         hashes = [match[1] for value in told("X-Linked-Etag") if (match := _SHA256.fullmatch(value))]
         etag = response.headers.get("ETag", "")
@@ -256,6 +256,12 @@ class HubRepo:
             hint="Check the connection, or give the path of a .gguf file or a HuggingFace directory.",
         )
 
+    def _lacks(self, file: str) -> MissingFileError:
+        return MissingFileError(
+            f"{self.name} has no file {file} on the HuggingFace hub",
+            hint="Wanted: config.json and safetensors files, or GGUF files.",
+        )
+
     @contextmanager
     def _explained(self, file: str) -> Iterator[None]:
         """huggingface_hub's errors as ours. The order matters: some of them are subclasses of others."""
@@ -275,10 +281,7 @@ class HubRepo:
         except (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled):
             raise self.not_here(file) from None
         except hub_errors.EntryNotFoundError:
-            raise MissingFileError(
-                f"{self.name} has no file {file} on the HuggingFace hub",
-                hint="Wanted: config.json and safetensors files, or GGUF files.",
-            ) from None
+            raise self._lacks(file) from None
         except (hub_errors.HTTPError, OSError) as error:
             raise NetworkError(
                 f"cannot fetch {where}: {_first_line(error)}", hint="Check the connection and try again."
@@ -291,9 +294,6 @@ class _BusyError(NetworkError):
     def __init__(self, message: str, retry_after: float = 0.0) -> None:
         super().__init__(message, hint="Check the connection and start again: what came is kept.")
         self.retry_after = retry_after
-
-
-_AGAIN = "Start again; if that does not help, download the model and give its path."
 
 
 def sha256_of_blob(path: Path) -> bytes:

@@ -9,7 +9,8 @@ continues from there.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from pathlib import Path
@@ -25,9 +26,10 @@ from ..pieces.digest import FileHash
 from ..pieces.file_hashes import Progress, check_stopped
 from ..pieces.hashing import hashed
 from ..pieces.listing import FileListing
+from ..pieces.manifest import PieceFile
 from ..pieces.store import FilePresence, PieceStore
 from .hub_gguf import gguf_of
-from .hub_repo import HubFile, HubRepo, sha256_of_blob
+from .hub_repo import START_AGAIN, HubFile, HubRepo, sha256_of_blob
 from .stored import ForgedError, IncompleteError, check_whole_files
 
 FIRST_READ = 1 << 18
@@ -162,20 +164,20 @@ class HubWeights:
             FileHash(file.name, file.size, file.content) for file in others if file.name not in self._whole
         ]
 
-    def _better_whole(self, ranges: Iterable[tuple[str, int, int]]) -> set[str]:
+    def _better_whole(self, ranges: Sequence[tuple[str, int, int]]) -> set[str]:
         """The files of which most has to come, or something and they are small."""
-        missing: dict[str, set[int]] = {}
-        for name, start, length in () if self._repo.only_local else ranges:
-            store = self._ranges()
-            pieces = store.manifest.pieces_of(name, start, length)
-            missing.setdefault(name, set()).update(piece for piece in pieces if not store.has(piece))
-        manifest = self._ranges().manifest if missing else None
+        if self._repo.only_local or not ranges:
+            return set()
+        store = self._ranges()
+        to_come: Counter[PieceFile] = Counter()
+        for piece in {piece for each in ranges for piece in store.manifest.pieces_of(*each)}:
+            if not store.has(piece):
+                place = store.manifest.place(piece)
+                to_come[place.file] += place.length
         return {
-            name
-            for name, pieces in missing.items()
-            if manifest is not None and pieces
-            for size in [manifest.file(name).size]
-            if size <= _SMALL_FILE or sum(map(manifest.size_of, pieces)) >= _MOSTLY * size
+            file.name
+            for file, length in to_come.items()
+            if file.size <= _SMALL_FILE or length >= _MOSTLY * file.size
         }
 
     def _ranges(self) -> PieceStore:
@@ -275,7 +277,7 @@ class HubWeights:
             if not store.add(piece, data[at : at + place.length]):
                 raise NetworkError(
                     f"the hub sent other bytes of {file.path} of {self._repo.name} than before",
-                    hint="Start again; if that does not help, download the model and give its path.",
+                    hint=START_AGAIN,
                 )
             at += place.length
         return length

@@ -139,10 +139,9 @@ def check_whole_files(store: PieceStore) -> None:
     for found in hashed(whole):
         if found.content != store.manifest.file(found.name).content:
             _require(store, list(store.manifest.pieces_of(found.name)))
-            raise ForgedError(
+            raise _forged(
                 f"{found.name} of {store.model.name} is not the file that the model's digest names, "
-                f"though each of its pieces is in the list {store.manifest.root[:12]}",
-                hint="A peer that announced that list lies. Give the path of a local copy, or another root.",
+                f"though each of its pieces is in the list {store.manifest.root[:12]}"
             )
 
 
@@ -151,6 +150,7 @@ def _opened(store: PieceStore) -> TensorFiles[Any]:
     and for a list with another length of a header: it has another root, though it is for the same files."""
     names = [file.name for file in store.manifest.files if is_weights(file.name)]
     there = ((store.path(name), FilePresence(store, name)) for name in names)
+    of_list = f"the list {store.manifest.root[:12]} of {store.model.name}"
     files: TensorFiles[Any]
     try:
         if store.manifest.is_gguf:
@@ -160,18 +160,17 @@ def _opened(store: PieceStore) -> TensorFiles[Any]:
     except AbsentError:
         raise
     except CheckpointError as error:
-        raise _forged(store, f"leads to files that cannot be read: {error.message}") from None
+        raise _forged(f"{of_list} leads to files that cannot be read: {error.message}") from None
     for name, file in zip(names, files.files, strict=True):
         if (said := store.manifest.file(name).head) != file.head:
             files.close()
-            raise _forged(store, f"says that the header of {name} has {said} bytes; it has {file.head}")
+            raise _forged(f"{of_list} says that the header of {name} has {said} bytes; it has {file.head}")
     return files
 
 
-def _forged(store: PieceStore, what: str) -> ForgedError:
+def _forged(message: str) -> ForgedError:
     return ForgedError(
-        f"the list {store.manifest.root[:12]} of {store.model.name} {what}",
-        hint="A peer that announced that list lies. Give the path of a local copy, or another root.",
+        message, hint="A peer that announced that list lies. Give the path of a local copy, or another root."
     )
 
 

@@ -24,7 +24,7 @@ from ..qtypes import CODE_BLOCKS, code_qtype, integer_qtype
 from ..raw_tensor import RawTensor
 from ..tensors import TensorInfo, TensorSource
 from .codes import Codes
-from .parts import Parts, sibling
+from .parts import OF_ANOTHER, Parts, sibling
 from .scales import Scales, whole_floats
 from .tensor import Integers, quantized, signed_bytes
 
@@ -112,7 +112,7 @@ class FourBits:
             raise CheckpointError(
                 f"tensor {state_name} says shape {list(state.shape)} in blocks of {block}; "
                 f"the configuration says {list(info.shape)}, and there are {prod(absmax.shape)} scales",
-                hint="The file is damaged, or its configuration belongs to another model.",
+                hint=OF_ANOTHER,
             )
         qtype = code_qtype(state_name.rpartition("__")[2].upper(), block)
         scales = whole_floats(absmax).reshape(-1) if absmax.qtype == "F32" else _nested(source, names, state)

@@ -25,7 +25,7 @@ from .codes import E2M1, Codes
 from .float8 import E4M3
 from .gptq import groups_of_columns, may_tell_groups
 from .mxfp4 import GROUP, mxfp4_tensor
-from .parts import Parts, sibling
+from .parts import OF_ANOTHER, Parts, sibling
 from .scales import EXPONENTS, SCALE_TYPES, scales, scheme_of, whole_floats
 from .tensor import Integers, quantized, signed_bytes, unpacked, words
 
@@ -198,5 +198,5 @@ def _check_shape(raw: RawTensor, info: TensorInfo) -> None:
     if raw.qtype not in ("I64", "I32") or tuple(map(int, told.reshape(-1))) != info.shape:
         raise CheckpointError(
             f"tensor {raw.name} says another shape than the configuration's {list(info.shape)}",
-            hint="The file is damaged, or its configuration belongs to another model.",
+            hint=OF_ANOTHER,
         )

@@ -12,6 +12,8 @@ from ..qtypes import HF_GROUPED, Quantization, Scheme
 from ..raw_tensor import RawTensor
 from ..tensors import TensorInfo, TensorSource
 
+OF_ANOTHER = "The file is damaged, or its configuration belongs to another model."
+
 
 class Format(Protocol):
     """How one quantizer writes matrices. ``name``: a matrix as plain checkpoints call it."""
@@ -83,7 +85,7 @@ class Parts:
         return CheckpointError(
             f"the quantized matrix {self.name} of {self.where} is {there}, "
             f"the configuration says {list(self.shape)}",
-            hint="The file is damaged, or its configuration belongs to another model.",
+            hint=OF_ANOTHER,
         )
 
 
