@@ -30,20 +30,17 @@ FLOATS = np.dtype(np.float32)
 @dataclass(frozen=True, slots=True)
 class Codec(ABC):
     """``name``: as OPEN has it; two codecs of one name write and read the same bytes. ``kind``: as HELLO and
-    announcements have it."""
+    announcements have it. ``exponents``: the table of scales that both sides of an edge need, for
+    ``scales.ScaleTable``; empty: none."""
 
     name: str
     kind: str
+    exponents: bytes = b""
 
     @property
     def scale_bytes(self) -> int:
         """The first bytes of a row that may differ when its values are encoded again: those of a scale."""
         return 0
-
-    @property
-    def exponents(self) -> bytes:
-        """The table of scales that both sides of an edge need, for ``scales.ScaleTable``; empty: none."""
-        return b""
 
     @property
     def is_coarse(self) -> bool:
@@ -84,7 +81,8 @@ class Codec(ABC):
         RemoteProtocolError (BAD_TENSOR) for a wrong size, for values that are not finite or beyond ``limit``,
         and for whatever the format does not allow.
         """
-        size, got = self.payload_bytes(tokens, width), memoryview(payload).nbytes
+        size = self.payload_bytes(tokens, width)
+        got = len(payload) if isinstance(payload, bytes) else memoryview(payload).nbytes
         if got != size:
             raise bad_tensor(
                 f"{tokens} tokens of {width} values take {size} bytes in codec {self.name}, not {got}"

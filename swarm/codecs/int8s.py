@@ -19,7 +19,6 @@ import numpy as np
 from ..errors import RemoteProtocolError, UsageError
 from .codec import Payload
 from .int8 import Int8Codec
-from .packed import row_bytes
 from .scales import ScaleTable
 
 KIND = "int8s"
@@ -29,16 +28,10 @@ KIND = "int8s"
 class Int8sCodec(Int8Codec):
     """Made by ``of``."""
 
-    table: ScaleTable
-
     @classmethod
     def of(cls, table: ScaleTable) -> Int8sCodec:
         """The codec of a boundary whose rows ``table`` fits."""
-        return cls(f"{KIND}.{table.digest}", KIND, table)
-
-    @property
-    def exponents(self) -> bytes:
-        return self.table.exponents
+        return cls(f"{KIND}.{table.digest}", KIND, table.exponents)
 
     def magnitudes(self, payload: Payload, tokens: int, width: int) -> list[float]:
         """Of the decoded rows: the head of one does not tell which powers of two its values have. Infinite
@@ -54,6 +47,6 @@ class Int8sCodec(Int8Codec):
         return [math.sqrt(float(np.dot(row, row)) / width) for row in rows]
 
     def _row_bytes(self, width: int) -> int:
-        if width != self.table.width:
-            raise UsageError(f"rows of {width} values are not those of {self.table.width} scales")
-        return row_bytes(width)
+        if width != len(self.exponents):
+            raise UsageError(f"rows of {width} values are not those of {len(self.exponents)} scales")
+        return Int8Codec._row_bytes(self, width)

@@ -83,7 +83,7 @@ class PackedCodec(Codec):
         return np.square(steps, out=steps) / np.float32(12)
 
     def _row_bytes(self, width: int) -> int:
-        return row_bytes(width)
+        return width + (4 + 6 * OUTLIERS if width >= OUTLIERS else 4 + 6 * width)
 
     def _encode(self, rows: np.ndarray, size: int) -> memoryview:
         if (kernels := native.loaded()) is not None:
@@ -181,10 +181,6 @@ class PackedCodec(Codec):
         return bad_tensor(
             f"the outlier channels of a row in {self.kind} are not strictly ascending below {width}"
         )
-
-
-def row_bytes(width: int) -> int:
-    return width + (4 + 6 * OUTLIERS if width >= OUTLIERS else 4 + 6 * width)
 
 
 @lru_cache(maxsize=16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from swarm_node.swarm.codecs import native as native_codec
 from swarm_node.swarm.codecs.codec import MAX_MAGNITUDE
 from swarm_node.swarm.codecs.kinds import INT8
 from swarm_node.swarm.errors import LocalProtocolError, RemoteProtocolError
-from swarm_node.swarm.runtime.c_build import NativeUnavailableError
+from swarm_node.swarm.runtime.c_build import NativeUnavailableError, load_library
 from swarm_node.swarm.types import MAX_SCALES
 from tests.swarm.codecs.codec_cases import codec_of
 
 PACKED = ("int8", "f8", "int8s")
 LIMITS = (MAX_MAGNITUDE, 65504.0)
+BUILDS = {"AVX2": ("-mno-avx512f",), "SSE2": ("-march=x86-64",)} if platform.machine() == "x86_64" else {}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -97,6 +99,28 @@ def test_both_paths_read_alike(kind: str, tokens: int, width: int, limit: float,
         else:
             assert plain == native
     payload[:] = payload * 1  # no buffer is still held
+
+
+@pytest.mark.parametrize("kind", PACKED)
+@pytest.mark.parametrize("build", BUILDS)
+def test_every_instruction_set_writes_and_reads_alike(
+    kind: str, build: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = native_codec.loaded()
+    flags = (*native_codec._FLAGS, *BUILDS[build])
+    other = native_codec.NativeCodec(load_library("swarm", native_codec._sources(), flags))
+    for width in (5, 16, 47, 600):
+        codec = codec_of(kind, width)
+        x = np.random.default_rng(width).standard_normal((4, width), np.float32)
+        x[1:3] = np.rint(x[1:3])  # ties
+        x[2:, :: max(1, width // 9)] *= 1000
+        payload = bytearray(codec.encode(x))
+        monkeypatch.setattr(native_codec, "_codec", other)
+        assert bytes(codec.encode(x)) == payload
+        payload[-width:] = (np.arange(width) * 37).astype(np.uint8).tobytes()  # codes of all sorts
+        others = codec.decode(payload, len(x), width)
+        monkeypatch.setattr(native_codec, "_codec", kernels)
+        assert np.array_equal(codec.decode(payload, len(x), width).view(np.int32), others.view(np.int32))
 
 
 @pytest.mark.parametrize("kind", PACKED)
