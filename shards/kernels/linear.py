@@ -26,6 +26,7 @@ from .library import address, library
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ..formats.quantized.tensor import IntegerGroups
     from ..formats.raw_tensor import RawTensor
 
 TILE = 32
@@ -39,7 +40,7 @@ _BASE = 15
 _SCALES = {"float32": 0 << 4, "float16": 1 << 4, "bfloat16": 2 << 4}
 _K, _K4 = 3 << 4, 4 << 4
 _HALVES, _MINIMUM, _CENTRED = 1 << 7, 1 << 8, 1 << 9
-_FP4, _IQ4 = 1 << 10, 2 << 10
+_FP4, _IQ4, _ZERO = 1 << 10, 2 << 10, 3 << 10
 _BIT, _BITS = 1 << 12, 15 << 12
 _COLS = 1 << 16
 _DENSE_FORMS = ("float32", "float16", "bfloat16")
@@ -66,6 +67,8 @@ _FILE_KINDS = {"F32": _F32, "F16": _F16, "BF16": _BF16} | {
     }.items()
 }
 """The kinds that GGUF's types are packed as by moving their bytes: see ``sn_pack_file``."""
+_MOST_SHARING = (1 << 15) - 1
+"""As many groups may share a scale: what the bits of a kind hold."""
 _MOST_PARTS = 4
 """``SN_MOST_PARTS``: as many matrices as are ever stacked (q, k, v and a gate)."""
 
@@ -213,6 +216,44 @@ def native_int8(
     return NativeLinear(struct, packed, bias)
 
 
+def native_integers(
+    parts: Sequence[IntegerGroups],
+    bits: int,
+    bias: NDArray[np.float32] | None,
+    precision: ActivationPrecision,
+) -> NativeLinear:
+    """One linear of the rows of all ``parts`` (equal columns; all with zero points, or none), packed without
+    loss: integers of 4 or 8 ``bits``, and scales for as many columns as in the finest."""
+    cols = parts[0].q.shape[1]
+    group = math.gcd(*(cols // part.scale.shape[1] for part in parts))
+    if group % GROUP:
+        raise ValueError(f"groups of {group} columns")
+    if group // GROUP > _MOST_SHARING:
+        group = GROUP
+    middle = 1 << bits - 1
+    kind = _INT | bits * _BIT | group // GROUP * _COLS
+    if any(part.zero is None for part in parts):
+        kind |= (
+            _MINIMUM | _SCALES[_narrowest(array for part in parts for array in (part.scale, part.minimum))]
+        )
+    else:
+        centred = all((part.zero == middle).all() for part in parts)
+        kind |= (_CENTRED if centred else _ZERO) | _SCALES[_narrowest(part.scale for part in parts)]
+    struct = _struct(kind, precision, [part.q for part in parts])
+    packed = _memory(struct)
+    row = 0
+    for q, scale, minimum, zero in parts:
+        each = cols // group // scale.shape[1]
+        if kind & _CENTRED and bits == 8:
+            q = q ^ np.uint8(middle)
+        _pack_int(
+            *(struct, row, q, scale.repeat(each, 1), minimum.repeat(each, 1), packed),
+            None if zero is None else zero.astype(np.uint8).repeat(each, 1),
+        )
+        row += len(q)
+    return NativeLinear(struct, packed, bias)
+
+
 def native_int8_pieces(
     pieces: Iterable[Int8Groups],
     rows: int,
@@ -303,7 +344,7 @@ def _kernels() -> ctypes.CDLL:
     )
     kernels.sn_pack_int.restype = kernels.sn_pack_file.restype = kernels.sn_pack_float8.restype = None
     kernels.sn_pack_float8.argtypes = (pointer, number, number, address, address, address)
-    kernels.sn_pack_int.argtypes = (pointer, number, number, address, address, address, address)
+    kernels.sn_pack_int.argtypes = (pointer, number, number, *(address,) * 5)
     kernels.sn_pack_file.argtypes = (pointer, number, number, address, number, address, address)
     return kernels
 
@@ -373,13 +414,15 @@ def _pack_int(
     scale: NDArray[np.float32],
     minimum: NDArray[np.float32] | None,
     packed: NDArray[np.uint8],
+    zero: NDArray[np.uint8] | None = None,
 ) -> None:
     q, scale = np.ascontiguousarray(q), np.ascontiguousarray(scale, np.float32)
     minimum = None if minimum is None else np.ascontiguousarray(minimum, np.float32)
     _kernels().sn_pack_int(
         struct,
         *(row, len(q), address(q), address(scale)),
-        *(None if minimum is None else address(minimum), address(packed)),
+        *(None if minimum is None else address(minimum), None if zero is None else address(zero)),
+        address(packed),
     )
 
 

@@ -13,18 +13,20 @@ import numpy as np
 from ..formats.dequantize import INTEGER_QTYPES, integer_rows
 from ..formats.floats import narrow, widen
 from ..formats.qtypes import (
+    AFFINE_BITS,
     AFFINE_GROUPS,
     CODE_BLOCKS,
     FLOAT8,
     INTEGER_BITS,
     INTEGERS,
+    ZEROS,
     affine_qtype,
     code_qtype,
     integer_qtype,
 )
 from ..formats.quantized.codes import E2M1, Codes
 from ..formats.quantized.float8 import E4M3, Float8
-from ..formats.quantized.tensor import QuantizedTensor
+from ..formats.quantized.tensor import IntegerGroups, QuantizedTensor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,11 +51,18 @@ _PACKED = tuple(
     (bits, integer_qtype(bits, group)) for bits, group, _ in INTEGERS.values() if group % GROUP == 0
 )
 """Bits and types of integers that quantizers of HuggingFace checkpoints write."""
+_AFFINE = tuple(
+    (bits, affine_qtype(bits, group, wide))
+    for bits in AFFINE_BITS
+    for group in AFFINE_GROUPS
+    for wide in (False, True)
+)
+"""The same of those that MLX writes, with a minimum."""
 
 
 INT4_SOURCES = (
     *("Q4_0", "Q4_1", "Q4_K"),
-    *(affine_qtype(4, group, wide) for group in AFFINE_GROUPS for wide in (False, True)),
+    *(qtype for bits, qtype in _AFFINE if bits <= 4),
     *dict.fromkeys(qtype for bits, qtype in _PACKED if bits <= 4),
 )
 """File types that are integers of up to four bits with scale and minimum for 32 of them or more:
@@ -77,6 +86,18 @@ INT8_SOURCES = (
 """File types that are integers of up to eight bits with a scale for 32 or more: ``file_int8_groups``."""
 
 
+UNSIGNED_INT8 = (
+    *(qtype for bits, qtype in _AFFINE if bits > 4),
+    *(qtype for qtype, (_, group, _) in INTEGERS.items() if qtype.endswith(ZEROS) and group % GROUP == 0),
+)
+"""File types that are integers of up to eight bits with a minimum or a zero point, which our kernels alone
+hold."""
+
+
+SHARED_SCALES = frozenset(qtype for _, qtype in (*_PACKED, *_AFFINE)) | frozenset(UNSIGNED_INT8)
+"""File types whose integers and scales ``file_integers`` gives, the scales for 32 columns or more."""
+
+
 FLOAT8_SOURCES = tuple(qtype for qtype, (_, group, _) in FLOAT8.items() if group % GROUP == 0)
 """File types that are floats of eight bits with a scale for 32 columns or more: ``file_float8``."""
 
@@ -87,7 +108,7 @@ KEPT_NUMBERS = {
     "int4": (*INT4_SOURCES, "MXFP4", "IQ4_NL", "IQ4_XS"),
     "int5": ("Q5_0", "Q5_1", "Q5_K"),
     "int6": ("Q6_K",),
-    "int8": (*(qtype for qtype in INT8_SOURCES if qtype != "Q5_0"), *HALVED_INT8),
+    "int8": (*(qtype for qtype in INT8_SOURCES if qtype != "Q5_0"), *HALVED_INT8, *UNSIGNED_INT8),
     "float8": FLOAT8_SOURCES,
 }
 """The file types whose numbers our kernels hold as they are, by ``LoadPlan.form``."""
@@ -220,6 +241,19 @@ def file_groups(raw: RawTensor) -> Int4Groups:
     if raw.qtype == "Q4_K":
         return q4_k_groups(raw.data)
     return Int4Groups(*raw.blocks())
+
+
+def file_integers(raw: RawTensor, bits: int) -> IntegerGroups:
+    """The file's own integers, moved so that ``bits`` have their zero in the middle where the file has fewer
+    and zero points; for a ``raw`` matrix in SHARED_SCALES."""
+    if not (isinstance(raw, QuantizedTensor) and raw.integers is not None):
+        raise ValueError(f"tensor {raw.name} is {raw.qtype}, not integers in groups")
+    q, scale, minimum, zero = raw.groups()
+    if zero is not None and raw.integers.bits < bits:
+        middle = 1 << bits - 1
+        q = q + (middle - zero).astype(np.uint8).repeat(raw.cols // zero.shape[1], 1)
+        zero = np.full_like(zero, middle)
+    return IntegerGroups(q, scale, minimum, zero)
 
 
 def file_int8_groups(raw: RawTensor) -> Int8Groups:

@@ -13,7 +13,15 @@ from ..formats.dequantize import INTEGER_QTYPES
 from ..formats.qtypes import QTYPES, SUPPORTED
 from ..formats.qtypes import row_bytes as file_row_bytes
 from ..kernels.linear import TILE
-from ..layers.quantize import FLOAT8_SOURCES, GROUP, HALVED_INT8, INT4_SOURCES, INT8_SOURCES, OWN_FORM
+from ..layers.quantize import (
+    FLOAT8_SOURCES,
+    GROUP,
+    HALVED_INT8,
+    INT4_SOURCES,
+    INT8_SOURCES,
+    OWN_FORM,
+    UNSIGNED_INT8,
+)
 
 PROGRAM_BYTES = 70_000_000
 """Bytes of Python, numpy, cryptography and the other imports: measured on Linux, the same for every model."""
@@ -27,6 +35,7 @@ _NATIVE_GROUPS = {"Q4_0": 18, "Q4_1": 20, "Q4_K": 18.5, "IQ4_NL": 18, "IQ4_XS": 
 _NATIVE_GROUPS |= {"Q5_0": 22, "Q5_1": 24, "Q5_K": 22.5, "Q6_K": 26.25, "Q8_0": 34, "int8": 34}
 _NATIVE_GROUPS |= {"Q2_K": 10.5, "Q3_K": 14.25} | dict.fromkeys((*INTEGER_QTYPES, *FLOAT8_SOURCES), 36)
 _NATIVE_GROUPS |= {"TQ1_0": 34, "TQ2_0": 34, "Q1_0": 34} | dict.fromkeys(HALVED_INT8, 40) | {"NVFP4": 36}
+_NATIVE_GROUPS |= dict.fromkeys(UNSIGNED_INT8, 40)
 """Bytes of 32 values in the C kernels' layouts, at most; ``int8``: what we round ourselves."""
 
 

@@ -25,6 +25,7 @@ from ..kernels.linear import (
     native_int4,
     native_int8,
     native_int8_pieces,
+    native_integers,
     native_stack,
 )
 from ..kernels.rows import NativeNorm
@@ -33,12 +34,15 @@ from ..layers.quantize import (
     INT4_SOURCES,
     INT8_SOURCES,
     KEPT_NUMBERS,
+    OWN_FORM,
+    SHARED_SCALES,
     Int4Groups,
     Int8Groups,
     Int8Rows,
     file_float8,
     file_groups,
     file_int8_groups,
+    file_integers,
     to_int4,
     to_int8_groups,
 )
@@ -254,13 +258,17 @@ class WeightLoader(TensorReader[LoadPlan]):
         self, raws: Sequence[RawTensor], form: str, bias: Floats | None, errors: RoundingBounds | None
     ) -> NativeLinear:
         """Of matrices of one type."""
+        qtype = raws[0].qtype
+        if qtype in SHARED_SCALES and form == OWN_FORM[qtype]:
+            bits = 4 if form == WeightKind.INT4 else 8
+            return native_integers([file_integers(raw, bits) for raw in raws], bits, bias, self.precision)
         if form == WeightKind.INT4:
             return native_int4([int4_groups(raw, self._threads) for raw in raws], bias, self.precision)
         if form == WeightKind.FLOAT8:
             return native_float8([file_float8(raw) for raw in raws], bias)
         if form != WeightKind.INT8:
             return native_dense([raw.dequantize(form) for raw in raws], bias)
-        if raws[0].qtype in (*INT8_SOURCES, *HALVED_INT8):
+        if qtype in (*INT8_SOURCES, *HALVED_INT8):
             return native_int8([file_int8_groups(raw) for raw in raws], bias, self.precision)
         pieces = (piece for raw in raws for piece in in_pieces(to_int8_groups, raw, self._threads, errors))
         return native_int8_pieces(

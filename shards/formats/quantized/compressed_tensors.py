@@ -187,7 +187,13 @@ class PackedFloats:
 def _zeros(raw: RawTensor, rows: int, bits: int) -> NDArray[np.int16]:
     """(rows, groups), of unsigned integers."""
     if raw.qtype == "I8":
-        return raw.stored.view(np.int8).astype(np.int16) + np.int16(1 << bits - 1)
+        plain = raw.stored.view(np.int8).astype(np.int16) + np.int16(1 << bits - 1)
+        if plain.min() < 0 or plain.max() >= 1 << bits:
+            raise CheckpointError(
+                f"tensor {raw.name} has zero points that are no integers of {bits} bits",
+                hint="The file is damaged: download it again.",
+            )
+        return plain
     turned = np.ascontiguousarray(words(raw).T).view(np.uint8)
     return unpacked(turned, bits, rows).T.astype(np.int16)
 

@@ -26,8 +26,9 @@ static const uint8_t IQ4_NL[16] = {IQ4(-127), IQ4(-104), IQ4(-83), IQ4(-65), IQ4
 /* What is to be taken off the bytes that are multiplied. */
 static int32_t offset_of(int kind) {
     int table = kind & SN_TABLE, bits = SN_BITS_OF(kind);
-    if (table) return table == SN_FP4 ? FP4_OFFSET : SN_INT8_OFFSET;
-    return bits == 8 ? SN_INT8_OFFSET : kind & SN_CENTRED ? 1 << (bits - 1) : 0;
+    if (table && table != SN_ZERO) return table == SN_FP4 ? FP4_OFFSET : SN_INT8_OFFSET;
+    const int32_t stored = bits == 8 ? SN_INT8_OFFSET - 128 : 0; /* off the bytes that integers lie in */
+    return stored + (kind & SN_CENTRED ? 1 << (bits - 1) : 0);
 }
 
 /* What follows the digits of a prepared group. */
@@ -127,12 +128,15 @@ typedef struct {
     vi w[SN_VECTORS][QUADS];
     vf scale[2][SN_VECTORS], minimum[2][SN_VECTORS];   /* of each half with SN_HALVES, else of all */
     vf factor[SN_VECTORS], minimum_factor[SN_VECTORS]; /* of a super-block's scales and minima */
+    vi zero[SN_VECTORS]; /* of groups that share: what is to be taken off the bytes of a row */
     int32_t offset;
-    int has_minimum;
+    int has_minimum, left; /* groups that have the scales of the one before */
 } tile_group;
 
 /* What a sum of digits starts from, so that the weights' offset is taken off: `of` has it of all and of the second half. */
-SN_INLINE vi start(const tile_group *g, const int32_t of[2], const int half, const int halves) {
+SN_INLINE vi start(const tile_group *g, const int32_t of[2], const int v, const int half, const int form) {
+    const int halves = sn_scales(form);
+    if (SN_COLS_OF(form) != 0) return vi_mul(g->zero[v], vi_set1(-of[0]));
     return vi_set1(-g->offset * (half ? of[1] : halves == 2 ? of[0] - of[1] : of[0]));
 }
 
@@ -149,8 +153,8 @@ SN_INLINE void add_half(const tile_group *g, const int8_t *x, vf *sums, int v0, 
         memcpy(&tail, x + m * bytes + digits * SN_GROUP, sizeof tail);
         for (int v = 0; v < STEP; v++) {
             for (int d = 0; d < digits - 1; d++) acc[m][d][v] = vi_set1(0);
-            if (digits == 3) acc[m][0][v] = start(g, tail.high, half, halves);
-            acc[m][digits - 1][v] = start(g, tail.low, half, halves);
+            if (digits == 3) acc[m][0][v] = start(g, tail.high, v0 + v, half, form);
+            acc[m][digits - 1][v] = start(g, tail.low, v0 + v, half, form);
         }
     }
     for (int quad = half * quads; quad < (half + 1) * quads; quad++)
@@ -232,6 +236,15 @@ SN_INLINE void load_scales(tile_group *g, const uint8_t *stored, const int form,
         }
 }
 
+/* What leads groups that share it. */
+SN_INLINE void load_shared(tile_group *g, const uint8_t *stored, const int form, int kind) {
+    load_scales(g, stored, form, kind);
+    stored += sn_super_bytes(kind) - SN_TILE;
+    for (int v = 0; v < SN_VECTORS; v++)
+        g->zero[v] = (kind & SN_TABLE) == SN_ZERO ? vi_add(vi_load_u8(stored + v * SN_LANES), vi_set1(g->offset))
+                                                  : vi_set1(g->offset);
+}
+
 /* What leads a super-block. */
 SN_INLINE void load_factors(tile_group *g, const uint16_t *stored) {
     for (int v = 0; v < SN_VECTORS; v++) {
@@ -248,9 +261,14 @@ SN_INLINE const uint8_t *load_group(tile_group *g, const uint8_t *stored, int64_
         load_factors(g, (const uint16_t *)stored);
         stored += sn_super_bytes(kind);
     }
+    if (SN_COLS_OF(form) != 0 && g->left-- == 0) {
+        load_shared(g, stored, form, kind);
+        stored += sn_super_bytes(kind);
+        g->left = sn_led(kind) - 1;
+    }
     for (int64_t ahead = 0; ahead < step; ahead += 64) __builtin_prefetch(stored + PREFETCH(SN_BITS_OF(form)) + ahead);
     load_integers(g, stored, form);
-    load_scales(g, stored + SN_BITS_OF(form) * SN_PLANE, form, kind);
+    if (SN_COLS_OF(form) == 0) load_scales(g, stored + SN_BITS_OF(form) * SN_PLANE, form, kind);
     return stored + step;
 }
 
@@ -289,6 +307,7 @@ SN_INLINE void tile_row(const sn_linear *w, const uint8_t *stored, const int8_t 
 
 typedef void (*tile_kernel)(const sn_linear *, const uint8_t *, const int8_t *, int, vf *);
 
+#define SHARED (1 << 16) /* in a form: SN_COLS_OF(kind) share a scale */
 #define KERNEL(name, form, digits)                                                                               \
     static void name##_##digits(const sn_linear *w, const uint8_t *stored, const int8_t *x, int rows, vf *sums) { \
         if (rows == 1)                                                                                            \
@@ -301,9 +320,11 @@ typedef void (*tile_kernel)(const sn_linear *, const uint8_t *, const int8_t *, 
     static const tile_kernel name[3] = {name##_1, name##_2, name##_3};
 KERNELS(int8, 8 * SN_BIT)
 KERNELS(int8_halves, 8 * SN_BIT | SN_HALVES)
+KERNELS(int8_shared, 8 * SN_BIT | SHARED)
 KERNELS(int6, 6 * SN_BIT | SN_HALVES)
 KERNELS(int5, 5 * SN_BIT)
 KERNELS(int4, 4 * SN_BIT)
+KERNELS(int4_shared, 4 * SN_BIT | SHARED)
 KERNELS(fp4, 4 * SN_BIT | SN_FP4)
 KERNELS(iq4, 4 * SN_BIT | SN_IQ4)
 KERNELS(int3, 3 * SN_BIT | SN_HALVES)
@@ -311,6 +332,7 @@ KERNELS(int2, 2 * SN_BIT | SN_HALVES)
 
 static tile_kernel kernel_of(const sn_linear *w) {
     const tile_kernel *kernels;
+    if (SN_COLS_OF(w->kind) != 0) return (SN_BITS_OF(w->kind) == 8 ? int8_shared : int4_shared)[w->variant - 1];
     switch (w->kind & (SN_BITS | SN_TABLE)) {
     case 8 * SN_BIT: kernels = w->kind & SN_HALVES ? int8_halves : int8; break;
     case 6 * SN_BIT: kernels = int6; break;

@@ -16,15 +16,20 @@ static inline int sn_scale_bytes(int kind) {
     return sn_has_super(kind) ? 1 : (kind & SN_SCALE_TYPE) == SN_SCALE_F32 ? 4 : 2;
 }
 
+/* Groups that follow what leads them; 0: each has all of its own. */
+static inline int sn_led(int kind) { return sn_has_super(kind) ? SN_K_GROUPS : SN_COLS_OF(kind) / SN_GROUP; }
+
 /* Bytes of one group of a tile: integers, scales, minima. */
 static inline int sn_group_bytes(int kind) {
+    if (SN_COLS_OF(kind) != 0) return SN_BITS_OF(kind) * SN_PLANE;
     int apart = kind & SN_MINIMUM && (kind & SN_SCALE_TYPE) != SN_SCALE_K4;
     return SN_BITS_OF(kind) * SN_PLANE + SN_TILE * sn_scales(kind) * sn_scale_bytes(kind) * (apart ? 2 : 1);
 }
 
-/* What leads SN_K_GROUPS groups: d of each row and, with SN_MINIMUM, dmin. */
+/* What leads sn_led groups: d of each row and, with SN_MINIMUM, dmin; or scales, and minima or zero points. */
 static inline int sn_super_bytes(int kind) {
-    return sn_has_super(kind) ? 2 * SN_TILE * (kind & SN_MINIMUM ? 2 : 1) : 0;
+    int size = sn_has_super(kind) ? 2 : sn_scale_bytes(kind), zero = (kind & SN_TABLE) == SN_ZERO;
+    return sn_led(kind) ? SN_TILE * (size * (kind & SN_MINIMUM ? 2 : 1) + zero) : 0;
 }
 
 /* Columns that share a scale of an SN_FLOAT8. */

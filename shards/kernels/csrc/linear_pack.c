@@ -12,7 +12,8 @@ int64_t sn_tile_bytes(const sn_linear *w) {
         int64_t cols = sn_float8_cols(w);
         return SN_TILE * (groups * SN_GROUP + (w->cols + cols - 1) / cols * sn_scale_bytes(w->kind));
     }
-    return groups * sn_group_bytes(w->kind) + groups / SN_K_GROUPS * sn_super_bytes(w->kind);
+    int led = sn_led(w->kind);
+    return groups * sn_group_bytes(w->kind) + (led ? groups / led * sn_super_bytes(w->kind) : 0);
 }
 
 int64_t sn_packed_bytes(const sn_linear *w) {
@@ -90,21 +91,29 @@ static void store_integers(uint8_t *out, int64_t lane, const uint32_t *quads, in
 }
 
 void sn_pack_int(const sn_linear *w, int64_t first_row, int64_t n, const uint8_t *q, const float *scale,
-                 const float *minimum, void *packed) {
-    const int64_t groups = w->cols / SN_GROUP, group_bytes = sn_group_bytes(w->kind);
+                 const float *minimum, const uint8_t *zero, void *packed) {
+    const int64_t groups = w->cols / SN_GROUP;
     const int bits = SN_BITS_OF(w->kind), size = sn_scale_bytes(w->kind), scales = sn_scales(w->kind);
+    const int led = sn_led(w->kind), planes = bits * SN_PLANE, zeros = (w->kind & SN_TABLE) == SN_ZERO;
+    const uint32_t flip = bits == 8 && w->kind & SN_CENTRED ? EACH_BYTE(128) : 0;
     for (int64_t i = 0; i < n; i++) {
         int64_t row = first_row + i, lane = row % SN_TILE;
-        for (int64_t group = 0; group < groups; group++, q += SN_GROUP) {
-            uint8_t *out = (uint8_t *)packed + (row / SN_TILE * groups + group) * group_bytes;
+        uint8_t *out = (uint8_t *)packed + row / SN_TILE * sn_tile_bytes(w);
+        for (int64_t group = 0; group < groups; group++, q += SN_GROUP, out += sn_group_bytes(w->kind)) {
             uint32_t quads[QUADS];
+            if (!led || group % led == 0) {
+                uint8_t *to = out + (led ? 0 : planes);
+                for (int s = 0; s < scales; s++, to += SN_TILE * size)
+                    store_scale(to + lane * size, *scale++, w->kind);
+                if (w->kind & SN_MINIMUM)
+                    for (int s = 0; s < scales; s++, to += SN_TILE * size)
+                        store_scale(to + lane * size, *minimum++, w->kind);
+                if (zeros) to[lane] = *zero++;
+                out += sn_super_bytes(w->kind);
+            }
             memcpy(quads, q, sizeof quads);
-            for (int i = 0; i < QUADS && bits == 8; i++) quads[i] ^= EACH_BYTE(128);
+            for (int i = 0; i < QUADS; i++) quads[i] ^= flip;
             store_integers(out, lane, quads, bits);
-            out += bits * SN_PLANE + lane * size;
-            for (int s = 0; s < scales; s++, out += SN_TILE * size) store_scale(out, *scale++, w->kind);
-            if (w->kind & SN_MINIMUM)
-                for (int s = 0; s < scales; s++, out += SN_TILE * size) store_scale(out, *minimum++, w->kind);
         }
     }
 }

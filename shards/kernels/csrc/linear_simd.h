@@ -47,6 +47,8 @@ SN_INLINE vi vi_keep(vi a) {
     return a;
 }
 SN_INLINE vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
+SN_INLINE vi vi_mul(vi a, vi b) { return _mm512_mullo_epi32(a, b); }
+SN_INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
 SN_INLINE vi vi_merge(vi a, vi b, vi mask) { return _mm512_ternarylogic_epi32(a, b, mask, 0xf8); }
 SN_INLINE vi vi_shl(vi a, const int bits) {
     return bits < 0 ? _mm512_srli_epi32(a, (unsigned)-bits) : _mm512_slli_epi32(a, (unsigned)bits);
@@ -96,6 +98,8 @@ SN_INLINE vi vi_load(const void *p) { return _mm256_loadu_si256((const __m256i *
 SN_INLINE vi vi_set1(int32_t a) { return _mm256_set1_epi32(a); }
 SN_INLINE vi vi_keep(vi a) { return a; } /* there are too few registers */
 SN_INLINE vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
+SN_INLINE vi vi_mul(vi a, vi b) { return _mm256_mullo_epi32(a, b); }
+SN_INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
 SN_INLINE vi vi_merge(vi a, vi b, vi mask) { return _mm256_or_si256(a, _mm256_and_si256(b, mask)); }
 SN_INLINE vi vi_shl(vi a, const int bits) {
     return bits < 0 ? _mm256_srli_epi32(a, -bits) : _mm256_slli_epi32(a, bits);
@@ -155,6 +159,8 @@ SN_INLINE vi vi_load(const void *p) { return vld1q_s32((const int32_t *)p); }
 SN_INLINE vi vi_set1(int32_t a) { return vdupq_n_s32(a); }
 SN_INLINE vi vi_keep(vi a) { return a; }
 SN_INLINE vi vi_and(vi a, vi b) { return vandq_s32(a, b); }
+SN_INLINE vi vi_mul(vi a, vi b) { return vmulq_s32(a, b); }
+SN_INLINE vi vi_add(vi a, vi b) { return vaddq_s32(a, b); }
 SN_INLINE vi vi_merge(vi a, vi b, vi mask) { return vorrq_s32(a, vandq_s32(b, mask)); }
 SN_INLINE vi vi_shl(vi a, const int bits) {
     return vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a), vdupq_n_s32(bits)));
@@ -204,6 +210,8 @@ SN_INLINE vi vi_load(const void *p) { vi r; memcpy(&r, p, sizeof r); return r; }
 SN_INLINE vi vi_set1(int32_t a) { vi r; SN_EACH r.v[l] = a; return r; }
 SN_INLINE vi vi_keep(vi a) { return a; }
 SN_INLINE vi vi_and(vi a, vi b) { SN_EACH a.v[l] &= b.v[l]; return a; }
+SN_INLINE vi vi_mul(vi a, vi b) { SN_EACH a.v[l] *= b.v[l]; return a; }
+SN_INLINE vi vi_add(vi a, vi b) { SN_EACH a.v[l] += b.v[l]; return a; }
 SN_INLINE vi vi_lookup(const uint8_t *table, vi a) {
     uint8_t bytes[sizeof a];
     memcpy(bytes, &a, sizeof a);

@@ -38,12 +38,15 @@ enum {
     SN_CENTRED = 1 << 9, /* value(q) = q - half of their number, which is 2^bits; else value(q) = q */
     SN_FP4 = 1 << 10,    /* value(q) = twice the float of 1 sign bit, 2 of exponent and 1 of fraction */
     SN_IQ4 = 2 << 10,    /* value(q) = GGUF's table of IQ4_NL */
+    SN_ZERO = 3 << 10,   /* value(q) = q less the zero point of its row and group: see SN_COLS_OF */
     SN_TABLE = 3 << 10,
     SN_BIT = 1 << 12, /* times the bits of an integer */
     SN_BITS = 15 * SN_BIT,
 };
 #define SN_BITS_OF(kind) (((kind) & SN_BITS) / SN_BIT)
-#define SN_COLS_OF(kind) (((kind) >> 16) * SN_GROUP) /* SN_FLOAT8: columns that share a scale; 0: all */
+/* Columns that share a scale, a multiple of SN_GROUP that divides a row's; 0: of SN_FLOAT8 all, of SN_INT those of a
+ * group. Integers that share have 4 or 8 bits, plain scales and no SN_HALVES; those with SN_ZERO always share. */
+#define SN_COLS_OF(kind) (((kind) >> 16) * SN_GROUP)
 
 enum { SN_MOST_PARTS = 4 };
 
@@ -57,6 +60,7 @@ typedef struct sn_part {
  *         the others) and, with SN_MINIMUM, as many minima. SN_SCALE_K, SN_SCALE_K4: 8 groups follow [32 rows] float16 d
  *         and, with SN_MINIMUM, [32] float16 dmin; weight = value(q) * (d * scale) - dmin * minimum. Signed bytes have 128
  *         added.
+ *         Where SN_COLS_OF(kind) share, their scales, then minima or, with SN_ZERO, [32 rows] bytes lead the groups' planes.
  *  planes: the integers' bits cut into 8, 4, 2 and 1 of them as their number is a sum of these, the lowest bits in the
  *         widest plane. One of w bits is [2 panels of 16 rows][w][16 rows][4 bytes]; of each four columns, which are a
  *         quad, byte b has column b, and quads lie from the lowest bits of a byte on: as many as it can hold.
@@ -109,11 +113,12 @@ int64_t sn_packed_bytes(const sn_linear *w);
 void sn_pack_file(const sn_linear *w, int64_t first_row, int64_t n, const uint8_t *rows, int64_t row_bytes,
                   const int64_t *order, void *packed);
 
-/* Writes rows first_row.. of `w`'s integer weights. q: bytes (n, cols), of 8 bits signed. scale, minimum: float32 (n,
- * cols / 32, or with SN_HALVES / 16), exact in the scales' type, which is no SN_SCALE_K; minimum is read with SN_MINIMUM only. cols % 32 == 0.
+/* Writes rows first_row.. of `w`'s integer weights. q: bytes (n, cols), of 8 bits with SN_CENTRED signed.
+ * scale, minimum: float32 (n, cols / 32, with SN_HALVES / 16, or / SN_COLS_OF), exact in the scales' type, which is no
+ * SN_SCALE_K; zero: bytes, as many; minimum is read with SN_MINIMUM only, zero with SN_ZERO. cols % 32 == 0.
  * What no row is written to must be zero: that is a weight of 0. */
 void sn_pack_int(const sn_linear *w, int64_t first_row, int64_t n, const uint8_t *q, const float *scale,
-                 const float *minimum, void *packed);
+                 const float *minimum, const uint8_t *zero, void *packed);
 
 /* The same for floats of eight bits: bytes (n, cols), scale float32 (n, groups), exact in the scales' type. */
 void sn_pack_float8(const sn_linear *w, int64_t first_row, int64_t n, const uint8_t *q, const float *scale,

@@ -13,6 +13,7 @@ import pytest
 
 from swarm_node.shards.formats.floats import narrow, widen
 from swarm_node.shards.formats.qtypes import DENSE, GGUF_QTYPES
+from swarm_node.shards.formats.quantized.tensor import IntegerGroups
 from swarm_node.shards.formats.raw_tensor import RawTensor
 from swarm_node.shards.kernels import linear as native_linear
 from swarm_node.shards.kernels.linear import (
@@ -24,6 +25,7 @@ from swarm_node.shards.kernels.linear import (
     native_float8,
     native_int4,
     native_int8,
+    native_integers,
     native_stack,
 )
 from swarm_node.shards.layers.quantize import (
@@ -110,6 +112,54 @@ def integer(
     return make
 
 
+def shared(
+    bits: int, group: int, about: str, scales: str = "float16"
+) -> Callable[[np.ndarray], IntegerGroups]:
+    """Every integer of ``bits``, and scales for ``group`` columns or, where rows are shorter, all of them.
+    ``about``: "zeros" of every value, "middle", or "minima"."""
+
+    def groups(weight: np.ndarray) -> IntegerGroups:
+        random = np.random.default_rng(weight.size + bits)
+        rows, cols = weight.shape
+        each = group if cols % group == 0 else cols
+        q = random.integers(0, 1 << bits, weight.shape, np.uint8)
+        few = (rows, cols // each)
+        scale = held(random.uniform(-1, 1, few) / (cols**0.5 * (1 << bits)), scales)
+        if about == "minima":
+            return IntegerGroups(q, scale, held(random.uniform(-1, 1, few) / cols**0.5, scales), None)
+        zero = random.integers(0, 1 << bits, few).astype(np.int16)
+        if about == "middle":
+            zero[:] = 1 << bits - 1
+        return IntegerGroups(q, scale, -zero.astype(np.float32) * scale, zero)
+
+    return groups
+
+
+def held(values: np.ndarray, dtype: str) -> np.ndarray:
+    return widen(narrow(values.astype(np.float32), dtype), dtype)
+
+
+def centred(groups: IntegerGroups) -> np.ndarray:
+    """The integers less their zero points, int16 (rows, cols)."""
+    assert groups.zero is not None
+    return groups.q - groups.zero.repeat(groups.q.shape[1] // groups.zero.shape[1], 1)
+
+
+def integers(bits: int, form: Callable[[np.ndarray], IntegerGroups]) -> Make:
+    def make(
+        weight: np.ndarray, bias: np.ndarray | None, precision: ActivationPrecision
+    ) -> tuple[NativeLinear, np.ndarray]:
+        groups = form(weight)
+        each = weight.shape[1] // groups.scale.shape[1]
+        values = groups.q.astype(np.float32) if groups.zero is None else centred(groups).astype(np.float32)
+        values *= groups.scale.repeat(each, 1)
+        if groups.zero is None:
+            values += groups.minimum.repeat(each, 1)
+        return native_integers([groups], bits, bias, precision), values
+
+    return make
+
+
 def dense(dtype: str) -> Make:
     def make(
         weight: np.ndarray, bias: np.ndarray | None, precision: ActivationPrecision
@@ -148,6 +198,13 @@ MAKERS: dict[str, Make] = {
     "Q8_0": integer(native_int8, all_bytes),
     "int8, bfloat16 scales": integer(native_int8, bf16_scales),
     "int8, scales for 16": integer(native_int8, halved),
+    "int4 with zero points for 64": integers(4, shared(4, 64, "zeros")),
+    "int4 with zero points of rows": integers(4, shared(4, 4096, "zeros", "float32")),
+    "int4 around the middle for 96": integers(4, shared(4, 96, "middle", "bfloat16")),
+    "int4 with minima for 64": integers(4, shared(4, 64, "minima")),
+    "int8 with zero points for 64": integers(8, shared(8, 64, "zeros", "bfloat16")),
+    "int8 around the middle of rows": integers(8, shared(8, 4096, "middle")),
+    "int8 with minima for 32": integers(8, shared(8, 32, "minima", "float32")),
     "float32": dense("float32"),
     "float16": dense("float16"),
     "bfloat16": dense("bfloat16"),
@@ -442,6 +499,55 @@ def test_scales_take_two_bytes_where_that_is_exact() -> None:
     assert (
         native_int8([to_int8_groups(weight)], None, ActivationPrecision.EXACT).nbytes == values + 2 * groups
     )
+
+
+SHARED_BITS = {
+    (4, 128, "zeros"): 4 + 24 / 128,
+    (4, 64, "zeros"): 4 + 24 / 64,
+    (4, 32, "zeros"): 4 + 24 / 32,
+    (4, 128, "middle"): 4 + 16 / 128,
+    (4, 64, "minima"): 4 + 32 / 64,
+    (8, 128, "zeros"): 8 + 24 / 128,
+    (8, 256, "middle"): 8 + 16 / 256,
+    (8, 64, "minima"): 8 + 32 / 64,
+}
+"""Bits of a weight in memory, by bits, columns of a group, and what its integers begin at."""
+
+
+@pytest.mark.parametrize("precision", ActivationPrecision)
+@pytest.mark.parametrize(("bits", "group", "about"), SHARED_BITS)
+def test_groups_that_share_a_scale_are_packed_exactly(
+    bits: int, group: int, about: str, precision: ActivationPrecision
+) -> None:
+    weight, x, _ = case(64, 512, max(ROWS))
+    parts = [shared(bits, group, about)(weight[:33]), shared(bits, group, about)(weight[33:])]
+    linear = native_integers(parts, bits, None, precision)
+    assert linear.nbytes * 8 == SHARED_BITS[bits, group, about] * 64 * 512
+    # A scale stored once for several groups has the products of one stored for each.
+    apart = [
+        IntegerGroups(q, *(None if a is None else a.repeat(group // 32, 1) for a in rest))
+        for q, *rest in parts
+    ]
+    assert np.array_equal(linear(x), native_integers(apart, bits, None, precision)(x))
+    mixed = native_integers([parts[0], apart[1]], bits, None, precision)
+    assert np.array_equal(linear(x), mixed(x))
+
+
+@pytest.mark.parametrize("precision", ActivationPrecision)
+@pytest.mark.parametrize("about", ["zeros", "middle"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_zero_points_are_taken_off_exactly(bits: int, about: str, precision: ActivationPrecision) -> None:
+    """They have the bits of the signed integers that are left, held as eight bits with a scale for 32."""
+    weight, x, _ = case(70, 256, max(ROWS))
+    groups = shared(bits, 64, about)(weight)
+    if about == "zeros" and bits == 8:
+        assert groups.zero is not None
+        groups.q[:] = np.clip(groups.q, groups.zero.repeat(64, 1) - 128, groups.zero.repeat(64, 1) + 127)
+    signed = Int8Groups(centred(groups).astype(np.int8), groups.scale.repeat(2, 1))
+    assert np.array_equal(signed.q, centred(groups))
+    linear, plain = native_integers([groups], bits, None, precision), native_int8([signed], None, precision)
+    for tokens in (1, 2, 7, max(ROWS)):
+        assert np.array_equal(linear(x[:tokens]), plain(x[:tokens]))
 
 
 def test_strided_input_is_taken_and_other_types_are_not() -> None:

@@ -88,6 +88,8 @@ def test_equals_the_model_with_those_values(
         ("packed4", "int4 (INT4_32)"),
         ("packed5", "int8 (INT5_32)"),
         ("packed8", "int8 (INT8_ROW)"),
+        ("packed8-zeros", "int8 (INT8_32_ZEROS)"),
+        ("int8-zeros", "int8 (INT8_ROW_ZEROS)"),
         ("int8", "int8 (INT8_ROW)"),
         ("int8-tensor", "int8 (INT8_ROW)"),
         ("bnb8", "int8 (INT8_ROW)"),
