@@ -18,6 +18,8 @@ from swarm_node.shards.formats.qtypes import AFFINE_BITS, AFFINE_GROUPS, row_byt
 from swarm_node.shards.formats.quantized.mlx_affine import MlxAffine
 from swarm_node.shards.formats.quantized.tensor import QuantizedTensor
 from swarm_node.shards.formats.tensors import EMBEDDING
+from swarm_node.shards.kernels.linear import ActivationPrecision, native_integers
+from swarm_node.shards.layers.quantize import file_integers
 from swarm_node.shards.loading import load_backend, load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
@@ -57,6 +59,20 @@ def test_every_width_is_read_as_mlx_reads_it(tmp_path: Path, dense: Path, bits: 
         np.testing.assert_allclose(raw.dequantize(), wanted, atol=1e-6, rtol=1e-6)
         rows = [5, 0, 127, 5]
         np.testing.assert_allclose(raw.dequantize_rows(rows), wanted[rows], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bits", AFFINE_BITS)
+def test_our_kernels_hold_every_width_as_it_is(tmp_path: Path, dense: Path, bits: int) -> None:
+    folder = quantize_directory(dense, tmp_path / "q", bits=bits, group=64)
+    held = 4 if bits <= 4 else 8
+    with open_checkpoint(str(folder)) as checkpoint:
+        span = load_backend(checkpoint, Span(0, 2), LoadOptions(kernels="native"))
+        assert span.weights == f"int{held} (MLX{bits}_64_F32)"
+        raw = checkpoint.tensor(DOWN)
+        linear = native_integers([file_integers(raw, held)], held, None, ActivationPrecision.EXACT)
+        assert linear.nbytes * 8 == (held + 64 / 64) * 128 * 256
+        read, weight = linear(np.eye(256, dtype=np.float32)).T, raw.dequantize()
+        np.testing.assert_allclose(read, weight, rtol=3e-6, atol=1e-6 * np.abs(weight).max())
 
 
 def test_torch_holds_four_bits_as_they_are(tmp_path: Path, dense: Path) -> None:
