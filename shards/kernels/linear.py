@@ -237,7 +237,7 @@ def native_integers(
             _MINIMUM | _SCALES[_narrowest(array for part in parts for array in (part.scale, part.minimum))]
         )
     else:
-        centred = all((part.zero == middle).all() for part in parts)
+        centred = all(np.all(part.zero == middle) for part in parts)
         kind |= (_CENTRED if centred else _ZERO) | _SCALES[_narrowest(part.scale for part in parts)]
     struct = _struct(kind, precision, [part.q for part in parts])
     packed = _memory(struct)
