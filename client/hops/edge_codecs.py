@@ -27,8 +27,8 @@ class EdgeCodecs:
     (``LocalModel``), or lose too much by the word of who reads the rows, are not taken, unless a person
     ``insists``. ``tables``: scales of the rows at each boundary, as far as they are known. ``offers``: what a
     node has told this client; the table that it wants for the rows that go to it comes first, and can harm
-    only itself. ``reader``: judges the rows that come to this client from the model's last block, and
-    knows their scales."""
+    only itself. ``reader``: judges the rows that come to this client from the model's last block, and knows
+    their scales."""
 
     wanted: str
     insists: bool = False
