@@ -15,6 +15,7 @@ from scripts.lab.quality.measure import REFERENCE, LocalModel
 from scripts.lab.tiny_model import BLOCKS, HIDDEN, write_tiny_model
 from swarm_node.shards.certificates.certificate import Certificate, certificate_text, parse_certificate
 from swarm_node.shards.checkpoint.opening import open_checkpoint
+from swarm_node.swarm.codecs.scales import ScaleTable
 from swarm_node.swarm.errors import UsageError
 from tests.shards.families.models import saved
 
@@ -72,6 +73,15 @@ def test_codecs_of_an_earlier_run_are_kept(certificate: Certificate, folder: Pat
     assert both.boundaries[1].errors.keys() == {"int8s", "bf16", "f8"}
     other = replace(certificate, texts=certificate.texts[:1])
     assert certify.merged(other, later) == later
+
+
+def test_the_scales_stay_those_that_int8s_was_measured_with(certificate: Certificate, folder: Path) -> None:
+    flat = ScaleTable(bytes(HIDDEN))
+    later = measured(folder, ("bf16",))
+    changed = replace(later, boundaries=tuple(replace(each, scales=flat) for each in later.boundaries))
+    assert certify.merged(certificate, changed).boundaries[1].scales == certificate.boundaries[1].scales
+    assert certify.merged(changed, certificate).boundaries[1].scales == certificate.boundaries[1].scales
+    assert certify.merged(later, changed).boundaries[1].scales == flat
 
 
 def test_a_run_that_was_cut_short_goes_on(

@@ -402,9 +402,11 @@ def merged(old: Certificate, new: Certificate) -> Certificate:
     """``new``, with the codecs of ``old`` that it has not, if both were measured on the same texts."""
     if (old.digest, old.window, old.texts) != (new.digest, new.window, new.texts):
         return new
+    # Scales stay those that int8s was measured with.
+    tables = old if "int8s" in old.codecs and "int8s" not in new.codecs else new
     boundaries = [
-        replace(each, errors={**before.errors, **each.errors})
-        for before, each in zip(old.boundaries, new.boundaries, strict=True)
+        replace(each, errors={**before.errors, **each.errors}, scales=table.scales)
+        for before, each, table in zip(old.boundaries, new.boundaries, tables.boundaries, strict=True)
     ]
     return replace(new, boundaries=tuple(boundaries), codecs={**old.codecs, **new.codecs})
 
