@@ -25,6 +25,7 @@ from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.codecs.names import KINDS
+from swarm_node.swarm.fidelity.row_sampler import RowSampler
 from swarm_node.swarm.links.message_stream import Connection
 from swarm_node.swarm.protocol.messages import Hello, Message, Open, Opened, Result, Step, Want, Welcome
 from swarm_node.swarm.protocol.wire import DEFAULT_MAX_FRAME, PROTOCOL_ID
@@ -185,12 +186,13 @@ def serving(tiny_span: Callable[..., SpanBackend[Any]]) -> Callable[..., object]
         model: SpanBackend[Any] | None = None,
         batch_tokens: int = 64,
         prefix_cache: bool = True,
+        sampler: RowSampler | None = None,
     ) -> AsyncIterator[Harness]:
         span_model = model or tiny_span(span)
         slots = pages_for(kv_tokens) * len(span_model.span)
         pool = span_model.new_pool(slots, "float32")
         settings = EngineSettings(max_batch_tokens=batch_tokens, prefix_cache=prefix_cache)
-        engine = Engine(span_model, pool, threads=1, settings=settings)
+        engine = Engine(span_model, pool, threads=1, settings=settings, sampler=sampler)
         engine.start()
         network = MemoryNetwork()
         transport = network.transport("node")

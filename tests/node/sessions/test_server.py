@@ -15,6 +15,7 @@ from swarm_node.swarm.codecs.kinds import F8, NONE
 from swarm_node.swarm.codecs.names import KINDS
 from swarm_node.swarm.codecs.scales import ScaleTable
 from swarm_node.swarm.errors import ErrorCode, StreamClosedError
+from swarm_node.swarm.fidelity.row_reader import RowReader
 from swarm_node.swarm.protocol.field_types import Progress
 from swarm_node.swarm.protocol.messages import (
     Close,
@@ -206,6 +207,42 @@ async def test_scales_are_offered_to_who_can_use_them(serving):
         assert (welcome.codecs, welcome.scales) == (("none", "bf16", "fp16", "int8"), b"")
         node.server.sessions.offer_scales(lambda group: None)
         assert (await node.connect()).welcome.scales == b""
+
+
+@pytest.mark.parametrize("identities", [1, 5])
+async def test_strange_rows_of_one_network_make_no_scales_for_others(serving, hidden_states, identities):
+    """Who sends rows is told what fits them; who sends none is told nothing."""
+    reader = RowReader(np.ones(HIDDEN, np.float32), lambda: 0.0)
+    strange = np.where(np.arange(HIDDEN) % 2, 1, 2.0**24).astype(np.float32)
+    async with serving(sampler=reader.sampler) as node:
+        node.server.sessions.offer_scales(reader.table_for)
+        strangers = [f"stranger {number}" for number in range(identities)]
+        node.network.hosts |= {name: f"/ip4/8.8.4.{at}/tcp/1" for at, name in enumerate(strangers, 1)}
+        node.network.hosts |= {"honest": "/ip4/9.9.9.9/tcp/1", "newcomer": "/ip4/11.0.0.1/tcp/1"}
+
+        async def send(peer: str, sizes: np.ndarray, number: int) -> None:
+            client = await node.connect(peer)
+            session = await client.open(max_tokens=128, codec="bf16")
+            await client.forward(session, hidden_states(128, number) * sizes, 0, codec="bf16")
+            await client.send(Close(session))
+            client.connection.close()
+
+        async def told(peer: str) -> bytes:
+            reader.look()
+            client = await node.connect(peer)
+            client.connection.close()
+            return client.welcome.scales
+
+        for number in range(30):
+            await send(strangers[number % identities], strange, number)
+        its_own = await told(strangers[-1])
+        assert np.ptp(np.frombuffer(its_own, np.int8)) > 8
+        assert [await told(peer) for peer in ("honest", "newcomer")] == [b"", b""]
+        for number in range(4):
+            await send("honest", np.ones(HIDDEN, np.float32), number)
+            await send(strangers[0], strange, number)
+        assert np.ptp(np.frombuffer(await told("honest"), np.int8)) <= 1
+        assert await told("newcomer") == b""
 
 
 async def test_a_node_that_wants_less_still_takes_what_it_speaks(serving, hidden_states):
