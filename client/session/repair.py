@@ -181,7 +181,7 @@ class RouteRepair:
         hops = session.hops
         lost = [number in found.lost or hop in self._forced for number, hop in enumerate(hops)]
         if all(lost) and not self._moving:
-            raise RouteLostError(HopFailedError(hops[0].peer_id, _cause(found, self._forced, hops)))
+            raise RouteLostError(HopFailedError(hops[0].peer_id, _cause(found, self._forced)))
         try:
             line = await self._line(lost)
             ids = () if self._cache_lost else self._ids
@@ -403,7 +403,7 @@ class RouteRepair:
         doing.result()
 
 
-def _cause(found: Diagnosis, forced: dict[HopClient, str], hops: Sequence[HopClient]) -> SwarmError:
+def _cause(found: Diagnosis, forced: dict[HopClient, str]) -> SwarmError:
     for cause in found.lost.values():
         return cause
     return SwarmError(next(iter(forced.values()), "no hop of the route can be kept"))

@@ -47,9 +47,9 @@ class Codec(ABC):
         """Whether what it loses is worth measuring."""
         return self.kind in COARSE_KINDS
 
-    def noise(self, payload: Payload, tokens: int, width: int) -> np.ndarray | None:
-        """The mean square (tokens, width) of what rounding did to each value of a payload that decodes; None
-        where it is too little to count."""
+    def noise(self, payload: Payload, width: int) -> np.ndarray | None:
+        """The mean square (tokens, width) of what rounding did to each value of a payload that decodes, of
+        all its rows; None where it is too little to count."""
         return None
 
     def row_bytes(self, width: int) -> int:

@@ -73,7 +73,7 @@ class PackedCodec(Codec):
         """How far from the values of ``codes`` (rows, width) the next ones are, float32."""
         return np.ones(codes.shape, np.float32)
 
-    def noise(self, payload: Payload, tokens: int, width: int) -> np.ndarray:
+    def noise(self, payload: Payload, width: int) -> np.ndarray:
         """Rounding to steps is off by any part of half a step alike, so its mean square is step² / 12."""
         rows = np.frombuffer(payload, row_type(width))
         steps = self._steps(rows["code"]) * rows["scale"][:, None]

@@ -39,7 +39,7 @@ def row_errors(codec: Codec, payload: Payload, tokens: int, weights: np.ndarray)
     refuses."""
     width = len(weights)
     rows = codec.decode(payload, tokens, width)
-    noise = codec.noise(payload, tokens, width)
+    noise = codec.noise(payload, width)
     if noise is None:
         return np.zeros(tokens)
     squares = np.square(weights, dtype=np.float64)

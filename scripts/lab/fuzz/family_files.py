@@ -188,9 +188,6 @@ def changed_config(document: dict[str, Any], changes: list[list[Any]]) -> dict[s
     return document
 
 
-_HF_KEYS = {theirs: key for key, theirs in KEYS.items()}
-
-
 def gguf_change(rng: Random, case: str) -> list[Any]:
     """As ``config_change``, with a number that chooses the type of a value; or ["twice", key]."""
     file = GGUFFile.parse(family_files().gguf(case).read_bytes())

@@ -123,14 +123,6 @@ def test_the_input_is_left_alone(pairs: Any, sessions: Any) -> None:
     assert torch.equal(x, before)
 
 
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory, hf_llama_in: Any) -> Path:
-    folder = tmp_path_factory.mktemp("wide")
-    return hf_llama_in(
-        folder, hidden_size=128, intermediate_size=256, num_hidden_layers=2, scale=lambda cols: cols**-0.5
-    )
-
-
 # Memory.
 
 

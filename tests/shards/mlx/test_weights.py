@@ -56,14 +56,6 @@ def test_grouped_weights_are_the_files_values(gguf_llama: Any) -> None:
             )
 
 
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory, hf_llama_in: Any) -> Path:
-    folder = tmp_path_factory.mktemp("wide")
-    return hf_llama_in(
-        folder, hidden_size=128, intermediate_size=256, num_hidden_layers=2, scale=lambda cols: cols**-0.5
-    )
-
-
 @pytest.mark.parametrize("bits", [3, 4, 6, 8])
 def test_checkpoints_quantized_by_mlx(tmp_path: Path, wide: Path, sessions: Any, bits: int) -> None:
     folder = quantize_directory(wide, tmp_path / "q", bits=bits)
