@@ -228,6 +228,7 @@ class HubWeights:
             return
         total = sum(map(store.manifest.size_of, missing))
         self._cache.make_room(store, total)
+        store.expect(missing)
         done = 0
         for length in self._come(store, missing):
             done += length

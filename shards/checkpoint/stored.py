@@ -129,15 +129,18 @@ def check_whole_files(store: PieceStore) -> None:
     IncompleteError where that is for damage on this disk.
 
     Pieces prove only that they are in the list that a peer announced. For a file of one piece the digest
-    proves the list. Blocks while files are read that are not remembered.
+    proves the list. Blocks while files are read that were not hashed while they came, nor are remembered.
     """
     whole = {
         file.name: path
         for file in store.manifest.files
-        if len(store.manifest.pieces_of(file.name)) > 1 and (path := store.path(file.name)).name == file.name
+        if len(store.manifest.pieces_of(file.name)) > 1
+        and (path := store.path(file.name)).name == file.name
+        and store.content(file.name) != file.content
     }
     for found in hashed(whole):
         if found.content != store.manifest.file(found.name).content:
+            store.forget_checks(found.name)
             _require(store, list(store.manifest.pieces_of(found.name)))
             raise _forged(
                 f"{found.name} of {store.model.name} is not the file that the model's digest names, "

@@ -22,11 +22,15 @@ import numpy as np
 
 from ...swarm.errors import CheckpointError
 from ...swarm.fairness.recent import RecentMap
-from .file_hashes import fill
+from .file_hashes import check_stopped, fill
 from .manifest import PieceManifest
+from .running_hash import RunningHash
 
 _THREADS = min(4, os.cpu_count() or 1)
 """Hashing is done beside reading; four threads hash 6 GB/s, more than most disks give."""
+_AT_ONCE = 1 << 20
+"""About this many bytes that lie together are hashed at once for a file's SHA-256: with less, threads wait
+for the interpreter's lock more often than for the processor."""
 _FEW = 8
 """This many pieces are hashed in the time that it takes to start a thread."""
 _LOST = (errno.ENOENT, errno.EIO, errno.ENODATA, errno.EISDIR, errno.ENOTDIR, errno.ENXIO, errno.ESTALE)
@@ -44,6 +48,7 @@ class CheckedPieces:
         self._found_wrong: set[int] = set()
         self._identities: dict[str, _Identity] = {}
         self._changes: Counter[str] = Counter()
+        self._running: dict[str, RunningHash] = {}  # of files as they are now
         self._lock = threading.Lock()  # of what is above
         self._writing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # by the file's name
 
@@ -91,10 +96,69 @@ class CheckedPieces:
                 done = True
             finally:
                 with self._lock:
+                    if (running := self._running.get(name)) is not None and running.has_begun(piece):
+                        del self._running[name]
                     self._identities[name] = _identity(os.fstat(file.fileno()))
                     self._right[piece] = done
                     if done:
                         self._found_wrong.discard(piece)
+
+    def hash_on(self, name: str, file: FileIO) -> None:
+        """Go on with the SHA-256 of a file of which some has just come, where enough of it is there; not
+        while another thread is at it. Blocks."""
+        with self._lock:
+            running = self._running.setdefault(name, RunningHash(self._manifest, name))
+        if running.lock.acquire(blocking=False):
+            try:
+                pieces = self._next(running)
+                if pieces and len(pieces) in (self._at_once, len(running.left)):
+                    self._take(name, file, running, pieces)
+            finally:
+                running.lock.release()
+
+    def content(self, name: str, file: FileIO) -> bytes | None:
+        """The SHA-256 of a file for which ``hash_on`` was called; reads what is left. Blocks. None where some
+        of it is not here, was not checked, or has changed since it was hashed. HashingStopped."""
+        if (running := self._running.get(name)) is None:
+            return None
+        with running.lock:
+            while (pieces := self._next(running)) and self._take(name, file, running, pieces):
+                check_stopped()
+            with self._writing[name]:
+                is_current = self._is_current(name, file, running)
+            return running.digest() if is_current and not running.left else None
+
+    @property
+    def _at_once(self) -> int:
+        return max(1, _AT_ONCE // self._manifest.piece_size)
+
+    def _next(self, running: RunningHash) -> range:
+        """The pieces to hash next: those that are right, up to the first that is not."""
+        pieces = running.left[: self._at_once]
+        right = self._right[pieces.start : pieces.stop]
+        return pieces if right.all() else pieces[: int(right.argmin())]
+
+    def _take(self, name: str, file: FileIO, running: RunningHash, pieces: range) -> bool:
+        """Hash ``pieces``; False where they are not right, or were not when they were read."""
+        with contextlib.suppress(OSError):  # of a disk that fails: who needs the bytes is told
+            with self._writing[name]:  # so that a write of ours is not taken for a change by others
+                if not (
+                    self._is_current(name, file, running) and self._right[pieces.start : pieces.stop].all()
+                ):
+                    return False
+                running.begin(pieces)
+            data = running.read(pieces, file)
+            with self._writing[name]:
+                if not self._is_current(name, file, running):
+                    return False
+            running.take(pieces, data)
+            return True
+        return False
+
+    def _is_current(self, name: str, file: FileIO, running: RunningHash) -> bool:
+        """Whether what was hashed is still what the file holds. To be called while nobody of ours writes."""
+        self._notice(name, _identity(os.fstat(file.fileno())))
+        return self._running.get(name) is running
 
     @property
     def found_wrong(self) -> frozenset[int]:
@@ -121,6 +185,7 @@ class CheckedPieces:
                 self._changes[name] += 1
                 every = self._manifest.pieces_of(name)
                 self._right[every.start : every.stop] = False
+                self._running.pop(name, None)
             return self._changes[name]
 
 

@@ -84,6 +84,7 @@ class PieceStore:
         self._flushing = threading.Lock()  # a slow disk holds up one writer, not all
         self._watchers: list[Watcher] = []
         self._dirty = False
+        self._to_be_whole: frozenset[str] = frozenset()  # files
         self._written: set[str] = set()  # files with bytes that may not be on the disk yet
         self._flushed_at = time.monotonic()
         self._held = np.zeros(self.manifest.n_pieces, dtype=bool)
@@ -184,11 +185,14 @@ class PieceStore:
         place = self.manifest.place(piece)
         name = place.file.name
         try:
-            with self._opened(name, "r+b") as file, self._checked.write(name, piece, file):
-                file.seek(place.offset)
-                left = memoryview(data)
-                while left:  # a disk that is nearly full takes a part, and says so at the next write only
-                    left = left[file.write(left) :]
+            with self._opened(name, "r+b") as file:
+                with self._checked.write(name, piece, file):
+                    file.seek(place.offset)
+                    left = memoryview(data)
+                    while left:  # a disk that is nearly full takes a part, and says so at the next write only
+                        left = left[file.write(left) :]
+                if name in self._to_be_whole:
+                    self._checked.hash_on(name, file)
         except OSError as error:
             raise unwritable(self.folder, error) from None
         with self._lock:
@@ -205,6 +209,28 @@ class PieceStore:
             finally:
                 self._flushing.release()
         return True
+
+    def expect(self, pieces: Iterable[int]) -> None:
+        """These come next. Files that they make whole are hashed while they come."""
+        there = self.held()
+        there[list(pieces)] = True
+        every = {file.name: self.manifest.pieces_of(file.name) for file in self.manifest.files}
+        self._to_be_whole = frozenset(
+            name for name, of_file in every.items() if there[of_file.start : of_file.stop].all()
+        )
+
+    def content(self, name: str) -> bytes | None:
+        """The SHA-256 of a whole file that was hashed while it came to this process; None of any other, and
+        of one that has changed since. Blocks while what is left of it is read; HashingStopped."""
+        try:
+            with self._opened(name, "rb") as file:
+                return self._checked.content(name, file)
+        except OSError:
+            return None
+
+    def forget_checks(self, name: str) -> None:
+        """Something is wrong with the file: read it again before any piece of it is used."""
+        self._checked.forget(name)
 
     def watch(self, watcher: Watcher) -> Callable[[], None]:
         with self._lock:

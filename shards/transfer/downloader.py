@@ -186,6 +186,7 @@ class Downloader:
         missing = await asyncio.to_thread(store.missing, pieces)
         if not missing:
             return
+        store.expect(missing)
         self._store, self._on_bytes = store, on_bytes
         schedule = self._schedule_of(store.manifest)
         schedule.want(missing)

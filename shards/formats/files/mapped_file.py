@@ -52,14 +52,16 @@ class MappedFile:
         self.path = path
         self.grows = presence is not None
         self._presence = presence
-        try:
-            with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                self._identity = _identity(os.fstat(file.fileno()))
-        except ValueError:  # mmap refuses an empty file
-            raise CheckpointError(f"{path} is empty", hint="Download it again.") from None
-        except OSError as error:
-            raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+        with contextlib.ExitStack() as on_error:
+            try:
+                self._file = on_error.enter_context(path.open("rb"))
+                self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._identity = _identity(os.fstat(self._file.fileno()))
+            except ValueError:  # mmap refuses an empty file
+                raise CheckpointError(f"{path} is empty", hint="Download it again.") from None
+            except OSError as error:
+                raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+            on_error.pop_all()
         self._array: np.ndarray = np.frombuffer(self._map, dtype=np.uint8)
         self.size = len(self._map)
         _open_files.add(self)
@@ -91,19 +93,13 @@ class MappedFile:
             )
 
     def descriptor(self) -> int:
-        """A new one for reading, which the caller closes. CheckpointError where the path leads to another
-        file, or to one that was changed."""
+        """A new one for reading, which the caller closes: of this file, whatever its path leads to by now.
+        CheckpointError where it was changed."""
         self.check()
         try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            return os.open(f"/dev/fd/{self._file.fileno()}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise CheckpointError(f"cannot read {self.path}: {error.strerror or error}") from None
-        if _identity(os.fstat(descriptor))[0] != self._identity[0]:
-            os.close(descriptor)
-            raise CheckpointError(
-                f"{self.path} was replaced while it was in use", hint="Start again once it is written."
-            )
-        return descriptor
 
     def offset_of(self, view: np.ndarray) -> int | None:
         """Where the first byte of ``view`` lies in the file; None: in another one, or in none."""
@@ -123,6 +119,7 @@ class MappedFile:
 
     def close(self) -> None:
         self._array = np.empty(0, dtype=np.uint8)
+        self._file.close()
         try:
             self._map.close()
         except BufferError:

@@ -73,6 +73,7 @@ def assert_honest(store: PieceStore) -> None:
     present = set(PIECES) - set(store.missing(PIECES))
     assert present <= set(np.flatnonzero(claimed).tolist())
     for name in DATA:
+        assert store.content(name) in (None, hashlib.sha256(DATA[name]).digest())
         file = MappedFile(store.path(name), FilePresence(store, name))
         for piece in MANIFEST.pieces_of(name):
             place = MANIFEST.place(piece)
@@ -170,6 +171,7 @@ def _live_through(data: st.DataObject, disk: Disk) -> None:
             case "add":
                 disk.store.add(number := data.draw(piece), right(number))
             case "fill":
+                disk.store.expect(PIECES)
                 for number in disk.store.missing(PIECES):
                     assert disk.store.add(number, right(number))
             case "flush":
@@ -191,6 +193,7 @@ def _live_through(data: st.DataObject, disk: Disk) -> None:
                 disk.reopen()
     disk.reopen()
     assert_honest(disk.store)
+    disk.store.expect(PIECES)
     for number in disk.store.missing(PIECES):
         assert disk.store.add(number, right(number))
     disk.store.flush()
