@@ -14,7 +14,7 @@ from ...shards.checkpoint.local_models import LocalModels, default_local_models
 from ...shards.checkpoint.lookup import ModelLocation, or_on_hub, resolve_name
 from ...swarm.errors import SwarmError
 from ...swarm.faults import Faults
-from ...swarm.names import ModelName, matching
+from ...swarm.names import ModelName, is_same_name, matching
 from ...swarm.naming.witnesses import Witnesses
 from ...swarm.placement.demand import Demand, Idle, next_model, tally
 from ...swarm.types import NodeInfo
@@ -111,9 +111,11 @@ class WantedModels:
         return named is not None and "/" in named.name
 
     def _named(self, demand: Demand) -> ModelName | None:
-        """The owner's name for a model that is wanted."""
+        """The owner's name for a model that is wanted. Either of the two may say more than the other."""
+        wanted = demand.model.name
         for name in self._allowed:
-            if matching(name.name, [demand.model.name]) and name.fits(demand.model.digest):
+            is_it = is_same_name(wanted, name.name) or is_same_name(name.name, wanted)
+            if is_it and name.fits(demand.model.digest):
                 return name
         return None
 

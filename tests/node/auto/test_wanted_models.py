@@ -97,6 +97,27 @@ async def test_the_hub_is_asked_only_for_what_the_owner_named(swarm: Swarm) -> N
     assert await swarm.pick(swarm.wanted_models("some/model")) == ("some/model", Source.HUB, "some/model")
 
 
+@pytest.mark.parametrize(
+    ("allowed", "wish"),
+    [
+        ("owner/X-GGUF:Q8_0", "x"),
+        ("owner/X-GGUF:Q8_0", "X-GGUF:q8_0"),
+        ("owner/X-GGUF:Q8_0", "owner/X-GGUF"),
+        ("owner/X", "X.gguf"),
+        ("owner/X", "x-Q4_K_M"),
+    ],
+)
+async def test_the_owners_name_and_the_wish_may_each_say_more(swarm: Swarm, allowed: str, wish: str) -> None:
+    await swarm.want("client", wish)
+    assert await swarm.pick(swarm.wanted_models(allowed)) == (allowed, Source.HUB, allowed)
+
+
+@pytest.mark.parametrize("wish", ["other/X-GGUF:Q8_0", "X-GGUF:Q4_K_M", "Y"])
+async def test_another_model_is_not_what_the_owner_named(swarm: Swarm, wish: str) -> None:
+    await swarm.want("client", wish)
+    assert await swarm.pick(swarm.wanted_models("owner/X-GGUF:Q8_0")) is None
+
+
 async def test_what_nobody_shares_comes_from_the_hub_if_the_owner_named_it(
     swarm: Swarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
