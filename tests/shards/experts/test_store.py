@@ -253,12 +253,18 @@ def test_a_file_that_was_written_into_is_an_error(own: Model) -> None:
         store.check()
 
 
-def test_a_file_that_was_replaced_before_the_start_is_an_error(own: Model) -> None:
-    other = own.file.path.with_suffix(".new")
-    other.write_bytes(own.file.path.read_bytes())
-    other.replace(own.file.path)
-    with pytest.raises(CheckpointError, match="was replaced"):
-        stored(own, 4)
+@pytest.mark.parametrize("how", ["replaced", "renamed"])
+def test_a_file_of_another_name_by_the_start_is_read_as_it_was(own: Model, how: str) -> None:
+    """As when the last piece of a file with holes has come, and it gets its final name."""
+    x, path = rows(9), own.file.path
+    _, experts = stored(own, 4)
+    want = experts[1](x)
+    path.rename(path.with_suffix(".whole"))
+    if how == "replaced":
+        path.write_bytes(bytes(own.file.size))
+    store, experts = stored(own, 4)
+    assert np.array_equal(experts[1](x), want)
+    store.check()
 
 
 def test_a_budget_below_one_expert_is_refused(q4_0: Model) -> None:

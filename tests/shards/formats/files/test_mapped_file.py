@@ -51,8 +51,31 @@ def test_one_that_was_replaced_or_removed_stays(path: Path, replaced: bool) -> N
     else:
         path.unlink()
     assert file.slice(0, 4).tobytes() == b"\0\1\2\3"
+    descriptor = file.descriptor()
     file.close()
     file.check()
+    assert os.read(descriptor, 4) == b"\0\1\2\3"
+    os.close(descriptor)
+
+
+def test_a_file_that_gets_its_final_name_meanwhile_can_be_read_apart_from_its_map(path: Path) -> None:
+    file = MappedFile(path)
+    path.rename(path.with_name("whole"))
+    first, second = file.descriptor(), file.descriptor()
+    assert os.read(first, 4) == os.read(second, 4) == b"\0\1\2\3"  # each at a place of its own
+    for descriptor in (first, second):
+        os.close(descriptor)
+    file.close()
+
+
+def test_no_descriptor_stays_open(path: Path) -> None:
+    before = os.listdir("/dev/fd")
+    MappedFile(path).close()
+    path.write_bytes(b"")
+    for bad in (path, path.with_name("gone")):
+        with pytest.raises(CheckpointError, match=r"empty|cannot read"):
+            MappedFile(bad)
+    assert os.listdir("/dev/fd") == before
 
 
 @pytest.mark.parametrize("form", ["gguf", "huggingface"])
