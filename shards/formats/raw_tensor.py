@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ...swarm.errors import UnsupportedModelError
+from ...swarm.errors import CheckpointError, UnsupportedModelError
 from .dequantize import dequantize_rows
 from .floats import STORED, narrow, widen
 from .qtypes import DENSE, row_bytes
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 _CHUNK_VALUES = 1 << 22
 """This many values are dequantized at a time (16 MiB in float32), so that a big matrix never has a whole
 float32 copy."""
+
+
+_MXFP4_BYTES = 17
+"""Of 32 weights: their exponent is the first."""
+_LARGEST_EXPONENT = 252
+"""With greater exponents of MXFP4 than this one's, weights may be beyond float32; 255 is no number."""
 
 
 class Blocks(NamedTuple):
@@ -130,6 +136,7 @@ class RawTensor:
         if self.is_dense:
             dtype = DENSE[self.qtype]
             return widen(_dense(data, dtype), dtype)
+        check_exponents(self.name, self.qtype, data)
         return dequantize_rows(data, self.qtype)
 
     def blocks(self) -> Blocks:
@@ -149,6 +156,20 @@ class RawTensor:
             scale = _half(groups[..., :2])
             return Blocks(_nibbles(groups[..., 2:]), scale, scale * np.float32(-8))
         return Blocks(_nibbles(groups[..., 4:]), _half(groups[..., :2]), _half(groups[..., 2:4]))
+
+
+def check_exponents(name: str, qtype: str, rows: np.ndarray) -> None:
+    """CheckpointError where ``rows`` of MXFP4, uint8 (rows, bytes of a row), have weights that are no numbers
+    of float32. Of other types nothing is checked."""
+    if qtype == "MXFP4" and rows[:, ::_MXFP4_BYTES].max(initial=0) > _LARGEST_EXPONENT:
+        raise not_finite(name)
+
+
+def not_finite(name: str) -> CheckpointError:
+    return CheckpointError(
+        f"tensor {name} has weights that are not finite numbers: it or its scales are damaged",
+        hint="Download the file again; if that changes nothing, use another checkpoint of the model.",
+    )
 
 
 def _dense(data: np.ndarray, dtype: str) -> NDArray[Any]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from ..formats.floats import narrow, widen
 from ..formats.qtypes import row_bytes
+from ..formats.raw_tensor import RawTensor, check_exponents
 from ..layers.memory import lasting_zeros, zeros
 from ..layers.quantize import GROUP, Float8Rows, Int4Groups, Int8Groups
 from .library import address, library
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..formats.quantized.tensor import IntegerGroups
-    from ..formats.raw_tensor import RawTensor
 
 TILE = 32
 """A kernel computes this many output rows together: packed rows are padded to a multiple of it."""
@@ -161,6 +161,7 @@ def native_file(
     packed = _memory(struct)
     row = 0
     for raw in raws:
+        check_exponents(raw.name, raw.qtype, raw.stored)
         _pack_rows(struct, row, raw.stored, raw.row_order, raw.name, packed)
         row += len(raw.stored)
     return NativeLinear(struct, packed, bias)

@@ -13,7 +13,7 @@ from ...swarm.errors import UsageError
 from ..formats.floats import narrow, widen
 from ..formats.qtypes import AFFINE_BITS, AFFINE_GROUPS
 from ..formats.quantized.tensor import QuantizedTensor
-from ..formats.raw_tensor import RawTensor
+from ..formats.raw_tensor import RawTensor, check_exponents
 from ..layers.quantize import (
     GROUP,
     INT4_SOURCES,
@@ -267,7 +267,8 @@ def _as_in_file(raw: RawTensor) -> _Grouped:
 
 def _fp4(raw: RawTensor) -> _Grouped:
     """A group is a byte with its exponent and 16 with two floats of four bits each, which lie 16 apart."""
-    groups = raw.data.reshape(raw.shape[0], -1, 17)
+    check_exponents(raw.name, raw.qtype, data := raw.data)
+    groups = data.reshape(raw.shape[0], -1, 17)
     q = np.concatenate((groups[..., 1:] & 15, groups[..., 1:] >> 4), axis=-1).reshape(raw.shape)
     return _Grouped(_nibbles(q), groups[..., 0], None, f"fp4 ({raw.qtype})")
 

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from ....swarm.errors import CheckpointError
 from ..floats import STORED, widen
 from ..qtypes import DENSE, row_bytes
-from ..raw_tensor import RawTensor
+from ..raw_tensor import RawTensor, not_finite
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -141,13 +140,6 @@ class QuantizedTensor(RawTensor):
         """CheckpointError where some of its values are not."""
         if not np.isfinite(values).all():
             raise not_finite(self.name)
-
-
-def not_finite(name: str) -> CheckpointError:
-    return CheckpointError(
-        f"tensor {name} has weights that are not finite numbers: it or its scales are damaged",
-        hint="Download the file again; if that changes nothing, use another checkpoint of the model.",
-    )
 
 
 def quantized(

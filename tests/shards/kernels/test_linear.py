@@ -7,14 +7,17 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from swarm_node.shards.formats.floats import narrow, widen
 from swarm_node.shards.formats.qtypes import DENSE, GGUF_QTYPES
+from swarm_node.shards.formats.quantized.mxfp4 import mxfp4_tensor
 from swarm_node.shards.formats.quantized.tensor import IntegerGroups
 from swarm_node.shards.formats.raw_tensor import RawTensor
+from swarm_node.shards.formats.tensors import TensorInfo
 from swarm_node.shards.kernels import linear as native_linear
 from swarm_node.shards.kernels.linear import (
     ActivationPrecision,
@@ -38,6 +41,7 @@ from swarm_node.shards.layers.quantize import (
     to_int4,
     to_int8_groups,
 )
+from swarm_node.swarm.errors import CheckpointError
 from swarm_node.swarm.runtime.c_build import NativeUnavailableError
 from tests.shards.gguf_files import raw_values
 
@@ -418,6 +422,30 @@ def test_any_scale_of_mxfp4_is_held_exactly(exponent: int) -> None:
     linear = native_file([raw], None, ActivationPrecision.EXACT)
     x = np.float32(2.0 ** (127 - exponent if exponent > 1 else 100)) * np.eye(64, dtype=np.float32)
     np.testing.assert_allclose(linear(x).T, raw.dequantize() * x.max(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("exponent", [252, 253, 254, 255])
+@pytest.mark.parametrize("form", ["gguf", "huggingface"])
+def test_exponents_of_mxfp4_beyond_float32_are_refused_in_every_file(form: str, exponent: int) -> None:
+    raw = RawTensor("w", (3, 64), "MXFP4", np.full((3, 34), 120, np.uint8))
+    raw.stored[2, 17] = exponent
+    if form == "huggingface":
+        blocks, scales = (RawTensor("w", (3, n), "U8", np.full((3, n), 120, np.uint8)) for n in (32, 2))
+        scales.stored[2, 1] = exponent
+        raw = mxfp4_tensor(TensorInfo("w", (3, 64), "MXFP4", 102), blocks, scales)
+    whole, x = raw.part("w", (3, 64), slice(None)), np.full((1, 64), 1e-4, np.float32)
+    ways: list[Callable[[], Any]] = [
+        lambda: native_file([whole], None, ActivationPrecision.EXACT)(x),
+        raw.dequantize,
+        lambda: raw.dequantize_rows([2]),
+    ]
+    for way in ways:
+        if exponent == 252:
+            assert np.isfinite(way()).all()
+            continue
+        with pytest.raises(CheckpointError, match="tensor w has weights that are not finite"):
+            way()
+    assert np.isfinite(raw.dequantize_rows([0, 1])).all()
 
 
 @pytest.mark.parametrize("qtype", ["Q4_0", "Q4_1", "Q4_K", "Q8_0"])
