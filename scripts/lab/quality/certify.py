@@ -4,13 +4,14 @@ scales of its channels. See scripts/certify --help."""
 from __future__ import annotations
 
 import argparse
+import operator
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -146,28 +147,38 @@ class BoundarySums:
         return int((sizes > OUTLIER * np.median(sizes)).sum())
 
 
+class Sums(NamedTuple):
+    """Over all ``predictions``: divergence, most likely tokens that stayed, chosen experts, those that
+    stayed, and rows that the codec could not hold."""
+
+    predictions: float = 0.0
+    kl: float = 0.0
+    same_tokens: float = 0.0
+    experts: float = 0.0
+    same_experts: float = 0.0
+    overflows: float = 0.0
+
+
 @dataclass(slots=True)
 class Trial:
-    """One codec on one set of edges. ``sums`` over all predictions: their number, divergence, most likely
-    tokens that stayed, chosen experts, those that stayed, and rows that the codec could not hold."""
+    """One codec on one set of edges."""
 
     kind: str
     layout: str
     edges: Sequence[int]
-    sums: np.ndarray = field(default_factory=lambda: np.zeros(6))
+    sums: Sums = field(default_factory=Sums)
+
+    def add(self, more: Sums) -> None:
+        self.sums = Sums(*map(operator.add, self.sums, more))
 
     @property
     def divergence(self) -> tuple[float, float]:
         """(mean divergence, share of most likely tokens that stayed)."""
-        return float(self.sums[1] / self.sums[0]), float(self.sums[2] / self.sums[0])
-
-    @property
-    def overflowed(self) -> bool:
-        return self.sums[5] > 0
+        return self.sums.kl / self.sums.predictions, self.sums.same_tokens / self.sums.predictions
 
     @property
     def same_experts(self) -> float | None:
-        return float(self.sums[4] / self.sums[3]) if self.sums[3] else None
+        return self.sums.same_experts / self.sums.experts if self.sums.experts else None
 
 
 def certify(
@@ -234,7 +245,7 @@ class Progress:
             if str(known["task"]) != self._task:
                 return 0
             for trial, sums in zip(certifier.trials, known["trials"], strict=True):
-                trial.sums = sums
+                trial.sums = Sums(*map(float, sums))
             for number, each in enumerate(certifier.boundaries):
                 each.largest, each.massive = float(known["largest"][number]), int(known["massive"][number])
                 errors = known["errors"][:, number]
@@ -285,7 +296,7 @@ class _Certifier:
         for kind in self.kinds:
             trials = [trial for trial in self.trials if trial.kind == kind]
             results[kind] = CodecResult(
-                {trial.layout: Divergence(*trial.divergence) for trial in trials if not trial.overflowed},
+                {trial.layout: Divergence(*trial.divergence) for trial in trials if not trial.sums.overflows},
                 trials[0].same_experts,
             )
         boundaries = []
@@ -373,14 +384,14 @@ class _Certifier:
                 with chosen_experts() as now:
                     rows = self.model.through_edges(hidden[edges[0][0]], edges)
             except LocalProtocolError:
-                trial.sums[5] += len(ids)
+                trial.add(Sums(overflows=len(ids)))
                 continue
             got = torch.from_numpy(self.model.client.logits(rows[::PREDICTED])).log_softmax(dim=-1)
             kl = float((probabilities * (expected - got)).sum(dim=-1).double().sum())
             same = int((got.argmax(dim=-1) == best).sum())
             pairs = list(zip(chosen[len(chosen) - len(now) :], now, strict=True))
             kept = sum(alike(before, after) for before, after in pairs)
-            trial.sums += (len(best), kl, same, sum(before.size for before, _ in pairs), kept, 0)
+            trial.add(Sums(len(best), kl, same, sum(before.size for before, _ in pairs), kept))
 
 
 def alike(before: np.ndarray, after: np.ndarray) -> int:
