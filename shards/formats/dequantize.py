@@ -225,6 +225,10 @@ def _q1_0(block: np.ndarray) -> _Integers:
     return _floats(block["d"]), 2 * _unpacked(block["q"], 1, 1).view(np.int8) - np.int8(1)
 
 
+def _q2_0(block: np.ndarray) -> _Integers:
+    return _floats(block["d"]), _unpacked(block["q"], 2, 1).view(np.int8) - np.int8(1)
+
+
 _UE4M3 = (np.arange(256, dtype=np.uint16) << 7 & 0x3F80).view(np.float16).astype(np.float32) * 128
 _UE4M3[0x7F] = 0
 """Half of what a scale of NVFP4 stands for, as ``_FP4`` is doubled: a float of four bits of exponent and
@@ -271,6 +275,7 @@ _INTEGERS: dict[str, tuple[int, list[Any], Callable[[np.ndarray], _Integers]]] =
     "TQ1_0": (256, [("q", "u1", 48), ("rest", "u1", 4), _D], _tq1_0),
     "TQ2_0": (256, [("q", "u1", 64), _D], _tq2_0),
     "Q1_0": (128, [_D, ("q", "u1", 16)], _q1_0),
+    "Q2_0": (64, [_D, ("q", "u1", 16)], _q2_0),
     "NVFP4": (64, [("scales", "u1", 4), ("q", "u1", 32)], _nvfp4),
 }
 """The same of types that are integers with scales."""

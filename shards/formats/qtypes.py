@@ -40,6 +40,7 @@ _TABLE: dict[str, tuple[int, int, int]] = {
     "TQ2_0": (35, 256, 66),
     "NVFP4": (40, 64, 36),
     "Q1_0": (41, 128, 18),
+    "Q2_0": (42, 64, 18),
 }
 _BY_NUMBER = {number: name for name, (number, _, _) in _TABLE.items()}
 _OTHERS = dict(

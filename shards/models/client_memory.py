@@ -34,8 +34,8 @@ MOST_ROWS = 16
 _NATIVE_GROUPS = {"Q4_0": 18, "Q4_1": 20, "Q4_K": 18.5, "IQ4_NL": 18, "IQ4_XS": 17.25, "MXFP4": 18}
 _NATIVE_GROUPS |= {"Q5_0": 22, "Q5_1": 24, "Q5_K": 22.5, "Q6_K": 26.25, "Q8_0": 34, "int8": 34}
 _NATIVE_GROUPS |= {"Q2_K": 10.5, "Q3_K": 14.25} | dict.fromkeys((*INTEGER_QTYPES, *FLOAT8_SOURCES), 36)
-_NATIVE_GROUPS |= {"TQ1_0": 34, "TQ2_0": 34, "Q1_0": 34} | dict.fromkeys(HALVED_INT8, 40) | {"NVFP4": 36}
-_NATIVE_GROUPS |= dict.fromkeys(UNSIGNED_INT8, 40)
+_NATIVE_GROUPS |= dict.fromkeys(("TQ1_0", "TQ2_0", "Q1_0", "Q2_0"), 34)
+_NATIVE_GROUPS |= dict.fromkeys((*HALVED_INT8, *UNSIGNED_INT8), 40) | {"NVFP4": 36}
 """Bytes of 32 values in the C kernels' layouts, at most; ``int8``: what we round ourselves."""
 
 

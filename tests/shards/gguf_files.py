@@ -8,6 +8,11 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from swarm_node.shards.formats.dequantize import _LAYOUTS
+
+WRITTEN = frozenset(gguf.GGMLQuantizationType.__members__)
+"""The types that the package can write into a file; Q2_0 is newer."""
+
 
 def write_gguf_llama(
     folder: Path,
@@ -88,14 +93,13 @@ def add_vocabulary(writer: gguf.GGUFWriter) -> None:
 
 def raw_values(rng: np.random.Generator, shape: tuple[int, int], qtype: str) -> np.ndarray:
     """Random weights of a type. What gguf cannot make: random groups, sane scales."""
-    kind = gguf.GGMLQuantizationType[qtype]
     values = rng.standard_normal(shape, dtype=np.float32)
     try:
-        return gguf.quants.quantize(values, kind)
-    except NotImplementedError:
+        return gguf.quants.quantize(values, gguf.GGMLQuantizationType[qtype])
+    except (KeyError, NotImplementedError):
         pass
-    group, size = gguf.GGML_QUANT_SIZES[kind]
-    raw = rng.integers(0, 256, (shape[0], shape[1] // group, size), dtype=np.uint8)
+    layout, group = _LAYOUTS[qtype]
+    raw = rng.integers(0, 256, (shape[0], shape[1] // group, layout.itemsize), dtype=np.uint8)
     scales = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
     for offset in scales.get(qtype, (0,)):
         half = rng.uniform(-0.1, 0.1, raw.shape[:2]).astype(np.float16)[..., None]

@@ -38,6 +38,7 @@ OF_GGML = {
     "TQ1_0": "5193ef4cec92a17c1d276d2d66cec858",
     "TQ2_0": "350ee56481293bce776d7d314d17f56e",
     "Q1_0": "3bb9324a8d2f75b61a78e76ccee5330e",
+    "Q2_0": "5ae7c79f5dca145a462c968f23c557fa",
     "NVFP4": "d7cda53dbb06b1d74f1a70b432dbfc4f",
 }
 """Of what the C functions of ggml 0.25.3 (dequantize_row_q4_0 and so on) make of ``blocks``."""
@@ -101,7 +102,7 @@ def test_numbers_that_no_type_has_are_refused(number: int) -> None:
 
 @pytest.mark.parametrize("qtype", QUANTIZED)
 def test_rows_that_no_blocks_make_are_refused(qtype: str) -> None:
-    values = gguf.GGML_QUANT_SIZES[_number(qtype)][0]
+    _, values = _LAYOUTS[qtype]
     for cols in (1, values - 1, values + 1, values + values // 2):
         with pytest.raises(
             CheckpointError, match=rf"a row of {cols} values cannot be {qtype}, which comes in groups"
@@ -109,9 +110,7 @@ def test_rows_that_no_blocks_make_are_refused(qtype: str) -> None:
             row_bytes(qtype, cols)
 
 
-@pytest.mark.parametrize(
-    "qtype", [qtype for qtype in QUANTIZED if qtype != "Q1_0"]
-)  # the package has no Q1_0
+@pytest.mark.parametrize("qtype", [qtype for qtype in QUANTIZED if hasattr(gguf.quants, qtype)])
 @pytest.mark.parametrize(("rows", "cols"), [(300, 512), (1, 256), (0, 768)])
 def test_every_type_is_ggmls(qtype: str, rows: int, cols: int) -> None:
     layout, values = _LAYOUTS[qtype]

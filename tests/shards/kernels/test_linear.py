@@ -316,7 +316,7 @@ FILE_BITS = {
 """Bits of a weight in memory: six-bit scales take eight, and exponents sixteen."""
 INTEGER_BITS = {
     **dict.fromkeys(("IQ1_S", "IQ2_XXS", "IQ3_XXS", "IQ3_S"), 9.0),
-    **dict.fromkeys(("TQ1_0", "TQ2_0", "Q1_0"), 8.5),
+    **dict.fromkeys(("TQ1_0", "TQ2_0", "Q1_0", "Q2_0"), 8.5),
     **dict.fromkeys(("IQ1_M", "IQ2_XS", "IQ2_S"), 10.0),
     "NVFP4": 9.0,
 }

@@ -24,6 +24,7 @@ from swarm_node.shards.models.client_memory import HeadShape, client_memory
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.errors import UsageError
 from tests import ROOT
+from tests.shards.gguf_files import WRITTEN
 
 HFLlama = Callable[..., Path]
 GGUFLlama = Callable[..., Path]
@@ -99,7 +100,7 @@ def test_safetensors_on_torch_kernels(hf_llama: HFLlama, qtype: str, dtype: torc
 
 
 @pytest.mark.parametrize("kernels", ["native", "torch"])
-@pytest.mark.parametrize("qtype", [qtype for qtype in GGUF_QTYPES if qtype not in ("F32", "BF16")])
+@pytest.mark.parametrize("qtype", sorted(WRITTEN.intersection(GGUF_QTYPES) - {"F32", "BF16"}))
 def test_gguf(gguf_llama: GGUFLlama, qtype: str, kernels: str) -> None:
     quantize = "int4" if kernels == "torch" and qtype.startswith("Q4") else "auto"
     check(gguf_llama(qtype), HeadShape(50, 256, True, qtype), quantize, kernels)

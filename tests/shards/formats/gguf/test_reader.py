@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.formats.gguf import header as gguf_header
 from swarm_node.shards.formats.gguf.reader import open_gguf
-from swarm_node.shards.formats.qtypes import GGUF_QTYPES
+from swarm_node.shards.formats.qtypes import DENSE, GGUF_QTYPES
 from swarm_node.swarm.errors import CheckpointError, ModelError, UnsupportedModelError, UsageError
 from swarm_node.swarm.types import Span
 
@@ -31,7 +31,7 @@ def half_split(raw: np.ndarray, heads: int) -> np.ndarray:
     return raw.reshape(heads, rows // heads // 2, 2, *raw.shape[1:]).swapaxes(1, 2).reshape(raw.shape)
 
 
-@pytest.mark.parametrize("qtype", [qtype for qtype in GGUF_QTYPES if qtype != "Q1_0"])  # not in the package
+@pytest.mark.parametrize("qtype", [*DENSE, *(qtype for qtype in GGUF_QTYPES if hasattr(gguf.quants, qtype))])
 def test_tensors_equal_the_gguf_package(gguf_llama: GGUFLlama, qtype: str) -> None:
     path = gguf_llama(qtype, tied=False)
     theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
