@@ -32,9 +32,11 @@ LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 HARMLESS = frozenset(
     ("vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "pooling_type", "decoder_start_token_id")
     + ("attention.layer_norm_epsilon", "attention.group_norm_epsilon", "rope.dimension_count")
+    + ("use_parallel_residual",)
 )
-"""Keys that change nothing: those of other heads than a language model's, or of norms that a family does not
-have. Keys of experts and windows change nothing if there are none: llama.cpp writes them for any model."""
+"""Keys that change nothing: those of other heads than a language model's, of norms that a family does not
+have, and of parallel blocks, which llama.cpp's converter of early 2024 wrote for any model. Keys of experts
+and windows change nothing if there are none: llama.cpp writes them for any model."""
 KEYS = {
     "embedding_length": "hidden_size",
     "block_count": "num_hidden_layers",
@@ -82,7 +84,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("attention.causal",), (True,)),
     **dict.fromkeys(
         ("attention.clamp_kqv", "attention.max_alibi_bias", "attn_logit_softcapping")
-        + ("final_logit_softcapping", "use_parallel_residual", "expert_shared_count")
+        + ("final_logit_softcapping", "expert_shared_count")
         + ("rope.scaling.yarn_log_multiplier", "attention.shared_kv_layers", "expert_count"),
         (0,),
     ),

@@ -170,6 +170,7 @@ def test_what_changes_nothing_is_taken(gguf_llama: GGUFLlama) -> None:
         writer.add_uint32("llama.expert_gating_func", 2)
         writer.add_rope_freq_base_swa(10000.0)
         writer.add_layer_norm_eps(0.5)
+        writer.add_parallel_residual(True)  # as of the converter of early 2024
         writer.add_uint32("llama.ssm.inner_size", 0)  # what is zero is off
         writer.add_array("llama.rope.dimension_sections", [0, 0, 0, 0])
         del writer.kv_data[0]["llama.attention.head_count"]
