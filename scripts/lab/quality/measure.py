@@ -163,7 +163,7 @@ class Cache:
         """``x`` (T, hidden) from position ``start`` on, through blocks ``first`` to ``end``."""
         if first == end:
             return x
-        piece = BatchSlice(self._table, 0, 0, start, len(x))
+        piece = BatchSlice(self._table, self._model.span.start, 0, start, len(x))
         return torch.from_numpy(self._model.forward(x.numpy(), [piece], self._pool, Span(first, end)))
 
 
