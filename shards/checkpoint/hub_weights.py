@@ -65,7 +65,7 @@ def kept_gguf(repo: HubRepo, choice: str) -> tuple[str, dict[str, HubFile]]:
 
 
 def _cache() -> PieceCache:
-    """What was fetched in parts. Only the disk bounds it."""
+    """What was fetched in parts. Only the disk bounds it, as it does huggingface_hub's own cache."""
     return PieceCache(state_folder() / "hub", sys.maxsize)
 
 
