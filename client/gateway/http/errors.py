@@ -9,6 +9,7 @@ from typing import Any
 
 from ....swarm.errors import (
     BusyError,
+    CodecRangeError,
     LocalProtocolError,
     ModelError,
     ModelMismatchError,
@@ -117,6 +118,8 @@ def from_swarm(error: SwarmError, model: str = "", initial_peers: str = "ADDR") 
         return ApiError(503, text, kind="server_error", code="network", headers=_retry(RETRY_S))
     if isinstance(error, RemoteProtocolError | PeerError):
         return ApiError(502, text, kind="server_error", code="peer_failed")
+    if isinstance(error, CodecRangeError):
+        return ApiError(500, text, kind="server_error", code="wire_codec")
     if isinstance(error, LocalProtocolError):
         return internal()
     if isinstance(error, ModelError):

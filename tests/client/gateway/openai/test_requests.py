@@ -176,6 +176,9 @@ def test_every_error_of_ours_has_a_status(error: SwarmError) -> None:
         assert (found.status, found.headers["Retry-After"]) == (429, "3")
     if isinstance(error, RemoteProtocolError):
         assert found.status == 502
+    if isinstance(error, swarm_errors.CodecRangeError):
+        assert (found.status, found.body()["error"]["code"]) == (500, "wire_codec")
+        assert found.body()["error"]["message"] == "it failed. do this"
     if isinstance(error, NoRouteError):
         assert found.more["missing_blocks"] == ["3-5"]
     assert found.kind in ("invalid_request_error", "server_error", "rate_limit_error")
