@@ -110,9 +110,12 @@ def load_client_model(
     tied = config.tie_word_embeddings
     name = EMBEDDING if tied else HEAD
     raw = checkpoint.tensor(name)
+    projections = [SIDE_PROJECTION] if config.sideband is not None else []
+    projections += [name.format(number) for name in (SPREAD, MERGE) for number in range(config.streams - 1)]
+    beside = sum(checkpoint.tensor(f"{name}.weight").nbytes for name in projections)
     if plan.packed:
         shape = HeadShape(config.vocab_size, config.hidden_size, tied, raw.qtype)
-        check_room(shape, quantize=options.quantize, native=plan.native(WeightKind.INT8))
+        check_room(shape, beside, quantize=options.quantize, native=plan.native(WeightKind.INT8))
     norm = _norm(checkpoint, FINAL_NORM.removesuffix(".weight"), config.final_norm, config.hidden_size)
     # What refines logits computes products alone.
     refinable = _refinable(plan) and not config.head_bias
@@ -120,9 +123,7 @@ def load_client_model(
     errors = RoundingBounds() if refinable else None
     bias = HEAD_BIAS.removesuffix(".bias")
     wanted = ([name.removesuffix(".weight")], [config.vocab_size], config.hidden_size, kind, errors, bias)
-    projections = [SIDE_PROJECTION] if config.sideband is not None else []
-    projections += [name.format(number) for name in (SPREAD, MERGE) for number in range(config.streams - 1)]
-    in_file = raw.nbytes + sum(checkpoint.tensor(f"{name}.weight").nbytes for name in projections)
+    in_file = raw.nbytes + beside
     loader: WeightLoader | TorchLoader
     head: Head
     if plan.precision is not None and plan.native(plan.form([raw], kind)):

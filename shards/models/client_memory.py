@@ -110,15 +110,16 @@ def head_bytes(shape: HeadShape, quantize: str, native: bool) -> int:
     return padded * hidden // 2 + padded * hidden // GROUP * (12 if form == "Q4_K" else 8) + bounds
 
 
-def check_room(shape: HeadShape, *, quantize: str, native: bool) -> None:
-    """Raises UsageError if the head does not fit into the free memory, swap included."""
+def check_room(shape: HeadShape, beside: int = 0, *, quantize: str, native: bool) -> None:
+    """Raises UsageError if the head, and ``beside`` bytes of other matrices that a client multiplies by, do
+    not fit into the free memory, swap included."""
     import psutil
 
-    need = client_memory(shape, quantize=quantize, native=native).weights
+    need = client_memory(shape, quantize=quantize, native=native).weights + beside
     free = psutil.virtual_memory().available + psutil.swap_memory().free
     if need <= free:
         return
-    less = client_memory(shape, quantize="auto", native=native).weights
+    less = client_memory(shape, quantize="auto", native=native).weights + beside
     hint = (
         "Close other programs, or take a smaller model; docs/internals/client-memory.md says what each needs."
     )

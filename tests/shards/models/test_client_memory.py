@@ -16,14 +16,17 @@ import pytest
 import torch
 
 from scripts.studies.client_memory import DOCUMENT, MODELS, table
+from swarm_node.shards import loading
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.formats.qtypes import GGUF_QTYPES
+from swarm_node.shards.formats.tensors import SIDE_PROJECTION
 from swarm_node.shards.layers.memory import CHUNK_BYTES
 from swarm_node.shards.loading import load_client_model
-from swarm_node.shards.models.client_memory import HeadShape, client_memory
+from swarm_node.shards.models.client_memory import HeadShape, check_room, client_memory
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.errors import UsageError
 from tests import ROOT
+from tests.shards.families.models import saved
 from tests.shards.gguf_files import WRITTEN
 
 HFLlama = Callable[..., Path]
@@ -139,6 +142,31 @@ def test_too_little_memory(
     ):
         load_client_model(checkpoint, LoadOptions(quantize=quantize))
     assert advice in error.value.hint
+
+
+def test_what_a_client_multiplies_by_beside_the_head_needs_room_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = HeadShape(4096, 512)
+    free = client_memory(shape).weights + 1000
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(free=0))
+    check_room(shape, 1000, quantize="auto", native=True)
+    with pytest.raises(UsageError, match="GB are free"):
+        check_room(shape, 1001, quantize="auto", native=True)
+
+
+def test_the_projections_of_streams_and_a_sideband_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, folder = saved("gemma3n_text", tmp_path)
+    asked: list[int] = []
+    monkeypatch.setattr(loading, "check_room", lambda shape, beside, **_: asked.append(beside))
+    with open_checkpoint(str(folder)) as checkpoint:
+        load_client_model(checkpoint, LoadOptions(dtype="float32", kernels="torch"))
+        names = [name for name in checkpoint.manifest if "altup" in name and "projection" in name]
+        names = [name for name in names if ".layers." not in name]
+        names.append(f"{SIDE_PROJECTION}.weight")
+        assert asked == [sum(checkpoint.manifest[name].nbytes for name in names)]
+        assert len(names) > 2
 
 
 def test_what_cannot_be() -> None:
