@@ -9,6 +9,7 @@ import torch
 
 from scripts.lab.quality import measure, texts
 from swarm_node.swarm.codecs.kinds import F8, NONE
+from swarm_node.swarm.errors import UsageError
 
 PROSE = (
     "It was a bright cold morning when the two of them walked down to the harbour. The boats had gone out "
@@ -23,6 +24,14 @@ def test_text_begins_with_the_first_chapter_and_ends_with_the_book() -> None:
     assert found.startswith("CHAPTER 1. Loomings.\n\nCall me Ishmael.")
     assert found.rstrip().endswith("It was.")
     assert texts.without_front_matter("No chapters here.") == "No chapters here."
+
+
+def test_cuts_are_even_where_a_model_may_be_cut() -> None:
+    assert measure.even_cuts(range(31), 3) == [8, 15, 22]
+    assert measure.even_cuts((0, 1, 2, 3, 4, 5, 20), 2) == [4, 5]
+    assert measure.even_cuts((0, 6, 12, 18, 24), 3) == [6, 12, 18]
+    with pytest.raises(UsageError, match="24 blocks cannot be cut 4 times"):
+        measure.even_cuts((0, 6, 12, 18, 24), 4)
 
 
 @pytest.mark.model

@@ -39,6 +39,19 @@ CHARACTERS_PER_TOKEN = 8
 """Characters of text that are encoded for each wanted token. No tokenizer's tokens of prose are longer."""
 
 
+def even_cuts(allowed: Sequence[int], count: int) -> list[int]:
+    """``count`` of a model's inner cuts, as evenly spaced as ``allowed`` (with both ends) lets them be."""
+    left, n_blocks = list(allowed[1:-1]), allowed[-1]
+    if count > len(left):
+        raise UsageError(f"a model of {n_blocks} blocks cannot be cut {count} times")
+    chosen = []
+    for number in range(1, count + 1):
+        wanted = round(n_blocks * number / (count + 1))
+        chosen.append(min(left, key=lambda cut: abs(cut - wanted)))
+        left.remove(chosen[-1])
+    return sorted(chosen)
+
+
 def measure(
     model: str,
     text: str,
@@ -56,10 +69,7 @@ def measure(
     with open_checkpoint(model, client=True) as checkpoint, torch.inference_mode():
         tokenizer = checkpoint.tokenizer()
         pieces = windows(tokenizer, text, tokens // window, window, tokenizer.encode("", add_special=True))
-        n_blocks = checkpoint.config.n_blocks
-        if cuts >= n_blocks:
-            raise UsageError(f"a model of {n_blocks} blocks cannot be cut {cuts} times")
-        inner = [round(n_blocks * i / (cuts + 1)) for i in range(1, cuts + 1)]
+        inner = even_cuts(checkpoint.config.cuts, cuts)
         reference = LocalModel(checkpoint, REFERENCE)
         variants = _variants(checkpoint, reference, inner)
         perplexity = _run(reference, variants, pieces, progress)
