@@ -8,6 +8,7 @@ from .target import Target
 
 KINDS = {
     "targets_wire": ("frames", "delegated-frames", "piece-frames"),
+    "targets_codecs": ("codecs",),
     "targets_streams": ("yamux", "multistream", "noise", "noise-payload", "direct"),
     "targets_records": ("records", "entries", "texts", "mdns"),
     "targets_files": (

@@ -46,7 +46,9 @@ def peer_messages() -> list[m.Message]:
     return [
         m.Hello((1,), DIGEST, ("none", "int8"), 1 << 20, "fuzz"),
         m.Welcome(1, DIGEST, Span(0, 4), ("none", "int8"), 1 << 20, "fuzz", 512, 4, 32),
+        m.Welcome(1, DIGEST, Span(0, 4), ("int8s",), 1 << 20, "fuzz", 512, 4, 32, scales=bytes(64)),
         m.Open(SESSION, Span(0, 4), 64, "none", "none", downstream=down),
+        m.Open(SESSION, Span(0, 4), 64, "int8s.af5570f5a1810b7a", "f8", scales=(bytes(64), bytes(range(32)))),
         m.Opened(SESSION, 0, 512, chained=True, link_us=900),
         m.Busy(SESSION, 250, "full"),
         m.Refused(SESSION, ErrorCode.SPAN_NOT_SERVED, "no", "ask another"),
