@@ -52,8 +52,8 @@ class FileLinear:
             if file_form(raw.qtype) != form:
                 raise UnsupportedModelError(
                     f"{raw.name} is {raw.qtype} and held as {form}: it cannot stay in the file",
-                    hint="Serve fewer blocks, or a GGUF file with experts of types Q2_K to Q8_0, IQ4 or MXFP4 "
-                    "and --quantize auto.",
+                    hint="Serve fewer blocks, or a GGUF file with experts of types Q2_K to Q8_0, IQ4, MXFP4, "
+                    "with --quantize auto.",
                 )
         self.struct = file_struct(raws, precision)
         self._bias = None if bias is None else padded_bias(bias)
