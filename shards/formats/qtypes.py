@@ -94,9 +94,10 @@ def integer_qtype(bits: int, group: int, end: str = "") -> str:
     return f"INT{bits}_{group or 'ROW'}{end}"
 
 
-def float8_qtype(group: int) -> str:
-    """Our name for floats of eight bits (e4m3fn) with a scale for each group of columns."""
-    return f"F8_E4M3_{group or 'ROW'}"
+def float8_qtype(group: int, table: str = "E4M3") -> str:
+    """Our name for floats of eight bits with a scale for each group of columns. ``table``: E4M3 (e4m3fn) or
+    E5M2."""
+    return f"F8_{table}_{group or 'ROW'}"
 
 
 def code_qtype(table: str, block: int) -> str:
@@ -111,12 +112,13 @@ INTEGERS = {
     for end in ("", MIXED, *((ZEROS,) if bits == 8 else ()))
 }
 FLOAT8 = {float8_qtype(group): Grouped(8, group, 4) for group in INTEGER_GROUPS}
+E5M2_FLOAT8 = {float8_qtype(group, "E5M2"): Grouped(8, group, 4) for group in INTEGER_GROUPS}
 CODES = {
     code_qtype(table, block): Grouped(4, block, 4)
     for table in ("NF4", "FP4", "E2M1")
     for block in CODE_BLOCKS
 }
-HF_GROUPED = {**INTEGERS, **FLOAT8, **CODES}
+HF_GROUPED = {**INTEGERS, **FLOAT8, **E5M2_FLOAT8, **CODES}
 GGUF_QTYPES = tuple(_TABLE)
 QTYPES = (*_TABLE, *AFFINE, *HF_GROUPED)
 SUPPORTED = f"Supported types: {', '.join(GGUF_QTYPES)}; in HuggingFace checkpoints, see the guide on models."

@@ -1,5 +1,5 @@
-"""Matrices of floats of eight bits: ``X.weight`` of type F8_E4M3, and a scale for the whole matrix, for each
-row, for a group of columns, or for a block of rows and columns, which is multiplied by.
+"""Matrices of floats of eight bits: ``X.weight`` of type F8_E4M3 or F8_E5M2, and a scale for the whole
+matrix, for each row, for a group of columns, or for a block of rows and columns, which is multiplied by.
 
 The scale is called ``X.weight_scale``, or ``X.weight_scale_inv`` where its inverse was what weights were
 multiplied by. What activations would be rounded with (``input_scale``) is not used: they are not rounded.
@@ -7,7 +7,7 @@ multiplied by. What activations would be rounded with (``input_scale``) is not u
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,20 +36,24 @@ def _e4m3() -> Floats:
 
 
 E4M3 = _e4m3()
+E5M2: Floats = (np.arange(256, dtype=np.uint16) << 8).view(np.float16).astype(np.float32)
+"""The upper halves of float16."""
+_TABLES = {"F8_E4M3": E4M3, "F8_E5M2": E5M2}
 
 
 @dataclass(frozen=True, slots=True)
 class Float8:
     """``stored`` uint8 (all rows, cols). ``scale``: each for ``group`` columns, the last one for what is
-    left; 0: for all."""
+    left; 0: for all. ``table``: the values of all bytes."""
 
     stored: NDArray[np.uint8]
     scale: Scales
     group: int
+    table: Floats = field(default_factory=lambda: E4M3)
 
     def values(self, rows: Rows, cols: int) -> Floats:
         scale = self.scale(rows)
-        values = E4M3[self.stored[rows]]
+        values = self.table[self.stored[rows]]
         values *= scale.repeat(self.group, 1)[:, :cols] if self.group else scale
         return values
 
@@ -66,16 +70,18 @@ class ScaledFloat8:
     def found(self, parts: Parts) -> TensorInfo | None:
         name, inverse, plain = self.stored(parts.name)
         weight = parts.get(name)
-        if weight is None or weight.qtype != "F8_E4M3":
+        if weight is None or weight.qtype not in _TABLES:
             return None
         scale = parts.get(inverse) or parts.need(plain, name)
         scheme = scheme_of(parts.shape, scale.shape, 8, self.settings.schemes)
         if weight.shape != parts.shape or scale.qtype not in (*SCALE_TYPES, *EXPONENTS) or scheme is None:
             raise parts.misfit(weight, scale)
-        return parts.matrix(float8_qtype(scheme.group), weight, scale, scheme=scheme)
+        qtype = float8_qtype(scheme.group, weight.qtype.removeprefix("F8_"))
+        return parts.matrix(qtype, weight, scale, scheme=scheme)
 
     def tensor(self, info: TensorInfo, source: TensorSource) -> RawTensor:
         weight, inverse, plain = self.stored(info.name)
         stored, scale = source.tensor(weight), source.tensor(inverse if inverse in source.manifest else plain)
-        numbers = Float8(stored.stored, *scales(scale, info.shape, 8, self.settings.schemes))
+        divided = scales(scale, info.shape, 8, self.settings.schemes)
+        numbers = Float8(stored.stored, *divided, _TABLES[stored.qtype])
         return quantized(info.name, info.shape, info.qtype, numbers, stored)

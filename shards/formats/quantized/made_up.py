@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..qtypes import CODES, FLOAT8, INTEGERS, MIXED, groups_of
+from ..qtypes import CODES, E5M2_FLOAT8, FLOAT8, INTEGERS, MIXED, groups_of
 from ..tensors import TensorInfo
 from .codes import E2M1, Codes
-from .float8 import Float8
+from .float8 import E4M3, E5M2, Float8
 from .scales import Scales
 from .tensor import Integers, Numbers, QuantizedTensor, quantized, unpacked
 
@@ -24,9 +24,9 @@ def made_up(info: TensorInfo, stored: np.ndarray) -> QuantizedTensor:
         columns = np.arange(cols) // group if info.qtype.endswith(MIXED) else None
         scales = _scales(len(stored), cols // group)
         numbers = Integers(bits, group, lambda some: stored[some], scales, 1 << bits - 1, group_of=columns)
-    elif info.qtype in FLOAT8:
-        group = FLOAT8[info.qtype].group
-        numbers = Float8(stored[:, :cols], _scales(len(stored), groups_of(cols, group)), group)
+    elif (found := FLOAT8.get(info.qtype) or E5M2_FLOAT8.get(info.qtype)) is not None:
+        scales = _scales(len(stored), groups_of(cols, found.group))
+        numbers = Float8(stored[:, :cols], scales, found.group, E4M3 if info.qtype in FLOAT8 else E5M2)
     else:
         groups = groups_of(cols, CODES[info.qtype].group)
         scales = _scales(len(stored), groups if cols % groups == 0 else 1)

@@ -140,7 +140,7 @@ def _group(read: Fields, key: str) -> int:
 
 def _fp8(read: Fields) -> Quantization:
     fmt = read.optional_text("fmt")
-    if fmt not in (None, "e4m3", "float8_e4m3fn", "e4m3fn"):
+    if fmt not in (None, "e4m3", "float8_e4m3fn", "e4m3fn", "e5m2", "float8_e5m2"):
         raise _refused(read, "fmt", f"floats of eight bits in the form {shown(fmt)}")
     _only(read, "expert_dtype", (None, "fp8"), "experts in another form than fp8")
     _only(read, "scale_fmt", (None, "float", "ue8m0"))

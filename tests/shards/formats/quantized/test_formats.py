@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -18,6 +19,7 @@ from swarm_node.shards.formats.files.tensor_files import TensorFiles
 from swarm_node.shards.formats.hf import safetensors_reader
 from swarm_node.shards.formats.hf.safetensors_reader import open_directory
 from swarm_node.shards.formats.qtypes import row_bytes
+from swarm_node.shards.formats.quantized.float8 import E4M3, E5M2
 from swarm_node.shards.formats.quantized.source import stored_parts
 from swarm_node.shards.formats.raw_tensor import RawTensor
 from swarm_node.shards.formats.tensors import needed_tensors
@@ -120,6 +122,12 @@ def test_kernels_hold_the_files_integers(
         own = "float32" if form.startswith("float8") or form.endswith("_16)") else form.partition(" ")[2]
         assert any(each.endswith(own) for each in on_mlx.weights.split(" + "))
         assert_close(through(checkpoint, ids(model), sessions, quantize="auto", device="mlx"), logits(model))
+
+
+def test_floats_with_two_bits_of_fraction_are_those_of_torch() -> None:
+    every = torch.arange(256, dtype=torch.uint8)
+    for table, dtype in ((E4M3, torch.float8_e4m3fn), (E5M2, torch.float8_e5m2)):
+        np.testing.assert_array_equal(table, every.view(dtype).float().numpy())
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)

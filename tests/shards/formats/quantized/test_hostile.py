@@ -217,7 +217,7 @@ def within(settings: dict[str, Any], **changes: Any) -> dict[str, Any]:
         (SETTINGS["fp8"] | {"weight_block_size": [128]}, "two sizes"),
         (SETTINGS["fp8"] | {"weight_block_size": [128, 10**30]}, "weight_block_size"),
         (SETTINGS["fp8"] | {"weight_block_size": [128, "a"]}, "weight_block_size"),
-        (SETTINGS["fp8"] | {"fmt": "e5m2"}, "e5m2"),
+        (SETTINGS["fp8"] | {"fmt": "e3m4"}, "e3m4"),
         (SETTINGS["fp8"] | {"expert_dtype": "fp4"}, "experts"),
         ({"quant_method": "hqq"}, "hqq"),
         ({"quant_method": "modelopt"}, "modelopt"),

@@ -176,7 +176,11 @@ def int_quantized(strategy: str = "channel", *, symmetric: bool = True) -> Quant
 
 
 def float8(
-    strategy: str, block: tuple[int, int] = (128, 128), group: int = 64, dtype: torch.dtype = torch.float32
+    strategy: str,
+    block: tuple[int, int] = (128, 128),
+    group: int = 64,
+    dtype: torch.dtype = torch.float32,
+    held: torch.dtype = torch.float8_e4m3fn,
 ) -> tuple[Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]], Any]:
     """Bytes, scales and values of a matrix."""
 
@@ -187,10 +191,10 @@ def float8(
         padded = torch.zeros(tall * size[0], wide * size[1])
         padded[:rows, :cols] = value
         blocks = padded.reshape(tall, size[0], wide, size[1])
-        scale = (blocks.abs().amax((1, 3)) / 448).clamp(min=1e-12)
+        scale = (blocks.abs().amax((1, 3)) / torch.finfo(held).max).clamp(min=1e-12)
         scale = scale.log2().ceil().exp2() if dtype == torch.float8_e8m0fnu else scale.to(dtype).float()
         every = scale.repeat_interleave(size[0], 0).repeat_interleave(size[1], 1)[:rows, :cols]
-        q = (value / every).to(torch.float8_e4m3fn)
+        q = (value / every).to(held)
         if strategy == "tensor":
             scale = scale.reshape(1)
         return q, scale.to(dtype), q.float() * every
@@ -212,15 +216,23 @@ def float_quantized(strategy: str = "channel") -> Quantizer:
     return compressed("float-quantized", weights, write)
 
 
-def fp8(block: tuple[int, int] | None = (128, 128), dtype: torch.dtype = torch.float32) -> Quantizer:
+def fp8(
+    block: tuple[int, int] | None = (128, 128),
+    dtype: torch.dtype = torch.float32,
+    held: torch.dtype = torch.float8_e4m3fn,
+) -> Quantizer:
     """As DeepSeek V3 has them; without ``block`` one scale a matrix."""
-    scaled, _ = float8("tensor" if block is None else "block", block or (1, 1), dtype=dtype)
+    scaled, _ = float8("tensor" if block is None else "block", block or (1, 1), dtype=dtype, held=held)
 
     def write(stem: str, value: torch.Tensor) -> Written:
         q, scale, values = scaled(value)
         return named(stem, {"weight": q, "weight_scale_inv": scale}), values
 
-    settings: dict[str, Any] = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic"}
+    settings: dict[str, Any] = {
+        "quant_method": "fp8",
+        "fmt": "e5m2" if held == torch.float8_e5m2 else "e4m3",
+        "activation_scheme": "dynamic",
+    }
     settings |= {"weight_block_size": None if block is None else list(block)}
     return Quantizer(settings, write, lambda name, value: value.ndim == 2)
 
@@ -373,6 +385,7 @@ QUANTIZERS: dict[str, Quantizer] = {
     **{f"float8-{how}": float_quantized(how) for how in ("tensor", "channel", "group", "block")},
     "fp8": fp8((24, 32)),
     "fp8-tensor": fp8(None),
+    "fp8-e5m2": fp8((24, 32), held=torch.float8_e5m2),
     "fp8-e8m0": fp8((32, 32), torch.float8_e8m0fnu),
     "fbgemm": fbgemm(),
     "mxfp8": mxfp8(),
