@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from scripts.lab.fuzz import campaign
-from scripts.lab.fuzz.all_targets import NAMES, target_named
 from scripts.lab.fuzz.campaign import Outcome, run_target
+from scripts.lab.fuzz.target import NAMES, target_named
 from scripts.lab.fuzz.worker import Fuzzer
 from scripts.lab.processes.child import ProcessFailedError
 

@@ -28,8 +28,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..command_line import add_json, console, count, names_of, positive, run_and_report, script_parser
-from .all_targets import NAMES, target_named
 from .campaign import Outcome, run_target
+from .target import NAMES, target_named
 
 KEPT = Path("build/fuzz")
 NO_BOUND = 10**12

@@ -18,8 +18,7 @@ from random import Random
 import psutil
 
 from ..processes.parent import tell
-from .all_targets import target_named
-from .target import Prepared, Target
+from .target import Prepared, Target, target_named
 
 LAST = "last-input"
 """The file that holds the input that is being run: its length in 8 bytes, then its bytes."""
