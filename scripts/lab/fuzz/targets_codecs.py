@@ -86,7 +86,7 @@ def _check_rows(codec: Codec, payload: bytes, rows: np.ndarray) -> None:
         true = math.sqrt(float(np.mean(np.square(row, dtype=np.float64))))
         if not magnitude >= true * (1 - 1e-3) - _SQUARES_VANISH:
             raise AssertionError(f"{codec.kind} tells a magnitude of {magnitude:g} for {true:g}")
-    noise = codec.noise(payload, tokens, width)
+    noise = codec.noise(payload, width)
     if noise is not None and not (
         noise.shape == rows.shape and np.isfinite(noise).all() and (noise >= 0).all()
     ):
