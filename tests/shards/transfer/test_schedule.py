@@ -13,6 +13,7 @@ from swarm_node.shards.transfer.schedule import (
     LONGEST_PROMISE_S,
     PROMISE_S,
     STALL_S,
+    WINDOW,
     PieceSchedule,
     Request,
 )
@@ -101,6 +102,33 @@ def test_each_piece_leaves_the_origin_about_once(n: int, speeds: list[int]) -> N
     world = World(n, [f"peer{i}" for i in range(len(speeds))], speeds)
     world.run()
     assert n <= world.from_origin <= n * 1.02 + 2
+
+
+def asked_in_turn(schedule: PieceSchedule, n: int) -> list[int]:
+    order: list[int] = []
+    while len(order) < n:
+        for request in schedule.requests(0.0):
+            order.append(request.piece)
+            schedule.got(request.peer, request.piece, 0.0)
+    return order
+
+
+def test_a_lone_peer_takes_pieces_as_they_lie() -> None:
+    schedule = schedule_of(3 * WINDOW)
+    schedule.add("origin", whole(3 * WINDOW), 0.0)
+    assert asked_in_turn(schedule, 3 * WINDOW) == list(range(3 * WINDOW))
+
+
+def test_beside_others_a_peer_takes_each_window_in_an_order_of_its_own() -> None:
+    n, orders = 3 * WINDOW, []
+    for own in ("me", "you"):
+        schedule = schedule_of(n, own)
+        schedule.add("origin", whole(n), 0.0)
+        schedule.add("other", only(n), 0.0)
+        orders.append(order := asked_in_turn(schedule, n))
+        assert [piece // WINDOW for piece in order] == [number // WINDOW for number in range(n)]
+        assert order[:WINDOW] != sorted(order[:WINDOW])
+    assert orders[0] != orders[1]
 
 
 def test_equal_peers_share_the_work() -> None:
