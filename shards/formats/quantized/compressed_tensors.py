@@ -200,8 +200,9 @@ def _zeros(raw: RawTensor, rows: int, bits: int) -> NDArray[np.int16]:
 
 def _check_shape(raw: RawTensor, info: TensorInfo) -> None:
     """The tensor that tells a matrix's shape says what the configuration says."""
-    told = np.array(raw.stored).view(np.int64 if raw.qtype == "I64" else np.int32)
-    if raw.qtype not in ("I64", "I32") or tuple(map(int, told.reshape(-1))) != info.shape:
+    dtype = {"I64": np.int64, "I32": np.int32}.get(raw.qtype)
+    told = () if dtype is None else np.array(raw.stored).view(dtype).reshape(-1).tolist()
+    if tuple(told) != info.shape:
         raise CheckpointError(
             f"tensor {raw.name} says another shape than the configuration's {list(info.shape)}",
             hint=OF_ANOTHER,

@@ -57,6 +57,14 @@ def of_another_type(tensors: Tensors, name: str) -> None:
     tensors[name] = tensors[name].to(torch.float64)
 
 
+def of_few_bytes(tensors: Tensors, name: str) -> None:
+    tensors[name] = torch.tensor([1, 2, 3], dtype=torch.uint8)
+
+
+def a_truth_value(tensors: Tensors, name: str) -> None:
+    tensors[name] = torch.tensor(True)
+
+
 def empty(tensors: Tensors, name: str) -> None:
     tensors[name] = tensors[name].reshape(-1)[:0].clone()
 
@@ -75,7 +83,8 @@ def bytes_of(number: int) -> Callable[[Tensors, str], None]:
     return fill
 
 
-CHANGES = (gone, halved, longer, turned, of_another_type, empty, without_shape)
+CHANGES = (gone, halved, longer, turned, of_another_type, of_few_bytes, a_truth_value)
+CHANGES += (empty, without_shape)
 CHANGES += tuple(map(bytes_of, (0, 1, 0x7F, 0x80, 0xFF)))
 
 
