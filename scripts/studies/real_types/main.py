@@ -34,7 +34,7 @@ FTYPES = {
     "Q4_K_M": 15, "Q4_K_S": 14, "Q4_1": 3, "Q4_0": 2, "IQ4_NL": 25, "IQ4_XS": 30, "Q3_K_L": 13, "Q3_K_M": 12,
     "Q3_K_S": 11, "IQ3_M": 27, "IQ3_S": 26, "IQ3_XS": 22, "IQ3_XXS": 23, "Q2_K": 10, "Q2_K_S": 21,
     "IQ2_M": 29, "IQ2_S": 28, "IQ2_XS": 20, "IQ2_XXS": 19, "IQ1_M": 31, "IQ1_S": 24, "TQ2_0": 37, "TQ1_0": 36,
-    "MXFP4_MOE": 38, "NVFP4": 39, "Q1_0": 40, "Q2_0": 41,
+    "MXFP4_MOE": 38, "Q1_0": 40, "Q2_0": 41,
 }  # fmt: skip
 """Kinds of files by llama.cpp's names, and their numbers in ``llama_ftype``."""
 OURS = {"native": LoadOptions(dtype="float32", kernels="native"), "torch": REFERENCE}
@@ -129,12 +129,13 @@ class Study:
 
 
 def two_spans(file: Path, ids: list[int], options: LoadOptions) -> tuple[Tensor, str]:
-    """(logits (tokens, vocab) of a model cut in the middle, how its weights are held)."""
+    """(logits (tokens, vocab) of a model cut in the middle, if it can be; how its weights are held)."""
     with open_checkpoint(str(file), client=True) as checkpoint, torch.inference_mode():
         end = checkpoint.config.n_blocks
         client = load_client_model(checkpoint, options)
         x, held = torch.from_numpy(client.embed(ids)), set()
-        for span in (Span(0, end // 2), Span(end // 2, end)):
+        cuts = sorted({0, end // 2, end})
+        for span in map(Span, cuts, cuts[1:]):
             backend = load_backend(checkpoint, span, options, threads=torch.get_num_threads())
             held.add(backend.weights)
             x = Cache(backend, len(ids), "float32").through(x, 0, span.start, span.end)
