@@ -88,6 +88,7 @@ class AsyncSwarmModel:
             tables=local.scales,
             offers=self._links.offer_of,
             reader=local.reader,
+            embed=local.head.embed,
         )
         self._heads = HeadBatcher(local.head)
         self._guides = Guides(local.tokenizer, local.vocab_size)

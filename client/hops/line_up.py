@@ -38,7 +38,7 @@ def plan_line(
         codec = (
             before.reply_codec
             if isinstance(before, HopClient)
-            else settings.codec_between(before_id, item.peer_id, item.span.start)
+            else settings.codec_between(before_id, item.peer_id, item.span.start, ids)
         )
         reply_codec = (
             after.codec

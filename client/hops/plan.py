@@ -54,9 +54,11 @@ class RouteSettings:
     def may_chain(self, before: str, after: str) -> bool:
         return self.router is not None and self.router.may_chain(before, after)
 
-    def codec_between(self, before: str | None, after: str | None, boundary: int) -> Codec:
+    def codec_between(
+        self, before: str | None, after: str | None, boundary: int, ids: Sequence[int] = ()
+    ) -> Codec:
         """See ``EdgeCodecs.between``."""
-        return self.codecs.between(before, after, boundary, self.session.boundaries, self.nodes)
+        return self.codecs.between(before, after, boundary, self.session.boundaries, self.nodes, ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from ...swarm.errors import (
     SwarmError,
 )
 from ...swarm.fidelity.row_sampler import FewAtATime
+from ...swarm.fidelity.written_rows import WrittenRows
 from ...swarm.links.pool import LinkPool
 from ...swarm.protocol.messages import Want
 from ...swarm.protocol.wire import Payload
@@ -76,6 +77,7 @@ class RouteSession:
         self._max_step_tokens = 0
         reader = settings.codecs.reader
         self._learned = None if reader is None else FewAtATime(reader.sampler)
+        self._written = WrittenRows()
 
     @classmethod
     async def open(
@@ -229,7 +231,7 @@ class RouteSession:
     async def _short_step(self, x: Rows, position: int, want: Want) -> np.ndarray:
         first, last, tokens = self.hops[0], self.hops[-1], len(x)
         began = perf_counter()
-        payload: Payload = first.codec.encode(x[:])
+        payload = self._encode(x[:], position)
         first.trace.phase(self._fed).coded(perf_counter() - began)
         step = self.take_steps(1)
         for segment in self.segments:
@@ -259,7 +261,7 @@ class RouteSession:
             for start in starts:
                 piece = x[start : start + size]
                 began = perf_counter()
-                payload = self.hops[0].codec.encode(piece)
+                payload = self._encode(piece, position + start)
                 self.hops[0].trace.prefill.coded(perf_counter() - began)
                 await queues[0].put((payload, len(piece), position + start))
 
@@ -285,6 +287,13 @@ class RouteSession:
             encode_chunks(), *(task(number) for number in range(len(segments)) for task in (feed, take))
         )
         return outputs[-1] if want is Want.LAST else np.concatenate(outputs)
+
+    def _encode(self, x: np.ndarray, position: int) -> Payload:
+        """``x`` (tokens, hidden) for the first hop, whose table is not believed again if it does harm."""
+        first = self.hops[0]
+        if self._written.harmed(first.codec, x, position):
+            self.settings.codecs.doubts.add(first.peer_id)
+        return first.codec.encode(x)
 
     def _decode(self, payload: Payload, tokens: int, decoding: bool) -> np.ndarray:
         """The hidden states (tokens, hidden) that the last hop sent; blames it if they are not valid."""

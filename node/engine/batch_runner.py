@@ -16,7 +16,7 @@ import numpy as np
 from ...shards.layers.kv_pool import BatchSlice
 from ...shards.models.backend import Memory, SpanBackend
 from ...swarm.codecs.codec import Codec
-from ...swarm.errors import CodecRangeError, ErrorCode, LocalProtocolError, RemoteProtocolError
+from ...swarm.errors import CodecRangeError, ErrorCode, LocalProtocolError, RemoteProtocolError, SwarmError
 from ...swarm.fidelity.row_sampler import EVERY, RowSampler
 from ...swarm.protocol.messages import Want
 from ...swarm.types import Span
@@ -29,6 +29,11 @@ Finished = tuple[StepJob, StepOutcome]
 _Work = list[tuple[StepJob, Slice[TokenSequence]]]
 
 _BROKEN = StepFailed(ErrorCode.INTERNAL, "the computation failed on this node", retriable=True)
+_HARMFUL = StepFailed(
+    ErrorCode.UNSUPPORTED_CODEC,
+    "the next reader's table of scales loses too much of what was computed",
+    hint="Open the session again with another codec.",
+)
 _LATE = StepFailed(ErrorCode.DEADLINE, "the step waited longer than its deadline", retriable=True)
 
 
@@ -120,6 +125,7 @@ class BatchRunner:
             or position > sequence.computed
             or len(job.payload) != codec.row_bytes(width)
             or 0 < job.deadline_ns < began
+            or sequence.written.wants(sequence.reply_codec, position, 1)
         ):
             return None
         sequence.computed = position
@@ -305,11 +311,17 @@ class BatchRunner:
         wanted: dict[Codec, list[tuple[StepJob, int, int]]] = {}  # first row, rows
         row = 0
         for job, part in work:
-            if job.want is Want.ALL:
-                wanted.setdefault(job.sequence.reply_codec, []).append((job, row, part.count))
-            elif job.want is Want.LAST and part.last:
-                wanted.setdefault(job.sequence.reply_codec, []).append((job, row + part.count - 1, 1))
-            row += part.count
+            first, count = row, part.count
+            row += count
+            if job.want is Want.LAST and part.last:
+                first, count = row - 1, 1
+            elif job.want is not Want.ALL:
+                continue
+            position = job.position + part.offset + part.count - count
+            if self._is_harmed(job.sequence, hidden[first : first + count], position):
+                self._fail(job, _HARMFUL, report)
+                continue
+            wanted.setdefault(job.sequence.reply_codec, []).append((job, first, count))
         for codec, takes in wanted.items():
             try:
                 self._encode_rows(codec, takes, hidden)
@@ -328,6 +340,14 @@ class BatchRunner:
         elapsed = perf_counter_ns() - started
         for job, _ in work:
             job.codec_ns += elapsed
+
+    @staticmethod
+    def _is_harmed(sequence: TokenSequence, rows: np.ndarray, position: int) -> bool:
+        """Whether the codec of ``rows`` (tokens, width), which go on, loses too much of the session's."""
+        try:
+            return sequence.written.harmed(sequence.reply_codec, rows, position)
+        except SwarmError:
+            return False  # rows that cannot be encoded are met again, and told to their sender
 
     def _encode_rows(
         self, codec: Codec, takes: Sequence[tuple[StepJob, int, int]], hidden: np.ndarray

@@ -11,6 +11,7 @@ import numpy as np
 from ...shards.formats.bounds import MAX_CONTEXT
 from ...swarm.codecs.codec import Codec
 from ...swarm.errors import ErrorCode
+from ...swarm.fidelity.written_rows import WrittenRows
 from ...swarm.protocol.messages import Want
 from ...swarm.types import Span
 from .page_tables import PageChange, PageTable
@@ -51,6 +52,7 @@ class TokenSequence:
     # The compute thread's notes.
     computed: int = 0  # tokens with valid keys and values
     learned: int = 0  # rows that scales were learned from
+    written: WrittenRows = field(default_factory=WrittenRows)
     steps: deque[StepJob] = field(default_factory=deque)
 
     @property

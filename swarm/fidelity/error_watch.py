@@ -1,8 +1,8 @@
 """Judges codecs by the errors of sampled rows, so that no single peer decides for all.
 
-Each address group has one vote: the median of its peers. The verdict is the lower median of the groups, so of
-two groups that disagree the better one counts: whoever sends strange rows alone changes nothing for others.
-Memory is bounded, and what is old is forgotten, so a codec that was dropped gets another chance.
+Each address group has one vote: the median of its peers. The verdict is the median of the groups. Of two that
+disagree the worse one counts, because a finer codec costs bytes and a coarse one costs answers. Memory is
+bounded, and what is old is forgotten, so a codec that was dropped gets another chance.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from statistics import median_low
+from statistics import median_high
 
 import numpy as np
 
@@ -21,6 +21,9 @@ GOOD_ERROR = 0.01
 error's square."""
 LARGEST_ERROR = 0.025
 """A mean error above this is too much even for a model whose certificate says that the codec passed."""
+HARMFUL_ERROR = 0.1
+"""No honest table of scales makes such a mean error of anybody's rows: its reader asks for it no more,
+whoever says that it is good."""
 LARGEST_P99 = 0.05
 """An error that more than one row in a hundred may not exceed."""
 LEAST_ROWS = 8
@@ -62,13 +65,20 @@ class Loss:
 
 
 @dataclass(slots=True)
-class _Tally:
+class Tally:
+    """Of the errors of somebody's rows. ``last``: when ``add`` was called, in its ``now``."""
+
     rows: float = 0.0
     total: float = 0.0
     beyond: float = 0.0
     last: float = 0.0
 
-    def add(self, errors: np.ndarray, now: float) -> None:
+    @property
+    def mean(self) -> float:
+        return self.total / self.rows if self.rows else 0.0
+
+    def add(self, errors: np.ndarray, now: float = 0.0) -> None:
+        errors = np.minimum(errors, 1.0)  # one row cannot count for hundreds
         self.rows += len(errors)
         self.total += float(errors.sum())
         self.beyond += int((errors > LARGEST_P99).sum())
@@ -84,14 +94,14 @@ class ErrorWatch:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._kinds: dict[str, RecentMap[str, RecentMap[str, _Tally]]] = {}
+        self._kinds: dict[str, RecentMap[str, RecentMap[str, Tally]]] = {}
 
     def add(self, kind: str, group: str, peer: str, errors: np.ndarray) -> None:
         """``errors`` (rows,) of rows that ``peer`` of the address ``group`` had in a codec of ``kind``."""
         groups = self._kinds.setdefault(kind, RecentMap(MOST_GROUPS))
         peers = groups.get(group) or RecentMap(MOST_PEERS)
-        tally = peers.get(peer) or _Tally()
-        tally.add(np.minimum(errors, 1.0), self._clock())  # one row cannot count for hundreds
+        tally = peers.get(peer) or Tally()
+        tally.add(errors, self._clock())
         peers[peer] = tally
         groups[group] = peers
 
@@ -102,22 +112,27 @@ class ErrorWatch:
             return Loss()
         return Loss(*_medians(said), len(said))
 
+    def worst(self, kind: str) -> float:
+        """The largest mean error of anybody who has a say; 0 where nobody has."""
+        said = (each.mean for peers in self._kinds.get(kind, {}).values() for each in self._having(peers))
+        return max(said, default=0.0)
+
     @property
     def kinds(self) -> tuple[str, ...]:
         """Of which rows were seen."""
         return tuple(self._kinds)
 
-    def _said(self, peers: RecentMap[str, _Tally]) -> tuple[float, float] | None:
+    def _said(self, peers: RecentMap[str, Tally]) -> tuple[float, float] | None:
         """(mean, share beyond) of one group; None where no peer has a say."""
-        now = self._clock()
-        said = [
-            (each.total / each.rows, each.beyond / each.rows)
-            for each in peers.values()
-            if each.rows >= LEAST_ROWS and now - each.last < REMEMBERED_S
-        ]
+        said = [(each.mean, each.beyond / each.rows) for each in self._having(peers)]
         return _medians(said) if said else None
+
+    def _having(self, peers: RecentMap[str, Tally]) -> list[Tally]:
+        """Those with a say."""
+        now = self._clock()
+        return [each for each in peers.values() if each.rows >= LEAST_ROWS and now - each.last < REMEMBERED_S]
 
 
 def _medians(said: Sequence[tuple[float, float]]) -> tuple[float, float]:
     means, beyond = zip(*said, strict=True)
-    return median_low(means), median_low(beyond)
+    return median_high(means), median_high(beyond)

@@ -8,9 +8,10 @@ from collections.abc import Callable, Collection
 
 import numpy as np
 
+from ..codecs import int8s
 from ..codecs.scales import ScaleTable
 from ..errors import RemoteProtocolError
-from .error_watch import ErrorWatch, Loss, Verdict
+from .error_watch import HARMFUL_ERROR, REMEMBERED_S, ErrorWatch, Loss, Verdict
 from .row_error import row_errors
 from .row_sampler import RowSampler
 from .scale_learner import ScaleLearner
@@ -37,7 +38,10 @@ class RowReader:
         self._weights = weights
         self._passed = frozenset(passed)
         self._certified = table
+        self._clock = clock
         self._watch = ErrorWatch(clock)
+        self._of_told = ErrorWatch(clock)  # only rows in tables that it asks for
+        self._harmed_at: float | None = None
         self._learner = ScaleLearner(weights)
         self.sampler = RowSampler(len(weights), learning=table is None)
         self.coarse: tuple[str, ...] = ()
@@ -51,7 +55,7 @@ class RowReader:
         not know them, or they do harm."""
         if self._certified is not None:
             return self._certified
-        return None if "int8s" in self.coarse else self._learner.table_for(group)
+        return None if int8s.KIND in self.coarse else self._learner.table_for(group)
 
     def look(self) -> None:
         """Judge what was kept since the last look: ``coarse`` and the tables may change."""
@@ -62,8 +66,14 @@ class RowReader:
             except RemoteProtocolError:  # the step that it came with was refused, too
                 continue
             self._watch.add(row.codec.kind, row.group, row.peer, errors)
+            if self._learner.asks_for(row.codec.exponents):
+                self._of_told.add(row.codec.kind, row.group, row.peer, errors)
         for each in sizes:
             self._learner.add(each.group, each.squares, each.rows)
+        if (worst := self._of_told.worst(int8s.KIND)) > HARMFUL_ERROR:
+            logger.warning("event=scales_do_harm error=%.4f", worst)
+            self._harmed_at, self._of_told = self._clock(), ErrorWatch(self._clock)
+            self._learner.forget()
         before = self.coarse
         self.coarse = tuple(kind for kind in self._watch.kinds if self._is_coarse(kind))
         for kind in set(self.coarse) - set(before):
@@ -75,10 +85,15 @@ class RowReader:
                 loss.beyond,
                 loss.groups,
             )
-        if "int8s" in self.coarse and "int8s" not in before:
+        if int8s.KIND in self.coarse and int8s.KIND not in before:
             self._learner.forget()  # whoever made the scales: these are not the right ones
         self.sampler.full = self._learner.full
 
     def _is_coarse(self, kind: str) -> bool:
+        """By the vote; int8s also for as long as votes count after learned scales did harm to anybody."""
+        if kind == int8s.KIND and self._harmed_at is not None:
+            if self._clock() - self._harmed_at < REMEMBERED_S:
+                return True
+            self._harmed_at = None
         verdict = self.loss(kind).verdict
         return verdict is Verdict.COARSE or (verdict is Verdict.FAIR and kind not in self._passed)

@@ -98,6 +98,11 @@ class ScaleLearner:
             own.table, own.made_of = scale_table(own.squares / own.rows, self._weights), own.rows
         return own.table
 
+    def asks_for(self, exponents: bytes) -> bool:
+        """Whether somebody is told this table now."""
+        tables = [self._common, *(each.table for each in self._groups.values())]
+        return any(table is not None and table.exponents == exponents for table in tables)
+
     def forget(self) -> None:
         """Begin anew: the tables did more harm than good."""
         self._groups.clear()

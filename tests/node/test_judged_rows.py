@@ -3,6 +3,9 @@ what a node has learned of its channels is."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import pytest
 
 from swarm_node.client.generation import Generation
@@ -131,3 +134,44 @@ async def test_the_client_learns_the_scales_of_what_leaves_the_model(swarm: Swar
     reader.look()
     assert 0 < reader.loss("int8s").mean < 0.01
     assert reader.coarse == ()
+
+
+def strange(ids: Sequence[int]) -> np.ndarray:
+    """Rows with which channels seem to lie 2^60 apart."""
+    x = np.random.default_rng(len(ids)).standard_normal((len(ids), 48)) * 1e-12
+    x[:, ::2] *= 1e18
+    return x.astype(np.float32)
+
+
+async def test_a_stranger_s_rows_spoil_nobody_s_answers(
+    swarm: Swarm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """He makes the scales that nodes ask for. The client tries the first node's on its own rows; the first
+    node sees what the second's does to its rows, and the client hears it."""
+    await swarm.serve(a=Span(0, 2), b=Span(2, 4))
+    stranger = await swarm.client(wire_codec="bf16", prefix_cache=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(stranger._local.head), "embed", lambda self, ids: strange(ids))
+        for start in range(4):
+            await stranger.generate_detailed(LONG[start:], **OPTIONS)
+    for node in swarm.nodes.values():
+        assert node.loaded is not None
+        if node.info().span.start:  # what reaches it has passed blocks, which mend much
+            assert node.loaded.reader is not None
+            for group in ("s", "t", "u"):
+                node.loaded.reader.sampler.learn(strange(LONG), 0, group)
+        node.loaded.sweep()
+        assert node.loaded.server.terms.scales(UNKNOWN) is not None
+    later = await swarm.client(wire_codec="auto", prefix_cache=False)
+    expected = await later.generate_detailed(LONG, **OPTIONS)  # meets the nodes, which tell their scales
+    assert codecs(expected) == ["f8", "f8"]
+    for _ in range(2):
+        answer = await later.generate_detailed(LONG, **OPTIONS)
+        assert codecs(answer) == ["f8", "f8"]
+        assert answer.token_ids == expected.token_ids
+    assert [line for line in caplog.messages if "scales_doubted" in line] == [
+        "event=scales_doubted reader=a",
+        "event=scales_doubted reader=b",
+    ]
+    for node in swarm.nodes.values():
+        assert later._router.is_proven(node.peer_id)

@@ -202,8 +202,8 @@ def add_wire_codec(command: argparse.ArgumentParser) -> None:
         "--wire-codec",
         default="auto",
         choices=("auto", *KINDS),
-        help="how activations travel: auto is int8s where scales for a boundary are known, else f8; none is "
-        "exact float32 (default: %(default)s)",
+        help="how activations travel: auto is int8s where scales for a boundary are known, else f8 if the "
+        "model's certificate says that it passed, else bf16; none is exact float32 (default: %(default)s)",
     )
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from swarm_node.client.hops.edge_codecs import EdgeCodecs
+from swarm_node.client.hops.edge_codecs import DOUBTED_S, EdgeCodecs, TableDoubts
 from swarm_node.swarm.boundaries import Boundaries
 from swarm_node.swarm.codecs.int8s import Int8sCodec
 from swarm_node.swarm.codecs.names import KINDS
+from swarm_node.swarm.codecs.scales import ScaleTable
 from swarm_node.swarm.errors import HopFailedError
 from swarm_node.swarm.fidelity.row_reader import RowReader
 from swarm_node.swarm.links.pool import Offer
+from swarm_node.swarm.transport.address_groups import UNKNOWN
 from swarm_node.swarm.types import NodeInfo
 from tests.doubles.fake_swarm import FakeSwarm
 from tests.swarm.codecs.codec_cases import codec_of, table_of
@@ -117,3 +120,54 @@ def test_a_codec_that_loses_too_much_for_its_reader_is_avoided(nodes: dict[str, 
     told = replace(SCALED, reader=reader)
     assert names(told, nodes) == [scales(0), "f8", "f8", "bf16"]
     assert names(replace(told, failed={"int8"}, wanted="int8", insists=True), nodes) == ["int8"] * 4
+
+
+HARMFUL = ScaleTable(bytes([0] * 5 + [30] * 3))
+
+
+def spread(ids: Sequence[int]) -> np.ndarray:
+    """Rows of 8 channels alike, but for token 0, whose row is 0."""
+    x = np.stack([np.random.default_rng(token).standard_normal(8) * (token > 0) for token in ids])
+    return x.astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("ids", "taken"), [([5], False), ([0] * 500 + [5] * 500, False), ([0] * 9, True), ([], True)]
+)
+def test_a_table_is_tried_on_what_is_going_to_be_sent(
+    nodes: dict[str, NodeInfo], ids: list[int], taken: bool
+) -> None:
+    """And is not believed again for an hour, even where nothing can be tried."""
+    now = 0.0
+    wide = Boundaries.alike(12, 8)
+    offers = {"a": Offer(KINDS, 0, HARMFUL.exponents), "b": Offer(KINDS, 2, HARMFUL.exponents)}
+    codecs = EdgeCodecs(
+        "int8s", offers=offers.get, embed=spread, doubts=TableDoubts(lambda: now), failed={"f8"}
+    )
+    name = Int8sCodec.of(HARMFUL).name
+    assert codecs.between(None, "a", 0, wide, nodes, ids).name == (name if taken else "bf16")
+    assert ("a" in codecs.doubts) is not taken
+    assert names(codecs, nodes)[:2] == [name if taken else "bf16", name]
+    now = DOUBTED_S
+    assert names(codecs, nodes)[:2] == [name, name]
+
+
+def test_a_good_table_is_taken_after_it_was_tried(nodes: dict[str, NodeInfo]) -> None:
+    offers = {"a": Offer(KINDS, 0, bytes(8))}
+    codecs = EdgeCodecs("int8s", offers=offers.get, embed=spread)
+    name = Int8sCodec.of(ScaleTable(bytes(8))).name
+    assert codecs.between(None, "a", 0, Boundaries.alike(12, 8), nodes, range(1, 400)).name == name
+
+
+def test_who_is_doubted_gets_the_scales_of_the_certificate(nodes: dict[str, NodeInfo]) -> None:
+    """This client's own learned ones, too."""
+    reader = RowReader(np.ones(8, np.float32), lambda: 0.0)
+    rows = np.random.default_rng(0).standard_normal((512, 8)).astype(np.float32)
+    reader.sampler.learn(rows, 0, UNKNOWN)
+    reader.look()
+    codecs = replace(SCALED, reader=reader, doubts=TableDoubts())
+    assert names(codecs, nodes)[1::2] == [scales(2), Int8sCodec.of(ScaleTable(bytes(8))).name]
+    assert codecs.doubts.add("b")
+    assert codecs.doubts.add(None)
+    assert not codecs.doubts.add("b")
+    assert names(codecs, nodes)[1::2] == ["f8", scales(6)]

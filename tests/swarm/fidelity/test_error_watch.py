@@ -58,15 +58,36 @@ def test_too_few_rows_say_nothing(watch: ErrorWatch) -> None:
     assert watch.loss("int8").verdict is Verdict.UNKNOWN
 
 
-def test_no_peer_and_no_group_decides_alone(watch: ErrorWatch) -> None:
-    say(watch, 0.005, "a", "honest")
+def test_most_peers_and_most_groups_decide(watch: ErrorWatch) -> None:
+    for peer in ("honest", "another"):
+        say(watch, 0.005, "a", peer)
     say(watch, 1.0, "a", "strange")
-    assert watch.loss("int8").verdict is Verdict.GOOD
+    say(watch, 0.005, "b")
     for number in range(MOST_PEERS):
-        say(watch, 1.0, "b", f"strange {number}")
+        say(watch, 1.0, "c", f"strange {number}")
     assert watch.loss("int8").verdict is Verdict.GOOD
-    say(watch, 1.0, "c")
-    assert watch.loss("int8").verdict is Verdict.COARSE  # two groups of three
+    assert watch.worst("int8") == 1.0
+    say(watch, 1.0, "d")
+    assert watch.loss("int8").verdict is Verdict.COARSE
+
+
+def test_of_two_the_worse_one_counts(watch: ErrorWatch) -> None:
+    """Whoever has the coarse rows: a finer codec costs bytes, a coarse one answers."""
+    for group, peer in (("a", "q"), ("b", "p")):
+        say(watch, 0.002)
+        assert watch.loss("int8").verdict is Verdict.GOOD
+        say(watch, 0.5, group, peer)
+        assert watch.loss("int8").verdict is Verdict.COARSE
+        watch = ErrorWatch(lambda: 0.0)
+
+
+def test_the_worst_has_a_say_for_as_long_as_others(watch: ErrorWatch, clock: Clock) -> None:
+    say(watch, 0.5, rows=LEAST_ROWS - 1)
+    assert watch.worst("int8") == watch.worst("f8") == 0.0
+    say(watch, 0.5, rows=1)
+    assert watch.worst("int8") == 0.5
+    clock.now = REMEMBERED_S
+    assert watch.worst("int8") == 0.0
 
 
 def test_one_row_counts_as_one(watch: ErrorWatch) -> None:

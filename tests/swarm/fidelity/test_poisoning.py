@@ -1,5 +1,6 @@
 """What somebody can do who sends strange rows, from one identity or from many in one network: nothing to the
-scales of others, nor to the verdict that others have a say in."""
+scales of others, nor to the verdict that most others have a say in. From as many networks as honest ones, he
+can make rows travel in more bytes, and not in worse ones."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from swarm_node.swarm.codecs.codec import Codec
 from swarm_node.swarm.codecs.int8s import Int8sCodec
 from swarm_node.swarm.codecs.kinds import BF16, F8
 from swarm_node.swarm.codecs.scales import ScaleTable
-from swarm_node.swarm.fidelity.error_watch import GOOD_ERROR
+from swarm_node.swarm.fidelity.error_watch import GOOD_ERROR, REMEMBERED_S
 from swarm_node.swarm.fidelity.row_error import exact_errors
 from swarm_node.swarm.fidelity.row_reader import RowReader
 from swarm_node.swarm.fidelity.row_sampler import EVERY
@@ -133,7 +134,8 @@ def test_strange_rows_spoil_no_scales_of_others(
 def test_strange_rows_change_no_verdict_of_others(
     honest: int, attack: Callable[[int, int], np.ndarray], strangers: list[str]
 ) -> None:
-    """A codec that is good for the rows of others stays; one that is not goes, where two others say so."""
+    """A codec that is good for the rows of others stays where two others say so, and one that is not goes
+    whatever a stranger says."""
     made_for_others = np.exp2(np.random.default_rng(5).permutation(np.log2(CHANNELS)))
     for codec, is_good in (
         (Int8sCodec.of(ScaleTable.from_rms(CHANNELS)), True),
@@ -145,7 +147,57 @@ def test_strange_rows_change_no_verdict_of_others(
         for number, maddr in enumerate(HONEST[:honest]):
             session(reader, codec, rows(SESSION, number), maddr)
         reader.look()
-        if is_good:
-            assert reader.coarse == ()
-        elif honest > 1:
+        if not is_good:
             assert reader.coarse == ("int8s",)
+        elif honest > 1:
+            assert reader.coarse == ()
+
+
+def test_a_table_that_most_groups_made_goes_with_the_first_rows_that_it_harms() -> None:
+    """However many groups of strangers make it, and say that it is good."""
+    now = 0.0
+    reader = RowReader(WEIGHTS, lambda: now, passed=("f8",))
+    strangers = [f"/ip4/{number}.8.0.1/tcp/1" for number in range(20, 25)]
+    for number, maddr in enumerate(strangers):
+        session(reader, BF16, half_of_them_huge(SESSION, number), maddr)
+    reader.look()
+    poisoned = reader.table_for(NEWCOMER)
+    assert poisoned is not None
+    codec = Int8sCodec.of(poisoned)
+    assert error(poisoned) > 0.1
+    for number, maddr in enumerate(strangers):
+        session(reader, codec, half_of_them_huge(SESSION, number), maddr)
+    reader.look()
+    assert reader.coarse == ()
+    session(reader, codec, rows(SESSION, 0), HONEST[0])
+    reader.look()
+    assert reader.coarse == ("int8s",)
+    assert reader.table_for(NEWCOMER) is reader.table_for(address_group(strangers[0])) is None
+    now = REMEMBERED_S - 1
+    for number, maddr in enumerate(HONEST):
+        session(reader, BF16, rows(SESSION, number), maddr)
+    reader.look()
+    assert reader.coarse == ("int8s",)
+    now = REMEMBERED_S
+    reader.look()
+    assert reader.coarse == ()
+    learned = reader.table_for(NEWCOMER)
+    assert learned is not None
+    assert error(learned) < GOOD_ERROR
+
+
+def test_rows_in_a_table_of_the_sender_s_own_drop_nothing() -> None:
+    """Only those in the table that the reader asked for tell what that one does."""
+    reader = RowReader(WEIGHTS, lambda: 0.0)
+    for number, maddr in enumerate(HONEST):
+        session(reader, BF16, rows(SESSION, number), maddr)
+    reader.look()
+    table = reader.table_for(NEWCOMER)
+    assert table is not None
+    for number, maddr in enumerate(HONEST):
+        session(reader, Int8sCodec.of(table), rows(SESSION, 10 + number), maddr)
+    made_for_others = Int8sCodec.of(ScaleTable.from_rms(1 / CHANNELS))
+    session(reader, made_for_others, rows(SESSION, 5), STRANGERS[0])
+    reader.look()
+    assert reader.coarse == ()
+    assert reader.table_for(NEWCOMER) == table
