@@ -125,13 +125,25 @@ class Certificate:
     def widths(self) -> tuple[int, ...]:
         return tuple(each.width for each in self.boundaries)
 
+    @property
+    def tokens(self) -> int:
+        """Of all texts together."""
+        return sum(text.tokens for text in self.texts)
+
+    @property
+    def shortness(self) -> str:
+        """What it lacks to count at all; empty where it counts."""
+        if self.tokens >= LEAST_TOKENS:
+            return ""
+        return f"measured on {self.tokens} tokens, and it counts from {LEAST_TOKENS} tokens on"
+
     def problem(self, kind: str) -> str:
         """Why a kind of codec does not pass for this model; empty where it does."""
         result = self.codecs.get(kind)
         if result is None:
             return "not measured"
-        if (tokens := sum(text.tokens for text in self.texts)) < LEAST_TOKENS:
-            return f"measured on {tokens} tokens only"
+        if self.shortness:
+            return self.shortness
         if kind == "fp16" and (largest := max(each.largest for each in self.boundaries)) >= LARGEST_FP16:
             return f"values reach {largest:.0f}"
         return result.problem

@@ -34,6 +34,8 @@ def find_certificate(model: ModelRef, widths: Sequence[int]) -> Certificate | No
             certificate = parse_certificate(read_bytes(path, BOUNDS.nbytes), str(path))
             if certificate.digest != model.digest or certificate.widths != tuple(widths):
                 raise CheckpointError(f"{path} is the certificate of another model ({certificate.name})")
+            if certificate.shortness:
+                raise CheckpointError(f"{path}: {certificate.shortness}")
         except CheckpointError as error:
             logger.warning("event=certificate_unusable reason=%r", error.message)
             continue

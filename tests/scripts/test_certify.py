@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.lab.quality import certify
+from scripts.lab.quality import certify, texts
 from scripts.lab.quality.measure import REFERENCE, LocalModel
 from scripts.lab.tiny_model import BLOCKS, HIDDEN, write_tiny_model
 from swarm_node.shards.certificates.certificate import Certificate, certificate_text, parse_certificate
@@ -59,7 +59,7 @@ def test_every_boundary_and_codec_is_measured(certificate: Certificate) -> None:
             assert 0.5 < divergence.same_top_token <= 1
     fine, coarse = (certificate.codecs[kind].divergence["every_block"].kl for kind in ("bf16", "int8s"))
     assert fine < coarse
-    assert certificate.problem("int8s") == f"measured on {4 * WINDOW} tokens only"
+    assert certificate.problem("int8s") == "measured on 128 tokens, and it counts from 8192 tokens on"
     assert parse_certificate(certificate_text(certificate).encode(), "FILE").codecs.keys() == {
         "int8s",
         "bf16",
@@ -84,26 +84,106 @@ def test_the_scales_stay_those_that_int8s_was_measured_with(certificate: Certifi
     assert certify.merged(later, changed).boundaries[1].scales == flat
 
 
+@pytest.mark.parametrize(
+    ("tokens", "used"),
+    [
+        (32, [("fox", 32, True)]),
+        (64, [("fox", 32, True), ("code", 32, False)]),
+        (100, [("fox", 32, True), ("fox", 32, False), ("code", 4, True), ("code", 32, False)]),
+    ],
+)
+def test_tokens_are_of_all_texts(folder: Path, tokens: int, used: list[tuple[str, int, bool]]) -> None:
+    with torch.inference_mode(), open_checkpoint(str(folder), client=True) as checkpoint:
+        certifier = certify._Certifier(checkpoint, LocalModel(checkpoint, REFERENCE), ["bf16"])
+        measured, _, found = certifier._windows(TEXTS, tokens, WINDOW)
+    assert sum(map(len, measured)) == tokens
+    assert [(name, n) for name, n, _ in found] == [(name, n) for name, n, _ in used]
+    assert [first for *_, first in found] in ([first for *_, first in used], [False] * len(used))
+
+
+def cut_after(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many codecs of windows a run may still measure before a SIGTERM comes."""
+    measure, left = certify._Certifier._measure, [0]
+
+    def cut(self: certify._Certifier, *arguments: Any) -> None:
+        measure(self, *arguments)
+        if not left[0]:
+            raise SystemExit(143)
+        left[0] -= 1
+
+    monkeypatch.setattr(certify._Certifier, "_measure", cut)
+    return left
+
+
 def test_a_run_that_was_cut_short_goes_on(
     certificate: Certificate, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The scales are made again; what was measured is not measured twice, and is as if nothing happened."""
-    measure, left = certify._Certifier._measure, [2]
-
-    def twice(self: certify._Certifier, *arguments: Any) -> None:
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        measure(self, *arguments)
-
-    monkeypatch.setattr(certify._Certifier, "_measure", twice)
-    with pytest.raises(KeyboardInterrupt):
+    left = cut_after(monkeypatch)
+    left[0] = 3
+    with pytest.raises(SystemExit):
         measured(folder, ("int8s", "bf16"), tmp_path)
     assert [path.suffix for path in tmp_path.iterdir()] == [".npz"]
-    with pytest.raises(KeyboardInterrupt):
-        measured(folder, ("f8",), tmp_path)  # another task: begins anew
-    left[0] = 2
+    left[0] = 5
     assert measured(folder, ("int8s", "bf16"), tmp_path) == certificate
+    assert left == [0]
+
+
+def test_a_run_that_was_cut_short_goes_on_with_one_of_its_codecs(
+    certificate: Certificate, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was measured of the others stays in the file for a later run."""
+    left = cut_after(monkeypatch)
+    left[0] = 3
+    with pytest.raises(SystemExit):
+        measured(folder, ("int8s", "bf16"), tmp_path)
+    left[0] = 2
+    one = measured(folder, ("int8s",), tmp_path)
+    assert left == [0]
+    assert one.codecs["int8s"] == certificate.codecs["int8s"]
+    assert one.boundaries[1].errors == {"int8s": certificate.boundaries[1].errors["int8s"]}
+    certify.Progress(tmp_path, one.digest).forget(["int8s"])
+    left[0] = 3
+    other = measured(folder, ("bf16",), tmp_path)
+    assert left == [0]
+    assert certify.merged(one, other) == certificate
+    certify.Progress(tmp_path, one.digest).forget(["bf16"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_progress_of_other_texts_is_not_used(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever they are called."""
+    left = cut_after(monkeypatch)
+    left[0] = 3
+    with pytest.raises(SystemExit):
+        measured(folder, ("bf16",), tmp_path)
+    monkeypatch.setattr("tests.scripts.test_certify.TEXTS", [(text[9:], name) for text, name in TEXTS])
+    left[0] = 3
+    with pytest.raises(SystemExit):
+        measured(folder, ("bf16",), tmp_path)
+
+
+def test_the_share_and_the_time_left_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    left = certify.TimeLeft(80, 20)
+    assert left.of(20) == "25 %"
+    now[0] += 30
+    assert left.of(30) == "38 %, 2 min left"
+    now[0] += 30
+    assert left.of(78) == "98 %, 2 s left"
+
+
+def test_without_a_terminal_progress_is_a_line_every_few_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    progress = texts.ProgressLine(lambda: now[0])
+    for number in range(12):
+        progress.show(f"window {number}")
+        now[0] += 1
+    progress.show("")
+    assert capsys.readouterr().err.split("\n") == ["window 0", "window 5", "window 10", ""]
 
 
 def test_chosen_experts_are_compared(tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ scales of its channels. See scripts/certify --help."""
 from __future__ import annotations
 
 import argparse
+import hashlib
 import operator
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -15,10 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..command_line import count, names_of, script_parser
+from ..command_line import count, end_by_exception, names_of, script_parser
 from .texts import MOBY_DICK, TYPINGS, fail, fetch_moby_dick, fetch_typings, read_text, show_progress
 
 if TYPE_CHECKING:
+    import torch
+
     from swarm_node.shards.certificates.certificate import Certificate
     from swarm_node.shards.checkpoint.checkpoint import Checkpoint
     from swarm_node.swarm.codecs.codec import Codec
@@ -43,7 +47,7 @@ Measures what each wire codec costs a model, and writes its certificate: a file 
 digest that clients and nodes find in ~/.swarm-node/certificates (or $SWARM_NODE_HOME/certificates).
 It holds the scales of codec int8s, and which codecs passed. Without one, a model starts with bf16.
 Codecs that the file has already, measured on the same texts, are kept. A run that was cut short
-goes on where it was.
+goes on where it was, with all of its codecs or with some.
 
 The texts are Moby Dick (npm package {MOBY_DICK}) and code
 (npm package {TYPINGS}), or yours; half of the windows begin with the model's first
@@ -57,6 +61,7 @@ examples:
 
 def main() -> int:
     options = parse_arguments()
+    end_by_exception()
     texts = (
         [read_text(path) for path in options.text]
         if options.text
@@ -83,9 +88,13 @@ def main() -> int:
         if path.is_file():
             certificate = merged(parse_certificate(path.read_bytes(), str(path)), certificate)
         replace_file(path, certificate_text(certificate))
-        (folder / f"{certificate.digest}.part.npz").unlink(missing_ok=True)
+        Progress(folder, certificate.digest).forget(options.codecs)
     except SwarmError as error:
         fail(error.message, error.hint, code=error.exit_code)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        show_progress("")
+        print("stopped: the same command goes on where this run was", file=sys.stderr)
+        return 130 if isinstance(stop, KeyboardInterrupt) else 143
     finally:
         show_progress("")
     print_summary(certificate)
@@ -124,16 +133,17 @@ class BoundarySums:
         self.squares = squares if not self.rows else self.squares + squares
         self.rows += len(rows)
 
-    def observe(self, rows: np.ndarray, codecs: dict[str, Codec]) -> None:
-        from swarm_node.swarm.fidelity.row_error import exact_errors
-
+    def observe(self, rows: np.ndarray) -> None:
         magnitudes = np.abs(rows)
         self.largest = max(self.largest, float(magnitudes.max()))
         self.massive += int((magnitudes.max(axis=1) > MASSIVE * np.median(magnitudes)).sum())
-        for kind, codec in codecs.items():
-            coded = round_trip(codec, rows)
-            errors = np.full(len(rows), np.nan) if coded is None else exact_errors(rows, coded, self.weights)
-            self.errors.setdefault(kind, []).append(errors.astype(np.float32))
+
+    def compare(self, rows: np.ndarray, kind: str, codec: Codec) -> None:
+        from swarm_node.swarm.fidelity.row_error import exact_errors
+
+        coded = round_trip(codec, rows)
+        errors = np.full(len(rows), np.nan) if coded is None else exact_errors(rows, coded, self.weights)
+        self.errors.setdefault(kind, []).append(errors.astype(np.float32))
 
     @property
     def table(self) -> ScaleTable:
@@ -216,41 +226,93 @@ def certify(
 
 
 class Progress:
-    """What was measured so far, in a file. ``task``: what is measured; of another one nothing is used."""
+    """What was measured so far, in a file, codec by codec: a later run may ask for fewer or for others.
+    ``task``: what is measured on; of another one nothing is used."""
 
-    def __init__(self, path: Path, task: str) -> None:
-        self._path, self._task = path, task
+    def __init__(self, folder: Path, digest: str, task: str = "") -> None:
+        self._path, self._task = folder / f"{digest}.part.npz", task
+        self._others: dict[str, np.ndarray] = {}
 
-    def save(self, certifier: _Certifier, done: int) -> None:
-        boundaries, scratch = certifier.boundaries, self._path.with_suffix(".new")
+    def save(self, certifier: _Certifier) -> None:
+        boundaries = certifier.boundaries
+        arrays = {
+            "task": np.array(self._task),
+            "observed": np.array(certifier.observed),
+            "largest": np.array([each.largest for each in boundaries]),
+            "massive": np.array([each.massive for each in boundaries]),
+        }
+        for kind in (kind for kind, done in certifier.done.items() if done):
+            arrays |= {
+                f"{kind} done": np.array(certifier.done[kind]),
+                f"{kind} sums": np.array([trial.sums for trial in certifier.trials_of(kind)]),
+                f"{kind} errors": np.array([np.concatenate(each.errors[kind]) for each in boundaries]),
+            }
+        self._write(self._others | arrays)
+
+    def restore(self, certifier: _Certifier) -> None:
+        known = self._read()
+        if not known or str(known["task"]) != self._task:
+            return
+        self._others = _without(known, certifier.kinds)
+        certifier.observed = int(known["observed"])
+        for number, each in enumerate(certifier.boundaries):
+            each.largest, each.massive = float(known["largest"][number]), int(known["massive"][number])
+        for kind in certifier.kinds:
+            if f"{kind} done" not in known:
+                continue
+            certifier.done[kind] = int(known[f"{kind} done"])
+            for trial, sums in zip(certifier.trials_of(kind), known[f"{kind} sums"], strict=True):
+                trial.sums = Sums(*map(float, sums))
+            for each, errors in zip(certifier.boundaries, known[f"{kind} errors"], strict=True):
+                each.errors[kind] = [errors]
+
+    def forget(self, kinds: Collection[str]) -> None:
+        """These are in a certificate now."""
+        left = _without(self._read(), kinds)
+        if any(name.endswith(" done") for name in left):
+            self._write(left)
+        else:
+            self._path.unlink(missing_ok=True)
+
+    def _read(self) -> dict[str, np.ndarray]:
+        if not self._path.is_file():
+            return {}
+        with np.load(self._path, allow_pickle=False) as known:
+            return dict(known)
+
+    def _write(self, arrays: dict[str, np.ndarray]) -> None:
+        scratch = self._path.with_suffix(".new")
         with scratch.open("wb") as file:
-            np.savez(
-                file,
-                task=np.array(self._task),
-                done=np.array(done),
-                trials=np.array([trial.sums for trial in certifier.trials]),
-                largest=np.array([each.largest for each in boundaries]),
-                massive=np.array([each.massive for each in boundaries]),
-                errors=np.array(
-                    [[np.concatenate(each.errors[kind]) for each in boundaries] for kind in certifier.kinds]
-                ),
-            )
+            np.savez(file, **arrays)  # type: ignore[arg-type]
         scratch.replace(self._path)
 
-    def restore(self, certifier: _Certifier) -> int:
-        """Windows that are done."""
-        if not self._path.is_file():
-            return 0
-        with np.load(self._path, allow_pickle=False) as known:
-            if str(known["task"]) != self._task:
-                return 0
-            for trial, sums in zip(certifier.trials, known["trials"], strict=True):
-                trial.sums = Sums(*map(float, sums))
-            for number, each in enumerate(certifier.boundaries):
-                each.largest, each.massive = float(known["largest"][number]), int(known["massive"][number])
-                errors = known["errors"][:, number]
-                each.errors = {kind: [row] for kind, row in zip(certifier.kinds, errors, strict=True)}
-            return int(known["done"])
+
+def _without(arrays: dict[str, np.ndarray], kinds: Collection[str]) -> dict[str, np.ndarray]:
+    return {name: each for name, each in arrays.items() if name.split(" ")[0] not in kinds}
+
+
+class TimeLeft:
+    """What a run has done of its ``steps``. ``done``: before it began."""
+
+    def __init__(self, steps: int, done: int) -> None:
+        self._steps, self._first, self._began = steps, done, time.monotonic()
+
+    def of(self, done: int) -> str:
+        share = f"{100 * done / self._steps:.0f} %"
+        if done == self._first:
+            return share
+        left = (time.monotonic() - self._began) / (done - self._first) * (self._steps - done)
+        return f"{share}, {left / 60:.0f} min left" if left >= 60 else f"{share}, {left:.0f} s left"
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A window as the model computes it without a cut: ``hidden`` rows at each boundary, ``chosen`` experts
+    of each router, and ``predicted`` log-probabilities."""
+
+    hidden: Sequence[np.ndarray]
+    chosen: Sequence[np.ndarray]
+    predicted: torch.Tensor
 
 
 class _Certifier:
@@ -258,6 +320,8 @@ class _Certifier:
         from swarm_node.shards.certificates.reading import reading_weights
 
         self.checkpoint, self.model, self.kinds = checkpoint, model, kinds
+        self.done = dict.fromkeys(kinds, 0)  # windows, by kind
+        self.observed = 0  # windows, whatever the kind
         n = model.n_blocks
         self.boundaries = [BoundarySums(reading_weights(checkpoint, number)) for number in range(n + 1)]
         hops = [round(n * i / 3) for i in range(4)]
@@ -268,6 +332,9 @@ class _Certifier:
             "every_block": list(range(n + 1)),
         }
         self.trials = [Trial(kind, name, edges) for kind in kinds for name, edges in layouts.items()]
+
+    def trials_of(self, kind: str) -> list[Trial]:
+        return [trial for trial in self.trials if trial.kind == kind]
 
     def certificate(
         self, texts: Sequence[tuple[str, str]], tokens: int, window: int, folder: Path
@@ -287,14 +354,23 @@ class _Certifier:
             for boundary, rows in zip(self.boundaries, self.model.all_hidden(ids), strict=True):
                 boundary.calibrate(rows)
         codecs = self._codecs()
-        state = Progress(folder / f"{self.checkpoint.ref.digest}.part.npz", repr((used, window, self.kinds)))
-        done = state.restore(self)
-        for number, ids in enumerate(measured[done:], done):
-            self._measure(ids, codecs, f"window {number + 1} of {len(measured)}")
-            state.save(self, number + 1)
+        read = hashlib.sha256("\0".join(text for text, _ in texts).encode()).hexdigest()
+        state = Progress(folder, self.checkpoint.ref.digest, repr((used, window, read)))
+        state.restore(self)
+        time_left = TimeLeft(len(measured) * len(self.kinds), sum(self.done.values()))
+        for number, ids in enumerate(measured):
+            kinds = [kind for kind in self.kinds if self.done[kind] <= number]
+            reference = self._reference(ids, observe=number >= self.observed) if kinds else None
+            self.observed = max(self.observed, number + 1)
+            for kind in kinds:
+                assert reference is not None
+                left = time_left.of(sum(self.done.values()))
+                self._measure(reference, codecs, kind, f"window {number + 1} of {len(measured)} ({left})")
+                self.done[kind] = number + 1
+                state.save(self)
         results = {}
         for kind in self.kinds:
-            trials = [trial for trial in self.trials if trial.kind == kind]
+            trials = self.trials_of(kind)
             results[kind] = CodecResult(
                 {trial.layout: Divergence(*trial.divergence) for trial in trials if not trial.sums.overflows},
                 trials[0].same_experts,
@@ -338,19 +414,23 @@ class _Certifier:
         front = tokenizer.encode("", add_special=True)[:1]
         if not front and config.bos_token_id is not None:
             front = [config.bos_token_id]
-        each = -(-tokens // (2 * len(texts) * window))  # windows of one text, with the first token or without
         measured: list[list[int]] = []
         calibration: list[list[int]] = []
         used: list[tuple[str, int, bool]] = []
-        for text, name in texts:
-            pieces = windows(tokenizer, text, 2 * each + CALIBRATION_WINDOWS, window, [])
-            for with_first, some in ((True, pieces[:each]), (False, pieces[each : 2 * each])):
+        lengths = [min(window, tokens - at) for at in range(0, tokens, window)]
+        for place, (text, name) in enumerate(texts):
+            # In turns: text after text, and each with the first token in every other round.
+            mine = lengths[place :: len(texts)]
+            halves = mine[place % 2 :: 2], mine[1 - place % 2 :: 2]
+            pieces = windows(tokenizer, text, len(mine) + CALIBRATION_WINDOWS, window, [])
+            at = 0
+            for with_first, some in zip((True, False), halves, strict=True):
                 begin = front if with_first else []
-                measured += [[*begin, *ids][:window] for ids in some]
-                used.append((name, len(some) * window, with_first and bool(front)))
-            calibration += [
-                [*(front if i % 2 else []), *ids][:window] for i, ids in enumerate(pieces[2 * each :])
-            ]
+                measured += [[*begin, *ids][:n] for ids, n in zip(pieces[at:], some, strict=False)]
+                at += len(some)
+                if some:
+                    used.append((name, sum(some), with_first and bool(front)))
+            calibration += [[*(front if i % 2 else []), *ids][:window] for i, ids in enumerate(pieces[at:])]
         return measured, calibration, used
 
     def _codecs(self) -> list[dict[str, Codec]]:
@@ -366,25 +446,34 @@ class _Certifier:
             for boundary in self.boundaries
         ]
 
-    def _measure(self, ids: list[int], codecs: list[dict[str, Codec]], label: str) -> None:
+    def _reference(self, ids: list[int], *, observe: bool) -> Reference:
+        import torch
+
+        with chosen_experts() as chosen:
+            hidden = self.model.all_hidden(ids)
+        if observe:
+            for boundary, rows in zip(self.boundaries, hidden, strict=True):
+                boundary.observe(rows)
+        logits = self.model.client.logits(hidden[-1][::PREDICTED])
+        return Reference(hidden, chosen, torch.from_numpy(logits).log_softmax(dim=-1))
+
+    def _measure(self, reference: Reference, codecs: list[dict[str, Codec]], kind: str, label: str) -> None:
         import torch
 
         from swarm_node.swarm.errors import LocalProtocolError
 
-        with chosen_experts() as chosen:
-            hidden = self.model.all_hidden(ids)
+        hidden, chosen, expected = reference.hidden, reference.chosen, reference.predicted
         for boundary, rows, known in zip(self.boundaries, hidden, codecs, strict=True):
-            boundary.observe(rows, known)
-        expected = torch.from_numpy(self.model.client.logits(hidden[-1][::PREDICTED])).log_softmax(dim=-1)
+            boundary.compare(rows, kind, known[kind])
         probabilities, best = expected.exp(), expected.argmax(dim=-1)
-        for trial in self.trials:
-            show_progress(f"{label}: {trial.kind}, {trial.layout.replace('_', ' ')}")
-            edges = [(at, codecs[at][trial.kind]) for at in trial.edges]
+        for trial in self.trials_of(kind):
+            show_progress(f"{label}: {kind}, {trial.layout.replace('_', ' ')}")
+            edges = [(at, codecs[at][kind]) for at in trial.edges]
             try:
                 with chosen_experts() as now:
                     rows = self.model.through_edges(hidden[edges[0][0]], edges)
             except LocalProtocolError:
-                trial.add(Sums(overflows=len(ids)))
+                trial.add(Sums(overflows=len(hidden[0])))
                 continue
             got = torch.from_numpy(self.model.client.logits(rows[::PREDICTED])).log_softmax(dim=-1)
             kl = float((probabilities * (expected - got)).sum(dim=-1).double().sum())
@@ -444,8 +533,8 @@ def chosen_experts() -> Iterator[list[np.ndarray]]:
 
 def print_summary(certificate: Certificate) -> None:
     """Markdown, so that it can go into the documentation as it is."""
-    tokens = sum(text.tokens for text in certificate.texts)
-    print(f"{certificate.name} ({certificate.family}, {certificate.n_blocks} blocks), {tokens} tokens.\n")
+    size = f"{certificate.n_blocks} blocks), {certificate.tokens} tokens"
+    print(f"{certificate.name} ({certificate.family}, {size}.\n")
     print("| codec | three cuts | six edges | every block | error of rows, mean and p99 | verdict |")
     print("|---|---|---|---|---|---|")
     for kind, result in certificate.codecs.items():

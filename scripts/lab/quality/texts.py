@@ -8,7 +8,8 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -81,9 +82,24 @@ def _files_of(package: str) -> Iterator[tuple[str, bytes]]:
                     yield member.name, content.read()
 
 
-def show_progress(line: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+class ProgressLine:
+    """On standard error: one line that changes on a terminal, elsewhere a line every EVERY_S seconds."""
+
+    EVERY_S = 5.0
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._next = clock, float("-inf")
+
+    def show(self, line: str) -> None:
+        """Empty: nothing goes on any longer."""
+        if sys.stderr.isatty():
+            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+        elif line and self._clock() >= self._next:
+            self._next = self._clock() + self.EVERY_S
+            print(line, file=sys.stderr, flush=True)
+
+
+show_progress = ProgressLine().show
 
 
 def fail(message: str, hint: str, *, code: int = 1) -> NoReturn:

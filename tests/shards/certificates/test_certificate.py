@@ -90,6 +90,7 @@ def test_what_fails_is_not_used(bad: CodecResult, problem: str) -> None:
 def test_too_few_tokens_prove_nothing() -> None:
     found = certificate(texts=(TextUsed("a text", LEAST_TOKENS - 1, True),))
     assert found.passed == frozenset()
+    assert found.problem("int8s") == "measured on 8191 tokens, and it counts from 8192 tokens on"
 
 
 def test_fp16_needs_room_above_the_largest_value() -> None:
@@ -183,6 +184,17 @@ def test_what_cannot_be_used_is_passed_over(own: Path, caplog: pytest.LogCapture
     widths = {"other blocks": [8] * 4, "other width": [8, 8, 9]}.get(wrong, WIDTHS)
     assert find_certificate(MODEL, widths) is None
     assert "certificate_unusable" in caplog.text
+
+
+def test_one_of_too_few_tokens_is_passed_over_and_says_so(
+    own: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    short = certificate(texts=(TextUsed("a text", 1024, True),))
+    own.write_text(certificate_text(short))
+    assert find_certificate(MODEL, WIDTHS) is None
+    (line,) = caplog.messages
+    assert str(own) in line
+    assert "measured on 1024 tokens, and it counts from 8192 tokens on" in line
 
 
 def shipped() -> list[Path]:
