@@ -63,9 +63,9 @@ class EdgeCodecs:
     (``LocalModel``), or lose too much by the word of who reads the rows, are not taken, unless a person
     ``insists``. ``tables``: scales of the rows at each boundary, as far as they are known. ``offers``: what a
     node has told this client; the table that it wants for the rows that go to it comes first, and can harm
-    only itself; one of those in ``doubts`` is not believed. ``embed`` makes of token ids the rows that this
-    client sends. ``reader``: judges the rows that come to this client from the model's last block, and knows
-    their scales."""
+    only itself; rows for a reader in ``doubts`` have no table at all. ``embed`` makes of token ids the rows
+    that this client sends. ``reader``: judges the rows that come to this client from the model's last block,
+    and knows their scales."""
 
     wanted: str
     insists: bool = False
@@ -128,7 +128,7 @@ class EdgeCodecs:
         where they do no harm. Raises RemoteProtocolError for what it offers."""
         offer, own = self.offers(after or before or ""), self.tables.get(boundary)
         if after in self.doubts:
-            return own
+            return None
         if after is None:
             learned = self.reader and self.reader.table_for(UNKNOWN if offer is None else offer.group)
             return learned or own
@@ -137,7 +137,7 @@ class EdgeCodecs:
         table = ScaleTable.from_peer(offer.scales, boundaries.widths[boundary])
         if before is None and self._does_harm(table, ids):
             self.doubts.add(after)
-            return own
+            return None
         return table
 
     def _does_harm(self, table: ScaleTable, ids: Sequence[int]) -> bool:

@@ -175,3 +175,21 @@ async def test_a_stranger_s_rows_spoil_nobody_s_answers(
     ]
     for node in swarm.nodes.values():
         assert later._router.is_proven(node.peer_id)
+
+
+async def test_scales_that_the_client_was_made_to_learn_are_refused_by_the_last_hop(swarm: Swarm) -> None:
+    """By another last hop's rows; it goes on without scales."""
+    await swarm.serve(a=Span(0, 4))
+    model = await swarm.client(wire_codec="auto", prefix_cache=False)
+    expected = await model.generate_detailed(LONG[:20], max_new_tokens=200, ignore_eos=True)
+    reader = model._local.reader
+    assert reader is not None
+    for number in range(3):
+        for group in ("s", "t", "u"):
+            reader.sampler.learn(strange(range(400 + number)), 0, group)
+    reader.look()
+    assert reader.table_for("anyone") is not None
+    for repairs in (1, 0):
+        answer = await model.generate_detailed(LONG[:20], max_new_tokens=200, ignore_eos=True)
+        assert answer.repairs == repairs
+        assert answer.token_ids == expected.token_ids

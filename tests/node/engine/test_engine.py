@@ -12,7 +12,9 @@ from swarm_node.node.engine.jobs import StepDone, StepDropped, StepFailed, StepJ
 from swarm_node.shards.layers.kv_pool import KvPool
 from swarm_node.shards.models.native_span import NativeSpan
 from swarm_node.shards.torch.span import TorchSpan
+from swarm_node.swarm.codecs.int8s import Int8sCodec
 from swarm_node.swarm.codecs.kinds import NONE
+from swarm_node.swarm.codecs.scales import ScaleTable
 from swarm_node.swarm.errors import ErrorCode, LocalProtocolError, UsageError
 from swarm_node.swarm.protocol.messages import Want
 from swarm_node.swarm.types import Span
@@ -673,3 +675,35 @@ async def test_what_is_wrong_with_a_step_that_is_alone_is_told_as_always(driver,
     hole = await driver.submit(sequence, row, 15)
     assert hole.code is ErrorCode.BAD_STEP
     assert (await driver.rows(sequence, row, 10)).shape == (1, 64)
+
+
+HARMFUL = Int8sCodec.of(ScaleTable(bytes([0] * 40 + [30] * 24)))
+
+
+@pytest.mark.parametrize("tokens", [12, 70, 1])
+async def test_a_table_that_spoils_what_goes_on_is_refused(driver, hidden_states, tokens):
+    """At the session's first row, in slices or one by one; others in the batch go on."""
+    victim, other = driver.sequence(), driver.sequence()
+    victim.reply_codec = HARMFUL
+    other.reply_codec = codec_of("int8s", 64)
+    x = hidden_states(max(tokens, 3))
+    outcomes = []
+    for at in range(0, len(x), tokens):
+        steps = [driver.submit(each, x[at : at + tokens], at, step=at + 1) for each in (victim, other)]
+        outcomes.append(await asyncio.gather(*steps))
+    spoilt, fine = zip(*outcomes, strict=True)
+    assert all(isinstance(each, StepFailed) for each in spoilt)
+    assert spoilt[0].code is ErrorCode.UNSUPPORTED_CODEC
+    assert "table of scales" in spoilt[0].message
+    assert all(isinstance(each, StepDone) for each in fine)
+
+
+async def test_a_table_is_looked_at_where_the_row_that_is_wanted_is(driver, hidden_states):
+    """Of a prompt whose last row alone goes on, that row."""
+    sequence = driver.sequence()
+    sequence.reply_codec = HARMFUL
+    x = hidden_states(70)
+    nothing = await driver.submit(sequence, x, 0, want=Want.NOTHING)
+    assert isinstance(nothing, StepDone)
+    said = await driver.submit(sequence, x, 0, step=2, want=Want.LAST)
+    assert said.code is ErrorCode.UNSUPPORTED_CODEC

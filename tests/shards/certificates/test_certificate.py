@@ -177,13 +177,14 @@ def test_the_user_s_own_is_found_by_the_digest(own: Path) -> None:
     assert find_certificate(MODEL, WIDTHS) == certificate()
 
 
-@pytest.mark.parametrize("wrong", ["another model", "other blocks", "other width", "damaged"])
+@pytest.mark.parametrize("wrong", ["another model", "other blocks", "other width", "other widths", "damaged"])
 def test_what_cannot_be_used_is_passed_over(own: Path, caplog: pytest.LogCaptureFixture, wrong: str) -> None:
     text = certificate_text(certificate(digest="cd" * 32) if wrong == "another model" else certificate())
     own.write_text(text[:-20] if wrong == "damaged" else text)
-    widths = {"other blocks": [8] * 4, "other width": [8, 8, 9]}.get(wrong, WIDTHS)
+    widths = {"other blocks": [8] * 4, "other width": [8, 8, 9], "other widths": [9] * 3}.get(wrong, WIDTHS)
     assert find_certificate(MODEL, widths) is None
-    assert "certificate_unusable" in caplog.text
+    (line,) = [each for each in caplog.messages if "certificate_unusable" in each]
+    assert str(own) in line
 
 
 def test_one_of_too_few_tokens_is_passed_over_and_says_so(

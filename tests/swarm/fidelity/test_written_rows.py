@@ -17,20 +17,26 @@ WIDTH = 64
 GOOD = Int8sCodec.of(ScaleTable.from_rms(np.ones(WIDTH)))
 BAD = Int8sCodec.of(ScaleTable.from_rms(np.where(np.arange(WIDTH) < WIDTH // 3, 2.0**30, 1.0)))
 
+COARSE = Int8sCodec.of(ScaleTable.from_rms(np.where(np.arange(WIDTH) < WIDTH // 3, 2.0**4, 1.0)))
+
 
 def rows(count: int) -> np.ndarray:
     return np.random.default_rng(count).standard_normal((count, WIDTH)).astype(np.float32)
 
 
-@pytest.mark.parametrize(("codec", "harmed"), [(GOOD, False), (BAD, True), (INT8, False), (F8, False)])
+@pytest.mark.parametrize(
+    ("codec", "harmed"), [(GOOD, False), (BAD, True), (COARSE, True), (INT8, False), (F8, False)]
+)
 def test_a_table_that_spoils_rows_is_seen_at_once(codec: Codec, harmed: bool) -> None:
     assert WrittenRows().harmed(codec, rows(LEAST_ROWS), 0) is harmed
 
 
-def test_rows_may_come_one_by_one() -> None:
+@pytest.mark.parametrize(("codec", "rows_before"), [(BAD, 0), (COARSE, LEAST_ROWS - 1)])
+def test_rows_may_come_one_by_one(codec: Codec, rows_before: int) -> None:
+    """One that is spoilt tells at once; what may be a row's own fault, with others."""
     written, x = WrittenRows(), rows(LEAST_ROWS)
-    said = [written.harmed(BAD, x[at : at + 1], 500 + at) for at in range(LEAST_ROWS)]
-    assert said == [False] * (LEAST_ROWS - 1) + [True]
+    said = [written.harmed(codec, x[at : at + 1], 500 + at) for at in range(rows_before + 1)]
+    assert said == [False] * rows_before + [True]
 
 
 def test_after_the_first_ones_every_64th_row_is_looked_at() -> None:
