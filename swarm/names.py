@@ -26,6 +26,7 @@ _DIGEST = re.compile(rf"[0-9a-f]{{{MIN_PREFIX},{DIGEST_CHARS}}}")
 _ROOT = re.compile(r"sha256:([0-9a-f]{64})")
 # Of GGUF files' names, or behind the colon of a hub's name.
 _QUANTIZATION = re.compile(rf"((-gguf)?:|[-_.])({QUANTIZATION}|fp8|int[48])$")
+_PART = re.compile(r"(?<=.)-[0-9]{5}-of-[0-9]{5}$")
 _LISTED = 8
 _CLOSE = 0.5  # difflib's ratio; lower ones are no misspellings
 
@@ -144,8 +145,9 @@ def quoted(name: str) -> str:
 
 
 def plain_name(name: str) -> str:
-    """A form that is the same for names that differ only in case and the ending ``.gguf``."""
-    return normalize("NFC", name).casefold().removesuffix(".gguf")
+    """A form that is the same for names that differ only in case, the ending ``.gguf``, and the number of a
+    file of several."""
+    return _PART.sub("", normalize("NFC", name).casefold().removesuffix(".gguf"))
 
 
 def _short(name: str) -> str:

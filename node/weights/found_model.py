@@ -16,6 +16,7 @@ from ...shards.checkpoint.lookup import (
     ModelNotFoundError,
     Source,
     find_local,
+    refuse_broken,
     resolve_model,
     with_pin,
 )
@@ -75,7 +76,7 @@ class FoundModel:
         """Look on this machine. Before the node starts: then a wrong path does not wait for the network."""
         if self._location is None:
             with hashing_watched(self._progress):
-                self._location = await asyncio.to_thread(find_local, self._text)
+                self._location = await asyncio.to_thread(_find_here, self._text)
         await self._look_into_store()
 
     @property
@@ -251,6 +252,14 @@ class FetchedModel:
         if self._checkpoint is not None:
             self._checkpoint.close()
             self._checkpoint = None
+
+
+def _find_here(text: str) -> ModelLocation | None:
+    """As ``find_local``. CheckpointError where only what cannot run has that name here."""
+    found = find_local(text)
+    if found is None:
+        refuse_broken(ModelName.parse(text))
+    return found
 
 
 def _is_in(place: str, folder: Path) -> bool:

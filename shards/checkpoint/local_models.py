@@ -15,12 +15,13 @@ from itertools import islice
 from pathlib import Path
 
 from ...swarm.errors import SwarmError
-from ...swarm.names import matching
+from ...swarm.names import matching, near_names
 from ...swarm.runtime.state_files import state_folder
 from ..formats.files.mapped_file import MappedFile
+from ..formats.files.numbered import numbered
 from ..formats.gguf.header import GGUFHeader
 from ..formats.gguf.reader import gguf_models, is_gguf
-from ..formats.not_a_model import is_other_format, no_model_error
+from ..formats.not_a_model import is_other_format, is_pipeline, no_model_error
 from ..pieces.cache import PieceCache
 from ..pieces.hashing import model_files
 from .checkpoint import directory_name
@@ -29,6 +30,8 @@ from .opening import check_model
 
 MAX_MODELS = 1000
 """One folder has at most this many models: a folder with more entries is not a folder of models."""
+MAX_NEAR = 16
+"""At most this many models of near names, and as many others, are opened to see which of them run."""
 _DEPTH = 2  # folder/NAME/config.json, folder/OWNER/NAME/config.json
 _MAX_TITLE = 128
 
@@ -87,6 +90,18 @@ class LocalModels:
         for model in found:
             once.setdefault(model.path, model)
         return sorted(once.values(), key=lambda model: model.name)
+
+    def broken(self, name: str) -> ModelFiles | None:
+        """What is called ``name`` here and is no model, or not all of one; None if there is nothing."""
+        found = [model for model in self._all() if model.problem]
+        names = matching(name, (model.name for model in found))
+        return next((model for model in found if model.name in names), None)
+
+    def near(self, name: str) -> list[str]:
+        """Names of some models that run, those that ``name`` may be a misspelling of before others."""
+        by_name = {model.name: model for model in reversed(self.models())}
+        names = list(dict.fromkeys((*near_names(name, by_name, MAX_NEAR), *list(by_name)[:MAX_NEAR])))
+        return [each for each in names if not _checked(by_name[each]).problem]
 
     def find(self, name: str) -> list[ModelFiles]:
         """The models that ``name`` means: by file or directory, else by the title inside a GGUF file."""
@@ -153,9 +168,9 @@ def _in_folder(folder: Path, depth: int) -> Iterator[ModelFiles]:
                 yield _directory(entry, "huggingface")
                 continue
             if is_other_format(entry):
-                lacking = ModelFiles(entry.name, entry, "huggingface", 0)
+                lacking = ModelFiles(entry.name, entry, "huggingface", _bytes_there(entry))
                 yield lacking.with_problem(no_model_error(entry, "no config.json"))
-            if depth > 1:
+            if depth > 1 and not is_pipeline(entry):  # the parts of a pipeline are no models
                 yield from _in_folder(entry, depth - 1)
 
 
@@ -190,7 +205,18 @@ def _with_size(model: ModelFiles) -> ModelFiles:
     try:
         return replace(model, nbytes=sum(map(_size, model_files(model.path).values())))
     except SwarmError as error:
-        return model.with_problem(error)
+        return replace(model.with_problem(error), nbytes=_bytes_there(model.path))
+
+
+def _bytes_there(path: Path) -> int:
+    """Of the files that are there, where some of a model are missing. ``path``: a folder, or any file."""
+    row = numbered(path.name)
+    files = (
+        islice(path.rglob("*"), MAX_MODELS)
+        if path.is_dir()
+        else map(path.with_name, row.names if row else [])
+    )
+    return sum(_size(file) for file in files if file.is_file())
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -10,15 +10,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...swarm.errors import ModelError, SwarmError, UsageError
+from ...swarm.errors import CheckpointError, ModelError, SwarmError, UsageError
 from ...swarm.names import ModelName, ambiguous, did_you_mean, digest_prefix, listed, plain_name
 from ...swarm.naming.model_choice import Reason
 from ...swarm.types import ModelRef
-from ..formats.not_a_model import models_in
 from .known_models import KnownModels, default_known
 from .local_models import LocalModels, ModelFiles, default_local_models, models_folder
 from .name_decision import ModelIndex, NameDecision, SwarmModels, decide_name, of_hub
-from .opening import is_hub_name, looks_like_path, open_checkpoint
+from .opening import is_hub_name, looks_like_path, near_in, open_checkpoint
 
 if TYPE_CHECKING:
     from ...swarm.naming.witnesses import Witnesses
@@ -146,7 +145,18 @@ async def resolve_name(
             return await or_on_hub(place, index, (place.called, place.name)) if hub else place
     if on_hub:
         return ModelLocation(name, Source.HUB, path=name, called=name)
+    await asyncio.to_thread(refuse_broken, wanted, local_models)
     raise await asyncio.to_thread(_not_found, wanted, refs, local_models, index is not None, pinned, folder)
+
+
+def refuse_broken(wanted: ModelName, local_models: LocalModels | None = None) -> None:
+    """CheckpointError where what has this name on this machine is no model, or not all of one: nobody has to
+    wait for it. A name with an owner may mean the hub's, one with a digest the swarm's."""
+    if "/" in wanted.name or wanted.digest or wanted.root:
+        return
+    broken = (local_models or default_local_models()).broken(wanted.name)
+    if broken is not None:
+        raise CheckpointError(f"{wanted} on this machine cannot run: {broken.problem}", hint=broken.hint)
 
 
 def hub_digest(name: str) -> str:
@@ -254,7 +264,8 @@ async def or_on_hub(place: ModelLocation, index: ModelIndex, names: Iterable[str
 
 def _is_path(text: str) -> bool:
     path = Path(text).expanduser()
-    return looks_like_path(text) or path.is_file() or (path / "config.json").is_file()
+    is_bare = text.endswith(".gguf") and path.name == text
+    return (looks_like_path(text) and not is_bare) or path.is_file() or (path / "config.json").is_file()
 
 
 def _at_path(text: str) -> ModelLocation:
@@ -293,9 +304,9 @@ def _not_found(
     pinned: bool,
     folder: Path | None,
 ) -> ModelNotFoundError:
-    names = [ref.name for ref in refs] + [model.name for model in local_models.models()]
+    names = [ref.name for ref in refs] + local_models.near(wanted.name)
     if folder is not None:
-        names += models_in(folder)
+        names += near_in(folder, wanted.name)
     advice = did_you_mean(wanted.name, names, "known:") or (
         f"give a path or a name on the HuggingFace hub, or put the model into {models_folder()}"
     )

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import os
 import re
+from itertools import islice
 from pathlib import Path
 
-from ...swarm.errors import CheckpointError, UsageError
+from ...swarm.errors import CheckpointError, SwarmError, UsageError
+from ...swarm.names import listed, near_names
 from ...swarm.types import Span
 from ..families.named_source import NamedSource
 from ..formats.config import ModelConfig
-from ..formats.gguf.reader import gguf_name, is_gguf, open_gguf
+from ..formats.gguf.reader import few, gguf_models, gguf_name, is_beside, is_gguf, open_gguf
 from ..formats.gguf.tensors import gguf_tensors
 from ..formats.hf.safetensors_reader import open_directory
 from ..formats.hf.tensors import checked_tensors
-from ..formats.not_a_model import no_path_error, refuse_file
+from ..formats.not_a_model import called, is_pipeline, models_in, no_path_error, refuse_file
 from ..pieces.digest import ModelIdentity
 from ..pieces.file_hashes import FileState, Progress
 from ..pieces.hashing import identity_and_root, model_files, model_identity
 from ..pieces.store import FILES, PART, is_store
 from ..tokenizer.source import DirectoryTokenizer, GGUFTokenizer, TokenizerSource
-from .checkpoint import Checkpoint, check_span, directory_config, directory_name, is_foreign
+from .checkpoint import Checkpoint, check_span, directory_config, directory_name
 from .stored import open_stored
 
+_NEAR = 8
+"""So many models of a folder, besides those of near names, are tried for a message."""
+_TRIED = 32
+"""So many models of a folder are tried for the list of those that run."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_GGUF = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*:[A-Za-z0-9][\w.+ /-]*")
 """``OWNER/NAME:QUANTIZATION`` or ``OWNER/NAME:FILE.gguf``."""
@@ -49,6 +55,7 @@ def open_checkpoint(
     """
     path = Path(path_or_name).expanduser()
     checkpoint: Checkpoint
+    _refuse_several(path)
     if is_store(path):
         checkpoint = open_stored(path, blocks, client)
     elif is_gguf(path):
@@ -62,7 +69,7 @@ def open_checkpoint(
             path_or_name, blocks=blocks, client=client, weights=weights, progress=progress
         )
     else:
-        raise no_path_error(path_or_name)
+        raise no_path_error(path_or_name, near_in(path.parent, path.name))
     if blocks is not None:
         try:
             check_span(blocks, checkpoint.config)
@@ -80,8 +87,6 @@ def check_model(path: Path) -> None:
     tokenizer: TokenizerSource
     if is_gguf(path):
         tensors, tokenizer = _gguf_tensors(path)[2:]
-    elif is_foreign(path):
-        return  # the rest only transformers can tell, whose import takes seconds
     else:
         config, tensors = _directory_tensors(path)
         tokenizer = DirectoryTokenizer(path, config)
@@ -89,6 +94,39 @@ def check_model(path: Path) -> None:
         tokenizer.check()
     finally:
         tensors.close()
+
+
+def near_in(folder: Path, name: str) -> list[str]:
+    """Names of models in a folder that run: first those that ``name`` may be a misspelling of."""
+    names = models_in(folder)
+    names = list(dict.fromkeys((*near_names(name, names), *names[:_NEAR])))
+    return [each for each in names if _runs(folder / each)]
+
+
+def _refuse_several(folder: Path) -> None:
+    """CheckpointError for a folder of several models, or of one in a folder of its own."""
+    if not folder.is_dir() or (folder / "config.json").is_file() or is_store(folder) or is_pipeline(folder):
+        return
+    ggufs = {path: name for path, name in gguf_models(folder).items() if not is_beside(name)}
+    directories = (folder / name for name in models_in(folder))
+    models = ggufs | {path: path.name for path in directories if path.is_dir() and path not in ggufs}
+    if len(models) > 1 or (models and not ggufs):
+        runs = [str(path) for path in islice(models, _TRIED) if _runs(path)]
+        kind = "GGUF models" if len(models) == len(ggufs) else "models in folders of their own"
+        raise CheckpointError(
+            f"{called(folder)} holds {len(models)} {kind}: {few(list(models.values()))}",
+            hint=f"Give the path of one that can run: {listed(runs)}."
+            if runs
+            else f"None of them can run. To be told why, give the path of one: {next(iter(models))}",
+        )
+
+
+def _runs(path: Path) -> bool:
+    try:
+        check_model(path)
+    except SwarmError:
+        return False
+    return True
 
 
 def _directory_tensors(directory: Path) -> tuple[ModelConfig, NamedSource]:
@@ -123,9 +161,9 @@ def _identified(
 
 def _gguf_tensors(path: Path) -> tuple[str, ModelConfig, NamedSource, GGUFTokenizer]:
     """The model's name, and what is read of it."""
-    refuse_file(path)
-    if path.name.endswith(PART):
+    if path.name.endswith(PART) and is_store(path.parent.parent):
         raise CheckpointError(f"{path} has holes", hint=f"Give the directory {path.parent.parent}.")
+    refuse_file(path)
     source = open_gguf(path)
     try:
         return gguf_name(source.header.file.path), *gguf_tensors(source), GGUFTokenizer(source.header)

@@ -13,12 +13,16 @@ from pathlib import Path
 from ...swarm.errors import CheckpointError
 from ...swarm.names import listed, near_names
 
+_NAMED = 3
+"""A message names at most this many of the files that are missing."""
 MAX_ENTRIES = 1000
 """At most this many entries of a folder are searched for names: each may cost a read of the disk."""
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_UNFINISHED = ("*.incomplete", "*.crdownload", "*.aria2")
+_UNFINISHED = ("*.incomplete", "*.crdownload", "*.aria2", "*.part", "*.partial", "*.download", "*.opdownload")
+"""As tools and browsers call files while they come."""
 _SINGLE = "model.safetensors"
+_PIPELINE = "model_index.json"
 _A_MODEL = "A model is a HuggingFace directory (config.json, safetensors files) or a .gguf file."
 _CONTINUE = "Run the download again: it goes on where it stopped."
 _OTHER_FORMATS = {
@@ -27,15 +31,26 @@ _OTHER_FORMATS = {
     "*.tflite": "TensorFlow Lite", "*.engine": "TensorRT", "*.ggml": "llama.cpp before GGUF",
 }  # fmt: skip
 """Names of files, and what they are for."""
+_OLDER_TOKENIZERS = ("*.model", "*.tiktoken", "vocab.*", "merges.txt", "*.tokenizer.json")
 _OF_TRAINING = ("training_args.bin", "optimizer.*", "scheduler.*", "rng_state*")
 
 
+def is_pointer(first: bytes) -> bool:
+    """Whether Git LFS left a pointer in place of a file. ``first``: at least its first 8 bytes, if it has as
+    many."""
+    return len(first) >= 8 and _POINTER.startswith(first[: len(_POINTER)])
+
+
 def download_hint(first: bytes) -> str:
-    """The hint for a file that cannot be read. ``first``: at least the first 8 bytes of the file, if it has
-    as many."""
-    if len(first) >= 8 and _POINTER.startswith(first[: len(_POINTER)]):
+    """The hint for a file that cannot be read. ``first``: as of ``is_pointer``."""
+    if is_pointer(first):
         return "Git left a pointer in place of the file: run `git lfs pull` in its folder."
     return "Download it again."
+
+
+def not_gguf_hint(path: Path, first: bytes) -> str:
+    """The hint for a file that does not begin as a GGUF file. ``first``: as of ``is_pointer``."""
+    return download_hint(first) if is_pointer(first) or path.suffix.lower() == ".gguf" else _A_MODEL
 
 
 def no_model_error(directory: Path, lacks: str) -> CheckpointError:
@@ -46,11 +61,11 @@ def no_model_error(directory: Path, lacks: str) -> CheckpointError:
         return CheckpointError(f"cannot read {directory}: {error.strerror or error}")
     if files := _those(names, ("*.gguf",)):
         return CheckpointError(
-            f"{directory} is a folder with GGUF files, and holds {lacks}",
+            f"{called(directory)} is a folder with GGUF files, and holds {lacks}",
             hint=f"Give the path of a file: {directory / files[0]}",
         )
     what, hint = _found(directory, names, _unfinished(directory))
-    return CheckpointError(f"{directory} holds {what}{', and ' if what else ''}{lacks}", hint=hint)
+    return CheckpointError(f"{called(directory)} holds {what}{', and ' if what else ''}{lacks}", hint=hint)
 
 
 def is_other_format(directory: Path) -> bool:
@@ -60,6 +75,11 @@ def is_other_format(directory: Path) -> bool:
     except OSError:
         return False
     return not _those(names, ("*.gguf",)) and _found(directory, names, _unfinished(directory))[0] != ""
+
+
+def is_pipeline(directory: Path) -> bool:
+    """Whether a directory is one of diffusers: its folders are parts of one pipeline."""
+    return (directory / _PIPELINE).is_file()
 
 
 def held_instead(names: Sequence[str]) -> str:
@@ -76,8 +96,8 @@ def _found(directory: Path, names: Sequence[str], unfinished: str) -> tuple[str,
             "from peft import AutoPeftModelForCausalLM as M; "
             f"M.from_pretrained({_text(directory)}).merge_and_unload().save_pretrained({merged})"
         )
-    if "model_index.json" in names:
-        return "a pipeline of diffusers (model_index.json), which writes no text", _A_MODEL
+    if _PIPELINE in names:
+        return f"a pipeline of diffusers ({_PIPELINE}), which writes no text", _A_MODEL
     if unfinished:
         return f"a download that has not ended ({unfinished})", _CONTINUE
     if files := _those(names, ("consolidated*.safetensors", "consolidated*.pth", "params.json")):
@@ -125,9 +145,19 @@ def refuse_file(path: Path) -> None:
             raise CheckpointError(f"{path} is a model for {kind}, which is not read", hint=_A_MODEL)
 
 
-def download_again(directory: Path, otherwise: str) -> str:
-    """The hint for a directory in which files are missing."""
-    return _CONTINUE if _unfinished(directory) else otherwise
+def lacks_error(folder: Path, missing: Sequence[str], of: str, otherwise: str) -> CheckpointError:
+    """The error for a folder in which some files of a model are missing. ``of``: the files, as a message has
+    them behind their number."""
+    more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+    return CheckpointError(
+        f"{called(folder)} lacks {len(missing)} of {of}: {', '.join(missing[:_NAMED])}{more}",
+        hint=_CONTINUE if _unfinished(folder) else otherwise,
+    )
+
+
+def called(folder: Path) -> Path:
+    """A folder as messages have it: "." says nothing."""
+    return folder if folder.name not in ("", "..") else folder.resolve()
 
 
 def _unfinished(directory: Path) -> str:
@@ -144,10 +174,10 @@ def file_names(directory: Path) -> list[str]:
     return sorted(path.name for path in islice(directory.iterdir(), MAX_ENTRIES))
 
 
-def no_path_error(text: str) -> CheckpointError:
-    """The error for a path at which there is nothing, with names beside it that may be meant."""
+def no_path_error(text: str, beside: Sequence[str]) -> CheckpointError:
+    """The error for a path at which there is nothing. ``beside``: names beside it that may be meant."""
     folder = Path(text).expanduser().parent
-    near = [str(folder / name) for name in near_names(Path(text).name, models_in(folder))]
+    near = [str(folder / name) for name in near_names(Path(text).name, beside)]
     return CheckpointError(
         f"there is no model at {text}",
         hint=f"Did you mean {listed(near)}?"
@@ -168,7 +198,13 @@ def models_in(folder: Path) -> list[str]:
 
 
 def tokenizer_hint(directory: Path) -> str:
-    """The hint for a directory without tokenizer.json."""
+    """The hint for a directory without tokenizer.json: transformers makes one of the files of an older
+    tokenizer, where there are any."""
+    names: list[str] = []
+    with suppress(OSError):
+        names = file_names(directory)
+    if not _those(names, _OLDER_TOKENIZERS):
+        return "Download tokenizer.json, too, from where the model is from."
     saved = f"AutoTokenizer.from_pretrained({_text(directory)}).save_pretrained({_text(directory)})"
     return f"Have transformers write it: {_python(f'from transformers import AutoTokenizer; {saved}')}"
 

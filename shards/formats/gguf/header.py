@@ -17,7 +17,7 @@ import numpy as np
 from ....swarm.errors import CheckpointError, UnsupportedModelError
 from ..files.mapped_file import MappedFile
 from ..files.tensor_files import StoredTensor
-from ..not_a_model import download_hint
+from ..not_a_model import not_gguf_hint
 from ..qtypes import qtype_of_number, row_bytes
 from ..shown import shown
 
@@ -125,7 +125,7 @@ class GGUFHeader:
         if bytes(buffer[:4]) != b"GGUF":
             raise CheckpointError(
                 f"{self.file.path} is not a GGUF file: it does not begin with the letters GGUF",
-                hint=download_hint(bytes(buffer[:8])),
+                hint=not_gguf_hint(self.file.path, bytes(buffer[:8])),
             )
         (version,) = struct.unpack_from("<I", buffer, 4)
         if version not in (2, 3):

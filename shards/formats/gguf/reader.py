@@ -15,7 +15,7 @@ from ..fields import Fields
 from ..files.mapped_file import MappedFile, PresentBytes
 from ..files.numbered import MAX_FILES, numbered, of_models
 from ..files.tensor_files import MappedTensors, TensorFiles
-from ..not_a_model import download_again, file_names, no_model_error
+from ..not_a_model import file_names, lacks_error, no_model_error
 from ..shown import shown
 from .header import GGUFHeader
 
@@ -96,7 +96,7 @@ def gguf_files(path: Path) -> list[Path]:
             raise no_model_error(path, "no GGUF file of a model")
         if len(models) > 1:
             raise CheckpointError(
-                f"{path} holds {len(models)} GGUF models: {_listed(list(models.values()))}",
+                f"{path} holds {len(models)} GGUF models: {few(list(models.values()))}",
                 hint=f"Give the path of one of them: {next(iter(models))}",
             )
         path = next(iter(models))
@@ -105,10 +105,8 @@ def gguf_files(path: Path) -> list[Path]:
         return [path]
     files = [path.with_name(name) for name in row.names]
     if missing := [file.name for file in files if not file.is_file()]:
-        raise CheckpointError(
-            f"{path.parent} lacks {len(missing)} of the {row.count} files of {row.stem}: {missing[0]}",
-            hint=download_again(path.parent, "Download what is missing, too, into the same folder."),
-        )
+        hint = "Download what is missing, too, into the same folder."
+        raise lacks_error(path.parent, missing, f"the {row.count} files of {row.stem}", hint)
     return files
 
 
@@ -156,6 +154,7 @@ def _names(folder: Path) -> list[str]:
         return []
 
 
-def _listed(names: list[str]) -> str:
+def few(names: list[str]) -> str:
+    """Some names of models, for a message."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(map(shown, names[:_NAMED])) + more

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection
 from dataclasses import replace
 
+from ....swarm.errors import CheckpointError
 from ...families.named_source import NamedSource
 from ...families.places import Place
 from ..config import ModelConfig
@@ -28,8 +29,28 @@ def foreign_tensors(
     """As ``tensors.checked_tensors``: those of plain numbers. Shapes are checked where weights are loaded."""
     plain = {name: info.shape for name, info in source.manifest.items() if info.qtype in DENSE}
     config, found = foreign_places(config, foreign, plain)
+    _refuse_holes(config, foreign, where)
     found = {name: place._replace(shape=plain[name], whole=plain[name]) for name, place in found.items()}
     return config, NamedSource(source, found, where, ignored=".*")
+
+
+def _refuse_holes(config: ModelConfig, foreign: ForeignConfig, where: str) -> None:
+    """CheckpointError where a block, or what is before block 0, has no tensor at all."""
+    blocks = () if config.foreign is None else config.foreign.blocks
+    missing = [f"{foreign.layers}.{number}" for number, names in enumerate(blocks) if not names]
+    first = {part for name in blocks[0] for part in _parts(name)} if blocks else set()
+    missing += [name for name in foreign.front if name not in first]
+    if missing:
+        raise CheckpointError(
+            f"{where} has no tensors of {missing[0]}",
+            hint="It is damaged, or not a complete model: download it again.",
+        )
+
+
+def _parts(name: str) -> set[str]:
+    """``a.b.c.weight`` → c, b.c, a.b.c: what may be called the module of a tensor."""
+    module = name.rpartition(".")[0].split(".")
+    return {".".join(module[at:]) for at in range(len(module))}
 
 
 def _with_names(foreign: ForeignConfig, n_blocks: int, present: Collection[str]) -> ForeignConfig:

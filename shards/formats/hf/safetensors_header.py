@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 from ....swarm.errors import CheckpointError, UnsupportedModelError
 from ..bounded_json import JsonBounds, parse_json
 from ..files.tensor_files import StoredTensor
-from ..not_a_model import download_hint
+from ..not_a_model import download_hint, is_pointer
 from ..shown import shown
 
 MAX_TENSORS = 1 << 16
@@ -41,9 +41,8 @@ def header_length(first: bytes, file_size: int, where: str) -> int:
         raise _damaged(where, f"it has only {file_size} bytes")
     length = int.from_bytes(first[:8], "little")
     if length > BOUNDS.nbytes or 8 + length > file_size:
-        raise _damaged(
-            where, f"it claims a header of {length} bytes in a file of {file_size}", download_hint(first)
-        )
+        claim = f"it claims a header of {length} bytes in a file of {file_size}"
+        raise _damaged(where, "it is a pointer" if is_pointer(first) else claim, download_hint(first))
     return length
 
 

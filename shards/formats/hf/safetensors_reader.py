@@ -11,7 +11,7 @@ from ..bounded_json import JsonBounds, read_json
 from ..files.mapped_file import MappedFile, PresentBytes
 from ..files.numbered import MAX_FILES, numbered
 from ..files.tensor_files import MAX_TENSORS, MappedTensors, TensorFiles
-from ..not_a_model import download_again, file_names, no_model_error
+from ..not_a_model import file_names, lacks_error, no_model_error
 from ..shown import shown
 from .safetensors_header import header_length, parse_header
 
@@ -49,10 +49,8 @@ def weight_files(directory: Path) -> list[str]:
     else:
         names, named_by = _numbered(directory), "the number in its name"
     if missing := [name for name in names if not (directory / name).is_file()]:
-        raise CheckpointError(
-            f"{directory} lacks {len(missing)} of its {len(names)} safetensors files: {missing[0]}",
-            hint=download_again(directory, f"Download what is missing, too: {named_by} says what that is."),
-        )
+        hint = f"Download what is missing, too: {named_by} says what that is."
+        raise lacks_error(directory, missing, f"its {len(names)} safetensors files", hint)
     return names
 
 

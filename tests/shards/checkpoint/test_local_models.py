@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from swarm_node.shards.checkpoint.local_models import LocalModels, default_local_models, gguf_title, hub_cache
 from swarm_node.shards.checkpoint.opening import open_checkpoint
@@ -75,9 +78,14 @@ def test_what_cannot_run_says_why(tmp_path: Path, hf_llama, gguf_llama) -> None:
     ):
         (models / name).mkdir()
         (models / name / file_name).write_text("{}")
+    (models / "flux" / "unet").mkdir()
+    (models / "flux" / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(bytes(100))
     found = {model.name: model for model in LocalModels([models]).checked() if model.kind != "gguf"}
     files = {model.name: model for model in LocalModels([models]).checked() if model.kind == "gguf"}
     assert "notes" not in found
+    assert "unet" not in found, "a part of a pipeline"
+    assert found["flux"].nbytes == 102
+    assert found["half"].nbytes > 2, "what is there"
     for model, why in {
         files["good"]: "",
         files["mute"]: "the tokenizer of mute.gguf is 'odd'",
@@ -86,7 +94,7 @@ def test_what_cannot_run_says_why(tmp_path: Path, hf_llama, gguf_llama) -> None:
         found["mute"]: "holds no tokenizer.json",
         found["half"]: "neither model.safetensors nor",
         found["short"]: "is truncated",
-        found["unknown"]: "",  # transformers may know it
+        found["unknown"]: "model family 'unknown' is not supported",
         found["mamba"]: "keeps no keys and values",
         found["lora"]: "holds an adapter",
         found["flux"]: "a pipeline of diffusers",
@@ -96,6 +104,23 @@ def test_what_cannot_run_says_why(tmp_path: Path, hf_llama, gguf_llama) -> None:
         assert bool(model.hint) == bool(why)
     complete = {model.name for model in LocalModels([models]).models()}
     assert complete == {*files, *found} - {"half", "lora", "flux"}
+
+
+def test_what_lacks_tensors_of_a_foreign_family_cannot_run(tmp_path: Path) -> None:
+    """transformers computes GPT-2, which has a table of positions before its blocks."""
+    model = tmp_path / "models" / "tiny-gpt2"
+    model.mkdir(parents=True)
+    sizes = {"n_layer": 1, "n_embd": 8, "n_head": 2, "vocab_size": 16}
+    (model / "config.json").write_text(json.dumps({"model_type": "gpt2", **sizes}))
+    (model / "tokenizer.json").write_text("{}")
+    wte, wpe = (f"transformer.{name}.weight" for name in ("wte", "wpe"))
+    for names, missing in (([wte], r"no tensors of h\.0"), ([wte, "transformer.h.0.ln_1.weight"], "wpe")):
+        save_file({name: torch.zeros(16, 8) for name in names}, model / "model.safetensors")
+        (found,) = LocalModels([tmp_path / "models"]).checked()
+        assert re.search(missing, found.problem), found
+        assert str(model) in found.problem
+    save_file({name: torch.zeros(16, 8) for name in (*names, wpe)}, model / "model.safetensors")
+    assert not LocalModels([tmp_path / "models"]).checked()[0].problem
 
 
 def test_checking_reads_no_weights(  # type: ignore[no-untyped-def]

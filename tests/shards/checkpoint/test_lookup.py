@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,13 +14,16 @@ from swarm_node.shards.checkpoint.lookup import (
     ModelNotFoundError,
     Source,
     find_local,
+    refuse_broken,
     resolve_model,
     resolve_name,
 )
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.swarm.errors import UsageError
+from swarm_node.shards.formats.gguf.reader import gguf_files
+from swarm_node.swarm.errors import CheckpointError, UsageError
 from swarm_node.swarm.names import ModelName
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
+from tests.shards.conftest import GGUFLlama
 
 HFLlamaIn = Callable[..., Path]
 ONE, TWO = ModelRef("demo", "ab12" * 16, 4), ModelRef("demo", "cd34" * 16, 4)
@@ -42,7 +46,7 @@ class Index:
 def places(tmp_path_factory: pytest.TempPathFactory, hf_llama_in: HFLlamaIn) -> LocalModels:
     """``mine`` once, ``twice`` in two folders with the same weights, ``variants`` with different ones."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    hf_llama_in(one, "mine")
+    (hf_llama_in(one, "mine") / "tokenizer.json").write_text("{}")
     for folder in (one, two):
         hf_llama_in(folder, "twice")
         hf_llama_in(folder, "variants", seed=len(folder.name + str(folder == one)))
@@ -67,7 +71,7 @@ async def test_what_is_here_needs_no_swarm(places: LocalModels) -> None:
 async def test_paths_are_no_names(
     places: LocalModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for path in (str(tmp_path / "missing"), "./mine", "~/mine", "x.gguf"):
+    for path in (str(tmp_path / "missing"), "./mine", "~/mine", "./x.gguf"):
         location = await resolve_model(path, Index(OTHER), places)
         assert (location.source, location.path) == (Source.LOCAL, path)
     monkeypatch.chdir(tmp_path)
@@ -77,6 +81,46 @@ async def test_paths_are_no_names(
     )
     (tmp_path / "mine" / "config.json").write_text("{}")
     assert (await resolve_model(Path("mine"), None, places)).path == "mine"
+
+
+async def test_a_name_may_have_its_ending_or_the_number_of_a_part(
+    tmp_path: Path, gguf_llama: GGUFLlama
+) -> None:
+    gguf_llama("F32").rename(tmp_path / "smol-Q4_1.gguf")
+    first = gguf_llama("F32", name="big.gguf", split=8)
+    here = LocalModels([tmp_path])
+    for name in ("smol-Q4_1.gguf", "SMOL-q4_1"):
+        location = await resolve_model(name, None, here)
+        assert (location.name, location.path) == ("smol-Q4_1", str(tmp_path / "smol-Q4_1.gguf"))
+    parts = [path.name for path in gguf_files(first)]
+    for name in (parts[0].removesuffix(".gguf"), parts[1], "big"):
+        assert (await resolve_model(name, None, here)).name == "big"
+    for name in ("TinyLlama-1.1B.gguf", "tinyllama-1.1b-00001-of-00002.gguf"):
+        assert (await resolve_model(name, Index(OTHER), here)).ref == OTHER, "in the swarm"
+    with pytest.raises(ModelNotFoundError, match=r"no model 'smoll-Q4_1\.gguf'") as caught:
+        await resolve_model("smoll-Q4_1.gguf", Index(OTHER), here)
+    assert caught.value.hint == "Did you mean 'smol-Q4_1'?"
+
+
+async def test_what_cannot_run_says_so_by_its_name(tmp_path: Path, gguf_llama: GGUFLlama) -> None:
+    first = gguf_llama("F32", name="split-miss.gguf", split=8)
+    parts = gguf_files(first)
+    parts[2].unlink()
+    (tmp_path / "split-mist.gguf").write_bytes(b"GGUF")
+    here, wanted = LocalModels([tmp_path]), ModelName("split-miss")
+    why = f"split-miss on this machine cannot run: .* lacks 1 of .*: {re.escape(parts[2].name)}"
+    with pytest.raises(CheckpointError, match=why) as caught:
+        refuse_broken(wanted, here)
+    assert "Download what is missing" in caught.value.hint
+    with pytest.raises(CheckpointError, match=why):
+        await resolve_model("split-miss", Index(), here)
+    served = ModelRef("split-miss", "ab" * 32, 4)
+    assert (await resolve_model("split-miss", Index(served), here)).source is Source.SWARM
+    for name in ("owner/split-miss", "split-miss@abcd", f"split-miss@sha256:{'9' * 64}", "other"):
+        refuse_broken(ModelName.parse(name), here)
+    with pytest.raises(ModelNotFoundError) as nothing:
+        await resolve_model("split-mis", Index(), here)
+    assert "split-m" not in nothing.value.hint, "only what can run is offered"
 
 
 async def test_variants_here_are_told_apart(places: LocalModels) -> None:
@@ -142,9 +186,9 @@ async def test_unknown_names_get_near_ones(places: LocalModels) -> None:
 
 
 async def test_a_file_in_the_working_directory_is_near_what_its_owner_types(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gguf_llama: GGUFLlama
 ) -> None:
-    (tmp_path / "SmolLM2.Q4_1.gguf").touch()
+    gguf_llama("F32").rename(tmp_path / "SmolLM2.Q4_1.gguf")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelNotFoundError) as caught:
         await resolve_model("SmolLM2.Q4_1.guf", Index(OTHER), LocalModels())

@@ -19,7 +19,7 @@ from swarm_node.shards.formats.not_a_model import models_in, tokenizer_hint
 from swarm_node.shards.formats.qtypes import qtype_of_number
 from swarm_node.shards.pieces.hashing import model_files
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
-from tests.shards.conftest import HFLlama
+from tests.shards.conftest import GGUFLlama, HFLlama
 
 Change = Callable[[Path], None]
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
@@ -72,7 +72,12 @@ FIRST = "model-00001-of-00002.safetensors"
         (
             only("a-Q4_K_M.gguf", "a-Q8_0-00001-of-00002.gguf", "a-Q8_0-00002-of-00002.gguf"),
             "holds 2 GGUF models: 'a-Q4_K_M', 'a-Q8_0'",
-            "it's mine/a-Q4_K_M.gguf",
+            "None of them can run. To be told why, give the path of one",
+        ),
+        (
+            only("model.gguf.part"),
+            "a download that has not ended (model.gguf.part)",
+            "Run the download again",
         ),
         (only("mmproj-a.gguf"), "is a folder with GGUF files, and holds no config.json", "mmproj-a.gguf"),
         (renamed(FIRST), "lacks 1 of its 2 safetensors files: model-00002-of-00002", "too: the number in"),
@@ -122,6 +127,9 @@ def test_folders(model: Path, change: Change, message: str, hint: str) -> None:
         ("model.pth", "is a pickle"),
         ("model.onnx", "is a model for ONNX"),
         ("model.gguf.incomplete", "is a download that has not ended"),
+        ("model.gguf.part", "is a download that has not ended"),
+        ("model.gguf.crdownload", "is a download that has not ended"),
+        ("notes.txt", "is not a GGUF file"),
         ("model.safetensors", "is one file of a checkpoint"),
     ],
 )
@@ -130,6 +138,36 @@ def test_files(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=message) as caught:
         open_checkpoint(str(tmp_path / name))
     assert caught.value.hint
+    assert "Download it again" not in caught.value.hint
+
+
+def test_only_what_is_called_gguf_is_a_bad_download(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"<html>not found</html>")
+    with pytest.raises(CheckpointError, match="does not begin with the letters GGUF") as caught:
+        open_checkpoint(str(tmp_path / "x.gguf"))
+    assert caught.value.hint == "Download it again."
+
+
+def test_missing_files_are_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (model / "model.safetensors").rename(model / "model-00001-of-00006.safetensors")
+    with pytest.raises(CheckpointError, match=r"lacks 5 of its 6 .*: (\S+, ){2}\S+04-of\S+ and 2 more"):
+        open_checkpoint(str(model))
+    monkeypatch.chdir(model)
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint("./")
+    assert str(caught.value).startswith(f"{model} lacks 5")
+
+
+def test_a_folder_of_models_tells_which_run(model: Path, gguf_llama: GGUFLlama) -> None:
+    folder = model.parent
+    (model / "tokenizer.json").write_text("{}")
+    (folder / "broken").mkdir()
+    (folder / "broken" / "config.json").write_text('{"model_type": "mamba"}')
+    (folder / "a-damaged.gguf").write_bytes(b"GGUF")
+    good = gguf_llama("F32", name="good.gguf")
+    with pytest.raises(CheckpointError, match="holds 4 models in folders") as caught:
+        open_checkpoint(str(folder))
+    assert caught.value.hint == f"Give the path of one that can run: {str(good)!r} or {str(model)!r}."
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tiny.gguf"])
@@ -266,19 +304,28 @@ def test_pointers_of_git(model: Path, name: str) -> None:
     with pytest.raises(CheckpointError) as caught, open_checkpoint(str(model)) as opened:
         opened.tokenizer()
     assert name in str(caught.value)
+    assert "header of" not in str(caught.value)
     assert "git lfs pull" in caught.value.hint
 
 
-def test_a_command_is_easily_read() -> None:
-    assert tokenizer_hint(Path("/models/x")).endswith(
+def test_a_command_is_easily_read(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").touch()
+    assert tokenizer_hint(tmp_path).endswith(
         """python -c 'from transformers import AutoTokenizer; """
-        """AutoTokenizer.from_pretrained("/models/x").save_pretrained("/models/x")'"""
+        f"""AutoTokenizer.from_pretrained("{tmp_path}").save_pretrained("{tmp_path}")'"""
     )
 
 
+def test_where_there_is_no_tokenizer_at_all_it_is_downloaded(tmp_path: Path) -> None:
+    """transformers could make none."""
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        assert tokenizer_hint(folder).startswith("Download tokenizer.json, too")
+
+
 @pytest.mark.parametrize("typed", ["SmolLM2.Q4_1.guff", "smollm2.q4_1.gguf", "SmolLM2-Q4_1.gguf"])
-def test_a_wrong_path_gets_near_names_beside_it(tmp_path: Path, typed: str) -> None:
-    (tmp_path / "SmolLM2.Q4_1.gguf").touch()
+def test_a_wrong_path_gets_near_names_beside_it(tmp_path: Path, typed: str, gguf_llama: GGUFLlama) -> None:
+    gguf_llama("F32").rename(tmp_path / "SmolLM2.Q4_1.gguf")
+    (tmp_path / "SmolLM2.Q4_2.gguf").write_bytes(b"GGUF")  # cannot run
     (tmp_path / "SmolLM2.Q4_1.txt").touch()
     with pytest.raises(CheckpointError, match="no model at") as caught:
         open_checkpoint(str(tmp_path / typed))
