@@ -210,6 +210,7 @@ def _norm(checkpoint: Checkpoint, name: str, settings: NormConfig, size: int) ->
     def vector(part: str) -> np.ndarray:
         raw = checkpoint.tensor(f"{name}.{part}")
         check_shape(raw, (size,))
+        raw.check_numbers()
         return raw.dequantize()
 
     return FinalNorm(

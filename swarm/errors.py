@@ -250,6 +250,8 @@ class LocalProtocolError(ProtocolError):
 class CodecRangeError(LocalProtocolError):
     """Sound values do not fit into the wire codec that a person chose."""
 
+    exit_code = 2
+
 
 class PeerError(SwarmError):
     """A peer's ERROR or REFUSED frame. ``retriable``: the same request may succeed elsewhere or later."""

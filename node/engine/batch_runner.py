@@ -64,6 +64,8 @@ class BatchRunner:
         self._widths = model.config.boundaries.widths
         self._limit = model.limit
         self._sampler = sampler
+        self._is_sound = False  # whether a result was finite, or it was told that none is
+        self._spoilt: TokenSequence | None = None  # the first one of which a result was not
 
     def admit(self, job: StepJob) -> None:
         """Bring the table of the step's sequence up to date, in the order in which steps were submitted.
@@ -332,6 +334,8 @@ class BatchRunner:
                         self._encode_rows(codec, [take], hidden)
                     except LocalProtocolError as error:
                         fits = not isinstance(error, CodecRangeError)
+                        if fits:
+                            self._note_spoilt(take[0].sequence)
                         code = ErrorCode.BAD_TENSOR if fits else ErrorCode.UNSUPPORTED_CODEC
                         self._fail(take[0], StepFailed(code, error.message, error.hint), report)
                     except Exception:
@@ -349,6 +353,20 @@ class BatchRunner:
         except SwarmError:
             return False  # rows that cannot be encoded are met again, and told to their sender
 
+    def _note_spoilt(self, sequence: TokenSequence) -> None:
+        """Say once where two sessions had no finite result, and none had any: one may have chosen its input
+        for that."""
+        if self._is_sound or sequence is self._spoilt:
+            return
+        if self._spoilt is not None:
+            self._is_sound = True  # it is told once
+            logger.error(
+                "event=no_finite_result hint=%r",
+                "The blocks of this node compute values that are not finite for every session: the model's "
+                "file may be damaged. Download it again, or use another file.",
+            )
+        self._spoilt = sequence
+
     def _encode_rows(
         self, codec: Codec, takes: Sequence[tuple[StepJob, int, int]], hidden: np.ndarray
     ) -> None:
@@ -360,6 +378,7 @@ class BatchRunner:
         else:
             rows = np.concatenate([hidden[first : first + count] for _, first, count in takes])
         payload = codec.encode(rows)
+        self._is_sound = True
         if len(takes) == 1:
             takes[0][0].parts.append(payload)
             takes[0][0].rows += total

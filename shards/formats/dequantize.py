@@ -20,6 +20,10 @@ _CODEBOOK = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.float32
 )
 """What IQ4's integers stand for."""
+_CHECKED = 1 << 24
+"""Bytes whose scales are looked at together."""
+_EXPONENT = np.uint16(0x7C00)
+"""All bits of the exponent of a float16: of infinities, and of what is no number."""
 _FP4 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], dtype=np.int8)
 """Twice what the four bits of a float of type E2M1 stand for (OCP Microscaling Formats 1.0)."""
 
@@ -307,3 +311,17 @@ def _blocks(data: NDArray[np.uint8], qtype: str) -> tuple[np.ndarray, int]:
     """All blocks, and the columns of a row."""
     layout, values = _LAYOUTS[qtype]
     return np.ascontiguousarray(data).reshape(-1).view(layout), data.shape[1] // layout.itemsize * values
+
+
+def has_finite_scales(data: np.ndarray, qtype: str) -> bool:
+    """Whether all float16 scales and minima in ``data``, uint8 (rows, bytes of a row), are numbers. Reads
+    nothing else; True for types that have none."""
+    layout: np.dtype[np.void] = _LAYOUTS[qtype][0] if qtype in _LAYOUTS else np.dtype([])
+    halves = [name for name in layout.names or () if layout[name].base == np.float16]
+    step = max(1, _CHECKED // max(1, data.shape[-1]))
+    for start in range(0, len(data) if halves else 0, step):
+        blocks: NDArray[np.void] = data[start : start + step].view(layout)
+        for name in halves:
+            if np.bitwise_and(blocks[name].view(np.uint16), _EXPONENT).max(initial=0) == _EXPONENT:
+                return False
+    return True

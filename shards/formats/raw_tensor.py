@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ...swarm.errors import CheckpointError, UnsupportedModelError
-from .dequantize import dequantize_rows
+from .dequantize import dequantize_rows, has_finite_scales
 from .floats import STORED, narrow, widen
 from .qtypes import DENSE, row_bytes
 
@@ -138,6 +138,18 @@ class RawTensor:
             return widen(_dense(data, dtype), dtype)
         check_exponents(self.name, self.qtype, data)
         return dequantize_rows(data, self.qtype)
+
+    def check_numbers(self) -> None:
+        """CheckpointError where a value of a vector, or a scale in a matrix of GGUF's types, is not finite.
+        Of a matrix nothing else is read."""
+        if self.stored.size == 0:
+            return
+        if len(self.shape) == 1:
+            is_sound = bool(np.isfinite(self.dequantize()).all())
+        else:
+            is_sound = has_finite_scales(self.stored, self.qtype)
+        if not is_sound:
+            raise not_finite(self.name)
 
     def blocks(self) -> Blocks:
         """Taken apart for kernels that keep the groups: Q4_0, Q4_1, Q8_0; else UnsupportedModelError."""

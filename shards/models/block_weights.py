@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from ...swarm.errors import CheckpointError
 from ..formats.tensors import block_names
 
 if TYPE_CHECKING:
@@ -384,9 +383,7 @@ def _load_experts(
     return ExpertsWeights(
         router=loader.linear([f"{name}.router"], [experts.count], hidden),
         experts=loader.experts(f"{name}.experts", experts, hidden),
-        correction=_correction(loader, f"{name}.router.correction", experts.count)
-        if router.correction
-        else None,
+        correction=loader.vector(f"{name}.router.correction", experts.count) if router.correction else None,
         scale=loader.vector(f"{name}.router.scale", hidden) if router.norm is not None else None,
         expert_scale=loader.vector(f"{name}.router.expert_scale", experts.count)
         if router.expert_scale
@@ -399,14 +396,6 @@ def _load_experts(
         dense_out_norm=norm("dense_out_norm", experts.dense_out_norm),
         out_norm=norm("experts_out_norm", experts.out_norm),
     )
-
-
-def _correction(loader: BlockLoader[Norm, Linear, Experts, Heads], name: str, count: int) -> Floats:
-    """CheckpointError for numbers that are not finite: they would choose experts in any order."""
-    values = loader.vector(name, count)
-    if not np.isfinite(values).all():
-        raise CheckpointError(f"tensor {name} of the model has numbers that are not finite")
-    return values
 
 
 def bytes_in_file(checkpoint: Checkpoint, span: Span) -> int:

@@ -142,6 +142,8 @@ class TensorReader(Generic[Plan]):
             self._count(f"{form} ({raw.qtype})" if raw.qtype in sources else form, [raw])
 
     def _read(self, raw: RawTensor) -> None:
+        """To be called for each tensor that is held."""
+        raw.check_numbers()
         self._done += raw.nbytes
         if self._progress is not None:
             self._progress(self._done, max(self._total, self._done), self.label)

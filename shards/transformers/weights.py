@@ -43,6 +43,7 @@ def load_weights(
     tensors: dict[str, Tensor] = {}
     for name in names:
         raw = checkpoint.tensor(name)
+        raw.check_numbers()
         tensors[name] = tensor_of(raw, DTYPES[DENSE[raw.qtype]])
         done += raw.nbytes
         if progress is not None:

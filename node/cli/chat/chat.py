@@ -22,7 +22,7 @@ from rich.text import Text
 
 from ....client import Generation, SwarmModel, SyncTextStream
 from ....client.params import GenerationParams
-from ....swarm.errors import OutputError, SwarmError, UsageError
+from ....swarm.errors import ChatTemplateError, OutputError, SwarmError, UsageError
 from ....swarm.runtime.extras import install_extra
 from ....swarm.runtime.given_files import read_given
 from ....swarm.runtime.state_files import replace_file
@@ -65,7 +65,7 @@ def run_chat(arguments: argparse.Namespace) -> None:
         chat = Chat(model, screen, conversation, survives=at_terminal)
         if not model.tokenizer.has_chat_template:
             named = " --model …" if arguments.model else ""
-            raise UsageError(
+            raise ChatTemplateError(
                 f"{model.model} has no chat template, so it cannot hold a chat",
                 hint="Use an instruct model, or "
                 f"`swarm-node generate{named} --raw 'Once upon a time' --initial-peers …`.",

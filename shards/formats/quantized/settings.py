@@ -65,7 +65,12 @@ def quantization(read: Fields) -> Quantization | None:
     # MLX writes its settings twice, the second time under the name that transformers reads.
     if other is None or (by_mlx is not None and method in (None, "mlx", "affine")):
         return None
-    reader = _READERS.get(method or "")
+    if method is None:
+        raise UnsupportedModelError(
+            f"{other.where} has no quant_method: how the weights are quantized is not told",
+            hint=f'Add it, for example "quant_method": "gptq". Supported: {", ".join(_READERS)}.',
+        )
+    reader = _READERS.get(method)
     if reader is None:
         raise UnsupportedModelError(
             f"{other.where}: checkpoints quantized with {shown(method)} are not supported",

@@ -19,8 +19,9 @@ from .mxfp4 import GptOssBlocks
 from .parts import Format, Parts, sibling
 
 _NONE = Quantization("")
-_OWN_NAMES = {".qweight": "gptq or awq", ".weight_packed": "compressed-tensors"}
+_OWN_NAMES = {".qweight": ("gptq", "awq"), ".weight_packed": ("compressed-tensors",)}
 """Ends of names that stand in the place of ``.weight``, and who writes them."""
+_SETTINGS = "of older checkpoints they are in quantize_config.json or quant_config.json"
 _UNUSED = tuple(
     mark + end
     for end in (
@@ -152,10 +153,13 @@ def with_quantized(
 def _refuse_unsaid(parts: Parts, quantization: Quantization | None) -> None:
     """UnsupportedModelError for a matrix of a format that the configuration does not tell of."""
     stem = parts.name.removesuffix(".weight")
-    for end, maker in _OWN_NAMES.items():
+    for end, makers in _OWN_NAMES.items():
         if f"{stem}{end}" in parts.manifest:
+            methods = " or ".join(f'"{maker}"' for maker in makers)
             told = f"of {quantization.method}" if quantization else "no quantization_config"
             raise UnsupportedModelError(
-                f"{parts.where} has {stem}{end}, as {maker} writes it, but its config.json has {told}",
-                hint="Put the settings of quantize_config.json into config.json, as quantization_config.",
+                f"{parts.where} has {stem}{end}, as {' or '.join(makers)} writes it, "
+                f"but its config.json has {told}",
+                hint=f"Put the settings ({_SETTINGS}) into config.json as quantization_config, with "
+                f'"quant_method": {methods}.',
             )
