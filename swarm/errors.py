@@ -9,7 +9,9 @@
     │   │   ├── ChatTemplateError   the chat template is damaged, or takes more than it may
     │   │   ├── AbsentError         bytes of it were never fetched (shards/formats/files/mapped_file)
     │   │   ├── IncompleteError     pieces have to be fetched first (shards/checkpoint/stored)
-    │   │   └── ForgedError         its pieces are of another file (shards/checkpoint/stored)
+    │   │   ├── ForgedError         its pieces are of another file (shards/checkpoint/stored)
+    │   │   ├── MissingFileError    the hub's repository has no such file (shards/checkpoint/hub_repo)
+    │   │   └── DamagedError        a file of the hub's cache is another (shards/checkpoint/hub_weights)
     │   ├── ModelNotFoundError      no model of this name (shards/checkpoint/lookup)
     │   ├── UnsupportedModelError   a family, tensor type or option we cannot run
     │   └── ModelMismatchError      a peer serves another model under this name
@@ -35,6 +37,7 @@
     ├── ProtocolError               somebody broke the wire protocol                exit 6
     │   ├── RemoteProtocolError     the peer did (never trust it further)
     │   └── LocalProtocolError      we did (a bug of ours)
+    │       └── CodecRangeError     the wire codec that was asked for cannot hold these rows
     ├── PeerError                   a peer answered with a typed error frame        exit 6
     │   ├── NotAdmittedError        it or we are not a member of this swarm
     │   ├── BusyError               it has no room now; ``retry_after`` seconds

@@ -30,7 +30,8 @@ def drawn() -> dict[str, str]:
 
 
 def test_the_tree_is_drawn_as_it_is() -> None:
-    for room in ("swarm.transport.direct.transport", "swarm.membership.transport", "dht.delegated.directory"):
+    rooms = ("swarm.transport.direct.transport", "swarm.membership.transport", "dht.delegated.directory")
+    for room in (*rooms, "shards.checkpoint.hub"):
         import_module(f"swarm_node.{room}")  # what else is imported is chance
     tree = drawn()
     actual: dict[str, str] = {}

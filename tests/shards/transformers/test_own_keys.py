@@ -131,7 +131,6 @@ CHOOSES_CODE: dict[str, Any] = {
     "_experts_implementation": "deepgemm",
     "auto_map": {"AutoConfig": "evil--Config"},
     "trust_remote_code": True,
-    "quantization": {"bits": 4, "group_size": 64},
     "use_kernels": True,
     "torchscript": True,
     "per_layer_config": {"0": {"hidden_size": 8}},
@@ -158,6 +157,18 @@ def test_what_chooses_code_never_reaches_transformers(family: str) -> None:
     assert made.config._attn_implementation in ("sdpa", "eager")
     assert made.config.to_dict.__func__ is PreTrainedConfig.to_dict
     assert model.blocks == plain.blocks
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"quantization": {"bits": 4, "group_size": 64}},
+        {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 64}},
+    ],
+)
+def test_quantized_weights_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedModelError, match="are not supported where transformers computes"):
+        opened("gpt_neox", **settings)
 
 
 def test_an_error_of_transformers_costs_one_step(tmp_path: Path) -> None:
