@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 from ...dht.directory import Directory
@@ -57,12 +57,17 @@ async def explain(
     )
 
 
-def nobody_opens(tried: int, cause: SwarmError) -> NetworkError:
-    """The error where many are announced, and of those that were tried none opens a session."""
-    return NetworkError(
-        f"{tried} peers are announced that do not serve; the last one: {cause.message}",
+def nobody_opens(tried: Collection[str], cause: SwarmError) -> NoRouteError:
+    """The error where peers are announced, and of those that were ``tried`` none opens a session."""
+    some = "1 peer is announced that does" if len(tried) == 1 else f"{len(tried)} peers are announced that do"
+    error = NoRouteError(
+        f"{some} not serve; the last one: {cause.message}",
         hint="Try again, or ask the people who run the swarm; swarm-node status lists the announced nodes.",
+        missing=(),
+        seen=(),
     )
+    error.gone = frozenset(tried)
+    return error
 
 
 def who_loads(seen: Sequence[NodeInfo]) -> str:

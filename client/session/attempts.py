@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
-from ...swarm.errors import BusyError, HopFailedError, LocalNetworkError, PeerLateError
+from ...swarm.errors import BusyError, HopFailedError, LocalNetworkError, NetworkError, PeerLateError
 from ...swarm.types import Hop, Span
 from ..routing.evidence import Standing
 from ..routing.no_route import nobody_opens
@@ -87,12 +87,14 @@ class Attempts:
             now = self._router.now()
             self._since = now if self._since is None else self._since
             if now - self._since > self._strangers_s:
-                raise nobody_opens(len(self.passed_over), failure.cause) from failure
+                raise nobody_opens(self.passed_over, failure.cause) from failure
         if (
             self._failures >= MAX_FAILURES
             or self._strange >= MAX_STRANGE_FAILURES
             or self._openings >= MAX_OPENINGS
         ):
+            if opening and isinstance(failure.cause, NetworkError):
+                raise nobody_opens(self.passed_over, failure.cause) from failure
             raise failure.cause from failure
 
     async def look_around(self, gap: Span | None = None) -> None:
@@ -156,7 +158,7 @@ class Attempts:
             meeting.cancel()
         if not opening.done() and not self._router.reserves.unmet(self._need, wanted):
             first, *others = [
-                HopFailedError(peer_id, PeerLateError(f"peer {peer_id[-8:]} does not answer, and others do"))
+                HopFailedError(peer_id, PeerLateError(f"peer …{peer_id[-6:]} does not answer, and others do"))
                 for peer_id in sorted(mute)
             ]
             for failure in others:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from swarm_node.client.routing.route_finder import Need, Planned
 from swarm_node.client.routing.route_wait import WaitLimits
-from swarm_node.client.session.attempts import STRANGERS_S, Attempts
-from swarm_node.swarm.errors import HopFailedError, NetworkError, PeerUnreachableError
+from swarm_node.client.session.attempts import MAX_OPENINGS, STRANGERS_S, Attempts
+from swarm_node.swarm.errors import HopFailedError, PeerUnreachableError
+from swarm_node.swarm.routing.best_route import NoRouteError
 from tests.doubles.router_case import NEED, clocked_swarm, hops
 
 
@@ -76,6 +77,20 @@ async def test_announcements_of_the_dead_are_outlasted_by_those_who_wait(patienc
         _, planned = await opening
         assert hops(planned) == [("other", "0-5")]
     else:
-        with pytest.raises(NetworkError, match="1 peers are announced that do not serve"):
+        with pytest.raises(NoRouteError, match="1 peer is announced that does not serve") as caught:
             await opening
+        assert caught.value.exit_code == 5  # as where no peer is announced any more
+        assert caught.value.gone == {"dead"}
         assert STRANGERS_S < clock.time - began < STRANGERS_S + 15
+
+
+def test_a_proven_peer_that_never_opens_again_leaves_no_route() -> None:
+    """Whichever peer was there before, nobody serves the blocks now: that is no fault of the network."""
+    router: Any = SimpleNamespace(is_proven=lambda _: True, failed=lambda _: None)
+    attempts = Attempts(router, cast(Any, None), NEED)
+    failure = HopFailedError("dead", PeerUnreachableError("connection refused"))
+    for _ in range(MAX_OPENINGS - 1):
+        attempts.failed(failure, opening=True)
+    with pytest.raises(NoRouteError, match="the last one: connection refused") as caught:
+        attempts.failed(failure, opening=True)
+    assert caught.value.exit_code == 5
