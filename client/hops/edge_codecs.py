@@ -60,12 +60,12 @@ class TableDoubts:
 @dataclass(frozen=True, slots=True)
 class EdgeCodecs:
     """``wanted``: the kind of codec for edges whose ends both speak it. Kinds that ``failed``
-    (``LocalModel``), or lose too much by the word of who reads the rows, are not taken, unless a person
-    ``insists``. ``tables``: scales of the rows at each boundary, as far as they are known. ``offers``: what a
-    node has told this client; the table that it wants for the rows that go to it comes first, and can harm
-    only itself; rows for a reader in ``doubts`` have no table at all. ``embed`` makes of token ids the rows
-    that this client sends. ``reader``: judges the rows that come to this client from the model's last block,
-    and knows their scales."""
+    (``LocalModel``), or lose too much by the word of who reads the rows, are not taken, but for the one on
+    which a person ``insists``. ``tables``: scales of the rows at each boundary, as far as they are known.
+    ``offers``: what a node has told this client; the table that it wants for the rows that go to it comes
+    first, and can harm only itself; rows for a reader in ``doubts`` have no table at all. ``embed`` makes of
+    token ids the rows that this client sends. ``reader``: judges the rows that come to this client from the
+    model's last block, and knows their scales."""
 
     wanted: str
     insists: bool = False
@@ -75,6 +75,8 @@ class EdgeCodecs:
     reader: RowReader | None = None
     embed: Callable[[Sequence[int]], np.ndarray] | None = None
     doubts: TableDoubts = field(default_factory=TableDoubts)
+    _told: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    """Kinds that were taken in place of the one that a person asked for, and told of."""
 
     def between(
         self,
@@ -92,17 +94,24 @@ class EdgeCodecs:
         for peer_id in filter(None, (before, after)):
             for kinds in self._told_by(peer_id, nodes):
                 spoken, last = spoken.intersection(kinds), peer_id
-        if not self.insists:
-            spoken -= self._too_coarse(after, nodes)
+        spoken -= self._too_coarse(after, nodes) - ({self.wanted} if self.insists else frozenset())
         try:
             wants_table = self.wanted == int8s.KIND
             table = self._table_of(before, after, boundary, boundaries, ids) if wants_table else None
         except RemoteProtocolError as error:
             raise HopFailedError(after or "", error) from error
         try:
-            return negotiate(KINDS, [kind for kind in KINDS if kind in spoken], self.wanted, table)
+            codec = negotiate(KINDS, [kind for kind in KINDS if kind in spoken], self.wanted, table)
         except RemoteProtocolError as error:
             raise HopFailedError(last, error) from error
+        if self.insists and codec.kind != self.wanted and codec.kind not in self._told:
+            self._told.add(codec.kind)
+            why = "no scales are known" if self.wanted in spoken else "a peer does not read it"
+            logger.warning(
+                "event=other_wire_codec wanted=%s taken=%s boundary=%d reason=%r",
+                *(self.wanted, codec.kind, boundary, why),
+            )
+        return codec
 
     def _told_by(self, peer_id: str, nodes: Nodes) -> Iterator[tuple[str, ...]]:
         """The kinds of codecs that a node says it speaks: as it told us, and as it announced. Either may be

@@ -172,3 +172,16 @@ def test_rows_for_who_is_doubted_have_no_scales(nodes: dict[str, NodeInfo]) -> N
     assert codecs.doubts.add(None)
     assert not codecs.doubts.add("b")
     assert names(codecs, nodes)[1::2] == ["f8", "f8"]
+
+
+def test_a_kind_without_scales_that_a_person_asked_for_gives_way_to_none_that_failed(
+    nodes: dict[str, NodeInfo], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As without the wish, and one line says so."""
+    asked = EdgeCodecs("int8s", insists=True, failed=("int8", "f8"), tables={6: table_of(8, 6)})
+    assert names(asked, nodes) == ["bf16", "bf16", "bf16", scales(6)]
+    (line,) = caplog.messages
+    assert "wanted=int8s taken=bf16" in line
+    assert "no scales are known" in line
+    assert names(replace(asked, wanted="f8"), nodes) == ["f8"] * 4  # what was asked for, though it failed
+    assert len(caplog.messages) == 1
