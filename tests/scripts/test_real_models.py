@@ -69,3 +69,12 @@ def test_the_demo_knows_how_many_blocks_each_model_has(capsys: pytest.CaptureFix
         demo.parse(["--model", "gemma3-270m", "--nodes", "19"])
     assert "the model has 18 blocks" in capsys.readouterr().err
     assert demo.parse(["--nodes", "30"]).model == "smollm2-135m"
+
+
+def test_the_demo_asks_a_base_model_for_a_few_tokens_only() -> None:
+    """It continues a text, and would go on until it is stopped."""
+    default, base = demo.parse([]), demo.parse(["--model", "gemma3-270m"])
+    assert (default.prompt, default.max_new_tokens) == (demo.QUESTION, 256)
+    assert (base.prompt, base.max_new_tokens) == (demo.BEGINNING, 48)
+    own = demo.parse(["--model", "gemma3-270m", "--max-new-tokens", "7", "In 1900"])
+    assert (own.prompt, own.max_new_tokens) == ("In 1900", 7)
