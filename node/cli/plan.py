@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from ...shards.models.devices import choose_device
-from ...swarm.placement.types import Serve, gigabytes
+from ...swarm.placement.types import Gain, Serve, gigabytes
 from ...swarm.types import NodeInfo
 from ..auto.machine import room_for
 from ..auto.plan import Outlook, look_ahead
@@ -88,4 +88,9 @@ def _verdict(outlook: Outlook) -> str:
         return f"{text}; blocks {left} would still be missing" if left else text
     if verdict.token_s_before is None:
         return f"{text}: a token takes {verdict.token_s * 1000:.1f} ms then"
-    return f"{text}: from {verdict.token_s_before * 1000:.1f} to {verdict.token_s * 1000:.1f} ms per token"
+    before, after = verdict.token_s_before * 1000, verdict.token_s * 1000
+    if verdict.gain is Gain.FASTER:
+        return f"{text}: from {before:.1f} to {after:.1f} ms per token"
+    if verdict.gain is Gain.THROUGHPUT:
+        text += f": from {verdict.tokens_per_s_before:.0f} to {verdict.tokens_per_s:.0f} tokens/s"
+    return f"{text}; a token takes {after:.1f} ms"

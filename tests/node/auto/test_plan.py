@@ -119,6 +119,21 @@ async def test_a_stranger_who_claims_a_hole_and_does_not_answer_does_not_fill_it
     assert "…ranger" in lines(outlook)[-2]
 
 
+@pytest.mark.parametrize(
+    ("gain", "end"),
+    [
+        (Gain.FASTER, "it helps: from 4.0 to 3.0 ms per token"),
+        (Gain.THROUGHPUT, "it helps: from 250 to 500 tokens/s; a token takes 3.0 ms"),
+        (Gain.SPARE, "it helps; a token takes 3.0 ms"),
+    ],
+)
+async def test_what_gets_better_is_told_in_its_own_unit(swarm, gain, end):
+    swarm.serve("a", Span(0, 4), 1.0)
+    outlook = await look_ahead(HERE, swarm.config)
+    verdict = Serve(Span(0, 4), gain, "it helps", 1, 0.003, 0.004, 500.0, 250.0)
+    assert lines(replace(outlook, verdict=verdict))[-1].endswith(end.replace("it helps", "it helps[/]"))
+
+
 async def test_a_machine_that_is_far_too_slow_would_stand_by(swarm, monkeypatch):
     measure = plan.measure_machine
     monkeypatch.setattr(plan, "measure_machine", lambda *a: replace(measure(*a), decode_ms_per_block=1e4))
