@@ -215,7 +215,7 @@ def format_bytes(count: float) -> str:
 
 
 def route_table(hops: list[dict[str, Any]]) -> Table:
-    """The route an answer took, a line a hop."""
+    """The route an answer took, a line a hop. Hops in a chain have no ``wire``: only its sum is known."""
     table = Table(title="Route", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("peer")
     table.add_column("blocks")
@@ -225,7 +225,8 @@ def route_table(hops: list[dict[str, Any]]) -> Table:
         table.add_row(
             short_peer_id(hop["peer_id"]),
             hop["blocks"],
-            *(f"{hop[key]:.2f}" for key in ("ms_per_token", "queue_ms", "compute_ms", "codec_ms", "wire_ms")),
+            *(f"{hop[key]:.2f}" for key in ("ms_per_token", "queue_ms", "compute_ms", "codec_ms")),
+            f"{hop['wire_ms']:.2f}" if hop["wire_ms"] else "-",
             format_bytes(hop["bytes_sent"]),
             format_bytes(hop["bytes_received"]),
         )

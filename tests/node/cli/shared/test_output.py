@@ -19,7 +19,14 @@ from rich.progress import Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from swarm_node.node.cli.shared.output import SafeConsole, describe_error, print_error, print_json, print_text
+from swarm_node.node.cli.shared.output import (
+    SafeConsole,
+    describe_error,
+    print_error,
+    print_json,
+    print_text,
+    route_table,
+)
 from swarm_node.swarm.errors import UsageError
 
 HOSTILE = "evil\x1b]0;title\x07\x1b[2J\x9b31m\u202e\r"
@@ -114,3 +121,12 @@ def test_what_the_machine_lacks_is_no_fault_of_ours(error: BaseException, said: 
 def test_other_errors_that_nobody_expected_are_faults_of_ours() -> None:
     for error in (OSError(errno.EINVAL, "Invalid argument"), OSError("no number"), RuntimeError("x")):
         assert "fault of swarm-node" in describe_error(error)[1]
+
+
+def test_of_hops_in_a_chain_no_wire_is_shown() -> None:
+    """It is known of all of their links together only."""
+    keys = ("ms_per_token", "queue_ms", "compute_ms", "codec_ms", "wire_ms", "bytes_sent", "bytes_received")
+    hop = {"peer_id": "a", "blocks": "0-4", **dict.fromkeys(keys, 1.25)}
+    table = route_table([hop, {**hop, "wire_ms": 0.0}])
+    (wire,) = (column for column in table.columns if column.header == "wire")
+    assert list(wire.cells) == ["1.25", "-"]
