@@ -176,6 +176,12 @@ class LoadedSpan:
         """Kinds of codecs that lose too much of the rows that come here."""
         return () if self.reader is None else self.reader.coarse
 
+    @property
+    def row_errors(self) -> dict[str, float]:
+        """See ``RowReader.errors``."""
+        errors = {} if self.reader is None else self.reader.errors
+        return {kind: round(error, 5) for kind, error in errors.items()}
+
     def sweep(self) -> None:
         """Close idle sessions and connections, and judge the rows that came. Call it every SWEEP_S
         seconds."""

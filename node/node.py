@@ -412,7 +412,7 @@ class Node:
         loaded.sweep()
         if (coarse := loaded.coarse) != before:
             self.announce_soon()
-            self.emit("coarse_codecs", codecs=list(coarse))
+            self.emit("coarse_codecs", codecs=list(coarse), errors=loaded.row_errors)
 
     async def _handle(self, stream: Stream) -> None:
         """Serve a stream with the span that is loaded when it comes."""

@@ -25,7 +25,7 @@ async def run_bootstrap_command(arguments: argparse.Namespace) -> None:
             print_network(event)
         elif event.event == "listening":
             print_addresses(arguments, event, "Bootstrap node")
-            print_join(arguments, event, "PATH_OR_NAME", "")
+            print_join(arguments, event, "PATH_OR_NAME")
             console.print("Ctrl-C stops it.")
 
     entry = entry_of(arguments)

@@ -29,7 +29,7 @@ from ..node import Node
 from ..weights.found_model import FoundModel
 from ..weights.sharing import WeightOptions, WeightService
 from .shared.arguments import entry_of
-from .shared.network_lines import print_addresses, print_direct, print_join, print_network, suggest_blocks
+from .shared.network_lines import print_addresses, print_direct, print_join, print_network
 from .shared.output import console, events, plural, short_peer_id, shown
 from .shared.signals import on_stop_signals
 
@@ -270,8 +270,7 @@ class _Display:
                 model = self._arguments.model or event.model
                 if self._shares and Path(model).exists():
                     model = event.model  # other machines have no such path, and get the files by name
-                blocks = "" if self._arguments.blocks == "auto" else suggest_blocks(event)
-                print_join(self._arguments, event, model, blocks)
+                print_join(self._arguments, event, model)
                 console.print("Ctrl-C stops it.")
             case "model_choice":
                 loud = "bold yellow" if details["is_change"] else "yellow"
@@ -303,9 +302,9 @@ class _Display:
                     f"[yellow]No client can read this model[/]: {shown(line)} {shown(str(details['hint']))}"
                 )
             case "coarse_codecs" if coarse := cast(list[str], details["codecs"]):
-                console.print(
-                    f"[yellow]Rows lose too much in {', '.join(coarse)}[/]: new sessions send finer ones."
-                )
+                errors = cast(dict[str, float], details["errors"])
+                kinds = ", ".join(f"{kind} ({errors.get(kind, 0):.1%})" for kind in coarse)
+                console.print(f"[yellow]Rows lose too much in {kinds}[/]: new sessions send finer ones.")
             case "weights_damaged":
                 console.print(f"[yellow]{shown(str(details['message']))}.[/]")
             case "sharing":

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ...dht.joining.client import join_as_client
 from ...dht.left_out import LeftOut
+from ...swarm.codecs.names import KINDS
 from ...swarm.membership.entry import SwarmEntry
 from ...swarm.names import digest_prefix
 from ...swarm.placement.demand import Demand, Wanted, is_open, tally
@@ -101,7 +102,8 @@ def _report_model(model: ModelRef, nodes: list[NodeInfo], silent: Collection[str
             {
                 "peer_id": node.peer_id,
                 "blocks": str(node.span),
-                "state": str(node.state),
+                "state": "silent" if node.peer_id in silent else str(node.state),
+                "announced_state": str(node.state),
                 "decode_ms_per_block": node.decode_ms_per_block,
                 "prefill_tokens_per_s": node.prefill_tokens_per_s,
                 "free_kv_tokens": node.free_kv_tokens,
@@ -156,7 +158,8 @@ def print_tables(
     digests = [model["digest"] for model in report["models"]]
     for model in report["models"]:
         print_table(_table(model, digests))
-        for line in [*_deterministic(model), *_silent(model), *_by_daemons(model), *_coarse(model)]:
+        remarks = (_deterministic, _silent, _by_daemons, _fewer_codecs, _coarse)
+        for line in (line for remark in remarks for line in remark(model)):
             answers.print(line)
         if model["missing"]:
             which = quote(_said(model, report["models"]))
@@ -207,9 +210,8 @@ def _table(model: dict[str, Any], digests: Sequence[str] = ()) -> Table:
         table.add_row(
             short_peer_id(node["peer_id"]),
             node["blocks"],
-            "silent" if node["peer_id"] in model["silent"] else node["state"],
-            # In lines that fit into its 14 columns: the types, the share of experts, what else computes.
-            shown(node["weights"]).replace(" of experts", " experts").replace(", ", "\n"),
+            node["state"],
+            shown(_weights(node["weights"])).replace("|", "\n"),
             f"{milliseconds:.2f}" if milliseconds else "-",
             f"{node['prefill_tokens_per_s']:.0f}" if node["prefill_tokens_per_s"] else "-",
             f"{_short(free)} {100 * free / total:.0f}%" if total else "-",
@@ -221,6 +223,21 @@ def _table(model: dict[str, Any], digests: Sequence[str] = ()) -> Table:
     return table
 
 
+_KINDS_SHOWN = 2
+"""The table shows at most this many of the types that weights are held as: ``--json`` has all."""
+
+
+def _weights(weights: str) -> str:
+    """In lines, with | between them, that fit into its 14 columns: the types that hold most, the share of
+    experts, what else computes."""
+    held, *others = weights.replace("|", " ").replace(" of experts", " experts").split(", ")
+    kinds = held.split(" + ")
+    lines = [" + ".join(kinds[:_KINDS_SHOWN])]
+    if len(kinds) > _KINDS_SHOWN:
+        lines.append(f"+ {len(kinds) - _KINDS_SHOWN} more")
+    return "|".join([*lines, *others])
+
+
 def _silent(model: dict[str, Any]) -> list[str]:
     """The line of nodes that did not answer this machine."""
     silent = model["silent"]
@@ -229,6 +246,16 @@ def _silent(model: dict[str, Any]) -> list[str]:
     names = ", ".join(map(short_peer_id, silent[:_LEFT_OUT_SHOWN]))
     more = f" and {len(silent) - _LEFT_OUT_SHOWN} more" if len(silent) > _LEFT_OUT_SHOWN else ""
     return [f"  [yellow]did not answer, so not counted[/]: {names}{more}"]
+
+
+def _fewer_codecs(model: dict[str, Any]) -> list[str]:
+    """A line for each node that does not read all the codecs that this version knows."""
+    return [
+        f"  [dim]{short_peer_id(node['peer_id'])} reads no {', '.join(lacks)}[/]: "
+        f"rows travel to it in {shown(', '.join(node['codecs']))}"
+        for node in model["nodes"]
+        if node["codecs"] and (lacks := [kind for kind in KINDS if kind not in node["codecs"]])
+    ]
 
 
 def _coarse(model: dict[str, Any]) -> list[str]:

@@ -50,6 +50,12 @@ class RowReader:
     def loss(self, kind: str) -> Loss:
         return self._watch.loss(kind)
 
+    @property
+    def errors(self) -> dict[str, float]:
+        """The mean errors of rows in each kind of codec that enough of them came in."""
+        losses = {kind: self.loss(kind) for kind in self._watch.kinds}
+        return {kind: loss.mean for kind, loss in losses.items() if loss.groups}
+
     def table_for(self, group: str) -> ScaleTable | None:
         """The scales with which this reader wants rows that come from an address group; None where it does
         not know them, or they do harm."""

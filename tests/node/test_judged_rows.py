@@ -4,6 +4,7 @@ what a node has learned of its channels is."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import pytest
@@ -71,7 +72,11 @@ async def test_what_loses_too_much_is_told_and_not_taken_again(
     monkeypatch.setattr(node, "emit", lambda event, **details: told.append({"event": event, **details}))
     for _ in range(2):
         node._sweep_once(node.loaded)
-    assert told == [{"event": "coarse_codecs", "codecs": ["f8"]}]
+    (event,) = told
+    assert (event["event"], event["codecs"]) == ("coarse_codecs", ["f8"])
+    errors = cast(dict[str, float], event["errors"])
+    assert set(errors) == {"f8"}
+    assert 1e-4 < errors["f8"] < 0.1
     assert node.info().coarse == ("f8",)
     await node.presence.announcer.announce()
     await model.close()

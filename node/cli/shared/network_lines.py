@@ -6,7 +6,6 @@ import argparse
 import shlex
 
 from ....swarm.transport.addresses import all_loopback
-from ....swarm.types import Span
 from ...config import NodeEvent
 from .output import console, shown
 from .pasting import pasteable
@@ -47,8 +46,8 @@ def print_network(event: NodeEvent) -> None:
         console.print(f"[green]Network restored[/] after {event.details['seconds']:.1f} s.")
 
 
-def print_join(arguments: argparse.Namespace, event: NodeEvent, model: str, blocks: str) -> None:
-    command = join_command(arguments, event, model, blocks)
+def print_join(arguments: argparse.Namespace, event: NodeEvent, model: str) -> None:
+    command = join_command(arguments, event, model)
     near = "" if "--initial-peers" in command or "--join" in command else " on this network"
     console.print(f"The next peer{near} joins with:")
     console.print(f"  {shown(command)}")
@@ -56,11 +55,10 @@ def print_join(arguments: argparse.Namespace, event: NodeEvent, model: str, bloc
         console.print(f"  {shown(note)}")
 
 
-def join_command(arguments: argparse.Namespace, event: NodeEvent, model: str, blocks: str) -> str:
-    """What to type on another machine to serve beside this node."""
+def join_command(arguments: argparse.Namespace, event: NodeEvent, model: str) -> str:
+    """What to type on another machine to serve beside this node. The machine chooses its blocks itself: it
+    sees which ones are missing then."""
     words = ["swarm-node serve --model", shlex.quote(model)]
-    if blocks:
-        words.append(f"--blocks {blocks}")
     if arguments.join or arguments.swarm_key:
         words.append("--join INVITE")  # which has the addresses, too
     else:
@@ -69,14 +67,6 @@ def join_command(arguments: argparse.Namespace, event: NodeEvent, model: str, bl
         if not arguments.mdns or arguments.host in ONLY_HERE:
             words.append(f"--initial-peers {_dialable(event.maddrs)[0] if event.maddrs else 'ADDR'}")
     return " ".join(words)
-
-
-def suggest_blocks(event: NodeEvent) -> str:
-    """Blocks that a next peer could serve: those after this node's, those before, or the same again."""
-    span, n_blocks = Span.parse(event.blocks), event.details.get("n_blocks")
-    if isinstance(n_blocks, int) and span.end < n_blocks:
-        return str(Span(span.end, n_blocks))
-    return str(Span(0, span.start)) if span.start else str(span)
 
 
 def invite_note(arguments: argparse.Namespace, event: NodeEvent) -> str:

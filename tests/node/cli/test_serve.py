@@ -119,10 +119,12 @@ def test_remarks_are_one_line_with_what_to_do(capsys: pytest.CaptureFixture[str]
     details = {"message": "m holds no [red]tokenizer.json", "hint": "Have it written: python -c 'x'"}
     display.on_event(NodeEvent("tokenizer_unreadable", details=details))
     display.on_event(NodeEvent("waiting", details={"message": "nobody has m", "hint": "Did you mean 'n'?"}))
-    display.on_event(NodeEvent("coarse_codecs", details={"codecs": ["int8s", "f8"]}))
-    display.on_event(NodeEvent("coarse_codecs", details={"codecs": []}))
+    display.on_event(
+        NodeEvent("coarse_codecs", details={"codecs": ["int8s", "f8"], "errors": {"int8s": 0.031, "f8": 0.2}})
+    )
+    display.on_event(NodeEvent("coarse_codecs", details={"codecs": [], "errors": {}}))
     remark, waiting, coarse = capsys.readouterr().err.splitlines()
-    assert coarse == "Rows lose too much in int8s, f8: new sessions send finer ones."
+    assert coarse == "Rows lose too much in int8s (3.1%), f8 (20.0%): new sessions send finer ones."
     assert remark == (
         "No client can read this model: m holds no [red]tokenizer.json. It is served as it is until the node "
         "starts with other files. Have it written: python -c 'x'"

@@ -13,6 +13,7 @@ from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node.cli import status
 from swarm_node.node.cli.parser import build_parser
 from swarm_node.node.cli.status import build_report, print_tables, run_status
+from swarm_node.swarm.codecs.names import KINDS
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 
 MODEL = ModelRef("tiny", "ab" * 32, 30)
@@ -29,7 +30,15 @@ def test_nodes_are_listed_by_block_and_holes_are_named() -> None:
     assert model["missing"] == ["10-19"]
     assert [node["blocks"] for node in model["nodes"]] == ["0-9", "20-29"]
     assert set(model["nodes"][0]) == {
-        *("peer_id", "blocks", "state", "decode_ms_per_block", "prefill_tokens_per_s", "free_kv_tokens"),
+        *(
+            "peer_id",
+            "blocks",
+            "state",
+            "announced_state",
+            "decode_ms_per_block",
+            "prefill_tokens_per_s",
+            "free_kv_tokens",
+        ),
         *(
             "total_kv_tokens",
             "weights",
@@ -51,6 +60,8 @@ def test_whoever_gives_no_answer_is_named_and_serves_nothing(capsys: pytest.Capt
     report = build_report([_node("a", 0, 20), _node("stranger", 20, 30)], silent={"stranger"})
     (model,) = report["models"]
     assert (model["missing"], model["silent"]) == (["20-29"], ["stranger"])
+    states = [(node["state"], node["announced_state"]) for node in model["nodes"]]
+    assert states == [("online", "online"), ("silent", "online")]
     print_tables(report)
     told = capsys.readouterr().out
     assert "did not answer, so not counted: …ranger" in told
@@ -93,6 +104,27 @@ def test_a_share_of_experts_stands_on_a_line_of_its_own(capsys: pytest.CaptureFi
     lines = capsys.readouterr().out.splitlines()
     assert "44 % experts" in [line.strip() for line in lines]
     assert all(len(line.rstrip()) <= 80 for line in lines if "swarm-node" not in line)
+
+
+def test_of_many_types_of_weights_two_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    weights = "int5 (Q5_0) + int8 (Q8_0) + Q4_K + Q6_K + float32, transformers"
+    report = build_report([replace(_node("12D3KooWgemma", 0, 30), weights=weights)])
+    assert report["models"][0]["nodes"][0]["weights"] == weights
+    print_tables(report)
+    told = capsys.readouterr().out
+    for line in ("+ 3 more", "transformers"):
+        assert line in [each.strip() for each in told.splitlines()]
+    assert "Q5_0" in told
+    assert "Q8_0" in told
+    assert "Q4_K" not in told
+
+
+def test_a_node_that_does_not_read_every_codec_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    node = replace(_node("12D3KooWolder1", 0, 30), codecs=("none", "bf16", "fp16", "int8"))
+    print_tables(build_report([node, replace(node, peer_id="12D3KooWnewer1", codecs=KINDS)]))
+    told = capsys.readouterr().out
+    assert "…older1 reads no f8, int8s: rows travel to it in none, bf16, fp16, int8" in told
+    assert "…newer1 reads no" not in told
 
 
 def test_nodes_that_only_their_daemons_reach_are_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,22 +5,15 @@ from __future__ import annotations
 import pytest
 
 from swarm_node.node.cli.parser import build_parser
-from swarm_node.node.cli.shared.network_lines import invite_note, join_command, reach_note, suggest_blocks
+from swarm_node.node.cli.shared.network_lines import invite_note, join_command, reach_note
 from swarm_node.node.config import NodeEvent
-
-
-@pytest.mark.parametrize(
-    ("served", "suggested"), [("0-14", "15-29"), ("10-19", "20-29"), ("20-29", "0-19"), ("0-29", "0-29")]
-)
-def test_the_next_peer_is_told_blocks_that_help(served: str, suggested: str) -> None:
-    event = NodeEvent("online", blocks=served, details={"n_blocks": 30})
-    assert suggest_blocks(event) == suggested
 
 
 @pytest.mark.parametrize(
     ("words", "command"),
     [
         ((), "swarm-node serve --model m"),
+        (("--blocks", "15-29"), "swarm-node serve --model m"),  # others may serve 0-14 already
         (("--swarm", "my den"), "swarm-node serve --model m --swarm 'my den'"),
         (("--no-mdns",), "swarm-node serve --model m --initial-peers /ip4/192.168.1.5/tcp/1/p2p/x"),
         (("--host", "127.0.0.1"), "swarm-node serve --model m --initial-peers /ip4/192.168.1.5/tcp/1/p2p/x"),
@@ -31,7 +24,7 @@ def test_the_next_peer_is_told_blocks_that_help(served: str, suggested: str) -> 
 def test_the_next_peer_is_told_how_to_get_in(words: tuple[str, ...], command: str) -> None:
     arguments = build_parser().parse_args(["serve", "--model", "m", *words])
     event = NodeEvent("online", maddrs=("/ip4/127.0.0.1/tcp/1/p2p/x", "/ip4/192.168.1.5/tcp/1/p2p/x"))
-    assert join_command(arguments, event, "m", "") == command
+    assert join_command(arguments, event, "m") == command
 
 
 @pytest.mark.parametrize(
