@@ -174,7 +174,7 @@ class Scout:
             async with asyncio.timeout(self._links.patience.dial_s):
                 await asyncio.shield(link.welcome)
         except TimeoutError:
-            error: SwarmError = PeerTimeoutError(f"peer {node.peer_id[-8:]} does not answer")
+            error: SwarmError = PeerTimeoutError(f"peer …{node.peer_id[-6:]} does not answer")
         except SwarmError as caught:
             error = caught
         else:

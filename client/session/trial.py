@@ -47,7 +47,7 @@ async def try_peer(
         async with asyncio.timeout(TRIAL_S):
             return await _try(links, node, x, wire_codec, boundaries)
     except TimeoutError:
-        error: SwarmError = TrialLostError(f"peer {node.peer_id[-8:]} did not pass a trial in {TRIAL_S:g} s")
+        error: SwarmError = TrialLostError(f"peer …{node.peer_id[-6:]} did not pass a trial in {TRIAL_S:g} s")
     except SwarmError as caught:
         error = caught
     raise HopFailedError(node.peer_id, error)
@@ -59,7 +59,7 @@ async def _try(
     codec = negotiate(KINDS, node.codecs or KINDS, wire_codec)
     span = span_inside(node.span, boundaries.cuts)
     if span is None:
-        raise RemoteProtocolError(f"peer {node.peer_id[-8:]} serves blocks {node.span}: no cut is in them")
+        raise RemoteProtocolError(f"peer …{node.peer_id[-6:]} serves blocks {node.span}: no cut is in them")
     plan = HopPlan(Hop(node.peer_id, span, node.dial_maddrs), 0, 1, new_session(), codec, codec)
     hop = await HopClient.open(links, plan, SessionSettings(boundaries, TRIAL_TOKENS))
     try:

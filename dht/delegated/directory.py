@@ -222,11 +222,11 @@ class DelegatedDirectory(RecordDirectory[LookupAnswers]):
                     said[peer_id] = reason
                 case Slower(retry_after_ms):
                     said[peer_id] = (
-                        f"peer {peer_id[-8:]} takes no announcement for {retry_after_ms / 1000:.1f} s"
+                        f"peer …{peer_id[-6:]} takes no announcement for {retry_after_ms / 1000:.1f} s"
                     )
                 case _:
                     raise RemoteProtocolError(
-                        f"peer {peer_id[-8:]} answered PUT with {type(answer).__name__}"
+                        f"peer …{peer_id[-6:]} answered PUT with {type(answer).__name__}"
                     )
 
         outcomes = await ask_side_by_side(lambda _: list(found.clocks), give, ASKED)
@@ -282,7 +282,7 @@ class DelegatedDirectory(RecordDirectory[LookupAnswers]):
                         answer = await stream.receive_within(SILENT_S)
                         if isinstance(answer, Slower):
                             raise NetworkError(
-                                f"peer {peer_id[-8:]} refused the request: it was asked too often"
+                                f"peer …{peer_id[-6:]} refused the request: it was asked too often"
                             )
                         if not isinstance(answer, Entries):
                             raise RemoteProtocolError(f"{type(answer).__name__} is not an answer to GET")
@@ -373,4 +373,4 @@ def _error_of(peer_id: str, task: asyncio.Task[None]) -> SwarmError:
 
 
 def _unreadable(peer_id: str) -> RemoteProtocolError:
-    return RemoteProtocolError(f"peer {peer_id[-8:]} sent an answer that cannot be read")
+    return RemoteProtocolError(f"peer …{peer_id[-6:]} sent an answer that cannot be read")

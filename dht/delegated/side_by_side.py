@@ -58,5 +58,5 @@ async def ask_side_by_side(
     now = clock()
     for peer_id, at in asking.values():
         if now - at >= HEDGE_S:
-            outcomes[peer_id] = PeerTimeoutError(f"peer {peer_id[-8:]} was silent while others answered")
+            outcomes[peer_id] = PeerTimeoutError(f"peer …{peer_id[-6:]} was silent while others answered")
     return outcomes

@@ -61,7 +61,7 @@ def proven(claimed: bytes, peer_id: str) -> Contact | None:
     if not contact.raw.startswith(_ED25519):
         raise RemoteProtocolError("a DHT node whose PeerID is not of an Ed25519 key")
     if claimed != id_bytes(contact.node_id):
-        raise RemoteProtocolError(f"peer {peer_id[-8:]} claims a DHT id that is not the hash of its PeerID")
+        raise RemoteProtocolError(f"peer …{peer_id[-6:]} claims a DHT id that is not the hash of its PeerID")
     return contact
 
 

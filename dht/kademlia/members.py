@@ -73,7 +73,7 @@ class MembersP2P:
     def _check(self, peer_id: str, token: Any) -> None:
         if token.username != self._membership.tag:
             raise NotAdmittedError(
-                f"peer {peer_id[-8:]} is not in this swarm",
+                f"peer …{peer_id[-6:]} is not in this swarm",
                 hint="Use the same --swarm name and key on both sides, or join by an invite.",
             )
         self._membership.check(peer_id, token.signature, self._clock())

@@ -296,7 +296,7 @@ class PeerConnection:
         if session is None:
             self._refuse(step.session, step.step, *NOT_OPEN)
         elif session.owner is self:
-            text = f"takes its steps from peer {session.upstream[-8:]}"
+            text = f"takes its steps from peer …{session.upstream[-6:]}"
             self._refuse(
                 step.session, step.step, text, "Send them there, or take the session back by ATTACH."
             )

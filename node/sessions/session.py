@@ -151,7 +151,7 @@ class NodeSession:
                 self.id,
                 None,
                 ErrorCode.UPSTREAM_LOST,
-                f"peer {peer_id[-8:]}, which sends this session's steps, is lost: {why}",
+                f"peer …{peer_id[-6:]}, which sends this session's steps, is lost: {why}",
                 True,
                 "The session is open: name another upstream by ATTACH.",
             )

@@ -151,7 +151,7 @@ class NodeLink:
 
     @property
     def name(self) -> str:
-        return f"peer {self.peer_id[-8:]}"
+        return f"peer …{self.peer_id[-6:]}"
 
     @property
     def round_trip_s(self) -> float:

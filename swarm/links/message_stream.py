@@ -119,7 +119,7 @@ class MessageStream(Generic[M]):
                 if done:
                     return receiving.result()
                 if self.bytes_received - received < LEAST_RATE_BYTES_PER_S * seconds:
-                    raise PeerTimeoutError(f"peer {self.peer_id[-8:]} was silent for {seconds:g} s")
+                    raise PeerTimeoutError(f"peer …{self.peer_id[-6:]} was silent for {seconds:g} s")
         finally:
             if not receiving.done():
                 receiving.cancel()

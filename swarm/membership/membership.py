@@ -179,7 +179,7 @@ class KeyedSwarm:
         return self._own[2]
 
     def check(self, peer_id: str, credential: bytes, now: float) -> float:
-        whom = f"peer {peer_id[-8:]}"
+        whom = f"peer …{peer_id[-6:]}"
         if not credential:
             raise NotAdmittedError(
                 f"{whom} has no credential, and this swarm admits members only",

@@ -35,7 +35,7 @@ def error_message(
 
 def error_of(message: ErrorMessage | Refused | Busy, peer_id: str) -> SwarmError:
     """The exception for a peer's ERROR, REFUSED or BUSY: a PeerError or ModelMismatchError."""
-    name = f"peer {peer_id[-8:]}"
+    name = f"peer …{peer_id[-6:]}"
     if isinstance(message, Busy):
         seconds = message.retry_after_ms / 1000
         return BusyError(f"{name} is busy: {message.reason}", retry_after=seconds)

@@ -49,7 +49,7 @@ async def connect_through(stream: Stream, peer_id: str, run: Run) -> StreamChann
     if (status := fields.get(5)) != _OK:
         why = _REASONS.get(status, "no status") if isinstance(status, int) else "no status"
         raise PeerUnreachableError(
-            f"relay {stream.peer_id[-8:]} does not lead to peer {peer_id}: {why}",
+            f"relay …{stream.peer_id[-6:]} does not lead to peer {peer_id}: {why}",
             hint="The peer may have left, or lost its place at the relay and be getting another.",
         )
     return StreamChannel(stream, run)

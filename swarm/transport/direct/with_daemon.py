@@ -73,7 +73,7 @@ class LazyDaemonTransport(Generic[DaemonT]):
             except (PeerUnreachableError, PeerTimeoutError) as error:
                 dialled = error
         try:
-            daemon = await self.daemon(f"peer {peer_id[-8:]} cannot be dialled over plain TCP")
+            daemon = await self.daemon(f"peer …{peer_id[-6:]} cannot be dialled over plain TCP")
         except NetworkError as error:
             raise dialled or error from None
         return await daemon.open_stream(
