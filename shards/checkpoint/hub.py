@@ -6,6 +6,7 @@ the bytes that are not needed. A file that is here whole must have the SHA-256 t
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -27,14 +28,15 @@ from ..formats.hf.tensors import checked_tensors
 from ..formats.not_a_model import held_instead
 from ..formats.quantized.source import stored_parts
 from ..formats.tensors import needed_tensors
-from ..pieces.digest import SMALL_FILES, FileHash, ModelIdentity, identity_of
+from ..pieces.digest import CLIENT_FILES, SMALL_FILES, FileHash, ModelIdentity, identity_of
 from ..pieces.file_hashes import Progress
 from ..pieces.hashing import hashed
 from ..tokenizer.source import DirectoryTokenizer, GGUFTokenizer, TokenizerSource
 from .checkpoint import Checkpoint, check_span, directory_config
+from .hub_answers import MissingFileError
 from .hub_gguf import called, chosen, gguf_of
-from .hub_repo import HubFile, HubRepo, MissingFileError, sha256_of_blob
-from .hub_weights import FIRST_READ, DamagedError, HubWeights, kept_gguf
+from .hub_repo import HubFile, HubRepo, sha256_of_blob
+from .hub_weights import FIRST_READ, DamagedError, HubWeights, damaged_download, kept_gguf
 
 _Described = tuple[ModelConfig, NamedSource, TokenizerSource]
 _Files = TypeVar("_Files", bound=TensorFiles[Any])
@@ -43,18 +45,27 @@ _Files = TypeVar("_Files", bound=TensorFiles[Any])
 def open_hub_model(
     name: str, *, blocks: Span | None, client: bool, progress: Progress | None, weights: bool = True
 ) -> Checkpoint:
-    """See ``open_checkpoint``. A download that was damaged on this disk is fetched again, once."""
+    """See ``open_checkpoint``. What was fetched and is damaged, or cannot be read, is fetched again, once."""
     try:
         return _open(name, blocks, client, progress, weights)
     except DamagedError as error:
         damaged = error
-    if (aside := set_aside(damaged.blob)) is None:
+    aside = [each for place in damaged.places if (each := set_aside(place)) is not None]
+    if not aside:
         raise damaged
     try:
         checkpoint = _open(name, blocks, client, progress, weights)
     except NetworkError:
         raise damaged from None
-    aside.unlink(missing_ok=True)
+    except DamagedError as again:
+        for place in again.places:  # the hub may send it right at another start
+            set_aside(place)
+        raise
+    for each in aside:
+        if each.is_dir():
+            shutil.rmtree(each, ignore_errors=True)
+        else:
+            each.unlink(missing_ok=True)
     return checkpoint
 
 
@@ -108,9 +119,14 @@ def _open_directory(repo: HubRepo, ask: _Asked) -> Checkpoint:
     if ask.client or ask.everything:
         repo.fetch("tokenizer.json")  # an error that says so where there is none
     small = {file: path for file in SMALL_FILES if (path := repo.fetch_optional(file)) is not None}
-    config = directory_config(directory)
+    try:
+        config = directory_config(directory)
+        index = read_index(small[INDEX]) if INDEX in small and SINGLE not in repo.files else None
+    except CheckpointError as error:
+        read = [path for file, path in small.items() if file not in CLIENT_FILES]
+        raise DamagedError(error.message, *read, hint=error.hint) from None
     ask.needed(config)  # before anything large comes
-    names = _weight_files(repo, small)
+    names = _weight_files(repo, index)
     if SINGLE in names:
         small.pop(INDEX, None)  # as in a directory: it is not read
     files = {name: repo.files.get(name, HubFile(name, -1)) for name in names}
@@ -181,7 +197,7 @@ def _assembled(
             held.fetch_whole()
         held.fetch_heads()
         while True:
-            source = opened = held.opened(open_files)
+            source = opened = held.opened(open_files, headers=True)
             config, tensors, _ = description = held.opened(partial(described, opened))
             parts = [
                 part
@@ -203,12 +219,13 @@ def _assembled(
     return _HubCheckpoint(name, description, identity, held)
 
 
-def _weight_files(repo: HubRepo, small: Mapping[str, Path]) -> list[str]:
-    """As ``weight_files``, of the hub; where it cannot be asked, of what was fetched."""
+def _weight_files(repo: HubRepo, index: Mapping[str, str] | None) -> list[str]:
+    """As ``weight_files``, of the hub; where it cannot be asked, of what was fetched. ``index``: where one is
+    read."""
     if SINGLE in repo.files:
         return [SINGLE]
-    if INDEX in small:
-        return _all_there(repo, shard_names(read_index(small[INDEX])))
+    if index is not None:
+        return _all_there(repo, shard_names(index))
     if repo.only_local:
         return [SINGLE]
     if not (names := only_row(repo.files, repo.name)):
@@ -260,5 +277,5 @@ def _small_hashes(small: Mapping[str, Path], progress: Progress | None) -> list[
     found = hashed(small, progress=progress)
     for file in found:
         if sha256_of_blob(small[file.name]) not in (b"", file.content):
-            raise DamagedError(small[file.name])
+            raise damaged_download(small[file.name])
     return found

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -62,9 +63,13 @@ def gguf_of(paths: Iterable[str]) -> list[HubGGUF]:
 
 def called(repo: str, model: HubGGUF, models: Sequence[HubGGUF]) -> str:
     """``OWNER/NAME:QUANTIZATION``; with the file's name where ``models`` have several of it."""
-    quantization = model.quantization
-    if quantization and sum(each.quantization == quantization for each in models) == 1:
-        return f"{repo}:{quantization}"
+    return _called(repo, model, Counter(each.quantization for each in models))
+
+
+def _called(repo: str, model: HubGGUF, quantizations: Counter[str]) -> str:
+    """``quantizations``: how many models there are of each."""
+    if model.quantization and quantizations[model.quantization] == 1:
+        return f"{repo}:{model.quantization}"
     path = f"{model.stem}.gguf"
     name = PurePosixPath(path).name
     is_long = len(f"{repo}:{path}") > MAX_NAME_CHARS  # nobody could announce that
@@ -87,15 +92,18 @@ def chosen(repo: str, choice: str, models: Sequence[HubGGUF]) -> HubGGUF:
         if found := [model for model in models if fits(model)]:
             if len(found) == 1:
                 return found[0]
-            raise _undecided(f"{repo} has several GGUF models that {shown(choice)} may mean", repo, found)
+            what = f"{repo} has several GGUF models that {shown(choice)} may mean"
+            raise _undecided(what, repo, found, models)
     what = f"has no GGUF model {shown(choice)}" if choice else f"has {len(models)} GGUF models"
-    raise _undecided(f"{repo} {what}", repo, models)
+    raise _undecided(f"{repo} {what}", repo, models, models)
 
 
-def _undecided(what: str, repo: str, models: Sequence[HubGGUF]) -> CheckpointError:
-    names = [called(repo, model, models) for model in models]
-    more = f" or {len(names) - _LISTED} others" if len(names) > _LISTED else ""
-    hint = f"Choose {', '.join(names[:_LISTED])}{more}." if names else "Choose another repository."
+def _undecided(what: str, repo: str, found: Sequence[HubGGUF], models: Sequence[HubGGUF]) -> CheckpointError:
+    """``found``: the choices among all ``models``."""
+    quantizations = Counter(each.quantization for each in models)
+    names = ", ".join(_called(repo, model, quantizations) for model in found[:_LISTED])
+    more = f" or {len(found) - _LISTED} others" if len(found) > _LISTED else ""
+    hint = f"Choose {names}{more}." if names else "Choose another repository."
     return CheckpointError(what, hint=hint)
 
 

@@ -1,63 +1,85 @@
 """One repository of the HuggingFace hub: its files by name, whole into huggingface_hub's cache, or in ranges.
 
-``HF_ENDPOINT``, ``HF_HOME``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` work as everywhere in huggingface_hub.
+``HF_ENDPOINT``, ``HF_HOME``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` work as everywhere in huggingface_hub. Whole
+files are fetched here and not by huggingface_hub, which takes as many bytes as are sent.
 """
 
 from __future__ import annotations
 
-import inspect
+import hashlib
 import logging
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import huggingface_hub
+from filelock import FileLock, Timeout
 from huggingface_hub import errors as hub_errors
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-from huggingface_hub.utils import tqdm as hub_tqdm
+from huggingface_hub.utils import build_hf_headers, get_session
 
 from ...swarm.errors import CheckpointError, NetworkError
 from ...swarm.runtime.state_files import replace_file
+from ..formats.bounded_json import JsonBounds, parse_json
+from ..formats.shown import shown
+from ..pieces.cache import SPARE_DISK_BYTES
+from ..pieces.digest import SMALL_FILES
 from ..pieces.file_hashes import Progress, check_stopped
+from .hub_answers import (
+    START_AGAIN,
+    HubAnswer,
+    HubBusyError,
+    MissingFileError,
+    first_line,
+    hub_answer,
+    no_such_model,
+)
 
 logger = logging.getLogger(__name__)
 
-_TIMEOUT = 30.0
-"""Seconds to wait for the next bytes of an answer."""
 _REACH_TIMEOUT = 10.0
 """Seconds to wait for a first answer."""
 _TRIES = 6
-"""A range is asked for this many times, where the hub is busy or the connection breaks."""
+"""An answer is asked for this many times, where the hub is busy or the connection breaks."""
 _PAUSE_S = 0.5
 """Seconds before the second try; twice as many before each further one."""
 _MAX_PAUSE_S = 60.0
 """``Retry-After`` is believed up to this many seconds."""
-_BUSY = frozenset((408, 425, 429, 500, 502, 503, 504))
-"""Status codes of a hub that may answer a later try."""
+_HEADWAY = 8 << 20
+"""A fetch of a whole file that breaks off after so many bytes has tries as at its beginning."""
+_TICK_S = 0.2
 _MAX_FILES = 100_000
 """A repository with more files is not one of a model."""
-START_AGAIN = "Start again; if that does not help, download the model and give its path."
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+_LIST_BOUNDS = JsonBounds(nbytes=64 << 20, values=1 << 20)
+_MAX_PATH = 1024
+"""A file's path has at most this many characters; each name in it at most 255 bytes, as on a disk."""
+_MOST_BYTES = dict.fromkeys(SMALL_FILES, 16 << 20) | {
+    "tokenizer.json": 128 << 20,
+    "model.safetensors.index.json": 64 << 20,
+}
+"""The bytes of small files; those who read them have the same bounds."""
+_HASH = re.compile(r"[0-9a-f]{40}")
+"""A commit, or git's name for a file's content."""
 _SHA256 = re.compile(r'"?([0-9a-f]{64})"?')
 """An ETag that is a SHA-256. Small files have another, which is not the SHA-256 of their content."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """``path``: in the repository. ``size`` -1, ``sha256`` empty: the hub does not tell it."""
+    """``path``: in the repository. ``size`` -1, ``sha256`` and ``git_hash`` empty: the hub does not tell
+    it. ``git_hash``: of a small file's content, as git names it."""
 
     path: str
     size: int
     sha256: bytes = b""
-
-
-class MissingFileError(CheckpointError):
-    """The repository exists, and has no file of this name."""
+    git_hash: str = ""
 
 
 class HubRepo:
@@ -93,24 +115,28 @@ class HubRepo:
     def _listed(self) -> tuple[str | None, dict[str, HubFile]]:
         if self.only_local:
             return self._listed_here()
-        with self._explained("the list of files"):
-            api = huggingface_hub.HfApi(endpoint=self._endpoint)
-            try:
-                info = api.model_info(self.name, files_metadata=True, timeout=_TIMEOUT)
-                entries = list(info.siblings or ())[: _MAX_FILES + 1]
-                files = {entry.rfilename: _hub_file(entry) for entry in entries}
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise NetworkError(
-                    f"the hub's list of the files of {self.name} is garbled: {_first_line(error)}"
-                ) from None
-        commit = info.sha
-        if len(files) > _MAX_FILES or not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
-            raise NetworkError(f"the hub's list of the files of {self.name} is garbled")
+        try:
+            listing = parse_json(self._retried(self._list), _LIST_BOUNDS)
+            commit, files = listing["sha"], _files(listing["siblings"], self.name)
+            if type(commit) is not str or not _HASH.fullmatch(commit):
+                raise ValueError("it names no commit")
+        except (KeyError, TypeError, ValueError) as error:
+            raise NetworkError(
+                f"the hub's list of the files of {self.name} is garbled: {first_line(error)}",
+                hint=START_AGAIN,
+            ) from None
         with suppress(OSError):  # as huggingface_hub keeps it: what ``main`` was at last
             main = self._cache / "refs" / "main"
             main.parent.mkdir(parents=True, exist_ok=True)
             replace_file(main, commit)
         return commit, files
+
+    def _list(self) -> bytes:
+        endpoint = (self._endpoint or huggingface_hub.constants.ENDPOINT).rstrip("/")
+        url = f"{endpoint}/api/models/{self.name}?blobs=true"
+        with hub_answer(url, build_hf_headers(), f"the list of the files of {self.name}") as answer:
+            answer.raise_for_status(self.name)
+            return b"".join(answer.body(_LIST_BOUNDS.nbytes))
 
     @property
     def _cache(self) -> Path:
@@ -121,7 +147,7 @@ class HubRepo:
             commit = (self._cache / "refs" / "main").read_text().strip()
         except (OSError, UnicodeDecodeError):
             return None, {}
-        if not _COMMIT.fullmatch(commit):
+        if not _HASH.fullmatch(commit):
             return None, {}
         snapshot = self._cache / "snapshots" / commit
         paths = [path for path in snapshot.rglob("*") if path.is_file()][:_MAX_FILES]
@@ -140,14 +166,7 @@ class HubRepo:
             raise self.not_here(file)
         if file not in self.files:
             raise self._lacks(file)
-        options: dict[str, Any] = {"endpoint": self._endpoint}
-        if (
-            self._progress is not None
-            and "tqdm_class" in inspect.signature(huggingface_hub.hf_hub_download).parameters
-        ):
-            options["tqdm_class"] = _bar(self._progress, file)
-        with self._explained(file):
-            return Path(huggingface_hub.hf_hub_download(self.name, file, revision=self.commit, **options))
+        return self._download(self.files[file])
 
     def fetch_optional(self, file: str) -> Path | None:
         """None where the repository has no such file, or it is not here and the hub cannot be asked."""
@@ -155,8 +174,7 @@ class HubRepo:
 
     def cached(self, file: str) -> Path | None:
         """The file where it was downloaded before."""
-        with self._explained(file):
-            path = huggingface_hub.try_to_load_from_cache(self.name, file, revision=self.commit)
+        path = huggingface_hub.try_to_load_from_cache(self.name, file, revision=self.commit)
         return Path(path) if isinstance(path, str) else None
 
     def read_range(self, file: HubFile, start: int, length: int) -> bytes:
@@ -164,85 +182,147 @@ class HubRepo:
         breaks. NetworkError for any other answer than these bytes of this file."""
         if self.only_local:
             raise self.not_here(file.path)
+        return self._retried(partial(self._read_range, file, start, length))
+
+    def _read_range(self, file: HubFile, start: int, length: int) -> bytes:
+        data = bytearray()
+        with self._asked(file, start, length) as answer:
+            for chunk in answer.body(length):
+                data += chunk
+        if len(data) < length:
+            raise HubBusyError(f"the hub sent {len(data)} bytes of {length}: {answer.where}")
+        return bytes(data)
+
+    @contextmanager
+    def _asked(self, file: HubFile, start: int, length: int, *, whole: bool = False) -> Iterator[HubAnswer]:
+        """The answer that has these bytes of this file, or an error. ``whole``: they are all of it."""
+        headers = build_hf_headers()
+        where = f"{file.path} of {self.name}"
+        if not whole:
+            asked = f"bytes {start}-{start + length - 1}"
+            headers["Range"] = asked.replace(" ", "=")
+            where = f"{asked} of {where}"
+        with hub_answer(self._url(file.path), headers, where) as answer:
+            answer.raise_for_status(self.name)
+            if answer.status != (200 if whole else 206):
+                raise NetworkError(
+                    f"the hub answers {answer.status} where {'a file is' if whole else 'parts of files are'} "
+                    f"asked for: {where}",
+                    hint="Another HF_ENDPOINT may; or download the model and give its path.",
+                )
+            self._check(answer, file, None if whole else f"{asked}/{file.size}")
+            yield answer
+
+    def _retried(self, attempt: Callable[[], T]) -> T:
+        """What ``attempt`` gives, called again where the hub is busy."""
         for tries in range(_TRIES):
             try:
-                with self._explained(file.path):
-                    return self._read_range(file, start, length)
-            except _BusyError as error:
+                return attempt()
+            except HubBusyError as error:
                 busy = error
-                logger.info("event=hub_busy file=%r error=%r", file.path, error.message)
+                logger.info("event=hub_busy repo=%r error=%r", self.name, error.message)
             if tries < _TRIES - 1:
                 self._sleep(min(max(_PAUSE_S * 2**tries, busy.retry_after), _MAX_PAUSE_S))
         raise NetworkError(busy.message, hint=busy.hint)
 
-    def _read_range(self, file: HubFile, start: int, length: int) -> bytes:
-        end = start + length - 1
-        where = f"bytes {start}-{end} of {file.path} of {self.name}"
-        headers = {**build_hf_headers(), "Range": f"bytes={start}-{end}", "Accept-Encoding": "identity"}
+    def _download(self, file: HubFile) -> Path:
+        """As huggingface_hub lays it: the content by its hash in ``blobs``, and a link in ``snapshots``."""
+        if file.size < 0:
+            raise NetworkError(
+                f"the hub does not tell the size of {file.path} of {self.name}",
+                hint="Download the model and give its path, or use another HF_ENDPOINT.",
+            )
+        if file.size > (most := _MOST_BYTES.get(file.path, file.size)):
+            raise CheckpointError(
+                f"{file.path} of {self.name} has {file.size} bytes on the HuggingFace hub: more than {most}",
+                hint="No model needs such a large file; take another repository of the model.",
+            )
+        blobs = self._cache / "blobs"
+        name = file.sha256.hex() or file.git_hash
+        part = blobs / f"{name or hashlib.sha256(file.path.encode()).hexdigest()}.part"
         try:
-            with _answer(self._url(file.path), headers) as (response, chunks):
-                if response.status_code in _BUSY:
-                    raise _BusyError(
-                        f"the hub is busy ({response.status_code}): {where}", _retry_after(response)
-                    )
-                if response.status_code != 206:
-                    _raise_for(response)
-                    raise NetworkError(
-                        f"the hub answers {response.status_code} where parts of files are asked for: {where}",
-                        hint="Another HF_ENDPOINT may; or download the model and give its path.",
-                    )
-                self._check(response, file, f"bytes {start}-{end}/{file.size}", where)
-                data = bytearray()
-                for chunk in chunks:
-                    check_stopped()
-                    data += chunk
-                    if len(data) > length:
-                        break
-        except (hub_errors.HfHubHTTPError, NetworkError):
-            raise
-        except (hub_errors.HTTPError, OSError) as error:  # timeouts, resets, bodies that break off
-            if type(error).__name__ == "TooManyRedirects":  # of httpx or of requests
-                raise NetworkError(f"the hub leads in a circle: {where}", hint=START_AGAIN) from None
-            raise _BusyError(f"the connection to the hub breaks ({_first_line(error)}): {where}") from None
-        if len(data) < length:
-            raise _BusyError(f"the hub sent {len(data)} bytes of {length}: {where}")
-        if len(data) > length:
-            raise NetworkError(f"the hub sent more than {length} bytes: {where}", hint=START_AGAIN)
-        return bytes(data)
+            locks = self._cache.parent / ".locks" / self._cache.name
+            for folder in (blobs, locks):
+                folder.mkdir(parents=True, exist_ok=True)
+            with _locked(locks / f"{part.stem}.lock"):
+                blob = blobs / name
+                if not (name and blob.is_file() and blob.stat().st_size == file.size):
+                    if not file.sha256:  # nothing would say of which file the bytes are
+                        part.unlink(missing_ok=True)
+                    while not self._retried(partial(self._append, file, part)):
+                        pass
+                    blob = blobs / (name or _git_hash(part))
+                    part.replace(blob)
+                return _linked(blob, self._cache / "snapshots" / str(self.commit) / file.path)
+        except OSError as error:
+            raise _unwritable(blobs, error) from None
 
-    def _check(self, response: Any, file: HubFile, expected: str, where: str) -> None:
+    def _append(self, file: HubFile, part: Path) -> bool:
+        """Fetch what ``part`` lacks of a file. False if the connection broke after much had come; OSError."""
+        with part.open("ab") as written:
+            if (came := written.tell()) > file.size:
+                written.truncate(came := 0)
+            begun, left = came, file.size - came
+            if shutil.disk_usage(part.parent).free - SPARE_DISK_BYTES < left:
+                raise CheckpointError(
+                    f"{file.path} of {self.name} does not fit on the disk of {self._cache}: {left / 1e6:.1f} "
+                    f"MB more, and {SPARE_DISK_BYTES // 10**6} MB stay free",
+                    hint="Free some space, or set HF_HOME to a folder on another disk.",
+                )
+            try:
+                if left or not file.size:
+                    with self._asked(file, came, left, whole=not came) as answer:
+                        for chunk in answer.body(left):
+                            _write(written, chunk)
+                            came += len(chunk)
+                            if self._progress is not None:
+                                self._progress(came, file.size, f"Fetching {file.path}")
+                        if came < file.size:
+                            raise HubBusyError(f"the hub sent {came} bytes of {file.size}: {answer.where}")
+            except HubBusyError:
+                if came - begun < _HEADWAY:
+                    raise
+                return False
+        if file.git_hash and _git_hash(part) != file.git_hash:
+            part.unlink()
+            raise HubBusyError(f"the hub sent other bytes of {file.path} of {self.name} than it lists")
+        return True
+
+    def _check(self, answer: HubAnswer, file: HubFile, expected: str | None) -> None:
         """NetworkError unless the headers say that these are the right bytes of the right file."""
-        chain = (*response.history, response)
 
         def told(name: str) -> list[str]:
-            return [value for answer in chain if (value := answer.headers.get(name))]
+            return [value for headers in answer.chain if (value := headers.get(name))]
 
-        said = response.headers.get("Content-Range", "")
-        if said.strip().lower() != expected:
+        said = answer.headers.get("Content-Range", "")
+        if expected and said.strip().lower() != expected:
             raise NetworkError(
-                f"the hub sent {said[:80] or 'unknown bytes'} instead of {where}", hint=START_AGAIN
+                f"the hub sent {shown(said[:80]) if said else 'unknown bytes'} instead of {answer.where}",
+                hint=START_AGAIN,
             )
-        if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise NetworkError(f"the hub sent an encoding that was not asked for: {where}", hint=START_AGAIN)
         commits = told("X-Repo-Commit")
         hashes = [match[1] for value in told("X-Linked-Etag") if (match := _SHA256.fullmatch(value))]
-        etag = response.headers.get("ETag", "")
+        etag = answer.headers.get("ETag", "")
         if (
             any(commit != self.commit for commit in commits)
             or (file.sha256 and any(told != file.sha256.hex() for told in hashes))
             or (not hashes and self._etags.setdefault(file.path, etag) != etag)
         ):
-            raise NetworkError(f"the file has changed on the hub meanwhile: {where}", hint="Start again.")
+            raise NetworkError(
+                f"the file has changed on the hub meanwhile: {answer.where}", hint="Start again."
+            )
 
     def _url(self, file: str) -> str:
         return huggingface_hub.hf_hub_url(self.name, file, revision=self.commit, endpoint=self._endpoint)
 
     def _reachable(self) -> bool:
         """Whether the hub answers at all. Asked once: huggingface_hub retries each file for half a minute."""
+        try:
+            url = huggingface_hub.hf_hub_url(self.name, "config.json", endpoint=self._endpoint)
+        except ValueError:  # no repository is called so
+            raise no_such_model(self.name) from None
         if huggingface_hub.constants.HF_HUB_OFFLINE:
             return False
-        with self._explained("config.json"):
-            url = huggingface_hub.hf_hub_url(self.name, "config.json", endpoint=self._endpoint)
         try:
             get_session().head(url, headers=build_hf_headers(), timeout=_REACH_TIMEOUT)
         except (hub_errors.HTTPError, OSError):
@@ -262,39 +342,6 @@ class HubRepo:
             hint="Wanted: config.json and safetensors files, or GGUF files.",
         )
 
-    @contextmanager
-    def _explained(self, file: str) -> Iterator[None]:
-        """huggingface_hub's errors as ours. The order matters: some of them are subclasses of others."""
-        where = f"{file} of {self.name}"
-        try:
-            yield
-        except hub_errors.GatedRepoError:
-            raise CheckpointError(
-                f"{self.name} is gated on the HuggingFace hub",
-                hint="Accept its terms on its page, then set HF_TOKEN or run `hf auth login`.",
-            ) from None
-        except (hub_errors.RepositoryNotFoundError, hub_errors.HFValidationError):
-            raise CheckpointError(
-                f"there is no model {self.name}, neither here as a file nor on the HuggingFace hub",
-                hint="Check the name; for a private model set HF_TOKEN.",
-            ) from None
-        except (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled):
-            raise self.not_here(file) from None
-        except hub_errors.EntryNotFoundError:
-            raise self._lacks(file) from None
-        except (hub_errors.HTTPError, OSError) as error:
-            raise NetworkError(
-                f"cannot fetch {where}: {_first_line(error)}", hint="Check the connection and try again."
-            ) from None
-
-
-class _BusyError(NetworkError):
-    """``retry_after``: seconds that the hub has asked for, or 0."""
-
-    def __init__(self, message: str, retry_after: float = 0.0) -> None:
-        super().__init__(message, hint="Check the connection and start again: what came is kept.")
-        self.retry_after = retry_after
-
 
 def sha256_of_blob(path: Path) -> bytes:
     """huggingface_hub's cache calls a large file by its SHA-256; empty for another one."""
@@ -302,56 +349,83 @@ def sha256_of_blob(path: Path) -> bytes:
     return bytes.fromhex(match[1]) if match else b""
 
 
+def _files(entries: Any, repo: str) -> dict[str, HubFile]:
+    """The files of a list, by path; those with names that no file of a model has are left out. KeyError,
+    TypeError, ValueError for what is no list of files."""
+    if type(entries) is not list or len(entries) > _MAX_FILES:
+        raise ValueError(f"it is no list of up to {_MAX_FILES} files")
+    files: dict[str, HubFile] = {}
+    odd: list[str] = []
+    for entry in entries:
+        path, size, large, git = entry["rfilename"], entry.get("size"), entry.get("lfs"), entry.get("blobId")
+        if type(path) is not str or type(size) not in (int, type(None)):
+            raise TypeError("a file without name and size")
+        if not _is_plain(path):
+            odd.append(path)
+            continue
+        match = _SHA256.fullmatch(large["sha256"]) if large is not None else None
+        known = git if match is None and type(git) is str and _HASH.fullmatch(git) else ""
+        sha256 = bytes.fromhex(match[1]) if match else b""
+        files[path] = HubFile(path, -1 if size is None else size, sha256, known)
+    if odd:
+        logger.warning("event=hub_names_ignored repo=%r files=%d first=%s", repo, len(odd), shown(odd[0]))
+    return files
+
+
+def _is_plain(path: str) -> bool:
+    """Whether it names a file below the repository's folder, on every system."""
+    return (
+        len(path) <= _MAX_PATH
+        and path.isprintable()
+        and not any(character in path for character in '\\:*?"<>|')
+        and all(part not in ("", ".", "..") and len(part.encode()) <= 255 for part in path.split("/"))
+    )
+
+
 @contextmanager
-def _answer(url: str, headers: Mapping[str, str]) -> Iterator[tuple[Any, Iterator[bytes]]]:
-    """An answer whose body is still to come, by httpx or requests: whichever huggingface_hub uses."""
-    session: Any = get_session()
-    if callable(getattr(session, "stream", None)):
-        with session.stream("GET", url, headers=headers, timeout=_TIMEOUT) as response:
-            yield response, response.iter_raw()
-    else:
-        with session.get(url, headers=headers, timeout=_TIMEOUT, stream=True) as response:
-            yield response, response.iter_content(1 << 16)
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time writes a file. HashingStopped while another does."""
+    lock = FileLock(path)
+    while not lock.is_locked:
+        check_stopped()
+        with suppress(Timeout):
+            lock.acquire(timeout=_TICK_S)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def _raise_for(response: Any) -> None:
-    """huggingface_hub's error for an answer that is one. It may look into the body."""
-    if response.status_code >= 400:
-        if hasattr(response, "read"):
-            response.read()
-        hf_raise_for_status(response)
+def _write(file: Any, data: bytes) -> None:
+    """CheckpointError where the disk is full or fails: no fault of the connection."""
+    try:
+        file.write(data)
+    except OSError as error:
+        raise _unwritable(Path(file.name), error) from None
 
 
-def _retry_after(response: Any) -> float:
-    said = response.headers.get("Retry-After", "")
-    return float(said) if re.fullmatch(r"[0-9]{1,6}", said) else 0.0
+def _unwritable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"cannot write {path}: {error.strerror or error}",
+        hint="Free some space, or set HF_HOME to a folder that this user can write; what was fetched stays.",
+    )
 
 
-def _hub_file(entry: Any) -> HubFile:
-    """ValueError, TypeError, AttributeError for what is no file."""
-    sha256 = entry.lfs.sha256 if entry.lfs is not None else ""
-    match = _SHA256.fullmatch(sha256) if sha256 else None
-    size = entry.size if entry.size is not None else -1
-    if type(entry.rfilename) is not str or type(size) is not int:
-        raise TypeError("a file without name and size")
-    return HubFile(entry.rfilename, size, bytes.fromhex(match[1]) if match else b"")
+def _git_hash(path: Path) -> str:
+    hashed = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            check_stopped()
+            hashed.update(chunk)
+    return hashed.hexdigest()
 
 
-def _bar(progress: Progress, file: str) -> type:
-    """A progress bar class for huggingface_hub that draws nothing and calls ``progress``."""
-
-    class Bar(hub_tqdm):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            self._done = int(kwargs.get("initial") or 0)
-            kwargs["disable"] = True
-            super().__init__(*args, **kwargs)
-
-        def update(self, n: float | None = 1) -> None:
-            self._done += int(n or 0)
-            progress(self._done, int(self.total or 0), f"Fetching {file}")
-
-    return Bar
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def _linked(blob: Path, path: Path) -> Path:
+    """``path`` leads to the blob; where the system has no links, it is the blob. OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    try:
+        path.symlink_to(os.path.relpath(blob, path.parent))
+    except OSError:
+        blob.replace(path)
+    return path

@@ -28,8 +28,9 @@ from ..pieces.hashing import hashed
 from ..pieces.listing import FileListing
 from ..pieces.manifest import PieceFile
 from ..pieces.store import FilePresence, PieceStore
+from .hub_answers import START_AGAIN
 from .hub_gguf import gguf_of
-from .hub_repo import START_AGAIN, HubFile, HubRepo, sha256_of_blob
+from .hub_repo import HubFile, HubRepo, sha256_of_blob
 from .stored import ForgedError, IncompleteError, check_whole_files
 
 FIRST_READ = 1 << 18
@@ -70,14 +71,20 @@ def _cache() -> PieceCache:
 
 
 class DamagedError(CheckpointError):
-    """``blob``: the file itself, which the hub's cache leads to."""
+    """``places``: what is to be fetched again: files, which the hub's cache leads to, or a store's folder."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(
-            f"{path} is damaged: its SHA-256 is not the one that the hub gave",
-            hint="It is downloaded again as soon as the hub can be reached.",
-        )
-        self.blob = path.resolve()
+    def __init__(
+        self,
+        message: str,
+        *places: Path,
+        hint: str = "It is downloaded again as soon as the hub can be reached.",
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.places = tuple(place.resolve() for place in places)
+
+
+def damaged_download(path: Path) -> DamagedError:
+    return DamagedError(f"{path} is damaged: its SHA-256 is not the one that the hub gave", path)
 
 
 class HubWeights:
@@ -107,14 +114,26 @@ class HubWeights:
         if self._store is not None:
             self._store.close()
 
-    def opened(self, open_files: Callable[[], T]) -> T:
-        """What ``open_files`` gives; what it lacks is fetched, and it is called again."""
+    def opened(self, open_files: Callable[[], T], *, headers: bool = False) -> T:
+        """What ``open_files`` gives; what it lacks is fetched, and it is called again. ``headers``: it reads
+        those alone, so DamagedError where it cannot, if the hub may have sent other bytes than the file's."""
         for _ in range(_MOST_ROUNDS):
             try:
                 return open_files()
             except AbsentError as absent:
                 self._fetch_ranges([(absent.name, absent.start, absent.length)])
+            except CheckpointError as error:
+                if headers and not isinstance(error.__context__, OSError):
+                    self._blame(error)
+                raise
         raise CheckpointError(f"the weights of {self._model} cannot be opened piece by piece")
+
+    def _blame(self, error: CheckpointError) -> None:
+        """DamagedError unless all that was read has the SHA-256 that the hub tells."""
+        store = self._store
+        self.hashes()
+        if store is not None:
+            raise DamagedError(error.message, store.folder, hint=error.hint) from None
 
     def file(self, name: str, head: int = 0) -> tuple[Path, FilePresence | None]:
         """Where a file is, and which bytes of it are there if not all are. ``head``: see ``FilePresence``."""
@@ -156,7 +175,7 @@ class HubWeights:
         for file in here:
             told = sha256_of_blob(self._whole[file.name]) or self._files[file.name].sha256
             if told and told != file.content:
-                raise DamagedError(self._whole[file.name])
+                raise damaged_download(self._whole[file.name])
         if len(here) == len(self._files):
             return here
         others = self._ranges().manifest.files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import itertools
 import json
@@ -58,8 +59,13 @@ class FakeHub(ThreadingHTTPServer):
         self.requests: list[tuple[str, str, str | None]] = []
         self.gated = False
         self.tells_sha256 = True
+        self.tells_git_hash = True
         self.faults: list[str] = []
         """What goes wrong with the next requests for parts of files, one after the other: see ``Handler``."""
+        self.whole_faults: dict[str, list[str]] = {}
+        """The same of requests for whole files, by name; that of the list of files is ""."""
+        self.sent_of_endless = 0
+        """Bytes of bodies without end that were sent."""
         self.before_part: Callable[[int], object] = lambda number: None
         """Called with the number of each such request, from 0, before it is answered."""
         self._parts = itertools.count()
@@ -77,9 +83,14 @@ class FakeHub(ThreadingHTTPServer):
         entry = {"rfilename": path.relative_to(self.directory).as_posix(), "size": size}
         if path.suffix in (".safetensors", ".gguf") and self.tells_sha256:
             entry["lfs"] = {"size": size, "sha256": sha256, "pointerSize": 134}
+        elif self.tells_git_hash:
+            entry["blobId"] = hashlib.sha1(b"blob %d\0" % size + path.read_bytes()).hexdigest()
         return entry
 
-    def next_fault(self) -> str:
+    def next_fault(self, file: str, part: str | None) -> str:
+        if part is None:
+            faults = self.whole_faults.get(file, [])
+            return faults.pop(0) if faults else ""
         with self._lock:
             number, fault = next(self._parts), self.faults.pop(0) if self.faults else ""
         self.before_part(number)
@@ -104,7 +115,9 @@ class Handler(BaseHTTPRequestHandler):
     """Faults: an answer with another status (``416``, ``429``, ``500``, ``503``, ``whole``: 200), with other
     bytes than its headers say (``shifted``, ``grown``, ``short``, ``long``, ``bytes``), of another file
     (``etag``, ``commit``), in an encoding that was not asked for (``gzip``), one that breaks off (``broken``,
-    ``reset``), one that leads elsewhere (``redirect``) or to itself (``circle``)."""
+    ``reset``), one that leads to another path (``redirect``), to another host (``elsewhere``) or to itself
+    (``circle``). With a status behind them or 200: a body without end (``endless``), one that becomes much
+    larger when it is decoded (``bomb``), one that stops after a byte (``drip``)."""
 
     server: FakeHub
     protocol_version = "HTTP/1.1"
@@ -117,7 +130,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, *, body: bool) -> None:
         if self.path.lower() == f"/api/models/{NAME}?blobs=true":
-            return self.send_json(self.server.listing())
+            fault = self.server.next_fault("", None)
+            return self.unbounded(fault) if fault else self.send_json(self.server.listing())
         match = re.fullmatch(rf"/{NAME}/resolve/(main|{COMMIT})/(.+)|/(cdn)/(.+)", unquote(self.path))
         file = match and (match[2] or match[4])
         if match is None or not file:
@@ -131,15 +145,20 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(404, "EntryNotFound")
         data = path.read_bytes()
         size = len(data)
-        fault = self.server.next_fault() if part else ""
+        fault = self.server.next_fault(file, part) if body else ""
+        if fault.startswith(("endless", "bomb", "drip")):
+            said = {"Content-Range": f"bytes {part[6:]}/{size}"} if part else {}
+            return self.unbounded(fault, **self.told(file, path), **said)
         if fault in ("416", "429", "500", "503"):
             return self.refuse(int(fault), "", **({"Retry-After": "7"} if fault == "429" else {}))
         if fault == "reset":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.close_connection = True
             return self.connection.close()
-        if fault in ("redirect", "circle"):
-            leads_to = f"/cdn/{file}" if fault == "redirect" else self.path
+        if fault in ("redirect", "elsewhere", "circle"):
+            leads_to = self.path if fault == "circle" else f"/cdn/{file}"
+            if fault == "elsewhere":
+                leads_to = f"http://localhost:{self.server.server_port}{leads_to}"
             return self.refuse(302, "", Location=leads_to, **self.told(file, path))
         if part and fault != "whole":
             first, last = map(int, part.removeprefix("bytes=").split("-"))
@@ -169,6 +188,27 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "broken":
             self.close_connection = True
         return None
+
+    def unbounded(self, fault: str, **headers: str) -> None:
+        """A body that is not as long as its headers let expect."""
+        kind, _, status = fault.partition(" ")
+        if kind == "bomb":
+            headers["Content-Encoding"] = "gzip"
+        self.send_response(int(status or 200))
+        for name, value in {**headers, "Location": "/elsewhere", "Connection": "close"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.close_connection = True
+        try:
+            if kind == "bomb":
+                self.wfile.write(gzip.compress(bytes(1 << 26)))
+            elif kind == "drip":
+                self.wfile.write(b"{")
+                self.connection.recv(1)  # until it is closed
+            while kind == "endless" and self.server.sent_of_endless < 1 << 28:
+                self.server.sent_of_endless += self.wfile.write(b" " * (1 << 16))
+        except OSError:  # closed
+            pass
 
     def told(self, name: str, path: Path) -> dict[str, str]:
         """Headers about a file."""
