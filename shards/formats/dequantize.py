@@ -315,7 +315,7 @@ def _blocks(data: NDArray[np.uint8], qtype: str) -> tuple[np.ndarray, int]:
 
 def has_finite_scales(data: np.ndarray, qtype: str) -> bool:
     """Whether all float16 scales and minima in ``data``, uint8 (rows, bytes of a row), are numbers. Reads
-    nothing else; True for types that have none."""
+    nothing else; True for types that have none as such, MXFP4 and IQ1_M among them."""
     layout: np.dtype[np.void] = _LAYOUTS[qtype][0] if qtype in _LAYOUTS else np.dtype([])
     halves = [name for name in layout.names or () if layout[name].base == np.float16]
     step = max(1, _CHECKED // max(1, data.shape[-1]))

@@ -196,6 +196,23 @@ async def test_a_bad_payload_fails_alone_and_leaves_its_session_usable(driver, p
     np.testing.assert_allclose(again, wanted[10:], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("sound_first", [False, True])
+async def test_blocks_that_give_nothing_finite_to_anybody_are_told_once(
+    driver, hidden_states, caplog, sound_first
+):
+    if sound_first:
+        await driver.rows(driver.sequence(), hidden_states(2), 0)
+    bad = np.full((2, 64), OVERFLOW, np.float32)
+    told = []
+    for _ in range(3):
+        one = driver.sequence()
+        for step in (1, 2):  # a session alone may have chosen its input
+            failed = await driver.submit(one, bad, 0, step=step)
+            assert isinstance(failed, StepFailed)
+        told.append(caplog.text.count("event=no_finite_result"))
+    assert told == ([0, 0, 0] if sound_first else [0, 1, 1])
+
+
 async def test_a_failing_prompt_is_reported_once(driver):
     sequence = driver.sequence()
     payload = np.full((100, 64), CRASH, np.float32).tobytes()

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from swarm_node.shards.formats import grids
-from swarm_node.shards.formats.dequantize import _LAYOUTS, INTEGER_QTYPES, dequantize_rows, integer_rows
+from swarm_node.shards.formats.dequantize import (
+    _LAYOUTS,
+    INTEGER_QTYPES,
+    dequantize_rows,
+    has_finite_scales,
+    integer_rows,
+)
 from swarm_node.shards.formats.qtypes import DENSE, GGUF_QTYPES, qtype_of_number, row_bytes
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
 
@@ -133,3 +139,13 @@ def test_rows_need_not_lie_side_by_side() -> None:
 
 def _number(qtype: str) -> gguf.GGMLQuantizationType:
     return gguf.GGMLQuantizationType[qtype]
+
+
+@pytest.mark.parametrize("qtype", [qtype for qtype in QUANTIZED if qtype not in ("MXFP4", "IQ1_M")])
+def test_scales_that_are_not_finite_are_found_without_the_values(qtype: str) -> None:
+    """MXFP4 has exponents, which are checked where they are read, IQ1_M a scale that is cut into pieces."""
+    data = blocks(qtype)
+    finite = np.isfinite(dequantize_rows(data, qtype)).all(-1)
+    assert [has_finite_scales(data[row : row + 1], qtype) for row in range(len(data))] == finite.tolist()
+    assert has_finite_scales(data[finite], qtype)
+    assert has_finite_scales(data, qtype) == finite.all()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,16 @@ from swarm_node.shards.formats.qtypes import float8_qtype
 from swarm_node.shards.formats.quantized.float8 import Float8
 from swarm_node.shards.formats.quantized.scales import Scales
 from swarm_node.shards.formats.quantized.tensor import quantized
+from swarm_node.shards.formats.raw_tensor import RawTensor
 from swarm_node.shards.kernels.linear import NativeLinear
 from swarm_node.shards.kernels.table import kernel_table
+from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.load_plan import LoadOptions, WeightKind, resolve
 from swarm_node.shards.models.weight_loader import WeightLoader
 from swarm_node.shards.torch.linear import DenseLinear, Int4Linear, Int8Linear
 from swarm_node.shards.torch.weights import TorchLoader
 from swarm_node.swarm.errors import CheckpointError, UsageError
+from swarm_node.swarm.types import Span
 
 GGUFLlama = Callable[..., Path]
 HFLlama = Callable[..., Path]
@@ -273,3 +278,39 @@ def test_floats_of_eight_bits_that_are_no_numbers_are_refused_by_name(
             CheckpointError, match=r"tensor model\.layers\.0\.mlp\.gate_proj\.weight has weights"
         ):
             load(checkpoint, LoadOptions(kernels=kernels))
+
+
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [
+        ("model.layers.1.input_layernorm.weight", 5),
+        ("model.layers.1.mlp.down_proj.weight", 4 * 9 + 1),  # a scale in a group of 18 bytes
+    ],
+)
+def test_a_number_that_is_not_finite_is_refused_by_its_tensor(
+    kernels: str, number: float, name: str, at: int, gguf_llama: GGUFLlama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_checkpoint(str(gguf_llama("Q4_0"))) as checkpoint:
+        whole = checkpoint.tensor
+
+        def spoilt(wanted: str) -> RawTensor:
+            raw = whole(wanted)
+            if wanted != name:
+                return raw
+            stored = np.array(raw.stored)
+            if len(raw.shape) == 1:
+                stored.view(np.float32)[0, at] = number
+            else:
+                stored[3].view(np.float16)[at - 1] = number
+            return replace(raw, stored=stored)
+
+        options = LoadOptions(kernels=kernels)
+        load_backend(checkpoint, Span(1, 2), options)
+        monkeypatch.setattr(checkpoint, "tensor", spoilt)
+        with pytest.raises(
+            CheckpointError, match=f"tensor {re.escape(name)} has weights that are not finite"
+        ):
+            load_backend(checkpoint, Span(1, 2), options)
+        load_backend(checkpoint, Span(0, 1), options)

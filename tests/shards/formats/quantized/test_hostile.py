@@ -231,7 +231,7 @@ def within(settings: dict[str, Any], **changes: Any) -> dict[str, Any]:
         ({"quant_method": "hqq"}, "hqq"),
         ({"quant_method": "modelopt"}, "modelopt"),
         ({"quant_method": ["gptq"]}, "quant_method"),
-        ({"bits": 4}, "null|None"),
+        ({"bits": 4}, "has no quant_method"),
     ],
 )
 def test_settings_that_cannot_be_read(settings: dict[str, Any], what: str) -> None:
@@ -262,6 +262,25 @@ def test_settings_of_other_weights(
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": settings}))
     with pytest.raises((CheckpointError, UnsupportedModelError), match=what):
         open_checkpoint(str(folder))
+
+
+def test_the_hint_for_settings_beside_the_configuration_can_be_followed(plain: Path, tmp_path: Path) -> None:
+    """As older quantizers wrote them: quantize_config.json, without a method."""
+    folder, _ = quantize_directory(plain, tmp_path / "q", QUANTIZERS["gptq4"])
+    path = folder / "config.json"
+    document = json.loads(path.read_text())
+    settings = document.pop("quantization_config")
+    method = settings.pop("quant_method")
+    path.write_text(json.dumps(document))
+    with pytest.raises(UnsupportedModelError, match="no quantization_config") as caught:
+        open_checkpoint(str(folder))
+    assert f'as quantization_config, with "quant_method": "{method}" or "awq"' in caught.value.hint
+    path.write_text(json.dumps(document | {"quantization_config": settings}))
+    with pytest.raises(UnsupportedModelError, match="has no quant_method") as caught:
+        open_checkpoint(str(folder))
+    assert f'"quant_method": "{method}"' in caught.value.hint
+    path.write_text(json.dumps(document | {"quantization_config": {"quant_method": method} | settings}))
+    open_checkpoint(str(folder)).close()
 
 
 def test_patterns_of_what_is_left_out_are_never_run(plain: Path, tmp_path: Path) -> None:
