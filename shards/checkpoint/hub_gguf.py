@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ...swarm.errors import CheckpointError
 from ...swarm.names import MAX_NAME_CHARS, QUANTIZATION
-from ..formats.files.numbered import of_models
+from ..formats.files.numbered import NumberedFiles, numbered
 from ..formats.gguf.reader import is_beside
 from ..formats.shown import shown
 from ..pieces.digest import gguf_names
@@ -27,11 +27,22 @@ _LISTED = 12
 
 @dataclass(frozen=True, slots=True)
 class HubGGUF:
-    """One model. ``stem``: the path of its files without number and ending. ``paths``: of all files that it
-    should have, in order."""
+    """One model. ``stem``: the path of its files without number and ending. ``row``: if they have numbers."""
 
     stem: str
-    paths: tuple[str, ...]
+    row: NumberedFiles | None
+
+    @property
+    def paths(self) -> list[str]:
+        """Of all files that it should have, in order."""
+        return self.row.names if self.row else [f"{self.stem}.gguf"]
+
+    def has(self, path: str) -> bool:
+        """Whether one of its files is called so, in any case; linear in many models of many files each."""
+        row = numbered(path)
+        if row is None or self.row is None:
+            return self.row is None and path == f"{self.stem}.gguf".casefold()
+        return (row.stem, row.count) == (self.stem.casefold(), self.row.count)
 
     @property
     def quantization(self) -> str:
@@ -57,8 +68,11 @@ class HubGGUF:
 def gguf_of(paths: Iterable[str]) -> list[HubGGUF]:
     """The GGUF models among the files of a repository, in order; what belongs to a model and is none is left
     out."""
-    models = of_models(sorted(path for path in paths if path.endswith(".gguf")))
-    return [HubGGUF(stem, tuple(files)) for stem, files in models if not is_beside(PurePosixPath(stem).name)]
+    rows = {(numbered(path), path.removesuffix(".gguf")) for path in paths if path.endswith(".gguf")}
+    models = {
+        HubGGUF(row.stem if row else stem, row): None for row, stem in sorted(rows, key=lambda each: each[1])
+    }
+    return [model for model in models if not is_beside(PurePosixPath(model.stem).name)]
 
 
 def called(repo: str, model: HubGGUF, models: Sequence[HubGGUF]) -> str:
@@ -81,8 +95,8 @@ def chosen(repo: str, choice: str, models: Sequence[HubGGUF]) -> HubGGUF:
     CheckpointError, which names the choices."""
     wanted = choice.casefold()
     ways: tuple[Callable[[HubGGUF], bool], ...] = (
-        lambda model: wanted in map(str.casefold, (model.stem, f"{model.stem}.gguf", *model.paths)),
-        lambda model: wanted in (PurePosixPath(path).name.casefold() for path in model.paths),
+        lambda model: wanted in (model.stem.casefold(), f"{model.stem}.gguf".casefold()) or model.has(wanted),
+        lambda model: HubGGUF(PurePosixPath(model.stem).name, model.row).has(wanted),
         lambda model: wanted == model.quantization.casefold(),
         lambda model: _has_word(model.stem.casefold(), wanted),
     )

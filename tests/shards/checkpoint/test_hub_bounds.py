@@ -186,6 +186,15 @@ def test_many_models_of_one_quantization(monkeypatch: pytest.MonkeyPatch) -> Non
     assert looks[0] < 8 * len(models)
 
 
+def test_many_models_that_say_to_have_many_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody lists a hundred million names."""
+    monkeypatch.setattr(HubGGUF, "paths", property(lambda _: pytest.fail("paths of a model not chosen")))
+    models = gguf_of(f"m{number}-Q8_0-00001-of-01024.gguf" for number in range(500))
+    assert chosen("o/many", "m7-q8_0-00009-of-01024.gguf", models).stem == "m7-Q8_0"
+    with pytest.raises(CheckpointError, match="several GGUF models"):
+        chosen("o/many", "Q8_0", models)
+
+
 @pytest.mark.parametrize("name", [NAME, GGUF])
 def test_a_wrong_header_is_fetched_again_once(hub: FakeHub, tmp_path: Path, name: str) -> None:
     hub.faults = ["bytes"]
