@@ -48,13 +48,10 @@ class TableDoubts:
         since = self._since.get(reader)
         return since is not None and self._clock() - since < DOUBTED_S
 
-    def add(self, reader: str | None) -> bool:
-        """Whether it was believed until now."""
-        if reader in self:
-            return False
-        self._since[reader] = self._clock()
-        logger.warning("event=scales_doubted reader=%s", reader or "own")
-        return True
+    def add(self, reader: str | None) -> None:
+        if reader not in self:
+            self._since[reader] = self._clock()
+            logger.warning("event=scales_doubted reader=%s", reader or "own")
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,9 +144,9 @@ class RouteRepair:
                 raise CodecRangeError(cause.message, hint=TAKE_BF16)  # no other hop would help
             if told is ErrorCode.UNSUPPORTED_CODEC and hop.reply_codec.exponents:
                 reader = hops[number + 1].peer_id if number + 1 < len(hops) else None
-                if session.settings.codecs.doubts.add(reader):  # the hop has only seen what the table does
-                    self._record.hop_lost(hop.peer_id, cause.message)
-                    raise RouteLostError(HopFailedError(hop.peer_id, cause))
+                session.settings.codecs.doubts.add(reader)  # the hop has only seen what the table does
+                self._record.hop_lost(hop.peer_id, cause.message)
+                raise RouteLostError(HopFailedError(hop.peer_id, cause))  # edges keep codecs in a repair
             if id(cause) not in self._told:
                 self._told.add(id(cause))
                 self._record.hop_lost(hop.peer_id, cause.message)

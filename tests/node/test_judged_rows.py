@@ -4,12 +4,13 @@ what a node has learned of its channels is."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from swarm_node.client.generation import Generation
+from swarm_node.client.hops.route_session import RouteSession
 from swarm_node.swarm.codecs.codec import Codec
 from swarm_node.swarm.codecs.int8s import Int8sCodec
 from swarm_node.swarm.fidelity import error_watch
@@ -170,6 +171,17 @@ async def test_a_stranger_s_rows_spoil_nobody_s_answers(
     later = await swarm.client(wire_codec="auto", prefix_cache=False)
     expected = await later.generate_detailed(LONG, **OPTIONS)  # meets the nodes, which tell their scales
     assert codecs(expected) == ["f8", "f8"]
+    open_route = RouteSession.open
+
+    async def opened_before_another_is_refused(*args: Any) -> RouteSession:
+        session = await open_route(*args)
+        session.settings.codecs.doubts.add("b")
+        return session
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RouteSession, "open", opened_before_another_is_refused)
+        answer = await later.generate_detailed(LONG, **OPTIONS)
+        assert (answer.token_ids, answer.repairs) == (expected.token_ids, 1)
     for _ in range(2):
         answer = await later.generate_detailed(LONG, **OPTIONS)
         assert codecs(answer) == ["f8", "f8"]
