@@ -232,6 +232,8 @@ def _weights(weights: str) -> str:
     experts, what else computes."""
     held, *others = weights.replace("|", " ").replace(" of experts", " experts").split(", ")
     kinds = held.split(" + ")
+    if len(kinds) > 1:  # of ``int5 (Q5_0)`` the file's type says it all
+        kinds = [kind.rpartition("(")[2].rstrip(")") for kind in kinds]
     lines = [" + ".join(kinds[:_KINDS_SHOWN])]
     if len(kinds) > _KINDS_SHOWN:
         lines.append(f"+ {len(kinds) - _KINDS_SHOWN} more")

@@ -114,8 +114,7 @@ def test_of_many_types_of_weights_two_are_shown(capsys: pytest.CaptureFixture[st
     told = capsys.readouterr().out
     for line in ("+ 3 more", "transformers"):
         assert line in [each.strip() for each in told.splitlines()]
-    assert "Q5_0" in told
-    assert "Q8_0" in told
+    assert "Q5_0 + Q8_0" in told
     assert "Q4_K" not in told
 
 
