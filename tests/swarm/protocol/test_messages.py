@@ -499,7 +499,7 @@ def test_refusals_become_exceptions() -> None:
     busy = error_of(Busy(SESSION, 1500, "cache full"), "12D3KooWabcdefgh")
     assert isinstance(busy, BusyError)
     assert busy.retry_after == 1.5
-    assert "abcdefgh is busy: cache full" in str(busy)
+    assert "peer …cdefgh is busy: cache full" in str(busy)
     mismatch = error_of(Refused(SESSION, ErrorCode.MODEL_MISMATCH, "other", "use it"), "p")
     assert isinstance(mismatch, ModelMismatchError)
     assert mismatch.hint == "use it"

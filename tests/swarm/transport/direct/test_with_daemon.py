@@ -67,7 +67,7 @@ async def test_one_daemon_for_all_that_cannot_be() -> None:
     client.may_start.set()
     assert all(await asyncio.gather(*several))
     assert await client.echoes(TCP, QUIC)
-    assert client.told == ["Starting p2pd: peer node cannot be dialled over plain TCP"]
+    assert client.told == ["Starting p2pd: peer …node cannot be dialled over plain TCP"]
     assert len(client.started) == 1
     await client.transport.close()
     with pytest.raises(StreamClosedError):
