@@ -37,6 +37,7 @@
     ├── ProtocolError               somebody broke the wire protocol                exit 6
     │   ├── RemoteProtocolError     the peer did (never trust it further)
     │   └── LocalProtocolError      we did (a bug of ours)
+    │       └── CodecRangeError     sound values do not fit into the chosen wire codec  exit 2
     │       └── CodecRangeError     the wire codec that was asked for cannot hold these rows
     ├── PeerError                   a peer answered with a typed error frame        exit 6
     │   ├── NotAdmittedError        it or we are not a member of this swarm

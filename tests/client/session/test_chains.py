@@ -143,6 +143,7 @@ async def test_rows_that_fp16_does_not_hold_end_the_answer_and_blame_nobody() ->
     with pytest.raises(CodecRangeError, match="fp16 ends at 65,504") as caught:
         await case.disturbed(wire_codec="fp16")
     assert "bf16" in caught.value.hint
+    assert caught.value.exit_code == 2, "the codec was chosen by a person"
     assert case.blamed == set()
 
 

@@ -25,7 +25,7 @@ from swarm_node.shards.pieces.holder import WholeFiles
 from swarm_node.shards.transfer.downloader import FetchSettings
 from swarm_node.shards.transfer.fetch import fetch_model
 from swarm_node.shards.transfer.messages import WEIGHTS_PROTOCOL
-from swarm_node.swarm.errors import PeerUnreachableError
+from swarm_node.swarm.errors import CheckpointError, PeerUnreachableError
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import NodeState, Span
 
@@ -278,3 +278,21 @@ async def test_a_node_shares_nothing_unasked_and_bears_witness_all_the_same(
 )
 def test_a_lan_is_told_from_the_internet(maddrs: tuple[str, ...], private: bool) -> None:
     assert all_private(maddrs) is private
+
+
+async def test_a_name_whose_model_cannot_run_here_is_refused_before_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWARM_NODE_HOME", str(tmp_path))
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "half-00001-of-00002.gguf").write_bytes(b"GGUF")
+    source = FoundModel("half", WeightService(WeightOptions()), settings=SOON)
+    with pytest.raises(
+        CheckpointError, match=r"half on this machine .*: half-00002-of-00002\.gguf"
+    ) as caught:
+        await source.locate()
+    assert "Download what is missing" in caught.value.hint
+    elsewhere = FoundModel("other.gguf", WeightService(WeightOptions()), settings=SOON)
+    await elsewhere.locate()
+    assert elsewhere.needs_network

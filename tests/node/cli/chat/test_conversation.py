@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
 from swarm_node.node.cli.chat import chat as cli_chat
 from swarm_node.node.cli.chat.conversation import FORMAT, Conversation, Message
-from swarm_node.swarm.errors import UsageError
+from swarm_node.node.cli.parser import build_parser
+from swarm_node.swarm.errors import ChatTemplateError, UsageError
 
 
 def words(messages: Sequence[Message]) -> int:
@@ -133,3 +135,13 @@ def test_a_file_without_end_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPat
         pytest.skip("needs /dev/zero")
     with pytest.raises(UsageError, match="more than 1000 bytes"):
         cli_chat._load("/dev/zero")
+
+
+def test_a_model_without_a_template_is_the_problem_of_a_chat(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MagicMock()
+    model.tokenizer.has_chat_template = False
+    monkeypatch.setattr(cli_chat.SwarmModel, "connect", lambda **options: model)
+    with pytest.raises(ChatTemplateError, match="has no chat template") as caught:
+        cli_chat.run_chat(build_parser().parse_args(["chat", "--model", "base"]))
+    assert caught.value.exit_code == 3
+    assert "--raw" in caught.value.hint
