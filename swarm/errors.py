@@ -28,6 +28,7 @@
     │   │   ├── PeerMuteError       it answers PING, and not what it was asked
     │   │   └── TrialLostError      it took too long for a trial
     │   ├── OpenFilesError          this process has no descriptor left: ask again later
+    │   ├── HubBusyError            the hub asks us to wait (shards/checkpoint/hub_answers)
     │   ├── HopFailedError          a hop of a route cannot go on, or begin
     │   ├── EdgeFailedError         two living hops of a route do not work together
     │   ├── ReplayRefusedError      a hop cannot replay its journal
