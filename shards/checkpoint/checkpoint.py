@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -112,18 +111,6 @@ def directory_config(directory: Path) -> ModelConfig:
     from ..formats.transformers.config import foreign_config  # here: it imports torch and transformers
 
     return foreign_config(document, more, where)
-
-
-def is_foreign(directory: Path) -> bool:
-    """Whether transformers computes the model, as far as that shows without importing it. CheckpointError,
-    and UnsupportedModelError where it cannot."""
-    document, where = _document(directory)
-    if is_known(document):
-        return False
-    refuse_unfit(document, where)
-    if missing := [name for name in ("torch", "transformers") if find_spec(name) is None]:
-        raise _without_transformers(document["model_type"], f"there is no {' and no '.join(missing)}")
-    return True
 
 
 def _document(directory: Path) -> tuple[dict[str, Any], str]:
