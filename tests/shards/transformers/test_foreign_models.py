@@ -269,11 +269,8 @@ def test_a_tensor_of_another_shape_is_refused(neox: Path, change: dict[str, Any]
 
 
 def test_a_missing_tensor_is_refused(neox: Path) -> None:
-    with (
-        open_checkpoint(changed(neox, num_hidden_layers=4)) as checkpoint,
-        pytest.raises(CheckpointError, match=r"has no tensor for gpt_neox\.layers\.3"),
-    ):
-        Chain(checkpoint)
+    with pytest.raises(CheckpointError, match=r"has no tensors of layers\.3"):
+        open_checkpoint(changed(neox, num_hidden_layers=4))
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
