@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -101,7 +102,7 @@ class LocalModels:
         """Names of some models that run, those that ``name`` may be a misspelling of before others."""
         by_name = {model.name: model for model in reversed(self.models())}
         names = list(dict.fromkeys((*near_names(name, by_name, MAX_NEAR), *list(by_name)[:MAX_NEAR])))
-        return [each for each in names if not _checked(by_name[each]).problem]
+        return [each for each in names if _runs(by_name[each])]
 
     def find(self, name: str) -> list[ModelFiles]:
         """The models that ``name`` means: by file or directory, else by the title inside a GGUF file."""
@@ -157,6 +158,12 @@ def _checked(model: ModelFiles) -> ModelFiles:
         except SwarmError as error:
             return model.with_problem(error)
     return model
+
+
+@lru_cache(maxsize=MAX_MODELS)
+def _runs(model: ModelFiles) -> bool:
+    """Remembered: whoever waits for a model looks for near names twice a second."""
+    return not _checked(model).problem
 
 
 def _in_folder(folder: Path, depth: int) -> Iterator[ModelFiles]:
