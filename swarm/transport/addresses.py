@@ -171,6 +171,29 @@ def listenable(host_maddrs: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def held_ports(maddrs: Sequence[str]) -> list[socket.socket]:
+    """Sockets that keep the TCP ports of these addresses for a daemon of this process, which shares them: no
+    other process that asks ``listenable`` gets one before the daemon listens, or while it starts again.
+
+    The caller closes them. What cannot be held is left out: then the daemon meets whoever has it.
+    """
+    held: list[socket.socket] = []
+    for at in filter(None, map(parse_socket_maddr, maddrs)):
+        if at.kind != "tcp" or not hasattr(socket, "SO_REUSEPORT"):
+            continue  # a UDP socket would get a share of the datagrams
+        holder = socket.socket(_FAMILIES[f"ip{at.host.version}"], socket.SOCK_STREAM)
+        try:
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if at.host.version == 6:
+                holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            holder.bind((str(at.host), at.port))
+        except OSError:
+            holder.close()
+        else:
+            held.append(holder)
+    return held
+
+
 def _is_free(where: SocketMaddr, port: int) -> bool:
     with suppress(OSError):
         return bool(_try_port(where, port))

@@ -14,6 +14,7 @@ from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 
 from ...errors import LocalNetworkError, NetworkError, StreamClosedError
+from ..addresses import held_ports
 from .options import P2pdOptions
 from .process import STARTUP_TIMEOUT, STOP_TIMEOUT, P2pdProcess, remove_stale_folders
 
@@ -33,6 +34,7 @@ class P2pDaemon(P2P):
         self._up = asyncio.Event()  # there is a daemon to ask, or there will be none any more
         self._failure: LocalNetworkError | None = None
         self._stopping = False
+        self._held = held_ports(options.host_maddrs)
         self._listeners: set[asyncio.Task[None]] = set()  # of the sockets that streams come in by
 
     @classmethod
@@ -162,6 +164,8 @@ class P2pDaemon(P2P):
         self._terminate()
         if self._process is not None:
             await self._process.stop()
+        for port in self._held:
+            port.close()
         if self._listeners:
             await asyncio.wait(self._listeners, timeout=STOP_TIMEOUT)
 

@@ -18,6 +18,7 @@ from swarm_node.swarm.transport import addresses
 from swarm_node.swarm.transport.addresses import (
     EVERY_INTERFACE,
     PeerAddress,
+    held_ports,
     is_loopback,
     listen_maddrs,
     listenable,
@@ -106,6 +107,22 @@ def test_a_taken_port_is_seen_even_if_its_owner_shares_it(kind: socket.SocketKin
             with pytest.raises(ListenError, match=f"port {port} on {host} is in use"):
                 listenable([f"/ip4/{host}/{protocol}/{port}"])
     listenable([f"/ip4/127.0.0.1/{protocol}/{port}", "/ip4/127.0.0.1/tcp/0"])
+
+
+@pytest.mark.skipif(not hasattr(socket, "SO_REUSEPORT"), reason="this system shares no ports")
+def test_a_held_port_is_its_daemons_alone() -> None:
+    (where,) = listenable(["/ip4/127.0.0.1/tcp/0"])
+    port = int(where.rpartition("/")[2])
+    (held,) = held_ports([where, "/ip4/127.0.0.1/udp/9/quic-v1", "/ip4/192.0.2.1/tcp/9"])
+    with held:
+        for host in ("127.0.0.1", "0.0.0.0"):
+            with pytest.raises(ListenError, match=f"port {port} on {host} is in use"):
+                listenable([f"/ip4/{host}/tcp/{port}"])
+        with socket.create_server(("127.0.0.1", port), reuse_port=True) as daemon:
+            for _ in range(16):  # all come to the one that listens
+                with socket.create_connection(("127.0.0.1", port)), daemon.accept()[0]:
+                    pass
+    assert listenable([where]) == (where,)
 
 
 def test_a_port_that_is_left_to_the_system_is_named_so_that_it_can_be_had_again() -> None:

@@ -435,6 +435,20 @@ async def test_a_daemon_that_dies_is_replaced_under_those_who_use_it(start: Star
     assert await (await inbound.get()).read() == b"y"
 
 
+async def test_nobody_gets_the_port_of_a_daemon_that_is_down(start: Start) -> None:
+    server = await start()
+    (where,) = server.listen_maddrs
+    watcher = Watcher(server)
+    os.kill(daemon_pid(server), signal.SIGKILL)
+    assert isinstance(await watcher.next(), NetworkLost)
+    with pytest.raises(ListenError, match="is in use by another process"):
+        addresses.listenable([where])
+    assert isinstance(await watcher.next(), NetworkRestored)
+    assert server.listen_maddrs == (where,)
+    await server.close()
+    assert addresses.listenable([where]) == (where,)
+
+
 async def test_a_daemon_that_is_replaced_listens_where_it_did_and_meets_whom_it_knew(start: Start) -> None:
     server, other = await asyncio.gather(start(), start())
     where, watcher = await server.maddrs(), Watcher(server)
