@@ -39,7 +39,6 @@
     │   ├── RemoteProtocolError     the peer did (never trust it further)
     │   └── LocalProtocolError      we did (a bug of ours)
     │       └── CodecRangeError     sound values do not fit into the chosen wire codec  exit 2
-    │       └── CodecRangeError     the wire codec that was asked for cannot hold these rows
     ├── PeerError                   a peer answered with a typed error frame        exit 6
     │   ├── NotAdmittedError        it or we are not a member of this swarm
     │   ├── BusyError               it has no room now; ``retry_after`` seconds

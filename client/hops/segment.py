@@ -25,7 +25,7 @@ from ...swarm.errors import (
     SwarmError,
 )
 from ...swarm.fidelity.row_reader import RowReader
-from ...swarm.fidelity.row_sampler import EVERY
+from ...swarm.fidelity.row_sampler import is_sampled
 from ...swarm.protocol.field_types import Progress
 from ...swarm.protocol.messages import Result, Step, Want
 from ...swarm.protocol.step_watch import Fault, StepWatch, Verdict
@@ -185,7 +185,7 @@ class Segment:
             self._mismatch(problem)
             raise BrokenError from problem
         self._account(result, sent, now)
-        if self._reader is not None and -result.position % EVERY < result.tokens:
+        if self._reader is not None and is_sampled(result.position, result.tokens):
             last = self.last
             self._reader.sampler.took(
                 *(last.reply_codec, result.payload, result.position, result.tokens),
@@ -320,11 +320,13 @@ class Segment:
             hop.trace.phase(sent.decoding).spent(*told, unit_s)
         wire_s = max(0.0, elapsed_s - told_s)
         for hop in hops:
-            came = hop.reply_codec.payload_bytes(sent.tokens, hop.reply_width)
+            came = len(result.payload)
+            if hop is not last:
+                came = hop.reply_codec.payload_bytes(sent.tokens, hop.reply_width)
             alone_s = wire_s if hops[0] is last else 0.0
             phase = hop.trace.phase(sent.decoding)
             went = hop.codec.payload_bytes(sent.tokens, hop.width)
-            phase.stepped(sent.tokens, went, len(result.payload) if hop is last else came, alone_s)
+            phase.stepped(sent.tokens, went, came, alone_s)
         if sent.decoding:
             self._slowest_wire_s = max(self._slowest_wire_s, wire_s)
         whole = self.trace.phase(sent.decoding)

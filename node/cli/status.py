@@ -211,7 +211,7 @@ def _table(model: dict[str, Any], digests: Sequence[str] = ()) -> Table:
             short_peer_id(node["peer_id"]),
             node["blocks"],
             node["state"],
-            shown(_weights(node["weights"])).replace("|", "\n"),
+            "\n".join(map(shown, _weights(node["weights"]))),
             f"{milliseconds:.2f}" if milliseconds else "-",
             f"{node['prefill_tokens_per_s']:.0f}" if node["prefill_tokens_per_s"] else "-",
             f"{_short(free)} {100 * free / total:.0f}%" if total else "-",
@@ -227,9 +227,9 @@ _KINDS_SHOWN = 2
 """The table shows at most this many of the types that weights are held as: ``--json`` has all."""
 
 
-def _weights(weights: str) -> str:
-    """In lines, with | between them, that fit into its 14 columns: the types that hold most, the share of
-    experts, what else computes."""
+def _weights(weights: str) -> list[str]:
+    """In lines that fit into its 14 columns: the types that hold most, the share of experts, what else
+    computes."""
     held, *others = weights.replace("|", " ").replace(" of experts", " experts").split(", ")
     kinds = held.split(" + ")
     if len(kinds) > 1:  # of ``int5 (Q5_0)`` the file's type says it all
@@ -237,7 +237,7 @@ def _weights(weights: str) -> str:
     lines = [" + ".join(kinds[:_KINDS_SHOWN])]
     if len(kinds) > _KINDS_SHOWN:
         lines.append(f"+ {len(kinds) - _KINDS_SHOWN} more")
-    return "|".join([*lines, *others])
+    return [*lines, *others]
 
 
 def _silent(model: dict[str, Any]) -> list[str]:

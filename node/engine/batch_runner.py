@@ -17,7 +17,7 @@ from ...shards.layers.kv_pool import BatchSlice
 from ...shards.models.backend import Memory, SpanBackend
 from ...swarm.codecs.codec import Codec
 from ...swarm.errors import CodecRangeError, ErrorCode, LocalProtocolError, RemoteProtocolError, SwarmError
-from ...swarm.fidelity.row_sampler import EVERY, RowSampler
+from ...swarm.fidelity.row_sampler import RowSampler, is_sampled
 from ...swarm.protocol.messages import Want
 from ...swarm.types import Span
 from .jobs import StepDone, StepFailed, StepJob, StepOutcome, TokenSequence
@@ -143,8 +143,8 @@ class BatchRunner:
         ended = perf_counter_ns()
         sequence.computed = position + 1
         if (
-            not position % EVERY
-            and self._sampler is not None
+            self._sampler is not None
+            and is_sampled(position, 1)
             and sequence.span.start == self._model.span.start
         ):
             self._sampler.took(codec, job.payload, position, 1, sequence.group, sequence.owner)

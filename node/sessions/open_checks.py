@@ -11,10 +11,11 @@ from .handshake import Terms
 from .session import NodeSession
 
 
-def refusal_of(
+def checked_open(
     request: Open, parent: NodeSession | None, *, terms: Terms, draining: bool, context_tokens: int
-) -> Refused | None:
-    """Why not, however long one waits; None if it can. ``parent``: the session to fork, if it is open."""
+) -> tuple[Codec, Codec] | Refused:
+    """The codecs of what comes in and of what goes out, or why not, however long one waits. ``parent``: the
+    session to fork, if it is open."""
 
     def refused(code: ErrorCode, message: str, hint: str = "") -> Refused:
         return Refused(request.session, code, message, hint)
@@ -35,7 +36,7 @@ def refusal_of(
             f"The nearest blocks that can: {span_around(request.span, cuts)}.",
         )
     try:
-        codecs_of(request, terms)
+        codecs = _codecs_of(request, terms)
     except RemoteProtocolError as error:
         return refused(error.code, error.message, error.hint)
     if request.batch != 1:
@@ -53,10 +54,10 @@ def refusal_of(
         code, problem, hint = _fork_problem(request, parent)
         if problem:
             return refused(code, f"cannot fork session {request.parent.hex()}: {problem}", hint)
-    return None
+    return codecs
 
 
-def codecs_of(request: Open, terms: Terms) -> tuple[Codec, Codec]:
+def _codecs_of(request: Open, terms: Terms) -> tuple[Codec, Codec]:
     """Of what comes in and of what goes out: all that we speak, also if we have told the client of fewer, as
     its link may be older than that. Raises RemoteProtocolError (UNSUPPORTED_CODEC)."""
 

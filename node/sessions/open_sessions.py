@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
+from ...swarm.codecs.codec import Codec
 from ...swarm.errors import ErrorCode
 from ...swarm.fairness.shares import Holder
 from ...swarm.protocol.field_types import BATCH_SCALE, PAGE_TOKENS, Progress
@@ -20,7 +21,7 @@ from ..limits.quotas import Ledger, Limits, PeerAccount
 from .handshake import ScalesFor, Terms
 from .journal import Journal, JournalBook
 from .next_hops import NextHops
-from .open_checks import codecs_of, refusal_of
+from .open_checks import checked_open
 from .session import NodeSession, SessionOwner
 from .session_admission import SessionAdmission
 
@@ -102,14 +103,16 @@ class OpenSessions:
         self, request: Open, account: PeerAccount, parent: NodeSession | None, owner: SessionOwner
     ) -> NodeSession | Busy | Refused:
         """A session with everything it needs reserved; or why not, with nothing taken."""
-        refusal = refusal_of(
+        codecs = checked_open(
             request,
             parent,
             terms=self.terms,
             draining=self.state is NodeState.DRAINING,
             context_tokens=self._context_tokens,
-        ) or self._never_fits(request)
-        if refusal is not None:
+        )
+        if isinstance(codecs, Refused):
+            return codecs
+        if (refusal := self._never_fits(request)) is not None:
             return refusal
         now = self.now()
         cells = self._cells(request)
@@ -122,9 +125,9 @@ class OpenSessions:
             if not self.ledger.sessions:
                 self._idle.set()
 
-        sequence = self._open_sequence(request, account, parent, released)
+        sequence = self._open_sequence(request, codecs, account, parent, released)
         if sequence is None and self._reclaim(account, cells, now):
-            sequence = self._open_sequence(request, account, parent, released)
+            sequence = self._open_sequence(request, codecs, account, parent, released)
         if sequence is None:
             return self._admission.none_left(request, account, cells, now)
         self._admission.satisfied(account.holder)
@@ -202,7 +205,12 @@ class OpenSessions:
         )
 
     def _open_sequence(
-        self, request: Open, account: PeerAccount, parent: NodeSession | None, released: Callable[[], None]
+        self,
+        request: Open,
+        codecs: tuple[Codec, Codec],
+        account: PeerAccount,
+        parent: NodeSession | None,
+        released: Callable[[], None],
     ) -> TokenSequence | None:
         if self._admission.is_full:
             return None
@@ -210,7 +218,7 @@ class OpenSessions:
             account.peer_id,
             request.span,
             request.max_tokens,
-            *codecs_of(request, self.terms),
+            *codecs,
             prefix=self._usable_prefix(request.max_tokens, request.prefix),
             parent=None if parent is None else parent.sequence,
             parent_tokens=request.parent_tokens,

@@ -231,12 +231,8 @@ def _bf16(x: Floats) -> Floats:
 def file_groups(raw: RawTensor) -> Int4Groups:
     """The file's own integers and scales, for a ``raw`` matrix whose ``qtype`` is in INT4_SOURCES."""
     if isinstance(raw, QuantizedTensor):
-        q, scale, minimum, zero = raw.groups()
+        q, scale, minimum, _ = file_integers(raw, 4)
         times = raw.cols // GROUP // scale.shape[1]
-        if zero is not None and INTEGERS[raw.qtype].bits < 4:
-            # Few enough to have their zero at 8 everywhere, for which kernels need no minimum.
-            q += (8 - zero).astype(np.uint8).repeat(times * GROUP, 1)
-            minimum = scale * np.float32(-8)
         return Int4Groups(q, scale.repeat(times, 1), minimum.repeat(times, 1))
     if raw.qtype == "Q4_K":
         return q4_k_groups(raw.data)
@@ -252,7 +248,7 @@ def file_integers(raw: RawTensor, bits: int) -> IntegerGroups:
     if zero is not None and raw.integers.bits < bits:
         middle = 1 << bits - 1
         q = q + (middle - zero).astype(np.uint8).repeat(raw.cols // zero.shape[1], 1)
-        zero = np.full_like(zero, middle)
+        zero, minimum = np.full_like(zero, middle), scale * np.float32(-middle)
     return IntegerGroups(q, scale, minimum, zero)
 
 

@@ -33,7 +33,6 @@ from ..layers.quantize import (
     HALVED_INT8,
     INT4_SOURCES,
     INT8_SOURCES,
-    KEPT_NUMBERS,
     OWN_FORM,
     SHARED_SCALES,
     Int4Groups,
@@ -136,11 +135,6 @@ class TensorReader(Generic[Plan]):
     def _count(self, form: str, raws: Sequence[RawTensor]) -> None:
         self._held[form] += sum(raw.nbytes for raw in raws)
 
-    def _count_integers(self, form: str, sources: Sequence[str], raws: Sequence[RawTensor]) -> None:
-        """The same, where the integers of file types ``sources`` are held as they are."""
-        for raw in raws:
-            self._count(f"{form} ({raw.qtype})" if raw.qtype in sources else form, [raw])
-
     def _read(self, raw: RawTensor) -> None:
         """To be called for each tensor that is held."""
         raw.check_numbers()
@@ -227,7 +221,7 @@ class WeightLoader(TensorReader[LoadPlan]):
         """How each is held, which the summary then tells."""
         forms = self.plan.forms(raws, kind)
         for raw, form in zip(raws, forms, strict=True):
-            self._count_integers(form, KEPT_NUMBERS.get(form, ()), [raw])
+            self._count(f"{form} ({raw.qtype})" if OWN_FORM.get(raw.qtype) == form else form, [raw])
         return forms
 
     def _packed(

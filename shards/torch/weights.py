@@ -97,7 +97,8 @@ class TorchLoader(TensorReader[LoadPlan]):
         return linear
 
     def _int4(self, raws: Sequence[RawTensor], bias: Tensor | None, errors: RoundingBounds | None) -> Linear:
-        self._count_integers("int4", INT4_SOURCES, raws)
+        for raw in raws:
+            self._count(f"int4 ({raw.qtype})" if raw.qtype in INT4_SOURCES else "int4", [raw])
         groups = whole(int4_groups(raw, self._threads) for raw in raws)
         if not self.plan.packed:
             return self._unpacked(groups.dequantize(), bias)

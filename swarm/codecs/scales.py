@@ -31,12 +31,13 @@ class ScaleTable:
     def from_peer(cls, exponents: bytes, width: int) -> ScaleTable:
         """A table for rows of ``width`` values. Raises RemoteProtocolError (UNSUPPORTED_CODEC) for bytes that
         are none."""
-        problem = _problem(exponents)
-        if not problem and len(exponents) != width:
-            problem = f"has {len(exponents)} channels, not the {width} of a row"
-        if problem:
-            raise RemoteProtocolError(f"the table of scales {problem}", code=ErrorCode.UNSUPPORTED_CODEC)
-        return cls(exponents)
+        try:
+            table = cls(exponents)
+            if table.width != width:
+                raise UsageError(f"the table of scales has {table.width} channels, not the {width} of a row")
+        except UsageError as error:
+            raise RemoteProtocolError(error.message, code=ErrorCode.UNSUPPORTED_CODEC) from None
+        return table
 
     @classmethod
     def from_rms(cls, rms: np.ndarray) -> ScaleTable:
@@ -54,11 +55,6 @@ class ScaleTable:
     @property
     def width(self) -> int:
         return len(self.exponents)
-
-    @property
-    def powers(self) -> np.ndarray:
-        """(width,) float32: 2 to the power of each exponent."""
-        return powers_of_two(self.exponents)
 
 
 def scale_digest(exponents: bytes) -> str:

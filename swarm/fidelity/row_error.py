@@ -32,25 +32,25 @@ def usable_weights(weights: np.ndarray | None, width: int) -> np.ndarray:
     return np.maximum(magnitudes, np.float32(largest * SMALLEST_WEIGHT))
 
 
-def row_errors(codec: Codec, payload: Payload, tokens: int, weights: np.ndarray) -> np.ndarray:
-    """The estimated error (tokens,) of each row: 0.01 is one percent. ``weights``: ``usable_weights``.
+def row_errors(codec: Codec, payload: Payload, tokens: int, squares: np.ndarray) -> np.ndarray:
+    """The estimated error (tokens,) of each row: 0.01 is one percent. ``squares`` (width,) float64: of
+    ``usable_weights``.
 
     0 where the codec is too fine to be measured. Raises RemoteProtocolError for a payload that ``decode``
     refuses."""
-    width = len(weights)
+    width = len(squares)
     rows = codec.decode(payload, tokens, width)
     noise = codec.noise(payload, width)
     if noise is None:
         return np.zeros(tokens)
-    squares = np.square(weights, dtype=np.float64)
     lost = noise.astype(np.float64) @ squares  # (tokens,)
     there = np.square(rows, dtype=np.float64) @ squares
     return np.sqrt(lost / np.maximum(there, np.finfo(np.float64).tiny))
 
 
-def exact_errors(exact: np.ndarray, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The true error (tokens,) of ``rows`` where the ``exact`` ones are known; both (tokens, width)."""
-    squares = np.square(weights, dtype=np.float64)
+def exact_errors(exact: np.ndarray, rows: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """The true error (tokens,) of ``rows`` where the ``exact`` ones are known; both (tokens, width).
+    ``squares``: as for ``row_errors``."""
     lost = np.square(exact.astype(np.float64) - rows) @ squares
     there = np.square(exact, dtype=np.float64) @ squares
     return np.sqrt(lost / np.maximum(there, np.finfo(np.float64).tiny))

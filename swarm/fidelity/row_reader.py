@@ -35,7 +35,7 @@ class RowReader:
         passed: Collection[str] = (),
         table: ScaleTable | None = None,
     ) -> None:
-        self._weights = weights
+        self._squares = np.square(weights, dtype=np.float64)
         self._passed = frozenset(passed)
         self._certified = table
         self._clock = clock
@@ -68,7 +68,7 @@ class RowReader:
         rows, sizes = self.sampler.take()
         for row in rows:
             try:
-                errors = row_errors(row.codec, row.payload, 1, self._weights)
+                errors = row_errors(row.codec, row.payload, 1, self._squares)
             except RemoteProtocolError:  # the step that it came with was refused, too
                 continue
             self._watch.add(row.codec.kind, row.group, row.peer, errors)

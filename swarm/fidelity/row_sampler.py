@@ -71,6 +71,11 @@ class _Kept(Generic[Sample]):
         return [self._samples.popleft() for _ in range(len(self._samples))]
 
 
+def is_sampled(position: int, tokens: int) -> bool:
+    """Whether one of ``tokens`` rows, the first at ``position``, is one of those that are kept."""
+    return -position % EVERY < tokens
+
+
 class RowSampler:
     """``learning``: rows are also kept for ``ScaleLearner``, but for those of groups that are ``full``."""
 

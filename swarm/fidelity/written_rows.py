@@ -10,7 +10,7 @@ import numpy as np
 from ..codecs.codec import Codec
 from .error_watch import HARMFUL_ERROR, LARGEST_ERROR, LEAST_ROWS, Tally
 from .row_error import exact_errors
-from .row_sampler import EVERY
+from .row_sampler import EVERY, is_sampled
 
 
 @dataclass(slots=True)
@@ -23,7 +23,7 @@ class WrittenRows:
 
     def wants(self, codec: Codec, position: int, tokens: int) -> bool:
         """Whether any of ``tokens`` rows, the first at ``position``, is to be looked at."""
-        return bool(codec.exponents) and (self._seen.rows < self.first or -position % EVERY < tokens)
+        return bool(codec.exponents) and (self._seen.rows < self.first or is_sampled(position, tokens))
 
     def harmed(self, codec: Codec, rows: np.ndarray, position: int, least: int = LEAST_ROWS) -> bool:
         """Whether ``codec`` loses more than LARGEST_ERROR of the rows, in the mean of at least ``least``, or
@@ -34,9 +34,9 @@ class WrittenRows:
         mean was up to 0.9 % at any boundary, and 2.6 % for a single row."""
         if not self.wants(codec, position, len(rows)):
             return False
-        first = range(max(0, self.first - int(self._seen.rows)))
-        chosen = sorted({*first, *range(-position % EVERY, len(rows), EVERY)} & {*range(len(rows))})
+        first = range(min(len(rows), max(0, self.first - int(self._seen.rows))))
+        chosen = sorted({*first, *range(-position % EVERY, len(rows), EVERY)})
         exact = np.ascontiguousarray(rows[chosen])
         coded = codec.decode(codec.encode(exact), *exact.shape)
-        self._seen.add(exact_errors(exact, coded, np.ones(exact.shape[1], np.float32)))
+        self._seen.add(exact_errors(exact, coded, np.ones(exact.shape[1])))
         return self._seen.mean > (LARGEST_ERROR if self._seen.rows >= least else HARMFUL_ERROR)

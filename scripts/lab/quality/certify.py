@@ -142,7 +142,11 @@ class BoundarySums:
         from swarm_node.swarm.fidelity.row_error import exact_errors
 
         coded = round_trip(codec, rows)
-        errors = np.full(len(rows), np.nan) if coded is None else exact_errors(rows, coded, self.weights)
+        errors = (
+            np.full(len(rows), np.nan)
+            if coded is None
+            else exact_errors(rows, coded, np.square(self.weights, dtype=np.float64))
+        )
         self.errors.setdefault(kind, []).append(errors.astype(np.float32))
 
     @property

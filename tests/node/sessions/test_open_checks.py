@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from swarm_node.node.sessions.handshake import Terms
-from swarm_node.node.sessions.open_checks import refusal_of
+from swarm_node.node.sessions.open_checks import checked_open
 from swarm_node.swarm.boundaries import Boundaries
+from swarm_node.swarm.codecs.kinds import NONE
 from swarm_node.swarm.errors import ErrorCode
-from swarm_node.swarm.protocol.messages import Open
+from swarm_node.swarm.protocol.messages import Open, Refused
 from swarm_node.swarm.types import ModelRef, Span
 
 MODEL = ModelRef("cut", "ab" * 32, 6)
@@ -28,11 +29,11 @@ TERMS = Terms(MODEL, Span(1, 6), ("none",), Boundaries((64,) * 7, (0, 1, 2, 5, 6
 )
 def test_blocks_that_cannot_be_cut_out(span: Span, nearest: str) -> None:
     request = Open(b"s" * 16, span, 10, "none", "none")
-    refused = refusal_of(request, None, terms=TERMS, draining=False, context_tokens=100)
+    refused = checked_open(request, None, terms=TERMS, draining=False, context_tokens=100)
     if not nearest:
-        assert refused is None
+        assert refused == (NONE, NONE)
         return
-    assert refused is not None
+    assert isinstance(refused, Refused)
     assert refused.code is ErrorCode.SPAN_NOT_SERVED
     assert f"blocks {span} cannot be computed alone" in refused.message
     assert refused.hint == f"The nearest blocks that can: {nearest}."

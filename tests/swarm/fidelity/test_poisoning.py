@@ -76,7 +76,9 @@ def error(table: ScaleTable) -> float:
     """Of honest rows that were not seen."""
     x = rows(200, 10_000)
     codec = Int8sCodec.of(table)
-    return float(exact_errors(x, codec.decode(codec.encode(x), *x.shape), WEIGHTS).mean())
+    return float(
+        exact_errors(x, codec.decode(codec.encode(x), *x.shape), np.square(WEIGHTS, dtype=np.float64)).mean()
+    )
 
 
 @pytest.fixture(scope="module")

@@ -36,8 +36,8 @@ def weights(seed: int = 2) -> np.ndarray:
 def test_the_estimate_is_near_the_true_error(codec: Codec) -> None:
     x, w = rows(), weights()
     payload = codec.encode(x)
-    estimated = row_errors(codec, payload, len(x), w)
-    true = exact_errors(x, codec.decode(payload, *x.shape), w)
+    estimated = row_errors(codec, payload, len(x), np.square(w, dtype=np.float64))
+    true = exact_errors(x, codec.decode(payload, *x.shape), np.square(w, dtype=np.float64))
     assert estimated == pytest.approx(true, rel=0.35)
     assert estimated.mean() == pytest.approx(true.mean(), rel=0.06)
 
@@ -46,7 +46,7 @@ def test_the_estimate_is_near_the_true_error(codec: Codec) -> None:
 def test_fine_codecs_have_no_error_that_counts(codec: Codec) -> None:
     x = rows()
     assert not codec.is_coarse
-    assert not row_errors(codec, codec.encode(x), len(x), weights()).any()
+    assert not row_errors(codec, codec.encode(x), len(x), np.square(weights(), dtype=np.float64)).any()
 
 
 @pytest.mark.parametrize("codec", [INT8, F8], ids=lambda codec: codec.kind)
@@ -54,7 +54,7 @@ def test_rows_of_zeros_and_exact_rows_have_no_error(codec: Codec) -> None:
     x = np.zeros((2, WIDTH), np.float32)
     x[1, :4] = 5.0
     assert codec.is_coarse
-    assert row_errors(codec, codec.encode(x), 2, np.ones(WIDTH, np.float32)).max() < 1e-20
+    assert row_errors(codec, codec.encode(x), 2, np.ones(WIDTH)).max() < 1e-20
 
 
 @pytest.mark.parametrize(
