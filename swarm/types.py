@@ -26,6 +26,11 @@ _HALF_OPEN = re.compile(r"^(\d{1,4}):(\d{1,4})$")
 _SINGLE = re.compile(r"^(\d{1,4})$")
 
 
+def short_peer_id(peer_id: str) -> str:
+    """The end of a PeerID, where they differ: as people see peers, in tables and messages alike."""
+    return f"…{peer_id[-6:]}"
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Span:
     """A contiguous range of blocks, half-open: ``Span(0, 21)`` holds blocks 0 to 20."""

@@ -10,7 +10,7 @@ from ...shards.pieces.digest import what_differs
 from ...swarm.errors import BusyError, ModelMismatchError, NetworkError, SwarmError
 from ...swarm.names import digest_prefix
 from ...swarm.routing.best_route import NoRouteError
-from ...swarm.types import ModelRef, NodeInfo, NodeState
+from ...swarm.types import ModelRef, NodeInfo, NodeState, short_peer_id
 
 _TOLD = 2
 """A line of progress names at most this many nodes, and this many models of one name."""
@@ -41,7 +41,9 @@ async def explain(
     }
     if not causes:
         return error
-    text = "; ".join(f"…{peer_id[-6:]}: {cause.message}" for peer_id, cause in list(causes.items())[:2])
+    text = "; ".join(
+        f"{short_peer_id(peer_id)}: {cause.message}" for peer_id, cause in list(causes.items())[:2]
+    )
     kinds = {type(cause) for cause in causes.values()}
     if kinds == {ModelMismatchError}:
         return ModelMismatchError(f"no route: {text}", hint=next(iter(causes.values())).hint)
@@ -73,7 +75,7 @@ def nobody_opens(tried: Collection[str], cause: SwarmError) -> NoRouteError:
 def who_loads(seen: Sequence[NodeInfo]) -> str:
     """``…abc123 is loading 0-10 and …def456 is loading 11-20``; "" if none is."""
     coming = sorted((node.span, node.peer_id) for node in seen if node.state is NodeState.JOINING)
-    told = [f"…{peer_id[-6:]} is loading {span}" for span, peer_id in coming[:_TOLD]]
+    told = [f"{short_peer_id(peer_id)} is loading {span}" for span, peer_id in coming[:_TOLD]]
     if len(coming) > _TOLD:
         told.append(f"{len(coming) - _TOLD} more are loading")
     return " and ".join(told)

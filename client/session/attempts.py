@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 from ...swarm.errors import BusyError, HopFailedError, LocalNetworkError, NetworkError, PeerLateError
-from ...swarm.types import Hop, Span
+from ...swarm.types import Hop, Span, short_peer_id
 from ..routing.evidence import Standing
 from ..routing.no_route import nobody_opens
 from ..routing.reserves import Wanted
@@ -158,7 +158,9 @@ class Attempts:
             meeting.cancel()
         if not opening.done() and not self._router.reserves.unmet(self._need, wanted):
             first, *others = [
-                HopFailedError(peer_id, PeerLateError(f"peer …{peer_id[-6:]} does not answer, and others do"))
+                HopFailedError(
+                    peer_id, PeerLateError(f"peer {short_peer_id(peer_id)} does not answer, and others do")
+                )
                 for peer_id in sorted(mute)
             ]
             for failure in others:

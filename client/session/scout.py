@@ -24,7 +24,7 @@ from ...swarm.boundaries import Boundaries
 from ...swarm.errors import HopFailedError, PeerTimeoutError, SwarmError
 from ...swarm.links.pool import LinkPool
 from ...swarm.runtime.tasks import cancel_all
-from ...swarm.types import Hop, NodeInfo, Route
+from ...swarm.types import Hop, NodeInfo, Route, short_peer_id
 from ..routing.evidence import Standing
 from ..routing.reserves import Wanted
 from ..routing.route_finder import Need
@@ -174,7 +174,7 @@ class Scout:
             async with asyncio.timeout(self._links.patience.dial_s):
                 await asyncio.shield(link.welcome)
         except TimeoutError:
-            error: SwarmError = PeerTimeoutError(f"peer …{node.peer_id[-6:]} does not answer")
+            error: SwarmError = PeerTimeoutError(f"peer {short_peer_id(node.peer_id)} does not answer")
         except SwarmError as caught:
             error = caught
         else:

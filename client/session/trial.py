@@ -19,7 +19,7 @@ from ...swarm.codecs.names import KINDS
 from ...swarm.errors import HopFailedError, NetworkError, RemoteProtocolError, SwarmError, TrialLostError
 from ...swarm.links.pool import LinkPool
 from ...swarm.protocol.messages import Want
-from ...swarm.types import Hop, NodeInfo
+from ...swarm.types import Hop, NodeInfo, short_peer_id
 from ..hops.hop import HopClient
 from ..hops.plan import HopPlan, SessionSettings, new_session
 from ..hops.segment import Segment
@@ -47,7 +47,9 @@ async def try_peer(
         async with asyncio.timeout(TRIAL_S):
             return await _try(links, node, x, wire_codec, boundaries)
     except TimeoutError:
-        error: SwarmError = TrialLostError(f"peer …{node.peer_id[-6:]} did not pass a trial in {TRIAL_S:g} s")
+        error: SwarmError = TrialLostError(
+            f"peer {short_peer_id(node.peer_id)} did not pass a trial in {TRIAL_S:g} s"
+        )
     except SwarmError as caught:
         error = caught
     raise HopFailedError(node.peer_id, error)
@@ -59,7 +61,9 @@ async def _try(
     codec = negotiate(KINDS, node.codecs or KINDS, wire_codec)
     span = span_inside(node.span, boundaries.cuts)
     if span is None:
-        raise RemoteProtocolError(f"peer …{node.peer_id[-6:]} serves blocks {node.span}: no cut is in them")
+        raise RemoteProtocolError(
+            f"peer {short_peer_id(node.peer_id)} serves blocks {node.span}: no cut is in them"
+        )
     plan = HopPlan(Hop(node.peer_id, span, node.dial_maddrs), 0, 1, new_session(), codec, codec)
     hop = await HopClient.open(links, plan, SessionSettings(boundaries, TRIAL_TOKENS))
     try:

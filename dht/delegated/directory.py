@@ -31,7 +31,7 @@ from ...swarm.links.message_stream import MessageStream
 from ...swarm.membership.membership import Membership
 from ...swarm.runtime.tasks import cancel_all, in_thread
 from ...swarm.transport.interface import Stream, Transport
-from ...swarm.types import ModelRef, NodeInfo
+from ...swarm.types import ModelRef, NodeInfo, short_peer_id
 from ..address_book import AddressBook
 from ..directory import TTL_S
 from ..records.directory import Clock, RecordDirectory
@@ -221,12 +221,11 @@ class DelegatedDirectory(RecordDirectory[LookupAnswers]):
                 case Stored(reason):
                     said[peer_id] = reason
                 case Slower(retry_after_ms):
-                    said[peer_id] = (
-                        f"peer …{peer_id[-6:]} takes no announcement for {retry_after_ms / 1000:.1f} s"
-                    )
+                    seconds = retry_after_ms / 1000
+                    said[peer_id] = f"peer {short_peer_id(peer_id)} takes no announcement for {seconds:.1f} s"
                 case _:
                     raise RemoteProtocolError(
-                        f"peer …{peer_id[-6:]} answered PUT with {type(answer).__name__}"
+                        f"peer {short_peer_id(peer_id)} answered PUT with {type(answer).__name__}"
                     )
 
         outcomes = await ask_side_by_side(lambda _: list(found.clocks), give, ASKED)
@@ -282,7 +281,7 @@ class DelegatedDirectory(RecordDirectory[LookupAnswers]):
                         answer = await stream.receive_within(SILENT_S)
                         if isinstance(answer, Slower):
                             raise NetworkError(
-                                f"peer …{peer_id[-6:]} refused the request: it was asked too often"
+                                f"peer {short_peer_id(peer_id)} refused the request: it was asked too often"
                             )
                         if not isinstance(answer, Entries):
                             raise RemoteProtocolError(f"{type(answer).__name__} is not an answer to GET")
@@ -373,4 +372,4 @@ def _error_of(peer_id: str, task: asyncio.Task[None]) -> SwarmError:
 
 
 def _unreadable(peer_id: str) -> RemoteProtocolError:
-    return RemoteProtocolError(f"peer …{peer_id[-6:]} sent an answer that cannot be read")
+    return RemoteProtocolError(f"peer {short_peer_id(peer_id)} sent an answer that cannot be read")

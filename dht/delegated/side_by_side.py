@@ -8,6 +8,7 @@ from typing import Any
 
 from ...swarm.errors import PeerTimeoutError
 from ...swarm.runtime.tasks import cancel_all
+from ...swarm.types import short_peer_id
 
 HEDGE_S = 0.7
 """Another peer is asked beside one that is silent for this many seconds: they allow a dial, a handshake and
@@ -58,5 +59,7 @@ async def ask_side_by_side(
     now = clock()
     for peer_id, at in asking.values():
         if now - at >= HEDGE_S:
-            outcomes[peer_id] = PeerTimeoutError(f"peer …{peer_id[-6:]} was silent while others answered")
+            outcomes[peer_id] = PeerTimeoutError(
+                f"peer {short_peer_id(peer_id)} was silent while others answered"
+            )
     return outcomes

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from ...swarm.errors import RemoteProtocolError
 from ...swarm.identity import peer_id_bytes, peer_id_of
+from ...swarm.types import short_peer_id
 
 ID_BYTES = 20
 """Bytes of a DHT id, which is a SHA-1."""
@@ -61,7 +62,9 @@ def proven(claimed: bytes, peer_id: str) -> Contact | None:
     if not contact.raw.startswith(_ED25519):
         raise RemoteProtocolError("a DHT node whose PeerID is not of an Ed25519 key")
     if claimed != id_bytes(contact.node_id):
-        raise RemoteProtocolError(f"peer …{peer_id[-6:]} claims a DHT id that is not the hash of its PeerID")
+        raise RemoteProtocolError(
+            f"peer {short_peer_id(peer_id)} claims a DHT id that is not the hash of its PeerID"
+        )
     return contact
 
 

@@ -19,6 +19,7 @@ from ...swarm.errors import NotAdmittedError
 from ...swarm.membership.membership import Membership
 from ...swarm.membership.transport import from_here
 from ...swarm.terminal_text import one_line
+from ...swarm.types import short_peer_id
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class MembersP2P:
     def _check(self, peer_id: str, token: Any) -> None:
         if token.username != self._membership.tag:
             raise NotAdmittedError(
-                f"peer …{peer_id[-6:]} is not in this swarm",
+                f"peer {short_peer_id(peer_id)} is not in this swarm",
                 hint="Use the same --swarm name and key on both sides, or join by an invite.",
             )
         self._membership.check(peer_id, token.signature, self._clock())

@@ -6,12 +6,13 @@ import argparse
 import asyncio
 import contextlib
 
+from ...swarm.types import short_peer_id
 from ..bootstrap import run_bootstrap
 from ..config import BootstrapConfig, NodeEvent
 from ..identity_files import IdentityClaim
 from .shared.arguments import entry_of
 from .shared.network_lines import print_addresses, print_join, print_network
-from .shared.output import console, events, short_peer_id
+from .shared.output import console, events
 from .shared.signals import on_stop_signals
 
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from ...shards.models.devices import choose_device
 from ...swarm.placement.types import Gain, Serve, gigabytes
-from ...swarm.types import NodeInfo
+from ...swarm.types import NodeInfo, short_peer_id
 from ..auto.machine import room_for
 from ..auto.plan import Outlook, look_ahead
 from ..config import NodeConfig
 from .shared.arguments import entry_of
-from .shared.output import answers, console, plural, print_json, short_peer_id, shown
+from .shared.output import answers, console, plural, print_json, shown
 
 MOST_NAMED = 8
 """A line for people names at most this many peers that do not answer: ``--json`` has all."""

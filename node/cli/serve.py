@@ -18,7 +18,7 @@ from ...swarm.errors import UsageError
 from ...swarm.naming.witnesses import Witnesses
 from ...swarm.placement.types import gigabytes
 from ...swarm.transport.direct_maddrs import DirectOptions
-from ...swarm.types import Span
+from ...swarm.types import Span, short_peer_id
 from ..auto.blocks import begin_auto
 from ..auto.machine import room_for
 from ..auto.on_demand import OnDemand
@@ -30,7 +30,7 @@ from ..weights.found_model import FoundModel
 from ..weights.sharing import WeightOptions, WeightService
 from .shared.arguments import entry_of
 from .shared.network_lines import print_addresses, print_direct, print_join, print_network
-from .shared.output import console, events, plural, short_peer_id, shown
+from .shared.output import console, events, plural, shown
 from .shared.signals import on_stop_signals
 
 STATUS_LINE_S = 1.0
@@ -158,7 +158,7 @@ def _fetched(details: Mapping[str, object]) -> str:
     parts = cast(Mapping[str, int], details["bytes_by_source"])
     largest = sorted(parts.items(), key=lambda part: -part[1])[:4]
     sources = ", ".join(
-        f"{n / 1e6:.0f} MB from {shown(peer if ' ' in peer else '…' + peer[-6:])}" for peer, n in largest
+        f"{n / 1e6:.0f} MB from {shown(peer if ' ' in peer else short_peer_id(peer))}" for peer, n in largest
     )
     size = cast(int, details["bytes"]) / 1e6
     return f"Fetched {size:.0f} MB of weights in {details['seconds']:.1f} s: {sources}."

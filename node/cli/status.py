@@ -21,10 +21,10 @@ from ...swarm.names import digest_prefix
 from ...swarm.placement.demand import Demand, Wanted, is_open, tally
 from ...swarm.routing.best_route import missing_blocks
 from ...swarm.transport.address_groups import networks
-from ...swarm.types import ModelRef, NodeInfo
+from ...swarm.types import ModelRef, NodeInfo, short_peer_id
 from ..presence.roll_call import silent_nodes
 from .shared.arguments import entry_of
-from .shared.output import answers, plural, print_json, print_table, short_peer_id, shown
+from .shared.output import answers, plural, print_json, print_table, shown
 from .shared.pasting import pasteable
 from .shared.progress import progress_shown
 

@@ -12,7 +12,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from .shared.output import short_peer_id
+from ...swarm.types import short_peer_id
 
 MATTERS = 1.5
 """Prediction and measurement disagree when one is this many times the other, and ..."""

@@ -44,6 +44,7 @@ from ...swarm.protocol.messages import (
     Steps,
 )
 from ...swarm.protocol.wire import DEFAULT_MAX_FRAME
+from ...swarm.types import short_peer_id
 from ..limits.quotas import FED_FACTOR, PeerAccount
 from .handshake import answer_hello
 from .open_sessions import OpenSessions
@@ -296,7 +297,7 @@ class PeerConnection:
         if session is None:
             self._refuse(step.session, step.step, *NOT_OPEN)
         elif session.owner is self:
-            text = f"takes its steps from peer …{session.upstream[-6:]}"
+            text = f"takes its steps from peer {short_peer_id(session.upstream)}"
             self._refuse(
                 step.session, step.step, text, "Send them there, or take the session back by ATTACH."
             )

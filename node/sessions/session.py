@@ -11,6 +11,7 @@ from ...swarm.protocol.error_frames import error_message
 from ...swarm.protocol.field_types import Progress
 from ...swarm.protocol.hop_session import Duplicate, HopSession
 from ...swarm.protocol.messages import Attach, ErrorMessage, Message, Open, Replay, Result, Spent, Step, Want
+from ...swarm.types import short_peer_id
 from ..engine.engine import Engine
 from ..engine.jobs import StepDone, StepDropped, StepJob, StepOutcome, TokenSequence
 from ..limits.quotas import Ledger, PeerAccount
@@ -151,7 +152,7 @@ class NodeSession:
                 self.id,
                 None,
                 ErrorCode.UPSTREAM_LOST,
-                f"peer …{peer_id[-6:]}, which sends this session's steps, is lost: {why}",
+                f"peer {short_peer_id(peer_id)}, which sends this session's steps, is lost: {why}",
                 True,
                 "The session is open: name another upstream by ATTACH.",
             )

@@ -29,7 +29,7 @@ from ...swarm.links.message_stream import MessageStream
 from ...swarm.peer_health import PeerHealth
 from ...swarm.transport.dial_guard import choose, for_client, reaches
 from ...swarm.transport.interface import Transport
-from ...swarm.types import NodeInfo, NodeState
+from ...swarm.types import NodeInfo, NodeState, short_peer_id
 from ..pieces.manifest import MAX_PIECES, PieceManifest
 from ..pieces.store import PieceStore
 from .messages import (
@@ -207,7 +207,7 @@ class Downloader:
 
     def source_names(self) -> str:
         """The sources that send now, in words for people."""
-        names = [peer if peer == LAST_RESORT else f"…{peer[-6:]}" for peer in sorted(self._bytes)]
+        names = [peer if peer == LAST_RESORT else f"{short_peer_id(peer)}" for peer in sorted(self._bytes)]
         return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
     # Waiting.
@@ -219,7 +219,9 @@ class Downloader:
         wait = self._settings.wait_s
         if wait is None or self._clock() - since <= wait:
             return
-        banned = "".join(f"; …{peer[-6:]} {reason}" for peer, reason in list(self._banned.items())[:3])
+        banned = "".join(
+            f"; {short_peer_id(peer)} {reason}" for peer, reason in list(self._banned.items())[:3]
+        )
         raise NetworkError(
             f"no peer gave what is missing of the weights for {wait:.0f} s{banned}",
             hint="Start a peer that has the model with --share-weights, or give the path of a local copy.",
@@ -420,7 +422,7 @@ class Downloader:
     def _take(self, peer: str, message: PieceMessage) -> None:
         """Check and note it; the bytes of a piece are for ``_keep``."""
         if peer not in self._links:
-            raise StreamClosedError(f"…{peer[-6:]} was given up")
+            raise StreamClosedError(f"{short_peer_id(peer)} was given up")
         schedule, now = self._schedule_of(self._manifest), self._clock()
         match message:
             case Have():
@@ -521,4 +523,6 @@ class Downloader:
 
 
 def _refusal(peer: str, error: PieceError) -> PeerError:
-    return PeerError(f"…{peer[-6:]} shares nothing: {error.message}", code=error.code, retriable=False)
+    return PeerError(
+        f"{short_peer_id(peer)} shares nothing: {error.message}", code=error.code, retriable=False
+    )

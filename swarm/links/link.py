@@ -53,7 +53,7 @@ from ..protocol.messages import (
 from ..protocol.wire import DEFAULT_MAX_FRAME
 from ..timeouts import Patience
 from ..transport.interface import Stream
-from ..types import Hop, ModelRef, NodeInfo
+from ..types import Hop, ModelRef, NodeInfo, short_peer_id
 from . import timers
 from .message_stream import Connection
 from .outbox import Outbox
@@ -151,7 +151,7 @@ class NodeLink:
 
     @property
     def name(self) -> str:
-        return f"peer …{self.peer_id[-6:]}"
+        return f"peer {short_peer_id(self.peer_id)}"
 
     @property
     def round_trip_s(self) -> float:

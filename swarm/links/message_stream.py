@@ -15,6 +15,7 @@ from ..protocol.wire import DEFAULT_MAX_FRAME, FrameParser, Payload, encode_fram
 from ..runtime.tasks import look_at
 from ..timeouts import LEAST_RATE_BYTES_PER_S
 from ..transport.interface import Stream
+from ..types import short_peer_id
 
 PARTING_S = 1.0
 """Seconds that a peer has to read a parting ERROR before the stream is closed."""
@@ -119,7 +120,7 @@ class MessageStream(Generic[M]):
                 if done:
                     return receiving.result()
                 if self.bytes_received - received < LEAST_RATE_BYTES_PER_S * seconds:
-                    raise PeerTimeoutError(f"peer …{self.peer_id[-6:]} was silent for {seconds:g} s")
+                    raise PeerTimeoutError(f"peer {short_peer_id(self.peer_id)} was silent for {seconds:g} s")
         finally:
             if not receiving.done():
                 receiving.cancel()

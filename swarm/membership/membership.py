@@ -29,6 +29,7 @@ from typing import Protocol
 from ..errors import NotAdmittedError, UsageError
 from ..fairness.recent import RecentMap
 from ..identity import SIGNATURE_BYTES, Identity, is_peer_id, verify_key
+from ..types import short_peer_id
 
 CLOCK_SLACK_S = 120.0
 """Clocks may differ by this many seconds before a grant counts as expired, or as not begun."""
@@ -179,7 +180,7 @@ class KeyedSwarm:
         return self._own[2]
 
     def check(self, peer_id: str, credential: bytes, now: float) -> float:
-        whom = f"peer …{peer_id[-6:]}"
+        whom = f"peer {short_peer_id(peer_id)}"
         if not credential:
             raise NotAdmittedError(
                 f"{whom} has no credential, and this swarm admits members only",

@@ -29,6 +29,7 @@ from ..protocol.schema import MessageSet
 from ..protocol.wire import encode_frame
 from ..transport.address_groups import address_group
 from ..transport.interface import DIAL_TIMEOUT, READ_SIZE, Buffer, Stream, StreamHandler, Transport
+from ..types import short_peer_id
 from .membership import CLOCK_SLACK_S, MAX_CREDENTIAL_BYTES, KeyedSwarm, Membership
 
 logger = logging.getLogger(__name__)
@@ -182,18 +183,20 @@ class MembersTransport:
         if isinstance(said, ErrorMessage):
             if said.code is ErrorCode.NOT_ADMITTED:
                 why = from_here(said.message, self._transport.peer_id)
-                raise NotAdmittedError(f"peer …{peer_id[-6:]} does not admit us: {why}", hint=said.hint)
+                raise NotAdmittedError(
+                    f"peer {short_peer_id(peer_id)} does not admit us: {why}", hint=said.hint
+                )
             if said.code in (ErrorCode.UNKNOWN_KIND, ErrorCode.BAD_FRAME):
                 raise _outsider(peer_id)
             raise PeerError(
-                f"peer …{peer_id[-6:]}: {said.message}",
+                f"peer {short_peer_id(peer_id)}: {said.message}",
                 code=said.code,
                 retriable=said.retriable,
                 hint=said.hint,
             )
         if said.swarm != self._membership.tag:
             raise NotAdmittedError(
-                f"peer …{peer_id[-6:]} belongs to another swarm",
+                f"peer {short_peer_id(peer_id)} belongs to another swarm",
                 hint="Use the same --swarm name and key on both sides, or join by an invite (--join).",
             )
         return self._membership.check(peer_id, said.credential, self._clock())
@@ -284,19 +287,19 @@ class MemberStream:
 
 def from_here(message: str, own_id: str) -> str:
     """What another peer says, who calls us by our id: people here do not know it."""
-    own = f"peer …{own_id[-6:]}"
+    own = f"peer {short_peer_id(own_id)}"
     return message.replace(own, f"{own} (this process)", 1)
 
 
 def _stranger(peer_id: str) -> NotAdmittedError:
     return NotAdmittedError(
-        f"peer …{peer_id[-6:]} showed no credential, and this swarm admits members only",
+        f"peer {short_peer_id(peer_id)} showed no credential, and this swarm admits members only",
         hint="Join it by an invite of one of its members: --join INVITE.",
     )
 
 
 def _outsider(peer_id: str) -> NotAdmittedError:
     return NotAdmittedError(
-        f"peer …{peer_id[-6:]} is not a member of this swarm",
+        f"peer {short_peer_id(peer_id)} is not a member of this swarm",
         hint="It runs without --swarm, or speaks something else; check the addresses given.",
     )

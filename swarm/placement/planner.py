@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from ..boundaries import may_serve, span_inside
 from ..errors import UsageError
-from ..types import NodeInfo, NodeState, Span
+from ..types import NodeInfo, NodeState, Span, short_peer_id
 from .assign import assign_machines
 from .best_span import BestSpan, choose
 from .moves import can_spare, next_move
@@ -73,7 +73,7 @@ def plan_move(
     for state in (NodeState.DRAINING, NodeState.JOINING):
         busy = next((node for node in nodes if node.state is state), None)
         if busy is not None and (state is NodeState.DRAINING or _is_whole(nodes, shape)):
-            return Stay(f"stays: …{busy.peer_id[-6:]} is {state}, and one node moves at a time")
+            return Stay(f"stays: {short_peer_id(busy.peer_id)} is {state}, and one node moves at a time")
     machines = {
         node.peer_id: Machine.announced(node, shape)
         for node in nodes
@@ -88,7 +88,7 @@ def plan_move(
     if move is None:
         return Stay("stays: no move would gain enough")
     if move.peer_id != own.peer_id:
-        return Stay(f"stays: …{move.peer_id[-6:]} should move to {move.span} first", move.peer_id)
+        return Stay(f"stays: {short_peer_id(move.peer_id)} should move to {move.span} first", move.peer_id)
     resting = last_move_at is not None and now - last_move_at < MOVE_COOL_DOWN_S
     if resting and move.gain is not Gain.COVER:
         return Stay(f"stays: it moved less than {MOVE_COOL_DOWN_S:.0f} s ago", move.peer_id)
@@ -103,7 +103,7 @@ def why_not_leave(snapshot: Sequence[NodeInfo], peer_id: str, n_blocks: int) -> 
     """
     rival = min((node.peer_id for node in snapshot if node.state is NodeState.DRAINING), default=peer_id)
     if rival < peer_id:
-        return f"…{rival[-6:]} is draining, and one node moves at a time"
+        return f"{short_peer_id(rival)} is draining, and one node moves at a time"
     ready = [node for node in snapshot if node.state is NodeState.ONLINE or node.peer_id == peer_id]
     if SwarmView.covered(ready, n_blocks) and (alone := can_spare(ready, peer_id, n_blocks)):
         return f"nobody else serves blocks {alone}"

@@ -11,6 +11,7 @@ from ..errors import (
     ProtocolError,
     SwarmError,
 )
+from ..types import short_peer_id
 from .messages import Busy, ErrorMessage, Refused
 
 
@@ -35,7 +36,7 @@ def error_message(
 
 def error_of(message: ErrorMessage | Refused | Busy, peer_id: str) -> SwarmError:
     """The exception for a peer's ERROR, REFUSED or BUSY: a PeerError or ModelMismatchError."""
-    name = f"peer …{peer_id[-6:]}"
+    name = f"peer {short_peer_id(peer_id)}"
     if isinstance(message, Busy):
         seconds = message.retry_after_ms / 1000
         return BusyError(f"{name} is busy: {message.reason}", retry_after=seconds)

@@ -19,7 +19,7 @@ from itertools import pairwise
 
 from ..boundaries import may_serve, span_inside
 from ..errors import RouteError, UsageError
-from ..types import Hop, NodeInfo, NodeState, Route, Span
+from ..types import Hop, NodeInfo, NodeState, Route, Span, short_peer_id
 from .edges import Edges, Link
 from .load_spread import Pick, spread_out
 from .prediction import Prediction, decode_seconds, predict, prefill_seconds, queue_seconds
@@ -342,7 +342,7 @@ def _no_route(nodes: Sequence[NodeInfo], request: RouteRequest, missing: tuple[S
     # First those that would have served a missing block.
     for node in sorted(nodes, key=lambda n: (holes.isdisjoint(_blocks(n)), n.span, n.peer_id)):
         reason = why_unusable(node, request) or "online"
-        seen.append(f"…{node.peer_id[-6:]} has {node.span} ({reason})")
+        seen.append(f"{short_peer_id(node.peer_id)} has {node.span} ({reason})")
     more = len(seen) - _PEERS_IN_MESSAGE
     listed = "; ".join(seen[:_PEERS_IN_MESSAGE]) + (f"; and {more} more" if more > 0 else "")
     message = f"no peer can serve blocks {blocks} of {request.n_blocks} now. " + (

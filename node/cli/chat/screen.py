@@ -16,7 +16,7 @@ from rich.text import Text
 from ....client import Generation
 from ....client.hops.trace import Repair
 from ....swarm.terminal_text import visible
-from ....swarm.types import Route
+from ....swarm.types import Route, short_peer_id
 from ..shared.output import (
     SafeConsole,
     console,
@@ -24,7 +24,6 @@ from ..shared.output import (
     events,
     print_json,
     print_text,
-    short_peer_id,
 )
 from ..shared.progress import ProgressLine, SlowLine
 from .markdown import LastLines, finished, rendered

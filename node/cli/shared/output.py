@@ -23,6 +23,7 @@ from rich.table import Table
 from ....swarm.errors import OutputError, ReaderGoneError, SwarmError
 from ....swarm.routing.best_route import NoRouteError
 from ....swarm.terminal_text import VisibleLogRecord, exact, json_line, visible, visible_line
+from ....swarm.types import short_peer_id
 
 if TYPE_CHECKING:
     from ....shards.checkpoint.name_decision import NameDecision
@@ -189,11 +190,6 @@ def set_up_logging(level: str) -> None:
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
     logging.getLogger("swarm_node").setLevel(level.upper())
-
-
-def short_peer_id(peer_id: str) -> str:
-    """The end of a PeerID, where they differ; enough to tell the peers of a table apart."""
-    return f"…{peer_id[-6:]}"
 
 
 def decision_line(decision: NameDecision) -> str:

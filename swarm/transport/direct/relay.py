@@ -11,6 +11,7 @@ from typing import Any
 
 from ...errors import NetworkError, PeerUnreachableError, RemoteProtocolError, StreamClosedError
 from ...identity import peer_id_bytes
+from ...types import short_peer_id
 from ..interface import Stream
 from ..protocols.protobuf import fields_of
 from .channel import Sink
@@ -49,7 +50,7 @@ async def connect_through(stream: Stream, peer_id: str, run: Run) -> StreamChann
     if (status := fields.get(5)) != _OK:
         why = _REASONS.get(status, "no status") if isinstance(status, int) else "no status"
         raise PeerUnreachableError(
-            f"relay …{stream.peer_id[-6:]} does not lead to peer {peer_id}: {why}",
+            f"relay {short_peer_id(stream.peer_id)} does not lead to peer {peer_id}: {why}",
             hint="The peer may have left, or lost its place at the relay and be getting another.",
         )
     return StreamChannel(stream, run)

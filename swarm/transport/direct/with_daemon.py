@@ -16,6 +16,7 @@ from ...errors import (
     StreamClosedError,
 )
 from ...runtime.tasks import cancel_all, look_at
+from ...types import short_peer_id
 from ..interface import DIAL_TIMEOUT, Stream, StreamHandler, Transport
 from .addresses import by_others_alone
 
@@ -73,7 +74,7 @@ class LazyDaemonTransport(Generic[DaemonT]):
             except (PeerUnreachableError, PeerTimeoutError) as error:
                 dialled = error
         try:
-            daemon = await self.daemon(f"peer …{peer_id[-6:]} cannot be dialled over plain TCP")
+            daemon = await self.daemon(f"peer {short_peer_id(peer_id)} cannot be dialled over plain TCP")
         except NetworkError as error:
             raise dialled or error from None
         return await daemon.open_stream(
