@@ -199,12 +199,9 @@ def _assembled(
         while True:
             source = opened = held.opened(open_files, headers=True)
             config, tensors, _ = description = held.opened(partial(described, opened))
-            parts = [
-                part
-                for each in ask.needed(config)
-                if each in tensors.manifest
-                for part in stored_parts(tensors.stored(each), opened.manifest)
-            ]
+            needed = (each for each in ask.needed(config) if each in tensors.manifest)
+            stored = dict.fromkeys(map(tensors.stored, needed))  # a stack has many of them
+            parts = dict.fromkeys(part for each in stored for part in stored_parts(each, opened.manifest))
             if not held.fetch(
                 (held.name_of(path), offset, size) for path, offset, size in map(opened.place, parts)
             ):

@@ -162,7 +162,7 @@ class HubWeights:
     def fetch(self, wanted: Iterable[tuple[str, int, int]]) -> bool:
         """Fetch these ``(name, start, length)``; True if some of these files are in another place now."""
         ranges = [each for each in wanted if each[0] not in self._whole]
-        before = {name: self.file(name)[0] for name, _, _ in ranges}
+        before = {name: self.file(name)[0] for name in {each[0] for each in ranges}}
         for name in sorted(self._better_whole(ranges)):
             self._whole[name] = self._repo.fetch(self._files[name].path)
         self._fetch_ranges([each for each in ranges if each[0] not in self._whole])

@@ -12,7 +12,7 @@ from ...swarm.names import listed, near_names
 from ...swarm.types import Span
 from ..families.named_source import NamedSource
 from ..formats.config import ModelConfig
-from ..formats.gguf.reader import few, gguf_models, gguf_name, is_beside, is_gguf, open_gguf
+from ..formats.gguf.reader import few, gguf_name, is_gguf, likely_models, open_gguf
 from ..formats.gguf.tensors import gguf_tensors
 from ..formats.hf.safetensors_reader import open_directory
 from ..formats.hf.tensors import checked_tensors
@@ -107,7 +107,7 @@ def _refuse_several(folder: Path) -> None:
     """CheckpointError for a folder of several models, or of one in a folder of its own."""
     if not folder.is_dir() or (folder / "config.json").is_file() or is_store(folder) or is_pipeline(folder):
         return
-    ggufs = {path: name for path, name in gguf_models(folder).items() if not is_beside(name)}
+    ggufs = likely_models(folder)
     directories = (folder / name for name in models_in(folder))
     models = ggufs | {path: path.name for path in directories if path.is_dir() and path not in ggufs}
     if len(models) > 1 or (models and not ggufs):

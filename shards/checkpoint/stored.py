@@ -72,9 +72,9 @@ class StoredCheckpoint(Checkpoint):
         super().close()
         self._store.close()
 
-    def _pieces(self, name: str) -> list[int]:
-        """The pieces that hold a tensor, which may be stored as several."""
-        parts = stored_parts(self._tensors.stored(name), self._stored_files.manifest)
+    def _pieces(self, stored: str) -> list[int]:
+        """The pieces that hold what the files call ``stored``, which may be several tensors."""
+        parts = stored_parts(stored, self._stored_files.manifest)
         pieces: list[int] = []
         for path, offset, size in map(self._stored_files.place, parts):
             pieces += self._store.manifest.pieces_of(path.name.removesuffix(PART), offset, size)
@@ -84,9 +84,9 @@ class StoredCheckpoint(Checkpoint):
         """The pieces that a node of ``blocks``, or a client, reads, in the file's order."""
         manifest = self._store.manifest
         pieces: list[int] = []
-        for name in needed_tensors(self.config, blocks, client) if blocks or client else ():
-            if self.has(name):
-                pieces += self._pieces(name)
+        names = needed_tensors(self.config, blocks, client) if blocks or client else ()
+        for stored in dict.fromkeys(self._tensors.stored(name) for name in names if self.has(name)):
+            pieces += self._pieces(stored)
         if client:
             for name in CLIENT_FILES:
                 pieces += manifest.pieces_of(name) if manifest.has_file(name) else ()

@@ -239,7 +239,6 @@ class PieceSchedule:
         promised = np.zeros(len(self._wanted), dtype=bool)
         promised[list(self._promised)] = True
         alone = not self._promised and all(s.whole or s.last_resort for s in self._sources.values())
-        order = np.arange(len(self._wanted)) if alone else self._order
         found: list[Request] = []
         for peer, source in sorted(self._sources.items(), key=lambda item: (item[1].whole, item[0])):
             room = self.depth - len(source.asked)
@@ -257,7 +256,8 @@ class PieceSchedule:
             pieces = np.flatnonzero(mine)
             if not len(pieces):
                 continue
-            keys: list[np.ndarray] = [order[pieces], holders[pieces]]  # the last counts most
+            # The last counts most.
+            keys: list[np.ndarray] = [pieces if alone else self._order[pieces], holders[pieces]]
             if source.whole and source.preferred is not None:
                 keys.append(~source.preferred[pieces])
             for piece in pieces[np.lexsort(tuple(keys))][:room].tolist():

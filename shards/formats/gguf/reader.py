@@ -91,7 +91,7 @@ def gguf_files(path: Path) -> list[Path]:
     """All files of the model of which ``path`` is any file, or the folder, in order. CheckpointError where a
     file is missing, and for a folder of several models."""
     if path.is_dir():
-        models = _likely(path)
+        models = likely_models(path)
         if not models:
             raise no_model_error(path, "no GGUF file of a model")
         if len(models) > 1:
@@ -114,7 +114,7 @@ def is_gguf(path: Path) -> bool:
     """True for a file, and for a folder with GGUF models and no safetensors files."""
     if path.is_file():
         return True
-    return not any(name.endswith(".safetensors") for name in _names(path)) and bool(_likely(path))
+    return not any(name.endswith(".safetensors") for name in _names(path)) and bool(likely_models(path))
 
 
 def gguf_models(folder: Path, *, within: bool = True) -> dict[Path, str]:
@@ -128,7 +128,8 @@ def gguf_models(folder: Path, *, within: bool = True) -> dict[Path, str]:
     return found
 
 
-def _likely(folder: Path) -> dict[Path, str]:
+def likely_models(folder: Path) -> dict[Path, str]:
+    """As ``gguf_models``, without files whose names say that they belong to a model and are none."""
     return {path: name for path, name in gguf_models(folder).items() if not is_beside(name)}
 
 

@@ -15,28 +15,22 @@ from ..qtypes import DENSE
 from ..tensors import TensorSource, needed_tensors
 
 
-def foreign_places(
-    config: ModelConfig, foreign: ForeignConfig, present: Collection[str]
-) -> tuple[ModelConfig, dict[str, Place]]:
-    """As ``tensors.stored_places``; shapes are not told."""
-    config = replace(config, foreign=_with_names(foreign, config.n_blocks, present))
-    return config, {name: Place(name, (), ()) for name in needed_tensors(config, None, client=False)}
-
-
 def foreign_tensors(
     config: ModelConfig, foreign: ForeignConfig, source: TensorSource, where: str
 ) -> tuple[ModelConfig, NamedSource]:
     """As ``tensors.checked_tensors``: those of plain numbers. Shapes are checked where weights are loaded."""
     plain = {name: info.shape for name, info in source.manifest.items() if info.qtype in DENSE}
-    config, found = foreign_places(config, foreign, plain)
-    _refuse_holes(config, foreign, where)
-    found = {name: place._replace(shape=plain[name], whole=plain[name]) for name, place in found.items()}
+    named = _with_names(foreign, config.n_blocks, plain)
+    _refuse_holes(named, where)
+    config = replace(config, foreign=named)
+    needed = needed_tensors(config, None, client=False)
+    found = {name: Place(name, plain[name], plain[name]) for name in needed}
     return config, NamedSource(source, found, where, ignored=".*")
 
 
-def _refuse_holes(config: ModelConfig, foreign: ForeignConfig, where: str) -> None:
+def _refuse_holes(foreign: ForeignConfig, where: str) -> None:
     """CheckpointError where a block, or what is before block 0, has no tensor at all."""
-    blocks = () if config.foreign is None else config.foreign.blocks
+    blocks = foreign.blocks
     missing = [f"{foreign.layers}.{number}" for number, names in enumerate(blocks) if not names]
     first = {part for name in blocks[0] for part in _parts(name)} if blocks else set()
     missing += [name for name in foreign.front if name not in first]

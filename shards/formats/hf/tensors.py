@@ -14,7 +14,7 @@ from ..config import ModelConfig
 from ..quantized.source import plain_names, with_quantized
 from ..shown import shown
 from ..tensors import EMBEDDING, HEAD, TensorSource
-from .foreign_tensors import foreign_places, foreign_tensors
+from .foreign_tensors import foreign_tensors
 
 _ROOTS = ("model.", "language_model.model.", "model.language_model.", "language_model.")
 """What names of the text part begin with: the last ones in models that see or hear, too."""
@@ -27,8 +27,6 @@ def stored_places(config: ModelConfig, present: Collection[str]) -> tuple[ModelC
     """Where each of our tensors is among ``present``, the names of all files; and the configuration with what
     these names tell: a head in the file is the model's head, whatever ``tie_word_embeddings`` says, as in
     transformers."""
-    if config.foreign is not None:
-        return foreign_places(config, config.foreign, present)
     present = plain_names(present)
     root = _root(present)
     outer = root.removesuffix("model.") if root == "model." or root.endswith(".model.") else root

@@ -26,7 +26,7 @@ from .float8 import E4M3
 from .gptq import groups_of_columns, may_tell_groups
 from .mxfp4 import GROUP, mxfp4_tensor
 from .parts import OF_ANOTHER, Parts, sibling
-from .scales import EXPONENTS, SCALE_TYPES, scales, scheme_of, whole_floats
+from .scales import EXPONENTS, SCALE_TYPES, scales, scheme_of, whole_floats, whole_integers
 from .tensor import Integers, quantized, signed_bytes, unpacked, words
 
 if TYPE_CHECKING:
@@ -200,9 +200,7 @@ def _zeros(raw: RawTensor, rows: int, bits: int) -> NDArray[np.int16]:
 
 def _check_shape(raw: RawTensor, info: TensorInfo) -> None:
     """The tensor that tells a matrix's shape says what the configuration says."""
-    dtype = {"I64": np.int64, "I32": np.int32}.get(raw.qtype)
-    told = () if dtype is None else np.array(raw.stored).view(dtype).reshape(-1).tolist()
-    if tuple(told) != info.shape:
+    if tuple(whole_integers(raw).tolist()) != info.shape:
         raise CheckpointError(
             f"tensor {raw.name} says another shape than the configuration's {list(info.shape)}",
             hint=OF_ANOTHER,

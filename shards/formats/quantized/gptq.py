@@ -18,6 +18,7 @@ from ..qtypes import DENSE, MIXED, ZEROS, Quantization, Scheme, integer_qtype
 from ..raw_tensor import RawTensor
 from ..tensors import TensorInfo, TensorSource
 from .parts import Parts, sibling
+from .scales import whole_integers
 from .tensor import Integers, column_floats, quantized, unpacked, words
 
 _BITS = (2, 3, 4, 8)
@@ -153,8 +154,7 @@ def groups_of_columns(name: str, source: TensorSource, groups: int, info: Tensor
     if name not in source.manifest:
         return None
     index = source.tensor(name)
-    dtype = np.int32 if index.qtype == "I32" else np.int64
-    found = np.array(index.stored, order="C").view(dtype).reshape(-1).astype(np.int64)
+    found = whole_integers(index)
     if found.min() < 0 or found.max() >= groups:
         raise CheckpointError(
             f"tensor {index.name} names group {found.min() if found.min() < 0 else found.max()}, "

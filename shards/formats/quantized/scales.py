@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..floats import STORED, widen
 from ..qtypes import DENSE, Scheme, groups_of
 from ..raw_tensor import RawTensor
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from .tensor import Floats, Rows
 
 SCALE_TYPES = (*DENSE, "F8_E8M0")
@@ -80,5 +81,12 @@ def whole_floats(raw: RawTensor) -> Floats:
         exponents = raw.stored.astype(np.int32) - 127
         powers = np.where(raw.stored == 255, np.nan, np.ldexp(1.0, exponents))
         return powers.astype(np.float32).reshape(raw.shape)
-    dtype = DENSE[raw.qtype]
-    return widen(np.array(raw.stored, order="C").view(STORED[dtype]), dtype).reshape(raw.shape)
+    return raw.values(slice(None)).reshape(raw.shape)
+
+
+def whole_integers(raw: RawTensor) -> NDArray[np.int64]:
+    """All values of a small tensor of whole numbers, in one row; none where it is of another type."""
+    dtype = {"I64": np.int64, "I32": np.int32}.get(raw.qtype)
+    if dtype is None:
+        return np.empty(0, np.int64)
+    return np.array(raw.stored, order="C").view(dtype).reshape(-1).astype(np.int64)
