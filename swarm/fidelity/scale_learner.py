@@ -13,6 +13,7 @@ by their own size each, so that the few that are thousands of times larger say n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,7 +66,7 @@ class ScaleLearner:
         self._weights = weights
         self._groups: RecentMap[str, _Learned] = RecentMap(MOST_GROUPS)
         self._common: ScaleTable | None = None
-        self._made_of = 0  # rows
+        self._made_of: dict[str, int] = {}  # rows of each group
 
     @property
     def full(self) -> frozenset[str]:
@@ -83,10 +84,10 @@ class ScaleLearner:
     def table_for(self, group: str) -> ScaleTable | None:
         """None until enough rows were seen. A table is made anew when twice as many were, as each new one
         costs every client a message and gives the pages of its conversations other names."""
-        having = [each for each in self._groups.values() if each.rows >= LEAST_OF_A_GROUP]
-        rows = sum(each.rows for each in having)
-        if len(having) >= LEAST_GROUPS and rows >= max(LEAST_ROWS, 2 * self._made_of):
-            means = [each.squares / each.rows for each in having]
+        having = {name: each for name, each in self._groups.items() if each.rows >= LEAST_OF_A_GROUP}
+        rows = {name: each.rows for name, each in having.items()}
+        if len(having) >= LEAST_GROUPS and sum(rows.values()) >= LEAST_ROWS and self._is_old(rows):
+            means = [each.squares / each.rows for each in having.values()]
             usual = np.median(np.log2(np.maximum(means, _SMALLEST)), axis=0)
             self._common, self._made_of = scale_table(np.exp2(usual), self._weights), rows
         if self._common is not None:
@@ -98,6 +99,14 @@ class ScaleLearner:
             own.table, own.made_of = scale_table(own.squares / own.rows, self._weights), own.rows
         return own.table
 
+    def _is_old(self, rows: Mapping[str, int]) -> bool:
+        """Whether half of the ``rows`` of groups that have a say came after the table for all was made. Where
+        groups have changed, at most LEAST_ROWS of each count: no few groups put a new table off by many."""
+        if sum(rows.values()) >= 2 * sum(self._made_of.values()):
+            return True
+        now = {name: min(count, LEAST_ROWS) for name, count in rows.items()}
+        return sum(now.values()) >= 2 * sum(min(now[name], self._made_of.get(name, 0)) for name in now)
+
     def asks_for(self, exponents: bytes) -> bool:
         """Whether somebody is told this table now."""
         tables = [self._common, *(each.table for each in self._groups.values())]
@@ -106,4 +115,4 @@ class ScaleLearner:
     def forget(self) -> None:
         """Begin anew: the tables did more harm than good."""
         self._groups.clear()
-        self._common, self._made_of = None, 0
+        self._common, self._made_of = None, {}

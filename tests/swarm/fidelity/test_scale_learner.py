@@ -110,6 +110,28 @@ def test_a_table_stays_until_twice_as_many_rows_came(groups: int) -> None:
     assert learner.table_for("0") != first
 
 
+def test_early_groups_do_not_outvote_those_that_come_later_by_their_rows() -> None:
+    learner = ScaleLearner(ONES)
+    for group, sizes in (("h1", 1 / SIZES), ("h2", 1 / SIZES), ("a", SIZES)):
+        learn(learner, group, rows_of(ENOUGH_OF_A_GROUP if group != "a" else LEAST_OF_A_GROUP, sizes))
+    expected = RMS_POWER * np.log2(SIZES)
+    assert np.abs(exponents(learner) - expected).max() > 1
+    for number in range(3):
+        learn(learner, f"{number}", rows_of(LEAST_ROWS))
+    assert np.abs(exponents(learner) - expected).max() <= 0.7
+
+
+def test_groups_that_took_all_places_are_replaced() -> None:
+    learner = ScaleLearner(ONES)
+    for number in range(MOST_GROUPS):
+        learn(learner, f"hostile {number}", rows_of(ENOUGH_OF_A_GROUP, 1 / SIZES))
+    assert learner.table_for("a") is not None
+    for number in range(MOST_GROUPS):
+        learn(learner, f"{number}", rows_of(LEAST_ROWS))
+        learner.table_for("a")
+    assert np.abs(exponents(learner) - RMS_POWER * np.log2(SIZES)).max() <= 0.7
+
+
 def test_a_group_is_learned_from_up_to_a_bound() -> None:
     learner = ScaleLearner(ONES)
     learn(learner, "a", rows_of(ENOUGH_OF_A_GROUP - 1))
