@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
+import huggingface_hub
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import get_session
 
@@ -43,6 +44,15 @@ class HubBusyError(NetworkError):
     def __init__(self, message: str, retry_after: float = 0.0) -> None:
         super().__init__(message, hint="Check the connection and start again: what came is kept.")
         self.retry_after = retry_after
+
+
+def hub_headers() -> dict[str, str]:
+    """What goes with each request. huggingface_hub's own function would first ask the hub for a list, of any
+    length, of programs that may have started this one."""
+    token = None if huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else huggingface_hub.get_token()
+    return {"user-agent": f"swarm-node; hf_hub/{huggingface_hub.__version__}"} | (
+        {"authorization": f"Bearer {token}"} if token else {}
+    )
 
 
 @dataclass(frozen=True, slots=True)

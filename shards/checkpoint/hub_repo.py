@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import huggingface_hub
 from filelock import FileLock, Timeout
 from huggingface_hub import errors as hub_errors
-from huggingface_hub.utils import build_hf_headers, get_session
+from huggingface_hub.utils import get_session
 
 from ...swarm.errors import CheckpointError, NetworkError
 from ...swarm.runtime.state_files import replace_file
@@ -37,6 +37,7 @@ from .hub_answers import (
     MissingFileError,
     first_line,
     hub_answer,
+    hub_headers,
     no_such_model,
 )
 
@@ -56,6 +57,8 @@ _TICK_S = 0.2
 _MAX_FILES = 100_000
 """A repository with more files is not one of a model."""
 _LIST_BOUNDS = JsonBounds(nbytes=64 << 20, values=1 << 20)
+_MAX_SIZE = 1 << 50
+"""A file has fewer bytes than these, whatever the hub says."""
 _MAX_PATH = 1024
 """A file's path has at most this many characters; each name in it at most 255 bytes, as on a disk."""
 _MOST_BYTES = dict.fromkeys(SMALL_FILES, 16 << 20) | {
@@ -134,7 +137,7 @@ class HubRepo:
     def _list(self) -> bytes:
         endpoint = (self._endpoint or huggingface_hub.constants.ENDPOINT).rstrip("/")
         url = f"{endpoint}/api/models/{self.name}?blobs=true"
-        with hub_answer(url, build_hf_headers(), f"the list of the files of {self.name}") as answer:
+        with hub_answer(url, hub_headers(), f"the list of the files of {self.name}") as answer:
             answer.raise_for_status(self.name)
             return b"".join(answer.body(_LIST_BOUNDS.nbytes))
 
@@ -196,7 +199,7 @@ class HubRepo:
     @contextmanager
     def _asked(self, file: HubFile, start: int, length: int, *, whole: bool = False) -> Iterator[HubAnswer]:
         """The answer that has these bytes of this file, or an error. ``whole``: they are all of it."""
-        headers = build_hf_headers()
+        headers = hub_headers()
         where = f"{file.path} of {self.name}"
         if not whole:
             asked = f"bytes {start}-{start + length - 1}"
@@ -249,13 +252,21 @@ class HubRepo:
                 if not (name and blob.is_file() and blob.stat().st_size == file.size):
                     if not file.sha256:  # nothing would say of which file the bytes are
                         part.unlink(missing_ok=True)
-                    while not self._retried(partial(self._append, file, part)):
-                        pass
+                    self._append_all(file, part)
                     blob = blobs / (name or _git_hash(part))
                     part.replace(blob)
                 return _linked(blob, self._cache / "snapshots" / str(self.commit) / file.path)
         except OSError as error:
             raise _unwritable(blobs, error) from None
+
+    def _append_all(self, file: HubFile, part: Path) -> None:
+        """NetworkError where the connection breaks more often than headway explains; OSError."""
+        for _ in range(1 + file.size // _HEADWAY):
+            if self._retried(partial(self._append, file, part)):
+                return
+        raise NetworkError(
+            f"the hub sends {file.path} of {self.name} in pieces that are no file", hint=START_AGAIN
+        )
 
     def _append(self, file: HubFile, part: Path) -> bool:
         """Fetch what ``part`` lacks of a file. False if the connection broke after much had come; OSError."""
@@ -324,7 +335,7 @@ class HubRepo:
         if huggingface_hub.constants.HF_HUB_OFFLINE:
             return False
         try:
-            get_session().head(url, headers=build_hf_headers(), timeout=_REACH_TIMEOUT)
+            get_session().head(url, headers=hub_headers(), timeout=_REACH_TIMEOUT)
         except (hub_errors.HTTPError, OSError):
             return False
         return True
@@ -358,7 +369,7 @@ def _files(entries: Any, repo: str) -> dict[str, HubFile]:
     odd: list[str] = []
     for entry in entries:
         path, size, large, git = entry["rfilename"], entry.get("size"), entry.get("lfs"), entry.get("blobId")
-        if type(path) is not str or type(size) not in (int, type(None)):
+        if type(path) is not str or not (size is None or (type(size) is int and size < _MAX_SIZE)):
             raise TypeError("a file without name and size")
         if not _is_plain(path):
             odd.append(path)

@@ -64,6 +64,8 @@ class FakeHub(ThreadingHTTPServer):
         """What goes wrong with the next requests for parts of files, one after the other: see ``Handler``."""
         self.whole_faults: dict[str, list[str]] = {}
         """The same of requests for whole files, by name; that of the list of files is ""."""
+        self.strange_paths: list[str] = []
+        """What was asked for that is no file's."""
         self.sent_of_endless = 0
         """Bytes of bodies without end that were sent."""
         self.before_part: Callable[[int], object] = lambda number: None
@@ -135,6 +137,7 @@ class Handler(BaseHTTPRequestHandler):
         match = re.fullmatch(rf"/{NAME}/resolve/(main|{COMMIT})/(.+)|/(cdn)/(.+)", unquote(self.path))
         file = match and (match[2] or match[4])
         if match is None or not file:
+            self.server.strange_paths.append(self.path)
             return self.refuse(404 if self.path.startswith("/api") else 401, "RepoNotFound")
         if self.server.gated:
             return self.refuse(403, "GatedRepo")

@@ -243,6 +243,30 @@ def test_a_whole_file_goes_on_where_it_broke_off(hub: FakeHub, tmp_path: Path) -
     assert not list((tmp_path / "cache").rglob("*.part"))
 
 
+def test_a_file_that_never_is_what_it_should_be_is_given_up(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_repo, "_HEADWAY", 1 << 20)
+    (hub.directory / "tokenizer.json").write_bytes(bytes(5 << 19))
+    hub.whole_faults["tokenizer.json"] = ["broken"] * 99
+    hub.faults = ["bytes"] * 99
+    with pytest.raises(NetworkError, match="tokenizer.json of some-org/tiny-llama"):
+        HubRepo(NAME).fetch("tokenizer.json")
+    assert len(hub.faults) > 80
+
+
+@pytest.mark.parametrize("size", [1 << 50, 10**400])
+def test_sizes_that_no_file_has(hub: FakeHub, size: int) -> None:
+    listing_with(hub, {"rfilename": "more.safetensors", "size": size})
+    with pytest.raises(NetworkError, match="list of the files"):
+        open_checkpoint(NAME)
+
+
+def test_nothing_is_asked_for_but_files(hub: FakeHub) -> None:
+    check_opens(NAME)
+    assert not hub.strange_paths
+
+
 def test_a_file_that_another_commit_has_too_is_not_fetched_again(hub: FakeHub) -> None:
     first = HubRepo(NAME).fetch("config.json")
     repo = HubRepo(NAME)
