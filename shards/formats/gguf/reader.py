@@ -65,6 +65,8 @@ class GGUFSource(TensorFiles[GGUFFile]):
                     f"{file.where} is not of the same model as {self.files[0].where}: they differ in {key}",
                     hint=_TOGETHER,
                 )
+        if number > 1:  # it says nothing more, and each of many files may say much
+            metadata.clear()
         super()._add(file)
 
     def _check_all(self) -> None:
