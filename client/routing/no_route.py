@@ -9,8 +9,8 @@ from ...dht.directory import Directory
 from ...shards.pieces.digest import what_differs
 from ...swarm.errors import BusyError, ModelMismatchError, NetworkError, SwarmError
 from ...swarm.names import digest_prefix
-from ...swarm.routing.best_route import NoRouteError
-from ...swarm.types import ModelRef, NodeInfo, NodeState, short_peer_id
+from ...swarm.routing.best_route import NoRouteError, start_a_peer
+from ...swarm.types import ModelRef, NodeInfo, NodeState, Span, short_peer_id
 
 _TOLD = 2
 """A line of progress names at most this many nodes, and this many models of one name."""
@@ -59,13 +59,16 @@ async def explain(
     )
 
 
-def nobody_opens(tried: Collection[str], cause: SwarmError) -> NoRouteError:
-    """The error where peers are announced, and of those that were ``tried`` none opens a session."""
+def nobody_opens(tried: Collection[str], cause: SwarmError, blocks: Span | None = None) -> NoRouteError:
+    """The error where peers are announced, and of those that were ``tried`` none opens a session.
+    ``blocks``: what the last one was tried for, where it is known."""
     some = "1 peer is announced that does" if len(tried) == 1 else f"{len(tried)} peers are announced that do"
     error = NoRouteError(
-        f"{some} not serve; the last one: {cause.message}",
-        hint="Try again, or ask the people who run the swarm; swarm-node status lists the announced nodes.",
-        missing=(),
+        f"{some} not serve{f' blocks {blocks}' if blocks else ''}; the last one: {cause.message}",
+        hint=start_a_peer(blocks)
+        if blocks
+        else "Try again, or ask the people who run the swarm; swarm-node status lists the announced nodes.",
+        missing=(blocks,) if blocks else (),
         seen=(),
     )
     error.gone = frozenset(tried)

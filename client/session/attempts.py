@@ -65,9 +65,9 @@ class Attempts:
         self._openings = self._failures = self._strange = 0
         self._since = None
 
-    def failed(self, failure: HopFailedError, opening: bool) -> None:
+    def failed(self, failure: HopFailedError, opening: bool, blocks: Span | None = None) -> None:
         """Tell the router. Raises the peer's error, or an error that says why no peer opens, when it was one
-        too many."""
+        too many. ``blocks``: what it was to open."""
         proven = self._router.is_proven(failure.peer_id)
         self._router.failed(failure)
         if isinstance(failure.cause, LocalNetworkError):
@@ -87,14 +87,14 @@ class Attempts:
             now = self._router.now()
             self._since = now if self._since is None else self._since
             if now - self._since > self._strangers_s:
-                raise nobody_opens(self.passed_over, failure.cause) from failure
+                raise nobody_opens(self.passed_over, failure.cause, blocks) from failure
         if (
             self._failures >= MAX_FAILURES
             or self._strange >= MAX_STRANGE_FAILURES
             or self._openings >= MAX_OPENINGS
         ):
             if opening and isinstance(failure.cause, NetworkError):
-                raise nobody_opens(self.passed_over, failure.cause) from failure
+                raise nobody_opens(self.passed_over, failure.cause, blocks) from failure
             raise failure.cause from failure
 
     async def look_around(self, gap: Span | None = None) -> None:
@@ -123,7 +123,8 @@ class Attempts:
                 own_faults += isinstance(failure.cause, LocalNetworkError)
                 if own_faults >= MAX_OPENINGS:
                     raise failure.cause from failure
-                self.failed(failure, opening=True)
+                spans = {hop.peer_id: hop.span for hop in planned.route.hops}
+                self.failed(failure, opening=True, blocks=spans.get(failure.peer_id))
                 await self.look_around()
 
     async def opened(

@@ -245,7 +245,7 @@ class RouteRepair:
                 opening = open_hop(session.links, plan, session.settings)
                 opened[number] = await self._attempts.opened(opening, [plan.hop], plan.hop.span)
             except HopFailedError as failure:
-                self._attempts.failed(failure, True)
+                self._attempts.failed(failure, True, plan.hop.span)
                 raise
             opened[number].ignore_before(self._round)
             self._listen(opened[number])

@@ -98,6 +98,11 @@ class NoRouteError(RouteError):
         self.seen = seen
 
 
+def start_a_peer(blocks: Span) -> str:
+    """The hint where nobody serves these."""
+    return f"Start a peer with: `swarm-node serve --model … --blocks {blocks} --initial-peers …`"
+
+
 class Prices:
     """What hops and links cost for one request, in whole nanoseconds over all of its tokens."""
 
@@ -353,5 +358,5 @@ def _no_route(nodes: Sequence[NodeInfo], request: RouteRequest, missing: tuple[S
             f"Ask for fewer tokens than {request.kv_tokens}, or let another peer serve --blocks {missing[0]}."
         )
     else:
-        hint = f"Start a peer with: `swarm-node serve --model … --blocks {missing[0]} --initial-peers …`"
+        hint = start_a_peer(missing[0])
     return NoRouteError(message, hint=hint, missing=missing, seen=tuple(nodes))

@@ -13,6 +13,7 @@ from swarm_node.client.routing.route_wait import WaitLimits
 from swarm_node.client.session.attempts import MAX_OPENINGS, STRANGERS_S, Attempts
 from swarm_node.swarm.errors import HopFailedError, PeerUnreachableError
 from swarm_node.swarm.routing.best_route import NoRouteError
+from swarm_node.swarm.types import Span
 from tests.doubles.router_case import NEED, clocked_swarm, hops
 
 
@@ -77,10 +78,14 @@ async def test_announcements_of_the_dead_are_outlasted_by_those_who_wait(patienc
         _, planned = await opening
         assert hops(planned) == [("other", "0-5")]
     else:
-        with pytest.raises(NoRouteError, match="1 peer is announced that does not serve") as caught:
+        with pytest.raises(
+            NoRouteError, match="1 peer is announced that does not serve blocks 0-5"
+        ) as caught:
             await opening
         assert caught.value.exit_code == 5  # as where no peer is announced any more
         assert caught.value.gone == {"dead"}
+        assert caught.value.missing == (Span(0, 6),)
+        assert "--blocks 0-5" in caught.value.hint
         assert STRANGERS_S < clock.time - began < STRANGERS_S + 15
 
 
