@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route, Router
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
-from .gateway import Gateway, answer
-from .http.admission import check_host
-from .http.call import HttpCall
-from .http.errors import ApiError
-from .http.page import send_page
-
-Handler = Callable[[HttpCall], Awaitable[None]]
+from ..http.call import HttpCall
+from ..http.endpoint import Endpoint, Handler
+from ..http.errors import ApiError
+from .gateway import Gateway
+from .page.page import send_page
 
 
 def create_app(gateway: Gateway, *, cors_origins: Sequence[str] = (), local_only: bool = False) -> ASGIApp:
@@ -22,7 +20,7 @@ def create_app(gateway: Gateway, *, cors_origins: Sequence[str] = (), local_only
     elsewhere could point a name of its own here, and ask."""
 
     def route(path: str, method: str, handler: Handler) -> Route:
-        return Route(path, _Endpoint(method, handler, gateway.limits.stall_s, local_only))
+        return Route(path, Endpoint(method, handler, gateway.limits.stall_s, local_only))
 
     router = Router(
         [
@@ -34,7 +32,7 @@ def create_app(gateway: Gateway, *, cors_origins: Sequence[str] = (), local_only
             route("/v1/chat/completions", "POST", gateway.chat),
             route("/v1/completions", "POST", gateway.complete),
         ],
-        default=_Endpoint("", _no_such_path, gateway.limits.stall_s, local_only),
+        default=Endpoint("", _no_such_path, gateway.limits.stall_s, local_only),
         redirect_slashes=False,
     )
     if not cors_origins:
@@ -46,33 +44,6 @@ def create_app(gateway: Gateway, *, cors_origins: Sequence[str] = (), local_only
         allow_headers=["*"],
         expose_headers=["Server-Timing", "X-Swarm-Route", "X-Ignored-Fields", "Retry-After"],
     )
-
-
-class _Endpoint:
-    """An ASGI application for one path. ``method``: "" takes all."""
-
-    def __init__(self, method: str, handler: Handler, stall_s: float, local_only: bool) -> None:
-        self._method = method
-        self._handler = handler
-        self._stall_s = stall_s
-        self._local_only = local_only
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":  # websockets are not offered; there is no lifespan to speak of
-            await answer(HttpCall(scope, receive, send, stall_s=self._stall_s), self._handle)
-
-    async def _handle(self, call: HttpCall) -> None:
-        method = call.scope["method"]
-        if self._local_only:
-            check_host(call.headers, call.scope["http_version"])
-        if self._method and method != self._method and (method, self._method) != ("HEAD", "GET"):
-            raise ApiError(
-                405,
-                f"{call.scope['path'][:200]} takes {self._method}, not {method}",
-                code="method_not_allowed",
-                headers={"Allow": "GET, HEAD" if self._method == "GET" else self._method},
-            )
-        await self._handler(call)
 
 
 async def _no_such_path(call: HttpCall) -> None:

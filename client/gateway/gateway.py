@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
 from time import perf_counter
 from typing import Literal, TypeVar
 
 from ...swarm.errors import SwarmError, UsageError
 from ...swarm.fairness.thread import ASKER, Asker
-from ...swarm.transport.address_groups import host_group
 from ..async_model import AsyncSwarmModel
 from ..guided.guide import Guide
+from ..http.admission import ApiKeys, GatewayAdmission, RequestRate
+from ..http.body import ClientGoneError, to_json
+from ..http.call import HttpCall
+from ..http.endpoint import group_of_client
+from ..http.errors import RETRY_S, ApiError, from_swarm, said, wrong
+from ..http.reading import Readings
 from ..params import GenerateOptions
-from .http.admission import ApiKeys, GatewayAdmission, RequestRate
-from .http.body import ClientGoneError, to_json
-from .http.call import HttpCall
-from .http.errors import RETRY_S, ApiError, from_swarm, internal, said, wrong
-from .http.reading import Readings
 from .models import Offers
 from .openai.generations import Answering
 from .openai.logprobs import TokenBytes
@@ -28,8 +26,6 @@ from .openai.prompts import COMPLETION_TOKENS, chat_prompt, prompt_texts, text_p
 from .openai.replies import PreparedRequest, Reply, StreamedReply, WholeReply
 from .openai.requests import ChatRequest, CompletionRequest, read_chat, read_completion
 from .openai.responses import ChatChoice, ChoiceShape, Envelope, TextChoice
-
-logger = logging.getLogger(__name__)
 
 Request = TypeVar("Request", ChatRequest, CompletionRequest)
 
@@ -221,48 +217,12 @@ class Gateway:
         )
 
 
-async def answer(call: HttpCall, handler: Callable[[HttpCall], Awaitable[None]]) -> None:
-    """Run a handler. What it raises becomes a reply, or the last event of a stream."""
-    began = perf_counter()
-    try:
-        try:
-            await handler(call)
-        except ApiError as error:
-            await call.fail(error)
-        except SwarmError as error:
-            await call.fail(from_swarm(error))
-        except ClientGoneError:
-            raise
-        except Exception:
-            logger.exception("a request failed")
-            await call.fail(internal())
-    except ClientGoneError:
-        pass  # nobody is there to be told
-    finally:
-        call.close()
-    logger.info(
-        "%s %s status=%d seconds=%.3f",
-        call.scope["method"],
-        call.scope["raw_path"].decode("ascii", "replace"),  # as it was sent: one line, whatever it stands for
-        call.status,
-        perf_counter() - began,
-    )
-
-
 async def _watch(call: HttpCall, answering: Answering) -> None:
     """End the answer once its client has hung up."""
     try:
         await call.until_gone()
     except ClientGoneError as gone:
         answering.fail(gone)
-
-
-def group_of_client(client: tuple[str, int] | None) -> str:
-    """The address group of the connected client; "" if it is not known."""
-    try:
-        return "" if client is None else host_group(ip_address(client[0].partition("%")[0]))
-    except ValueError:
-        return ""
 
 
 def _shutting_down() -> ApiError:

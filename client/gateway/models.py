@@ -13,7 +13,7 @@ from ...swarm.names import did_you_mean, listed
 from ...swarm.routing.best_route import missing_blocks
 from ...swarm.types import ModelRef, NodeInfo, NodeState, Span
 from ..async_model import AsyncSwarmModel
-from .http.errors import ApiError, serve_commands
+from ..http.errors import ApiError, serve_commands
 
 FRESH_S = 2.0
 """The directory's answer is reused for this many seconds."""

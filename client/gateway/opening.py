@@ -10,12 +10,13 @@ from typing import Any, Literal, Unpack
 from ...swarm.errors import UsageError
 from ..async_model import AsyncSwarmModel
 from ..connecting import ClientOptions, SessionOptions, checked_entry, open_models, part
+from ..http.admission import ApiKeys
+from ..http.server import listen
 from ..local_model import LocalModel
 from ..network import ClientNetwork
 from .gateway import Gateway, GatewayLimits
-from .http.admission import ApiKeys
 from .models import Offers
-from .server import GatewayServer, listen
+from .server import GatewayServer
 
 
 class _LentNetwork(ClientNetwork):

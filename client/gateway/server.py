@@ -1,138 +1,31 @@
-"""The gateway's HTTP server: uvicorn, with what strangers may cost bounded before any request is read."""
+"""The gateway as a server: what it is asked, and what ends with it."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import ipaddress
-import socket
-from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Sequence
 
-import uvicorn
-
-from ...swarm.errors import ListenError
-from ...swarm.runtime.open_files import allowed_connections
-from ...swarm.transport.addresses import bare_host
+from ..http.server import HttpServer, Listener, is_local
 from .app import create_app
 from .gateway import Gateway
-from .http.connection import KEEP_ALIVE_S, HttpConnection
-
-BACKLOG = 2048
 
 
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.ready = asyncio.Event()
-        """It listens, or cannot."""
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        try:
-            await super().startup(sockets)
-        finally:
-            self.ready.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Signals are whose program this is."""
-        yield
-
-
-class GatewayServer:
-    """``async with`` serves at ``listener``, which it takes over; ``url`` is where. ``stop`` ends it once
-    what is being answered is complete."""
-
+class GatewayServer(HttpServer):
     def __init__(
         self,
         gateway: Gateway,
-        listener: socket.socket,
+        listener: Listener,
         *,
         max_connections: int = 4096,
         cors_origins: Sequence[str] = (),
     ) -> None:
         self.gateway = gateway
-        self.max_connections = allowed_connections(max_connections)
-        self._socket = listener
-        bound = listener.getsockname()
-        self.is_local = ipaddress.ip_address(bound[0].split("%")[0]).is_loopback
-        """Only this computer can reach it."""
-        shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
-        self.url = f"http://{shown}:{bound[1]}"
-        protocol = type("_Connection", (HttpConnection,), {"max_connections": self.max_connections})
-        self._server = _Server(
-            uvicorn.Config(
-                create_app(
-                    gateway, cors_origins=cors_origins, local_only=self.is_local and not gateway.keys.needed
-                ),
-                http=protocol,
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                log_level="error",
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                backlog=BACKLOG,
-                timeout_keep_alive=KEEP_ALIVE_S,
-            )
-        )
-        self._serving: asyncio.Task[None] | None = None
-
-    @property
-    def connections(self) -> int:
-        return len(self._server.server_state.connections)
-
-    async def __aenter__(self) -> Self:
-        self._serving = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="http-server")
-        await self._server.ready.wait()
-        if not self._server.started:
-            await self._serving  # raises why
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.stop(drain_s=0.0)
+        local_only = is_local(listener) and not gateway.keys.needed
+        app = create_app(gateway, cors_origins=cors_origins, local_only=local_only)
+        super().__init__(app, listener, max_connections=max_connections)
 
     async def stop(self, *, drain_s: float) -> None:
-        """Accept nothing new, give running requests ``drain_s`` seconds, end the rest.
-
-        A second call may shorten the time.
-        """
         self.gateway.draining = True
-        self._server.should_exit = True
-        loop = asyncio.get_running_loop()
-        dropping = loop.call_later(drain_s, self.gateway.drop_all)
-        try:
-            if self._serving is not None:
-                await asyncio.shield(self._serving)
-        finally:
-            dropping.cancel()
+        await super().stop(drain_s=drain_s)
 
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket bound there (0: any free port); connections come once it serves. Raises ListenError."""
-    bare = bare_host(host)
-    try:
-        found: Any = socket.getaddrinfo(bare, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.socket(found[0], socket.SOCK_STREAM)
-    except OSError as error:
-        raise _cannot_listen(host, port, error) from None
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(found[4])
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        raise _cannot_listen(host, port, error) from None
-    return listener
-
-
-def _cannot_listen(host: str, port: int, error: OSError) -> ListenError:
-    return ListenError(
-        f"cannot listen at {host} port {port}: {error.strerror or error}",
-        hint="Give an address of this machine as --host (127.0.0.1, or 0.0.0.0 for all), or another --port; "
-        "port 0 takes a free one.",
-    )
+    def drop_all(self) -> None:
+        self.gateway.drop_all()

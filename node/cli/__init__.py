@@ -1,1 +1,1 @@
-"""The command line: one module a command. The only room that joins client and node."""
+"""The command line: one room for commands of a kind. The only room that joins client and node."""

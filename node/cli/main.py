@@ -76,37 +76,37 @@ def _command(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
     # an event loop, in which Ctrl-C would have to wait for the imports.
     match arguments.command:
         case "serve":
-            from .serve import run_serve
+            from .serving.serve import run_serve
 
             return run_serve(arguments)
         case "bootstrap":
-            from .bootstrap import run_bootstrap_command
+            from .serving.bootstrap import run_bootstrap_command
 
             return run_bootstrap_command(arguments)
         case "models":
-            from .models import run_models
+            from .models.models import run_models
 
             return run_models(arguments)
         case "plan":
-            from .plan import run_plan
+            from .models.plan import run_plan
 
             return run_plan(arguments)
         case "status":
-            from .status import run_status
+            from .network.status import run_status
 
             return run_status(arguments)
         case "invite":
-            from .invite import run_invite
+            from .network.invite import run_invite
 
             return run_invite(arguments)
         case "gateway":
             from ...client.gateway import require_extra
 
             require_extra()
-            from .gateway import run_gateway
+            from .gateway.gateway import run_gateway
 
             return run_gateway(arguments)
         case _:
-            from .generate import run_generate
+            from .generate.generate import run_generate
 
             return run_generate(arguments)

@@ -33,7 +33,7 @@ import uvloop
 from swarm_node.node import node as serving
 from swarm_node.node.auto.blocks import begin_auto
 from swarm_node.node.cli.parser import build_parser
-from swarm_node.node.cli.serve import node_config
+from swarm_node.node.cli.serving.serve import node_config
 from swarm_node.node.cli.shared.output import events, exit_code_of, print_error, set_up_logging
 from swarm_node.node.node import Node
 from swarm_node.swarm.errors import SwarmError

@@ -14,10 +14,10 @@ import torch
 
 from swarm_node.client.decoding.sampling import Sampler, SamplingParams
 from swarm_node.client.drafting.prompt_lookup import PromptLookup
-from swarm_node.client.gateway.http.body import parse_json
 from swarm_node.client.gateway.openai.requests import read_chat, read_completion
 from swarm_node.client.guided.guide import Guide
 from swarm_node.client.guided.token_guide import Guides
+from swarm_node.client.http.body import parse_json
 from swarm_node.client.routing.prefix import PageChain
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.loading import load_client_model

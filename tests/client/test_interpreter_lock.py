@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from scripts.studies.interpreter_lock import measured
-from swarm_node.client.gateway.http.body import MAX_NAMES, parse_json
 from swarm_node.client.guided.guide import Guide
 from swarm_node.client.guided.token_guide import Guides
+from swarm_node.client.http.body import MAX_NAMES, parse_json
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.tokenizer.tokenizer import Tokenizer
 

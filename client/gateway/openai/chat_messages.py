@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ....shards.formats.bounded_json import is_deeper
+from ...http.body import MAX_DEPTH
+from ...http.errors import refused, wrong
 from ...params import open_turn
-from ..http.body import MAX_DEPTH
-from ..http.errors import refused, wrong
 from .fields import BodyFields, kind_of, text_of
 from .tools import NAME_LENGTH
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NoReturn
 
-from ..http.errors import ApiError, refused, wrong
+from ...http.errors import ApiError, refused, wrong
 
 
 class BodyFields:

@@ -9,7 +9,7 @@ from typing import Any
 from ....swarm.errors import UsageError
 from ...guided.guide import Guide
 from ...guided.schema_forms import plain, shape
-from ..http.errors import said, wrong
+from ...http.errors import said, wrong
 from .fields import BodyFields
 from .known_fields import passed_over
 from .tools import Tools

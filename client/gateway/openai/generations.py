@@ -18,11 +18,11 @@ from ....swarm.types import Route
 from ...async_model import AsyncSwarmModel
 from ...decoding.answer import TokenEvent
 from ...generation import Generation
+from ...http.admission import GatewayAdmission
+from ...http.body import ClientGoneError
+from ...http.errors import internal
 from ...params import GenerateOptions
 from ...streams import TextStream
-from ..http.admission import GatewayAdmission
-from ..http.body import ClientGoneError
-from ..http.errors import internal
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from ..http.body import MAX_SHOWN
-from ..http.errors import refused
+from ...http.body import MAX_SHOWN
+from ...http.errors import refused
 from .fields import BodyFields
 
 UNCHANGING = frozenset(

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 from ....swarm.errors import PromptTooLongError, UsageError
 from ...async_model import AsyncSwarmModel
+from ...http.errors import ApiError, refused, wrong
 from ...params import GenerateOptions
-from ..http.errors import ApiError, refused, wrong
 from .generations import WantedChoice
 from .requests import ChatRequest, CompletionRequest
 from .sampling_fields import Sampling

@@ -13,8 +13,8 @@ from ....swarm.types import Route
 from ...async_model import AsyncSwarmModel
 from ...decoding.answer import TokenEvent
 from ...generation import Generation
-from ..http.body import to_json
-from ..http.call import HttpCall
+from ...http.body import to_json
+from ...http.call import HttpCall
 from .generations import Answering, WantedChoice
 from .responses import ChoiceShape, Envelope, usage_of
 from .sampling_fields import Streaming

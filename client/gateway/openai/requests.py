@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...guided.guide import Guide
-from ..http.errors import wrong
+from ...http.errors import wrong
 from .chat_messages import ChatMessages, read_chat_messages
 from .fields import BodyFields, integers, kind_of, text_of
 from .formats import read_format

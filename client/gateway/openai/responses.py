@@ -11,7 +11,7 @@ from typing import Any
 
 from ...decoding.answer import TokenEvent
 from ...generation import Generation
-from ..http.body import to_json
+from ...http.body import to_json
 from .logprobs import TokenBytes, chat_logprobs, text_length, text_logprobs
 from .tool_calls import ToolCall, ToolCallReader
 from .tools import Tools

@@ -11,7 +11,7 @@ from ....swarm.errors import UsageError
 from ...guided.guide import Guide
 from ...guided.json_schema import check_schema
 from ...guided.schema_forms import plain, shape
-from ..http.errors import said, wrong
+from ...http.errors import said, wrong
 from .fields import BodyFields
 
 MAX_TOOLS = 128

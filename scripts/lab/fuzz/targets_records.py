@@ -13,7 +13,7 @@ from swarm_node.dht.records.bodies import decode, encode_gone, encode_model, enc
 from swarm_node.dht.records.entry_check import EntryCheck
 from swarm_node.dht.records.envelope import seal, subkey_of
 from swarm_node.dht.records.keys import key_hash, node_key
-from swarm_node.node.cli import status
+from swarm_node.node.cli.network import status
 from swarm_node.swarm.discovery.mdns_records import read_txt, txt_record
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.membership.invite import Invite, make_invite

@@ -13,7 +13,7 @@ from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node.auto import plan
 from swarm_node.node.auto.plan import look_ahead
-from swarm_node.node.cli.plan import lines
+from swarm_node.node.cli.models.plan import lines
 from swarm_node.node.config import NodeConfig
 from swarm_node.node.presence import roll_call
 from swarm_node.shards.checkpoint.opening import open_checkpoint

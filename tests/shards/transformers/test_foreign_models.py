@@ -15,7 +15,7 @@ import transformers
 
 from swarm_node.node.auto.machine import measure_machine
 from swarm_node.node.cli.parser import build_parser
-from swarm_node.node.cli.serve import node_config
+from swarm_node.node.cli.serving.serve import node_config
 from swarm_node.node.config import NodeConfig
 from swarm_node.node.loaded_span import LoadedSpan
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from swarm_node.client.gateway.http.errors import ApiError
 from swarm_node.client.gateway.openai.requests import read_chat
+from swarm_node.client.http.errors import ApiError
 from swarm_node.client.params import prompt_ids
 from tests.client.gateway.gateway_case import Serve, TemplateTokenizer
 

@@ -8,9 +8,9 @@ import pytest
 from openai.types import completion_create_params as text_params
 from openai.types.chat import completion_create_params as chat_params
 
-from swarm_node.client.gateway.http.errors import ApiError
 from swarm_node.client.gateway.openai.known_fields import UNCHANGING
 from swarm_node.client.gateway.openai.requests import read_chat, read_completion
+from swarm_node.client.http.errors import ApiError
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
 TEXT: dict[str, Any] = {"prompt": "hi"}

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_node.client.gateway.http import body as bodies
-from swarm_node.client.gateway.http import errors
-from swarm_node.client.gateway.http.body import parse_json
-from swarm_node.client.gateway.http.errors import ApiError, from_swarm
 from swarm_node.client.gateway.openai.requests import read_chat, read_completion
+from swarm_node.client.http import body as bodies
+from swarm_node.client.http import errors
+from swarm_node.client.http.body import parse_json
+from swarm_node.client.http.errors import ApiError, from_swarm
 from swarm_node.client.params import GenerationParams
 from swarm_node.swarm import errors as swarm_errors
 from swarm_node.swarm.errors import BusyError, PeerError, RemoteProtocolError, SwarmError

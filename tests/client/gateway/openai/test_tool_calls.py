@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_node.client.gateway.http.errors import ApiError
 from swarm_node.client.gateway.openai.call_text import CallText
 from swarm_node.client.gateway.openai.fields import BodyFields
 from swarm_node.client.gateway.openai.tool_calls import ToolCall, ToolCallReader
 from swarm_node.client.gateway.openai.tools import Tools, read_tools
 from swarm_node.client.guided.json_schema import check_schema
+from swarm_node.client.http.errors import ApiError
 
 NAMES = frozenset({"weather", "time"})
 CALL = '{"name": "weather", "arguments": {"city": "Köln"}}'

@@ -1,1 +1,0 @@
-"""HTTP within bounds: connections, bodies, errors, admission. Knows no models."""

@@ -1,0 +1,1 @@
+"""The chat page, as a browser gets it. Knows no models."""

@@ -1,0 +1,1 @@
+"""HTTP within bounds: server, connections, bodies, errors, admission. Knows no models."""

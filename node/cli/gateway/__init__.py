@@ -1,0 +1,1 @@
+"""``gateway``: the HTTP server as a command. Knows no node."""

@@ -1,0 +1,1 @@
+"""``generate``: one answer, and what it cost. Knows no node."""

@@ -1,0 +1,1 @@
+"""``models`` and ``plan``: what is here, what it means, what would be served. Serves nothing."""

@@ -1,0 +1,96 @@
+"""``swarm-node plan``: what this machine would serve, or why it would not help, before anything loads."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from ....shards.models.devices import choose_device
+from ....swarm.placement.types import Gain, Serve, gigabytes
+from ....swarm.types import NodeInfo, short_peer_id
+from ...auto.machine import room_for
+from ...auto.plan import Outlook, look_ahead
+from ...config import NodeConfig
+from ..shared.arguments import entry_of
+from ..shared.output import answers, console, plural, print_json, shown
+
+MOST_NAMED = 8
+"""A line for people names at most this many peers that do not answer: ``--json`` has all."""
+
+
+async def run_plan(arguments: argparse.Namespace) -> None:
+    config = NodeConfig(
+        model=arguments.model,
+        auto=True,
+        memory=arguments.memory,
+        device=choose_device(arguments.device, only_cpu=arguments.kernels != "auto").name,
+        auto_device=arguments.device == "auto",
+        dtype=arguments.dtype,
+        quantize=arguments.quantize,
+        kernels=arguments.kernels,
+        threads=arguments.threads,
+        kv_cache_tokens=arguments.kv_cache_tokens,
+        kv_dtype=arguments.kv_dtype,
+    )
+    with console.status("Starting ...") as line:
+        outlook = await look_ahead(
+            entry_of(arguments), config, on_stage=lambda stage: line.update(shown(stage))
+        )
+    if arguments.json:
+        print_json(outlook.as_dict())
+    else:
+        for text in lines(outlook):
+            answers.print(text)
+
+
+def lines(outlook: Outlook) -> list[str]:
+    """For people, with markup."""
+    machine, shape, model = outlook.machine, outlook.machine.shape, outlook.model
+    room = f"{gigabytes(shape.block_bytes)} a block as {machine.weights}"
+    if shape.kv_bytes * shape.context_tokens:
+        room += f", and {gigabytes(shape.kv_bytes * shape.context_tokens)} for {shape.context_tokens} tokens"
+    return [
+        f"[bold]{shown(model.name)}[/]: {model.n_blocks} blocks, {shown(room)} of KV cache",
+        f"This machine: {gigabytes(machine.memory_bytes)} usable, "
+        f"{room_for(machine.max_blocks(), machine.max_lean_blocks())}; "
+        f"{machine.decode_ms_per_block:.3f} ms per block and token, {shown(machine.kernels)} kernels",
+        _swarm(outlook),
+        _verdict(outlook),
+    ]
+
+
+def _swarm(outlook: Outlook) -> str:
+    if not outlook.swarm_found:
+        return "No swarm was found here: this machine would begin one."
+    if not outlook.nodes:
+        return f"Nobody in the swarm serves this model yet{_silent(outlook.silent) or '.'}"
+    missing = ", ".join(map(str, outlook.missing))
+    nodes = plural(len(outlook.nodes), "node")
+    text = f"The swarm: {nodes}; {f'blocks {missing} are missing' if missing else 'every block is served'}"
+    return text + _silent(outlook.silent)
+
+
+def _silent(nodes: Sequence[NodeInfo]) -> str:
+    if not nodes:
+        return ""
+    names = ", ".join(short_peer_id(node.peer_id) for node in nodes[:MOST_NAMED])
+    more = f" and {len(nodes) - MOST_NAMED} more" if len(nodes) > MOST_NAMED else ""
+    return f"; did not answer, so not counted: {names}{more}"
+
+
+def _verdict(outlook: Outlook) -> str:
+    verdict = outlook.verdict
+    if not isinstance(verdict, Serve):
+        return f"[yellow]This machine would stand by[/]: {shown(verdict.why.removeprefix('stands by: '))}"
+    text = f"[green]This machine would {shown(verdict.why)}[/]"
+    if verdict.token_s is None:
+        left = ", ".join(map(str, outlook.missing_with(verdict.span)))
+        return f"{text}; blocks {left} would still be missing" if left else text
+    if verdict.token_s_before is None:
+        return f"{text}: a token takes {verdict.token_s * 1000:.1f} ms then"
+    before, after = verdict.token_s_before * 1000, verdict.token_s * 1000
+    if verdict.gain is Gain.FASTER:
+        return f"{text}: from {before:.1f} to {after:.1f} ms per token"
+    if verdict.gain is Gain.THROUGHPUT:
+        text += f": from {verdict.tokens_per_s_before:.0f} to {verdict.tokens_per_s:.0f} tokens/s"
+    return f"{text}; a token takes {after:.1f} ms"

@@ -1,0 +1,49 @@
+"""``swarm-node bootstrap``: a node that serves no blocks."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+
+from ....swarm.types import short_peer_id
+from ...bootstrap import run_bootstrap
+from ...config import BootstrapConfig, NodeEvent
+from ...identity_files import IdentityClaim
+from ..shared.arguments import entry_of
+from ..shared.network_lines import print_addresses, print_join, print_network
+from ..shared.output import console, events
+from ..shared.signals import on_stop_signals
+
+
+async def run_bootstrap_command(arguments: argparse.Namespace) -> None:
+    def on_event(event: NodeEvent) -> None:
+        if arguments.json:
+            events.print(event.as_dict())
+        elif event.event == "peer_found":
+            console.print(f"Found peer {short_peer_id(str(event.details['found']))} on this network.")
+        elif event.event.startswith("network_"):
+            print_network(event)
+        elif event.event == "listening":
+            print_addresses(arguments, event, "Bootstrap node")
+            print_join(arguments, event, "PATH_OR_NAME")
+            console.print("Ctrl-C stops it.")
+
+    entry = entry_of(arguments)
+    with IdentityClaim(arguments.identity, "bootstrap") as identity:
+        config = BootstrapConfig(
+            identity=identity.path,
+            host=arguments.host,
+            port=arguments.port,
+            announce_maddrs=tuple(arguments.announce or ()),
+            initial_peers=entry.initial_peers,
+            may_meet=entry.may_meet,
+            membership=entry.membership,
+            mdns=entry.mdns,
+            relay=arguments.relay,
+        )
+        if arguments.relay and not arguments.json:
+            console.print("Starting the relay, and trying it with two peers of its own ...")
+        running = asyncio.ensure_future(run_bootstrap(config, on_event))
+        with on_stop_signals(running.cancel), contextlib.suppress(asyncio.CancelledError):
+            await running
