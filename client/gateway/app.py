@@ -11,8 +11,8 @@ from starlette.types import ASGIApp
 from ..http.call import HttpCall
 from ..http.endpoint import Endpoint, Handler
 from ..http.errors import ApiError
+from ..pages.pages import PREFIX, page, send_file
 from .gateway import Gateway
-from .page.page import send_page
 
 
 def create_app(gateway: Gateway, *, cors_origins: Sequence[str] = (), local_only: bool = False) -> ASGIApp:
@@ -24,7 +24,8 @@ def create_app(gateway: Gateway, *, cors_origins: Sequence[str] = (), local_only
 
     router = Router(
         [
-            route("/", "GET", send_page),
+            route("/", "GET", page("chat/index.html")),
+            route(f"{PREFIX}/{{file:path}}", "GET", send_file),
             route("/health", "GET", gateway.health),
             route("/ready", "GET", gateway.ready),
             route("/v1/models", "GET", gateway.models),

@@ -77,6 +77,11 @@ class HttpCall:
             body = b""
         await self._put(body, more=False)
 
+    async def reply_unchanged(self, headers: Mapping[str, str]) -> None:
+        """304: what the client has is as it was."""
+        await self._start(304, headers)
+        await self._put(b"", more=False)
+
     async def begin_events(self, headers: Mapping[str, str]) -> None:
         self.streaming = True
         told = {

@@ -65,7 +65,7 @@ FLOORS = {
         ("client/drafting",),
         ("client",),
         ("client/http", "client/hf"),
-        ("client/gateway/openai", "client/gateway/page"),
+        ("client/gateway/openai", "client/pages"),
         ("client/gateway",),
     ),
     "node": (

@@ -1,22 +1,15 @@
-"""The chat page in headless Chromium, driven by playwright, where both are installed."""
+"""The chat page in Chromium."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.client.gateway.gateway_case import Serve, Served
+from tests.client.gateway.gateway_case import Serve
+from tests.client.pages.browser import Browser, picture
 from tests.doubles.fake_swarm import EOS, ScriptedHead
-
-playwright = pytest.importorskip("playwright.async_api", reason="needs pip install playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs apt-get install chromium")
 
 ANSWER = """\
 # Sailing
@@ -38,33 +31,10 @@ print("<b>not bold</b>")
 <img src=x onerror="document.title='owned'"> [bad](javascript:alert(1))"""
 
 
-@pytest.fixture
-async def browser() -> AsyncIterator[Any]:
-    async with playwright.async_playwright() as engine:
-        browser = await engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        await browser.close()
-
-
-async def _open(browser: Any, served: Served, **options: Any) -> tuple[Any, list[str]]:
-    """The page, and whatever the browser complains of."""
-    page = await browser.new_page(viewport={"width": 900, "height": 800}, **options)
-    complaints: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda request: complaints.append(request.url) if not _ours(request, served) else None)
-    await page.goto(served.server.url)
-    return page, complaints
-
-
-def _ours(request: Any, served: Served) -> bool:
-    return request.url.startswith((served.server.url, "data:"))
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_a_chat_by_keyboard(serve: Serve, browser: Any, tmp_path: Path, scheme: str) -> None:
+async def test_a_chat_by_keyboard(serve: Serve, browser: Browser, tmp_path: Path, scheme: str) -> None:
     served = await serve(head=ScriptedHead([*ANSWER.encode(), EOS]), limits={"default_max_tokens": 480})
-    page, complaints = await _open(browser, served, color_scheme=scheme)
+    page = await browser.open(served.server.url, color_scheme=scheme)
     await page.wait_for_function("document.activeElement.id === 'message'")
     assert await page.locator("#model").input_value() == "toy"
     await page.locator("summary").click()
@@ -91,16 +61,17 @@ async def test_a_chat_by_keyboard(serve: Serve, browser: Any, tmp_path: Path, sc
     )
     assert await page.locator("#chat").get_attribute("aria-busy") == "false"
     assert await page.evaluate("document.activeElement.id") == "message"
-    assert complaints == []
-    folder = Path(os.environ.get("SWARM_NODE_SCREENSHOTS") or tmp_path)
+    assert browser.complaints == []
     await page.locator("summary").click()
-    await page.screenshot(path=folder / f"page-{scheme}.png")
+    await page.screenshot(path=picture(f"chat-{scheme}.png", tmp_path))
 
 
-async def test_stopping_an_answer_frees_the_swarm_and_keeps_what_was_said(serve: Serve, browser: Any) -> None:
+async def test_stopping_an_answer_frees_the_swarm_and_keeps_what_was_said(
+    serve: Serve, browser: Browser
+) -> None:
     served = await serve(a="0-5", head=ScriptedHead(list(b"word " * 90)))
     served.swarm.nodes["a"].behaviour.step_delay_s = 0.02
-    page, complaints = await _open(browser, served)
+    page = await browser.open(served.server.url)
     await page.locator("#message").fill("Go on.")
     await page.locator("#temperature").evaluate("field => { field.value = 0; }")
     await page.locator("#send:enabled").click()
@@ -114,12 +85,12 @@ async def test_stopping_an_answer_frees_the_swarm_and_keeps_what_was_said(serve:
         await page.wait_for_timeout(10)
     assert not served.swarm.open_sessions
     assert await page.locator("#send").is_enabled()
-    assert complaints == []
+    assert browser.complaints == []
 
 
-async def test_errors_are_told(serve: Serve, browser: Any) -> None:
+async def test_errors_are_told(serve: Serve, browser: Browser) -> None:
     served = await serve(a="0-2")
-    page, _ = await _open(browser, served)
+    page = await browser.open(served.server.url)
     alert = page.get_by_role("alert")
     await alert.wait_for()
     assert "Nobody serves blocks 3-5 of toy" in await alert.inner_text()
@@ -127,9 +98,9 @@ async def test_errors_are_told(serve: Serve, browser: Any) -> None:
     assert await page.locator("#send").is_disabled()
 
 
-async def test_a_key_is_asked_for(serve: Serve, browser: Any) -> None:
+async def test_a_key_is_asked_for(serve: Serve, browser: Browser) -> None:
     served = await serve(keys=["sk-0123456789"])
-    page, _ = await _open(browser, served)
+    page = await browser.open(served.server.url)
     await page.get_by_text("This gateway needs an API key").wait_for()
     assert await page.locator("#settings").get_attribute("open") is not None
     await page.locator("#key").fill("sk-0123456789")

@@ -1,1 +1,0 @@
-"""The chat page, as a browser gets it. Knows no models."""

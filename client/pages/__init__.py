@@ -1,0 +1,1 @@
+"""Pages for browsers: plain files, and the door that serves them. Knows no models and no swarm."""
