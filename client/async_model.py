@@ -26,11 +26,10 @@ from .local_model import LocalModel, OnProgress
 from .network import ClientNetwork
 from .params import GenerateOptions, GenerationParams, Prompt, Raw, fit_context
 from .prompt_reader import PromptReader
-from .routing.no_route import who_loads
 from .routing.prefix import PrefixKey, new_salt
 from .routing.route_finder import Need
 from .routing.route_memory import RouteMemory
-from .routing.route_wait import Waiting, WaitLimits
+from .routing.route_wait import OnWaiting, Waiting, WaitLimits
 from .routing.router import Router
 from .session.beginnings import Beginnings
 from .session.scout import Scout
@@ -165,7 +164,7 @@ class AsyncSwarmModel:
 
     async def wait_for_route(self) -> None:
         """Return once every block is served, for ``wait`` seconds at most. Raises NoRouteError."""
-        await self._router.plan(Need(kv_tokens=1), limits=self._limits, on_wait=self._waiting)
+        await self._router.plan(Need(kv_tokens=1), limits=self._limits, on_wait=partial(self._tell, None))
 
     async def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> str:
         """The answer's text."""
@@ -206,7 +205,7 @@ class AsyncSwarmModel:
         local = self._local
         ids = await prompt.ids()
         new_tokens = fit_context(len(ids), params.max_new_tokens, local.context)
-        session = self.session(len(ids) + new_tokens, prompt_tokens=len(ids))
+        session = self.session(len(ids) + new_tokens, prompt_tokens=len(ids), on_wait=params.on_wait)
         guide = params.guide
         run = GenerationRun(
             ids,
@@ -231,9 +230,12 @@ class AsyncSwarmModel:
             self._noting = asyncio.ensure_future(asyncio.to_thread(answered))
             self._noting.add_done_callback(look_at)
 
-    def session(self, max_tokens: int, *, prompt_tokens: int = 1) -> SwarmSession:
+    def session(
+        self, max_tokens: int, *, prompt_tokens: int = 1, on_wait: OnWaiting | None = None
+    ) -> SwarmSession:
         """A sequence in the swarm, of ``max_tokens`` at most: feed it token ids, go back, fork it; ``close``
-        frees the hops. ``prompt_tokens``: of how many that will be fed at first, for planning its route."""
+        frees the hops. ``prompt_tokens``: of how many that will be fed at first, for planning its route.
+        ``on_wait`` is told of its waiting."""
         self._check_open()
         local, router = self._local, self._router
         if local.reader is not None:
@@ -251,7 +253,7 @@ class AsyncSwarmModel:
             ),
             Need(max_tokens, prompt_tokens, max(1, max_tokens - prompt_tokens)),
             limits=self._limits,
-            on_wait=self._waiting,
+            on_wait=partial(self._tell, on_wait),
             memory=self._memory,
             beginnings=self._beginnings,
         )
@@ -293,15 +295,11 @@ class AsyncSwarmModel:
         if self._closed:
             raise UsageError("the client is closed", hint="Connect again.")
 
-    def _waiting(self, waiting: Waiting) -> None:
-        if self._on_progress is not None:
-            blocks = ", ".join(map(str, waiting.missing))
-            what = f"blocks {blocks}" if blocks else "peers that answer"
-            loading = who_loads(waiting.seen)
-            self._on_progress(
-                f"Waiting for {what} ({waiting.seconds_left:.0f} s left)"
-                + (f"; {loading}" if loading else "")
-            )
+    def _tell(self, on_wait: OnWaiting | None, waiting: Waiting | None) -> None:
+        if self._on_progress is not None and waiting is not None:
+            self._on_progress(waiting.text)
+        if on_wait is not None:
+            on_wait(waiting)
 
 
 def _agent() -> str:

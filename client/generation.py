@@ -19,6 +19,7 @@ from .drafting.draft_model import DraftModel
 from .drafting.drafter import Drafter
 from .hops.trace import ChainTimings, HopTimings, PassedOver, Repair, Speculated, Timings, passed_over_dict
 from .params import GenerationParams
+from .routing.route_wait import Waiting
 from .session.swarm_session import SwarmSession
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ class Generation:
 
     ``text``: without special tokens and without the stop string that ended it. ``token_ids``: every token
     chosen, an end-of-text token that ended the answer included. ``finish_reason``: "stop" for an end-of-text
-    token, "length" for max_new_tokens or the end of the context, "stop_string". ``model``: its name and the
+    token, "length" for max_new_tokens or the end of the context, "stop_string", or "unfinished" where it was
+    stopped or failed. ``model``: its name and the
     beginning of its digest. ``route``: the hops at the end, ``hops`` what each of them cost, ``chains`` what
     their links cost, ``replaced`` as ``hops`` for those that left; ``predicted``: what the newest hops
     should cost. ``repaired``: each time that the route was repaired, which costs time but no token.
@@ -85,6 +87,17 @@ class Generation:
         }
 
 
+@dataclass(slots=True)
+class _Times:
+    """Of an answer, on perf_counter: when it began, and when its first and its last token were chosen.
+    ``local_s``: seconds of this machine's own work."""
+
+    began: float = 0.0
+    first_at: float = 0.0
+    last_at: float = 0.0
+    local_s: float = 0.0
+
+
 class GenerationRun:
     """One generation. Iterate ``events`` once; ``result`` is there when it has ended by itself.
 
@@ -120,6 +133,9 @@ class GenerationRun:
         self._guide = guide
         self._draft_model = draft_model
         self._on_end = on_end
+        self._answer: Answer | None = None
+        self._drafter: Drafter | None = None
+        self._times = _Times()
 
     @property
     def route(self) -> Route | None:
@@ -131,24 +147,34 @@ class GenerationRun:
         """The repairs of the route so far."""
         return tuple(self._session.repaired)
 
+    @property
+    def waiting(self) -> Waiting | None:
+        """What it waits for now; None while it goes on."""
+        return self._session.waiting
+
+    @property
+    def so_far(self) -> Generation | None:
+        """The answer up to now, or to where it was stopped; None before its first token."""
+        if self._answer is None or not self._answer.choices:
+            return None
+        return self._made(self._answer)
+
     async def events(self) -> AsyncGenerator[TokenEvent, None]:
         """The answer, token by token; ``result`` is there before the last of them is.
 
         However the iteration ends (closed, cancelled, failed), the hops' sessions are freed at once.
         """
         params, session = self._params, self._session
-        answer = Answer(self._detokenizer, self._eos_ids, params.stop, params.max_new_tokens)
-        local_s = 0.0
-        began = first_at = perf_counter()
+        answer = self._answer = Answer(self._detokenizer, self._eos_ids, params.stop, params.max_new_tokens)
+        times = self._times = _Times(perf_counter())
         fed: tuple[int, ...] = self._prompt
         draft: tuple[int, ...] = ()
         x: np.ndarray | None = None  # of what is fed, once it is one chosen token
-        drafter: Drafter | None = None
         deciding = False
         try:
             guide = await self._guide() if self._guide is not None else None  # refused before it costs a hop
             sampler = Sampler(params.sampling, self._prompt, guide)
-            drafter = self._drafter()
+            drafter = self._drafter = self._begin_drafting()
             if drafter is not None:
                 await drafter.read()
             while answer.reason is None:
@@ -164,32 +190,22 @@ class GenerationRun:
                     self._heads.begin()
                 chosen = await self._heads.choose(hidden, sampler, draft)
                 chosen_at = perf_counter()
-                local_s += chosen_at - arrived
+                times.local_s += chosen_at - arrived
+                times.last_at = chosen_at
                 events = self._push(answer, chosen.choices, sampler)
                 session.rollback(begin + len(fed) + len(events) - 1)
                 if answer.reason is not None:
                     session.close()  # before the last token is shown: nothing more is needed of the hops
                 tokens = [event.token for event in events]
                 if not begin:
-                    first_at = chosen_at
+                    times.first_at = chosen_at
                     if drafter is not None:
                         drafter.begin(tokens[0], session.predicted)
                 elif drafter is not None:
                     undisturbed = len(session.repaired) == repairs
                     drafter.chosen(tokens, chosen_at - pass_began if undisturbed else None)
                 if answer.reason is not None:
-                    timings = Timings(
-                        route_s=session.route_s,
-                        prefill_s=max(0.0, first_at - began - session.route_s),
-                        decode_s=chosen_at - first_at,
-                        local_s=local_s,
-                        repair_s=session.repair_s,
-                        prompt_tokens=len(self._prompt),
-                        new_tokens=len(answer.choices),
-                        cached_tokens=session.cached_tokens,
-                    )
-                    speculated = drafter.speculated if drafter is not None else None
-                    self.result = self._result(answer, answer.reason, timings, speculated)
+                    self.result = self._made(answer)
                 for event in events:
                     yield event
                 if answer.reason is None and drafter is not None:
@@ -199,8 +215,8 @@ class GenerationRun:
         finally:
             if deciding:
                 self._heads.end()
-            if drafter is not None:
-                drafter.close()
+            if self._drafter is not None:
+                self._drafter.close()
             self.close()
 
     def close(self) -> None:
@@ -210,7 +226,7 @@ class GenerationRun:
             on_end, self._on_end = self._on_end, None
             on_end(self)
 
-    def _drafter(self) -> Drafter | None:
+    def _begin_drafting(self) -> Drafter | None:
         if self._params.speculate == "off":
             return None
         sequence, model = None, self._draft_model
@@ -227,15 +243,24 @@ class GenerationRun:
             if answer.reason is None
         ]
 
-    def _result(
-        self, answer: Answer, reason: FinishReason, timings: Timings, speculated: Speculated | None
-    ) -> Generation:
-        session = self._session
+    def _made(self, answer: Answer) -> Generation:
+        """What there is of it now."""
+        session, times, drafter = self._session, self._times, self._drafter
+        timings = Timings(
+            route_s=session.route_s,
+            prefill_s=max(0.0, times.first_at - times.began - session.route_s),
+            decode_s=times.last_at - times.first_at,
+            local_s=times.local_s,
+            repair_s=session.repair_s,
+            prompt_tokens=len(self._prompt),
+            new_tokens=len(answer.choices),
+            cached_tokens=session.cached_tokens,
+        )
         return Generation(
             text=answer.text,
             prompt_token_ids=self._prompt,
             token_ids=answer.token_ids,
-            finish_reason=reason,
+            finish_reason=answer.reason or "unfinished",
             model=str(self._model),
             route=session.route,
             hops=session.hops,
@@ -245,7 +270,9 @@ class GenerationRun:
             replaced=session.replaced,
             predicted=session.predicted,
             logprobs=tuple(answer.choices) if answer.choices[0].logprob is not None else None,
-            speculated=speculated or Speculated(passes=len(answer.choices) - 1),
+            speculated=drafter.speculated
+            if drafter is not None
+            else Speculated(passes=len(answer.choices) - 1),
             passed_over=session.passed_over,
         )
 

@@ -11,6 +11,7 @@ from .decoding.checks import check_integer, impossible
 from .decoding.sampling import SamplingParams
 from .decoding.stopping import StopStrings
 from .guided.guide import Guide
+from .routing.route_wait import OnWaiting
 
 if TYPE_CHECKING:
     from ..shards.tokenizer.tokenizer import Tokenizer
@@ -45,6 +46,7 @@ class GenerateOptions(TypedDict, total=False):
     logprobs: int | None
     guide: Guide | None
     speculate: Literal["auto", "off"]
+    on_wait: OnWaiting | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class GenerationParams:
     ignore_eos: bool = False
     guide: Guide | None = None
     speculate: Literal["auto", "off"] = "auto"
+    on_wait: OnWaiting | None = None
 
     def __post_init__(self) -> None:
         check_integer("max_new_tokens", self.max_new_tokens, 1, None, "1 or more")
@@ -66,6 +69,8 @@ class GenerationParams:
             raise impossible("guide", self.guide, 'a Guide, such as Guide("json_object")')
         if self.speculate not in SPECULATE:
             raise impossible("speculate", self.speculate, " or ".join(map(repr, SPECULATE)))
+        if self.on_wait is not None and not callable(self.on_wait):
+            raise impossible("on_wait", self.on_wait, "a function")
 
     def limited_to(self, max_new_tokens: int) -> GenerationParams:
         return replace(self, max_new_tokens=min(self.max_new_tokens, max_new_tokens))

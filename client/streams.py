@@ -15,6 +15,7 @@ from .background import BackgroundLoop, Job
 from .decoding.answer import TokenEvent
 from .generation import Generation, GenerationRun
 from .hops.trace import Repair
+from .routing.route_wait import Waiting
 
 _END: Final = None
 
@@ -46,6 +47,16 @@ class TextStream(AsyncIterator[str]):
     def repaired(self) -> tuple[Repair, ...]:
         """The repairs of the route so far."""
         return () if self._run is None else self._run.repaired
+
+    @property
+    def waiting(self) -> Waiting | None:
+        """What the answer waits for now; None while it goes on."""
+        return None if self._run is None else self._run.waiting
+
+    @property
+    def so_far(self) -> Generation | None:
+        """The answer up to now, or to where it was stopped or failed; None before its first token."""
+        return None if self._run is None else self._run.so_far
 
     async def finish(self) -> Generation:
         """Read to the end; the result."""
@@ -124,6 +135,16 @@ class _BackgroundStream:
     def repaired(self) -> tuple[Repair, ...]:
         """The repairs of the route so far."""
         return self._stream.repaired
+
+    @property
+    def waiting(self) -> Waiting | None:
+        """What the answer waits for now; None while it goes on."""
+        return self._stream.waiting
+
+    @property
+    def so_far(self) -> Generation | None:
+        """The answer up to now, or to where it was stopped or failed; None before its first token."""
+        return self._stream.so_far
 
     def __del__(self) -> None:
         if self._job is not None:

@@ -74,6 +74,10 @@ class SwarmModel:
         What the answer must look like: a ``Guide``, such as ``Guide("json_schema", {...})``. Needs the extra
         ``guided``. An answer that ``max_new_tokens`` ends is not complete.
 
+    ``on_wait`` (None)
+        Called with a ``Waiting`` about twice a second while the answer waits for blocks that nobody serves
+        (``missing``, ``seconds_left``, ``text``), and with None when it goes on; from another thread.
+
     **Errors** are all ``swarm_node.swarm.errors.SwarmError``: UsageError for a wrong option or a prompt
     longer than the context, NoRouteError (a RouteError) when some blocks are served by nobody,
     ModelMismatchError when the swarm serves other weights, BusyError when every peer is full,

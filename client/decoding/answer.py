@@ -12,7 +12,8 @@ from .stopping import StopStrings
 if TYPE_CHECKING:
     from ...shards.tokenizer.tokenizer import Detokenizer
 
-FinishReason = Literal["stop", "length", "stop_string"]
+FinishReason = Literal["stop", "length", "stop_string", "unfinished"]
+"""The last: of an answer that is still made, or was stopped."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from ...swarm.types import ModelRef, NodeInfo, Span
 from .announcements import Announcements
 from .bans import Bans
 from .demand import DemandTeller
-from .no_route import explain
+from .no_route import explain, who_loads
 from .route_finder import Planned
 
 SNAPSHOT_S = 5.0
@@ -42,15 +42,24 @@ class WaitLimits:
 @dataclass(frozen=True, slots=True)
 class Waiting:
     """Why there is no route yet; given to ``on_wait`` about twice a second. ``missing`` may be empty while
-    all that could serve are busy or failed lately."""
+    all that could serve are busy or failed lately. ``text``: all of it in one line."""
 
     message: str
     missing: tuple[Span, ...]
     seen: tuple[NodeInfo, ...]
     seconds_left: float
 
+    @property
+    def text(self) -> str:
+        blocks = ", ".join(map(str, self.missing))
+        what = f"blocks {blocks}" if blocks else "peers that answer"
+        loading = who_loads(self.seen)
+        return f"Waiting for {what} ({self.seconds_left:.0f} s left)" + (f"; {loading}" if loading else "")
+
 
 OnWait = Callable[[Waiting], None]
+OnWaiting = Callable[[Waiting | None], None]
+"""Told the same, and None when it goes on."""
 Search = Callable[[Sequence[NodeInfo], frozenset[str]], Planned]
 """A route of these nodes, without the banned ones. Raises NoRouteError."""
 

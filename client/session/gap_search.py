@@ -38,7 +38,7 @@ class GapSearch:
     waits."""
 
     def __init__(
-        self, router: Router, attempts: Attempts, need: Need, limits: WaitLimits, on_wait: OnWait | None
+        self, router: Router, attempts: Attempts, need: Need, limits: WaitLimits, on_wait: OnWait
     ) -> None:
         self._router = router
         self._attempts = attempts
@@ -99,13 +99,10 @@ class GapSearch:
             return
         raise RouteLostError(HopFailedError(session.hops[0].peer_id, error)) from error
 
-    def _waiting(self, until: float) -> OnWait | None:
+    def _waiting(self, until: float) -> OnWait:
         """Tells of the wait as a whole, which ends at ``until`` on the router's clock."""
-        on_wait = self._on_wait
-        if on_wait is None:
-            return None
 
         def tell(waiting: Waiting) -> None:
-            on_wait(replace(waiting, seconds_left=max(0.0, until - self._router.now())))
+            self._on_wait(replace(waiting, seconds_left=max(0.0, until - self._router.now())))
 
         return tell

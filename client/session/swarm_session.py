@@ -69,7 +69,7 @@ from ..hops.rows import EmbeddedLater
 from ..hops.trace import ChainTimings, HopTimings, PassedOver, Repair, RepairKind
 from ..routing.route_finder import Need, Planned
 from ..routing.route_memory import RouteMemory
-from ..routing.route_wait import OnWait, WaitLimits
+from ..routing.route_wait import OnWaiting, Waiting, WaitLimits
 from ..routing.router import Router
 from ..routing.slow_search import SlowHop
 from .attempts import Attempts
@@ -92,7 +92,7 @@ class SwarmSession:
     it is being fed.
 
     ``cached_tokens``: how many tokens of the first ``append`` the hops held already. ``predicted``: what the
-    newest plan should cost.
+    newest plan should cost. ``waiting``: what it waits for now, if it does; ``on_wait`` is told.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class SwarmSession:
         need: Need,
         *,
         limits: WaitLimits,
-        on_wait: OnWait | None = None,
+        on_wait: OnWaiting | None = None,
         memory: RouteMemory | None = None,
         beginnings: Beginnings | None = None,
     ) -> None:
@@ -113,6 +113,7 @@ class SwarmSession:
         self.repaired: list[Repair] = []
         self.route_s = 0.0
         self.predicted: Prediction | None = None
+        self.waiting: Waiting | None = None
         self._model = model
         self._links = links
         self._router = router
@@ -132,7 +133,7 @@ class SwarmSession:
         self._retired: list[ChainTimings] = []
         self._record: RepairRecord | None = None  # since the route broke, until tokens come again
         self._attempts = Attempts(router, scout, need, limits.missing_s)
-        self._gaps = GapSearch(router, self._attempts, need, limits, on_wait)
+        self._gaps = GapSearch(router, self._attempts, need, limits, self._tell)
         self._doubts = Doubts(router, scout, need)
         self._settings = replace(settings, doubts=self._doubts, on_progress=self._progressed)
         self._slow = SlowWatch(router)
@@ -329,7 +330,7 @@ class SwarmSession:
                 self._need,
                 began=began_at,
                 limits=repair_limits(self._limits) if self._was_open else self._limits,
-                on_wait=self._on_wait,
+                on_wait=self._tell,
                 held=self._memory.recall(self._ids) if self._memory is not None else None,
             )
 
@@ -338,6 +339,7 @@ class SwarmSession:
             return RouteSession.open(self._links, planned.route, settings, self._ids)
 
         session, planned = await self._attempts.first(plan, open_)
+        self._tell(None)
         if self._closed:
             session.close()
             self._check_open()
@@ -406,6 +408,7 @@ class SwarmSession:
         except RouteLostError as lost:
             self._abandon(session, lost.failure, record)
             return False
+        self._tell(None)
         self._replaced.extend(repair.replaced)
         self._begin(session, self.predicted)
         return True
@@ -453,6 +456,12 @@ class SwarmSession:
             self._record = record
         elif kind is not None or record.lost:
             self.repaired.append(record.closed(kind))
+
+    def _tell(self, waiting: Waiting | None) -> None:
+        if waiting is not None or self.waiting is not None:
+            self.waiting = waiting
+            if self._on_wait is not None:
+                self._on_wait(waiting)
 
     def _succeeded(self) -> None:
         """Tokens come again."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from swarm_node.client.routing.reserves import TRIAL_TOKENS
-from swarm_node.client.routing.route_wait import WaitLimits
+from swarm_node.client.routing.route_wait import Waiting, WaitLimits
 from swarm_node.client.session.attempts import MAX_STRANGE_FAILURES
 from swarm_node.swarm.errors import (
     BusyError,
@@ -23,7 +23,9 @@ from swarm_node.swarm.errors import (
     UsageError,
 )
 from swarm_node.swarm.protocol.messages import ErrorMessage, Refused
+from swarm_node.swarm.protocol.wire import PROTOCOL_ID
 from swarm_node.swarm.routing.best_route import NoRouteError
+from swarm_node.swarm.types import Span
 from tests.doubles.fake_swarm import (
     BOS,
     CONTEXT,
@@ -412,3 +414,29 @@ def test_limits_of_waiting_have_defaults_that_end() -> None:
     limits = WaitLimits()
     assert replace(limits, missing_s=0) == limits
     assert limits.failed_s < limits.busy_s <= 60
+
+
+async def test_an_answer_tells_what_it_waits_for_and_keeps_what_it_has() -> None:
+    swarm = await FakeSwarm(a="0-2", b="3-5").start()
+    told: list[Waiting | None] = []
+    async with swarm.client() as model:
+        stream = model.stream(PROMPT, max_new_tokens=N, ignore_eos=True, on_wait=told.append)
+        assert stream.so_far is None
+        async for _ in stream:
+            if len(stream.so_far.token_ids) == 3:
+                break
+        swarm.store.remove("b")
+        swarm.nodes["b"].die()
+        swarm.network.kill("b")
+        rest = asyncio.create_task(stream.finish())
+        await until(lambda: stream.waiting is not None)
+        assert stream.waiting.missing == (Span(3, 6),)
+        assert re.fullmatch(r"Waiting for blocks 3-5 \(\d+ s left\)", stream.waiting.text)
+        await swarm.network.transport("b").serve(PROTOCOL_ID, swarm.nodes["b"].handle)
+        swarm.announce("b")
+        answer = await rest
+    assert stream.waiting is None
+    assert isinstance(told[0], Waiting)
+    assert told[-1] is None
+    assert list(answer.token_ids) == GREEDY
+    assert stream.so_far == answer

@@ -103,6 +103,7 @@ def test_every_option_without_a_value_is_its_default() -> None:
         ("guide", "json_object"),
         ("speculate", "always"),
         ("speculate", True),
+        ("on_wait", "soon"),
         ("logit_bias", {VOCAB: 1.0}),
         ("temperature", [1.0]),
     ],
