@@ -66,6 +66,7 @@ FLOORS = {
         ("client",),
         ("client/http", "client/hf"),
         ("client/gateway/openai", "client/pages"),
+        ("client/dashboard",),
         ("client/gateway",),
     ),
     "node": (
