@@ -30,6 +30,7 @@ from .config import NodeConfig
 from .engine.engine import Engine, EngineLoad, EngineSettings
 from .engine.kv_layout import KvLayout
 from .engine.self_bench import SelfMeasurement, measure_decode, measure_self
+from .figures.work import WorkDone
 from .limits.quotas import Limits
 from .presence.presence import AGENT
 from .resources import MemoryShortError, available_memory, default_kv_bytes, usable_memory
@@ -57,8 +58,9 @@ class NodeStatistics:
 class LoadedSpan:
     """Made by ``load``; ``aclose`` ends its streams and gives the memory back."""
 
-    def __init__(self, model: ModelRef, span: Span, config: NodeConfig) -> None:
+    def __init__(self, model: ModelRef, span: Span, config: NodeConfig, work: WorkDone | None = None) -> None:
         """Use ``load``."""
+        self._work = work or WorkDone()
         self.model = model
         self.span = span
         self.weights = self.kernels = self.kv_dtype = self.row_check = ""
@@ -84,12 +86,14 @@ class LoadedSpan:
         transport: Transport | None = None,
         on_link: OnLink | None = None,
         on_progress: OnProgress | None = None,
+        work: WorkDone | None = None,
     ) -> LoadedSpan:
         """Read the weights, take memory for the KV cache, measure. Nothing is announced or served yet.
+        ``work`` counts what the span does.
 
         Raises SwarmError; UsageError where memory is short. Nothing stays behind then.
         """
-        loaded = cls(checkpoint.ref, span, config.for_model(checkpoint.config))
+        loaded = cls(checkpoint.ref, span, config.for_model(checkpoint.config), work)
         try:
             await loaded._load(checkpoint, threads, transport, on_link, on_progress)
         except BaseException:
@@ -237,6 +241,7 @@ class LoadedSpan:
                 prefix_cache=config.prefix_cache,
             ),
             sampler=reader.sampler,
+            work=self._work,
         )
         engine.start()
         self._exit.push_async_callback(engine.stop)

@@ -6,7 +6,9 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass
 from importlib.metadata import version
+from time import monotonic
 from typing import Protocol
 
 from ..dht.directory import Directory
@@ -19,6 +21,7 @@ from ..swarm.runtime.tasks import end, first
 from ..swarm.transport.interface import Stream, Transport
 from ..swarm.types import ModelRef, NodeInfo, NodeState, Span
 from .config import NodeConfig, NodeEvent, OnEvent
+from .figures.work import WorkDone, WorkTotals
 from .loaded_span import SWEEP_S, LoadedSpan, NodeStatistics, OnProgress, compile_kernels
 from .model_source import LocalOrHubModel, ModelSource
 from .presence.presence import Presence, reject
@@ -40,6 +43,20 @@ class Decider(Protocol):
 
 BeginAuto = Callable[["Node", Checkpoint], Awaitable[Decider]]
 """Makes the first decision on blocks of a model, and serves them or stands by: ``auto.blocks.begin_auto``."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFigures:
+    """A node at one moment. ``ready``: it serves a span, and the swarm knows. ``load``: None while no span is
+    loaded. ``work``: since the start."""
+
+    state: NodeState
+    model: ModelRef | None
+    span: Span | None
+    ready: bool
+    uptime_s: float
+    load: NodeStatistics | None
+    work: WorkTotals
 
 
 class Node:
@@ -80,6 +97,8 @@ class Node:
         self._on_event = on_event
         self._on_progress = on_progress
         self._network = network
+        self._work = WorkDone()
+        self._began = monotonic()
         self._exit = AsyncExitStack()
         self._stop_requested = asyncio.Event()
         self._impatient = asyncio.Event()
@@ -166,6 +185,20 @@ class Node:
     def statistics(self) -> NodeStatistics | None:
         """None while no span is loaded."""
         return None if self.loaded is None else self.loaded.statistics()
+
+    def figures(self) -> NodeFigures:
+        """What it does now, and has done since it was made."""
+        loaded = self.loaded
+        announced = self._presence is not None and self._presence.announcer.is_announced
+        return NodeFigures(
+            state=self._state,
+            model=self._model,
+            span=self._span,
+            ready=loaded is not None and self._state is NodeState.ONLINE and announced,
+            uptime_s=monotonic() - self._began,
+            load=None if loaded is None else loaded.statistics(),
+            work=self._work.totals(),
+        )
 
     # A node's life.
 
@@ -270,6 +303,7 @@ class Node:
         self._span = span
         self._set_state(NodeState.JOINING)
         self.emit("loading")
+        began = monotonic()
         checkpoint = await self.source.open(span)
         self._model = checkpoint.ref
         self.loaded = await LoadedSpan.load(
@@ -280,7 +314,9 @@ class Node:
             transport=self.transport,
             on_link=self.presence.probe.observed,
             on_progress=self._on_progress,
+            work=self._work,
         )
+        self._work.loaded_span(monotonic() - began)
 
     async def go_online(self) -> None:
         """Serve what is loaded."""

@@ -9,18 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from ...swarm.runtime.histogram import Distribution
 from ...swarm.types import Hop
-
-
-@dataclass(frozen=True, slots=True)
-class Distribution:
-    """How often values fell under each bound since the start, as Prometheus counts. ``bounds``: upper bounds,
-    ascending; ``counts``: one a bound and one for what is above the last, not added up; ``total``: the sum of
-    all values."""
-
-    bounds: tuple[float, ...] = ()
-    counts: tuple[int, ...] = ()
-    total: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

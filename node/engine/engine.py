@@ -31,6 +31,7 @@ from ...swarm.fairness.shares import Holder
 from ...swarm.fidelity.row_sampler import RowSampler
 from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.types import Span
+from ..figures.work import WorkDone
 from .batch_runner import BatchReport, BatchRunner
 from .jobs import StepDone, StepDropped, StepFailed, StepJob, TokenSequence
 from .kv_layout import KvLayout
@@ -103,7 +104,7 @@ class Engine:
 
     ``pool``: the KV memory, of which the engine is the only user. ``threads``: those that may compute one
     batch; with ``may_narrow`` fewer do while others want the cores. ``sampler`` keeps some of the rows that
-    enter at the model's first block. A process runs one engine.
+    enter at the model's first block. ``work`` counts the batches. A process runs one engine.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Engine:
         may_narrow: bool = False,
         settings: EngineSettings | None = None,
         sampler: RowSampler | None = None,
+        work: WorkDone | None = None,
     ) -> None:
         settings = settings or EngineSettings()
         if pool.n_slots < len(model.span):
@@ -141,6 +143,7 @@ class Engine:
         self._context = model.config.max_position_embeddings
         self._short_context = longest_short_context(model.config.blocks)
         self._meter = LoadMeter()
+        self.work = work or WorkDone()
         self._sequences = 0
         self._hit_tokens = 0
         self._queued = 0
@@ -504,6 +507,7 @@ class Engine:
             if was_closed and not sequence.pending:
                 self._release(sequence)
         if report.sessions:
+            self.work.computed_batch(report.sessions)
             self._meter.on_batch(
                 perf_counter_ns(), report.sessions, report.tokens, report.decode_steps, report.queue_ns
             )

@@ -17,6 +17,11 @@ class Usage:
         self._seconds = 0.0
         self._since = now
 
+    @property
+    def tokens(self) -> int:
+        """All that were added."""
+        return self._tokens
+
     def add(self, tokens: int) -> None:
         self._tokens += tokens
 

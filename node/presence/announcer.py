@@ -70,6 +70,12 @@ class Announcer:
         self._changed = asyncio.Event()
         self._announcing = asyncio.Lock()
         self._faults = Faults("announcing")
+        self._is_announced = False
+
+    @property
+    def is_announced(self) -> bool:
+        """Whether a directory took the last announcement."""
+        return self._is_announced
 
     def announce_now(self) -> None:
         """The snapshot differs from what was announced: announce now."""
@@ -93,10 +99,13 @@ class Announcer:
                     await (self._directory.withdraw() if info is None else self._directory.announce(info))
             except (SwarmError, TimeoutError) as error:
                 logger.warning("event=announce_failed retry_s=%g error=%r", RETRY_S, str(error))
+                self._is_announced = False
                 return info, False
             except Exception as fault:  # noqa: BLE001 - a node that stopped announcing would be gone
                 self._faults.note(fault)
+                self._is_announced = False
                 return info, False
+            self._is_announced = info is not None
             return info, True
 
     async def run(self) -> None:

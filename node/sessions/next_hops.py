@@ -29,8 +29,10 @@ from ...swarm.protocol.field_types import Downstream
 from ...swarm.protocol.messages import Step
 from ...swarm.runtime.tasks import cancel_all, look_at
 from ...swarm.timeouts import Patience
+from ...swarm.transport.direct_maddrs import way_of
 from ...swarm.transport.interface import Transport
 from ...swarm.types import ModelRef
+from ..figures.work import Bytes, Link, StreamSide, WorkDone
 from ..limits.quotas import DialQuota, Ledger, Limits, PeerAccount
 
 logger = logging.getLogger(__name__)
@@ -56,6 +58,15 @@ class NextHop:
         self._unsent = 0
         self._owed: dict[PeerAccount, int] = {}  # bytes posted since the link fell behind
         self._drainer: asyncio.Task[None] | None = None
+
+    @property
+    def link_class(self) -> Link:
+        return StreamSide.NEXT_HOP, way_of(self.link.remote_maddr)
+
+    @property
+    def traffic(self) -> Bytes:
+        """Over the link, so far."""
+        return Bytes(self.link.bytes_received, self.link.bytes_sent)
 
     def join(self, session: bytes, user: LinkUser) -> None:
         """Raises PeerError if another session of this node feeds that one already."""
@@ -99,7 +110,7 @@ class NextHop:
 class NextHops:
     """``transport`` None: nothing is dialled, so every edge goes through the client. ``records`` reads what
     clients say of next hops; None: only those are reached that are connected or found otherwise. ``on_link``
-    is told of every new link."""
+    is told of every new link. ``work`` counts what goes over them."""
 
     def __init__(
         self,
@@ -111,6 +122,7 @@ class NextHops:
         clock: Callable[[], float],
         records: NodeRecords | None = None,
         on_link: OnLink | None = None,
+        work: WorkDone | None = None,
     ) -> None:
         self._limits = limits
         self._ledger = ledger
@@ -124,6 +136,7 @@ class NextHops:
             patience = Patience(dial_s=limits.link_seconds)
             self.dialler = Dialler(transport, model, agent, patience=patience, clock=clock)
         self._on_link = on_link
+        self._work = work or WorkDone()
 
     def __len__(self) -> int:
         """Live links."""
@@ -205,7 +218,9 @@ class NextHops:
                 welcome = await asyncio.shield(link.welcome)
         except TimeoutError:
             raise PeerTimeoutError(f"no answer within {self._limits.link_seconds:g} s") from None
+        self._forget_ended()
         hop = self._hops[peer_id] = NextHop(link, welcome.max_step_tokens, self._ledger)
+        self._work.began_stream(hop)
         if self._on_link is not None:
             self._on_link(peer_id, link.round_trip_s, 0.0)
         return hop
@@ -216,11 +231,11 @@ class NextHops:
         await cancel_all(dials)
         if self.dialler is not None:
             await self.dialler.close()
-        self._hops.clear()
+        self._forget_ended()
 
     def _forget_ended(self) -> None:
         for peer_id in [peer_id for peer_id, hop in self._hops.items() if hop.link.failure is not None]:
-            del self._hops[peer_id]
+            self._work.ended_stream(self._hops.pop(peer_id))
 
 
 class _Dial:

@@ -14,9 +14,10 @@ from ...swarm.fairness.shares import Holder
 from ...swarm.protocol.field_types import BATCH_SCALE, PAGE_TOKENS, Progress
 from ...swarm.protocol.hop_session import HopSession
 from ...swarm.protocol.messages import Busy, Open, Pong, Refused
-from ...swarm.types import NodeState
+from ...swarm.types import NodeState, short_peer_id
 from ..engine.engine import Engine
 from ..engine.jobs import TokenSequence
+from ..figures.work import SessionEnd, WorkDone
 from ..limits.quotas import Ledger, Limits, PeerAccount
 from .handshake import ScalesFor, Terms
 from .journal import Journal, JournalBook
@@ -30,7 +31,8 @@ logger = logging.getLogger(__name__)
 
 class OpenSessions:
     """``context_tokens``: the longest sequence that the model can hold. ``journal_bytes``: of all sessions'
-    journals, 0 for none. ``now`` gives seconds. ``state``: DRAINING refuses new sessions."""
+    journals, 0 for none. ``work`` counts what they do. ``now`` gives seconds. ``state``: DRAINING refuses new
+    sessions."""
 
     def __init__(
         self,
@@ -39,6 +41,7 @@ class OpenSessions:
         limits: Limits,
         ledger: Ledger,
         next_hops: NextHops,
+        work: WorkDone,
         *,
         context_tokens: int,
         journal_bytes: int,
@@ -48,6 +51,7 @@ class OpenSessions:
         self.limits = limits
         self.ledger = ledger
         self.next_hops = next_hops
+        self.work = work
         self.now = now
         self.state = NodeState.ONLINE
         self.journals = JournalBook(journal_bytes)
@@ -136,18 +140,35 @@ class OpenSessions:
         hop = HopSession(request.max_tokens, max_step_tokens=owner.max_step_tokens, length=sequence.length)
         journal = self._journal_of(request, sequence, parent, account.holder)
         session = NodeSession(
-            request, sequence, hop, self._engine, self.ledger, account, cells, owner, now, journal
+            request, sequence, hop, self._engine, self.ledger, self.work, account, cells, owner, now, journal
         )
         self._sessions[session.id] = session
+        self.work.opened_session(account.peer_id)
+        logger.info(
+            "event=session_opened peer=%s blocks=%s max_tokens=%d known_tokens=%d",
+            short_peer_id(account.peer_id),
+            request.span,
+            request.max_tokens,
+            sequence.length,
+        )
         return session
 
     def submitting_together(self) -> AbstractContextManager[None]:
         """Inside, steps wait until all have come: see ``Engine.together``."""
         return self._engine.together()
 
-    def close(self, session: NodeSession, prefix: tuple[bytes, ...] = ()) -> None:
+    def close(self, session: NodeSession, why: SessionEnd, prefix: tuple[bytes, ...] = ()) -> None:
         """Forget a session and free what it holds. ``prefix``: names of its pages, if the client told."""
         del self._sessions[session.id]
+        self.work.ended_session(why)
+        logger.info(
+            "event=session_closed peer=%s blocks=%s tokens=%d seconds=%.1f why=%s",
+            short_peer_id(session.account.peer_id),
+            session.request.span,
+            session.usage.tokens,
+            self.now() - session.opened_at,
+            why,
+        )
         session.forget_feeder()
         prefix = self._usable_prefix(session.request.max_tokens, prefix)
         if session.journal is not None:
@@ -249,5 +270,6 @@ class OpenSessions:
         """Make room for a peer within its share, at the cost of those beyond theirs."""
         losers = self._admission.losers(account, cells, list(self._sessions.values()), now)
         for session in losers:
-            session.owner.expire(session, "another peer needed its room, and the session was used least")
+            reason = "another peer needed its room, and the session was used least"
+            session.owner.expire(session, SessionEnd.RECLAIMED, reason)
         return bool(losers)

@@ -44,7 +44,9 @@ from ...swarm.protocol.messages import (
     Steps,
 )
 from ...swarm.protocol.wire import DEFAULT_MAX_FRAME
+from ...swarm.transport.direct_maddrs import way_of
 from ...swarm.types import short_peer_id
+from ..figures.work import REFUSALS, Bytes, Link, SessionEnd, StreamSide
 from ..limits.quotas import FED_FACTOR, PeerAccount
 from .handshake import answer_hello
 from .open_sessions import OpenSessions
@@ -94,6 +96,15 @@ class PeerConnection:
         self.last_heard = sessions.now()
 
     @property
+    def link_class(self) -> Link:
+        return StreamSide.INCOMING, way_of(self._connection.remote_maddr)
+
+    @property
+    def traffic(self) -> Bytes:
+        """Over the stream, so far."""
+        return Bytes(self._connection.bytes_received, self._connection.bytes_sent)
+
+    @property
     def is_unused(self) -> bool:
         """Whether no session would miss the stream."""
         return not self._sessions and not self._fed
@@ -131,7 +142,7 @@ class PeerConnection:
             await self._farewell(error_message(error))
         finally:
             self._closed = True
-            self._close_sessions()
+            self._close_sessions(SessionEnd.STREAM_ENDED)
             self._forget_fed(why)
             self._try_flush()
             self._charge()
@@ -181,27 +192,29 @@ class PeerConnection:
         for session in self.sessions:
             session.usage.fold(now)
             if not session.inflight and now - session.last_used > limits.idle_session_seconds:
-                self.expire(session, f"the session was idle for {limits.idle_session_seconds:.0f} s")
+                self.expire(
+                    session, SessionEnd.IDLE, f"the session was idle for {limits.idle_session_seconds:.0f} s"
+                )
 
-    def expire(self, session: NodeSession, reason: str) -> None:
+    def expire(self, session: NodeSession, why: SessionEnd, reason: str) -> None:
         """Close a session that the client did not close, and tell it."""
-        logger.info("event=session_expired peer=%s reason=%r", self.peer_id, reason)
         del self._sessions[session.id]
-        self._all_sessions.close(session)
+        self._all_sessions.close(session, why)
         self.post(
             ErrorMessage(
                 session.id, None, ErrorCode.SESSION_EXPIRED, f"{reason} and was closed", True, REOPEN
             )
         )
 
-    def close(self, reason: ErrorMessage | None = None) -> None:
-        """End the stream. Its sessions are closed at once, and ``run`` then returns, even while it waits."""
+    def close(self, reason: ErrorMessage | None = None, why: SessionEnd = SessionEnd.STREAM_ENDED) -> None:
+        """End the stream. Its sessions are closed at once, and ``run`` then returns, even while it waits.
+        ``why`` is counted, ``reason`` told."""
         if self._ending or self._closed:
             return
         self._ending = True
         if reason is not None:
             self.post(reason)
-        self._close_sessions()
+        self._close_sessions(why)
         self._try_flush()
         self._connection.close()
         # The reader itself finds the stream closed. Cancelled by itself, it would end as a task that failed.
@@ -215,9 +228,9 @@ class PeerConnection:
         hint = "Send smaller steps, or over a faster line."
         self.close(ErrorMessage(None, None, ErrorCode.OVERLOADED, why, True, hint))
 
-    def _close_sessions(self) -> None:
+    def _close_sessions(self, why: SessionEnd) -> None:
         while self._sessions:
-            self._all_sessions.close(self._sessions.popitem()[1])
+            self._all_sessions.close(self._sessions.popitem()[1], why)
 
     # Sessions of other streams that take their steps from this one.
 
@@ -250,7 +263,7 @@ class PeerConnection:
                     self._post(answer)
             case Close():
                 if (session := self._sessions.pop(message.session, None)) is not None:
-                    self._all_sessions.close(session, message.prefix)
+                    self._all_sessions.close(session, SessionEnd.CLOSED, message.prefix)
             case Attach():
                 self._on_attach(message)
             case Replay():
@@ -309,11 +322,13 @@ class PeerConnection:
         session = self._own(request.session)
         if session is not None:
             session.attach(request)
+            self._all_sessions.work.attached()
             self._post(Attached(session.id, session.sequence.length))
 
     def _on_replay(self, request: Replay) -> None:
         session = self._own(request.session)
         if session is not None:
+            self._all_sessions.work.replayed()
             self._all_sessions.watch(session.replay(request, self._all_sessions.next_hops))
 
     def _own(self, session: bytes) -> NodeSession | None:
@@ -346,6 +361,8 @@ class PeerConnection:
             asyncio.get_running_loop().call_soon(self._try_flush)
         self._outbox.add(message)
         self._undrained = True
+        if isinstance(message, REFUSALS):
+            self._all_sessions.work.refused(message)
 
     @property
     def takes_answers(self) -> bool:

@@ -19,6 +19,7 @@ from ...swarm.transport.address_groups import address_group
 from ...swarm.transport.interface import Stream, Transport
 from ...swarm.types import ModelRef, NodeState
 from ..engine.engine import Engine
+from ..figures.work import SessionEnd
 from ..limits.quotas import Ledger, Limits, PeerAccount
 from .handshake import Terms
 from .journal import JournalStatistics
@@ -53,7 +54,7 @@ class NodeServer:
     ``context_tokens`` is the longest sequence the model can hold. ``transport`` dials the next hops of
     chains, whose records ``records`` reads; without one, results go back to the clients. ``on_link``: see
     ``NextHops``. ``journal_bytes``: of all sessions' journals, 0 for none. ``clock`` gives seconds, for idle
-    times.
+    times. What is done is counted where the engine counts.
     """
 
     def __init__(
@@ -84,13 +85,17 @@ class NodeServer:
             agent=agent,
         )
         self.ledger = Ledger(limits)
-        self.next_hops = NextHops(transport, model, agent, limits, self.ledger, clock, records, on_link)
+        self._work = engine.work
+        self.next_hops = NextHops(
+            transport, model, agent, limits, self.ledger, clock, records, on_link, self._work
+        )
         self.sessions = OpenSessions(
             engine,
             terms,
             limits,
             self.ledger,
             self.next_hops,
+            self._work,
             context_tokens=context_tokens,
             journal_bytes=journal_bytes,
             now=clock,
@@ -115,6 +120,7 @@ class NodeServer:
             return
         served = PeerConnection(self.sessions, self.frames, connection, account)
         self._connections.add(served)
+        self._work.began_stream(served)
         try:
             await served.run()
         finally:
@@ -142,6 +148,7 @@ class NodeServer:
         if served in self._connections:
             self._connections.discard(served)
             self.ledger.disconnect(served.account)
+            self._work.ended_stream(served)
             if not served.account.connections:
                 self.sessions.peer_left(served.account.holder)
 
@@ -173,7 +180,7 @@ class NodeServer:
             None, None, ErrorCode.DRAINING, "this node is leaving", True, "Use another peer."
         )
         for connection in list(self._connections):
-            connection.close(farewell)
+            connection.close(farewell, SessionEnd.NODE_LEFT)
 
     async def aclose(self) -> None:
         """``close``, and end the links to next hops."""

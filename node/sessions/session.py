@@ -14,6 +14,8 @@ from ...swarm.protocol.messages import Attach, ErrorMessage, Message, Open, Repl
 from ...swarm.types import short_peer_id
 from ..engine.engine import Engine
 from ..engine.jobs import StepDone, StepDropped, StepJob, StepOutcome, TokenSequence
+from ..engine.scheduler import DECODE_TOKENS
+from ..figures.work import SessionEnd, WorkDone
 from ..limits.quotas import Ledger, PeerAccount
 from ..limits.usage import ACTIVE_TOKENS_PER_S, Usage
 from .journal import Journal
@@ -54,7 +56,7 @@ class SessionOwner(StepSource, Client, Protocol):
     def takes_answers(self) -> bool:
         """Whether it reads what it is told."""
 
-    def expire(self, session: NodeSession, reason: str) -> None:
+    def expire(self, session: NodeSession, why: SessionEnd, reason: str) -> None:
         """Close a session that the client did not close, and tell it."""
 
 
@@ -74,6 +76,7 @@ class NodeSession:
         hop: HopSession,
         engine: Engine,
         ledger: Ledger,
+        work: WorkDone,
         account: PeerAccount,
         kv_cells: int,
         owner: SessionOwner,
@@ -96,6 +99,7 @@ class NodeSession:
         self.usage = Usage(now)
         self._engine = engine
         self._ledger = ledger
+        self._work = work
         self.closed = False
         self._last_answer: StepResult | Result | ErrorMessage | None = None
         chained = request.downstream is not None
@@ -209,6 +213,7 @@ class NodeSession:
                 return
             if isinstance(outcome, StepDone):
                 self.usage.add(tokens)
+                self._work.stepped(tokens, outcome.queue_us * 1e-6, decoding=tokens <= DECODE_TOKENS)
                 if self.journal is not None:
                     self._journal(job, outcome)
                 if hold:

@@ -159,6 +159,14 @@ class NodeLink:
         return self._timers.round_trip_s
 
     @property
+    def bytes_sent(self) -> int:
+        return self._connection.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        return self._connection.bytes_received
+
+    @property
     def heard_at(self) -> float:
         """When (perf_counter) the peer's last bytes came, or the link was made."""
         return self._connection.heard_at

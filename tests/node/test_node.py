@@ -112,9 +112,16 @@ async def test_a_node_from_start_to_stop(swarm):
     assert (server.journal.used, server.journal.budget) == (0, 256 * 2**20)
     assert (announced.journal_bytes, announced.total_journal_bytes) == (0, 256 * 2**20)
     assert announced.row_check == ""
+    figures = node.figures()
+    assert (figures.state, figures.ready, figures.span) == (NodeState.ONLINE, True, MIDDLE)
+    assert figures.load == node.statistics()
+    assert (figures.work.loads, figures.work.sessions_opened) == (1, 1)
+    assert 0 < figures.work.last_load_s < figures.uptime_s
     await node.stop()
     await node.stop()
     assert swarm.names[-1] == "stopped"
+    assert not node.figures().ready
+    assert node.figures().work.sessions_ended == {"node_left": 1}
     assert await MemoryDirectory(swarm.store).all_nodes() == []
     with pytest.raises(PeerUnreachableError):
         await swarm.client("another")

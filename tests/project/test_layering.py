@@ -70,6 +70,7 @@ FLOORS = {
         ("client/gateway",),
     ),
     "node": (
+        ("node/figures",),
         ("node/engine", "node/limits", "node/presence"),
         ("node/sessions",),
         ("node",),

@@ -645,3 +645,55 @@ async def test_a_bug_of_ours_is_an_internal_error_without_details(serving, monke
         answer = await error_of(client)
         assert answer.code is ErrorCode.INTERNAL
         assert "division" not in answer.message
+
+
+async def test_what_is_done_is_counted(serving, hidden_states):
+    async with serving(limits=Limits(max_sessions=1)) as node:
+        client = await node.connect()
+        session = await client.open()
+        await client.forward(session, hidden_states(30), 0)
+        await client.forward(session, hidden_states(1), 30)
+        await client.try_open()  # there is no room for another
+        await client.ask(client.step(b"x" * 16, hidden_states(1), 0))  # is not open
+        await client.send(Close(session))
+        await client.ask(Ping(1))
+        work = node.server.sessions.work
+        totals = work.totals()
+        assert (totals.prefill_tokens, totals.decode_tokens) == (30, 1)
+        assert (totals.sessions_opened, totals.sessions_ended) == (1, {"closed": 1})
+        assert totals.peers_served == 1
+        assert totals.refused == {"busy": 1, "unknown_session": 1}
+        assert totals.queue_wait_s.count == totals.batch_sessions.count == 2
+        (link,) = totals.traffic
+        assert link == ("incoming", "daemon")
+        assert totals.traffic[link].received == client.connection.bytes_sent
+        client.connection.close()
+        await until(lambda: not node.server.statistics().connections)
+        assert work.totals().traffic[link].received == totals.traffic[link].received
+
+
+async def test_sessions_that_a_stream_takes_along_are_counted_as_such(serving):
+    async with serving() as node:
+        first, second = await node.connect("a"), await node.connect("b")
+        await first.open()
+        await second.open()
+        first.connection.close()
+        await until(lambda: node.server.statistics().sessions == 1)
+        node.server.close()
+        await until(lambda: not node.server.statistics().sessions)
+        ended = node.server.sessions.work.totals().sessions_ended
+        assert ended == {"stream_ended": 1, "node_left": 1}
+
+
+async def test_sessions_are_logged_in_a_line_each(serving, hidden_states, caplog):
+    caplog.set_level("INFO", "swarm_node.node.sessions")
+    async with serving() as node:
+        client = await node.connect("peer-of-a-long-name")
+        session = await client.open(max_tokens=40)
+        await client.forward(session, hidden_states(10), 0)
+        await client.send(Close(session))
+        await client.ask(Ping(1))
+    opened, closed = (line for line in caplog.messages if "session_" in line)
+    assert opened == "event=session_opened peer=…g-name blocks=0-3 max_tokens=40 known_tokens=0"
+    assert closed.startswith("event=session_closed peer=…g-name blocks=0-3 tokens=10 seconds=")
+    assert closed.endswith(" why=closed")

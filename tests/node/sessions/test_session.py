@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from swarm_node.node.engine.jobs import StepDone, StepDropped, StepFailed, StepJob
+from swarm_node.node.figures.work import WorkDone
 from swarm_node.node.limits.quotas import Ledger, Limits
 from swarm_node.node.sessions.journal import JournalBook
 from swarm_node.node.sessions.session import MAX_KEPT_ANSWER, NodeSession
@@ -52,6 +53,7 @@ class Bench:
     def __init__(self, opening: Open = OPENING, limits: Limits | None = None, journal=None) -> None:
         self.engine = SlowEngine()
         self.ledger = Ledger(limits or Limits())
+        self.work = WorkDone()
         self.account = self.ledger.connect(Holder("peer"))
         self.stream, self.feeder = Stream(), Stream()
         self.posted = self.stream.posted
@@ -61,6 +63,7 @@ class Bench:
             HopSession(64),
             self.engine,
             self.ledger,
+            self.work,
             self.account,
             64,
             self.stream,

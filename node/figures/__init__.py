@@ -1,0 +1,1 @@
+"""What a node has done since it started, in plain numbers. Knows no engine, and nothing of texts."""
