@@ -11,16 +11,20 @@ from starlette.types import ASGIApp
 from ..http.call import HttpCall
 from ..http.endpoint import Endpoint, Handler
 from ..http.errors import ApiError
+from ..http.form import ReplyForm
 from ..pages.pages import PREFIX, page, send_file
 from .gateway import Gateway
+from .openai.form import OPENAI
+from .openai.requests import read_chat, read_completion
+from .openai.writers import ChatWriter, CompletionWriter
 
 
 def create_app(gateway: Gateway, *, cors_origins: Sequence[str] = (), local_only: bool = False) -> ASGIApp:
     """``local_only``: answer only requests that name this computer by a local name. Otherwise a web page
     elsewhere could point a name of its own here, and ask."""
 
-    def route(path: str, method: str, handler: Handler) -> Route:
-        return Route(path, Endpoint(method, handler, gateway.limits.stall_s, local_only))
+    def route(path: str, method: str, handler: Handler, form: ReplyForm | None = None) -> Route:
+        return Route(path, Endpoint(method, handler, gateway.limits.stall_s, local_only, form))
 
     router = Router(
         [
@@ -30,8 +34,8 @@ def create_app(gateway: Gateway, *, cors_origins: Sequence[str] = (), local_only
             route("/ready", "GET", gateway.ready),
             route("/v1/models", "GET", gateway.models),
             route("/v1/models/{name:path}", "GET", gateway.model),
-            route("/v1/chat/completions", "POST", gateway.chat),
-            route("/v1/completions", "POST", gateway.complete),
+            route("/v1/chat/completions", "POST", gateway.answers(read_chat, ChatWriter), OPENAI),
+            route("/v1/completions", "POST", gateway.answers(read_completion, CompletionWriter), OPENAI),
         ],
         default=Endpoint("", _no_such_path, gateway.limits.stall_s, local_only),
         redirect_slashes=False,

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal, TypeVar
 
 from ...swarm.errors import SwarmError, UsageError
 from ...swarm.fairness.thread import ASKER, Asker
-from ..async_model import AsyncSwarmModel
-from ..guided.guide import Guide
 from ..http.admission import ApiKeys, GatewayAdmission, RequestRate
 from ..http.body import ClientGoneError, to_json
 from ..http.call import HttpCall
-from ..http.endpoint import group_of_client
+from ..http.endpoint import Handler, group_of_client
 from ..http.errors import RETRY_S, ApiError, from_swarm, said, wrong
 from ..http.reading import Readings
-from ..params import GenerateOptions
+from .answers.generations import Answering
+from .answers.preparing import Prepared, prepared
+from .answers.replies import Reply, StreamedReply, WholeReply
+from .answers.writer import Writer
 from .models import Offers
-from .openai.generations import Answering
-from .openai.logprobs import TokenBytes
-from .openai.prompts import COMPLETION_TOKENS, chat_prompt, prompt_texts, text_prompts, wanted
-from .openai.replies import PreparedRequest, Reply, StreamedReply, WholeReply
-from .openai.requests import ChatRequest, CompletionRequest, read_chat, read_completion
-from .openai.responses import ChatChoice, ChoiceShape, Envelope, TextChoice
+from .requests.request import ChatRequest, TextRequest
 
-Request = TypeVar("Request", ChatRequest, CompletionRequest)
+R = TypeVar("R", bound=ChatRequest | TextRequest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +94,14 @@ class Gateway:
         name = call.scope["path_params"]["name"]
         await call.reply(to_json(await (self.offers.one(name) if name else self.offers.listing())))
 
-    async def chat(self, call: HttpCall) -> None:
-        await self._answer(call, read_chat, self._chat_job)
+    def answers(self, read: Callable[[object], R], write: Callable[[R, Prepared], Writer]) -> Handler:
+        """A path of an API: what reads its bodies, beside the event loop, and what writes its answers.
+        ``read`` raises ApiError."""
 
-    async def complete(self, call: HttpCall) -> None:
-        await self._answer(call, read_completion, self._completion_job)
+        async def answer(call: HttpCall) -> None:
+            await self._answer(call, read, write)
+
+        return answer
 
     def _check(self, call: HttpCall) -> str:
         """The caller: a key, or an address group. Raises ApiError: 401, 429."""
@@ -111,44 +110,44 @@ class Gateway:
         return caller
 
     async def _answer(
-        self,
-        call: HttpCall,
-        read: Callable[[object], Request],
-        prepare: Callable[[Request], Awaitable[PreparedRequest]],
+        self, call: HttpCall, read: Callable[[object], R], write: Callable[[R, Prepared], Writer]
     ) -> None:
         began = perf_counter()
         caller = self._check(call)
         if self.draining:
             raise _shutting_down()
         with self.admission.request(caller):
-            job = await self._read(call, caller, read, prepare)
+            request, job = await self._read(call, caller, read)
             try:
-                await self._run(call, job, began, caller)
+                await self._run(call, job, write(request, job), began, caller)
             except SwarmError as error:
-                if isinstance(error, UsageError) and job.guide_field:
+                if isinstance(error, UsageError) and request.guide_field:
                     # All else was checked before: what is left is a guide that cannot be compiled.
-                    raise wrong(job.guide_field, said(error)) from None
+                    raise wrong(request.guide_field, said(error)) from None
                 raise from_swarm(error, job.model.model.name, self.offers.initial_peers) from None
 
-    async def _read(
-        self,
-        call: HttpCall,
-        caller: str,
-        read: Callable[[object], Request],
-        prepare: Callable[[Request], Awaitable[PreparedRequest]],
-    ) -> PreparedRequest:
+    async def _read(self, call: HttpCall, caller: str, read: Callable[[object], R]) -> tuple[R, Prepared]:
         """Raises ApiError and ClientGoneError."""
         ASKER.set(Asker(caller))
         with self._readings.of(caller) as reading:
             request = await reading.until(call.read(self.limits.max_body_bytes, read, reading))
             ASKER.set(Asker(caller, reading.nbytes))
-            return await reading.until(prepare(request), call.until_gone())
+            return request, await reading.until(self._prepared(request), call.until_gone())
 
-    async def _run(self, call: HttpCall, job: PreparedRequest, began: float, caller: str) -> None:
+    async def _prepared(self, request: ChatRequest | TextRequest) -> Prepared:
+        model_id, model = self.offers.find(request.model)
+        return await prepared(
+            request,
+            model_id,
+            model,
+            default_tokens=self.limits.default_max_tokens,
+            speculate=self._speculate,
+        )
+
+    async def _run(self, call: HttpCall, job: Prepared, writer: Writer, began: float, caller: str) -> None:
         answering = Answering(job.model, job.wanted, self.admission, caller)
-        reply: Reply = WholeReply(call, job, answering, began)
-        if job.streaming is not None:
-            reply = StreamedReply(call, job, answering, began, job.streaming)
+        kind: type[Reply] = StreamedReply if job.request.stream else WholeReply
+        reply = kind(call, job, writer, answering, began)
         self._answering.add(answering)
         watching = asyncio.create_task(_watch(call, answering))
         try:
@@ -157,64 +156,6 @@ class Gateway:
         finally:
             watching.cancel()
             self._answering.discard(answering)
-
-    def _options(self, logprobs: int | None, guide: Guide | None) -> GenerateOptions:
-        return {"logprobs": logprobs, "guide": guide, "speculate": self._speculate}
-
-    async def _chat_job(self, request: ChatRequest) -> PreparedRequest:
-        model_id, model = self.offers.find(request.model)
-        prompt = await chat_prompt(model, request)
-        return self._job(
-            request,
-            model,
-            [prompt],
-            Envelope("chat.completion", "chatcmpl", model_id, model.model.digest),
-            lambda index, token_bytes: ChatChoice(index, token_bytes, model.tokenizer.eos_ids, request.tools),
-            default_tokens=self.limits.default_max_tokens,
-        )
-
-    async def _completion_job(self, request: CompletionRequest) -> PreparedRequest:
-        model_id, model = self.offers.find(request.model)
-        prompts = await text_prompts(model, request)
-        echoes = await prompt_texts(model, request, prompts) if request.echo else [""] * len(prompts)
-        n = request.sampling.n
-        return self._job(
-            request,
-            model,
-            prompts,
-            Envelope("text_completion", "cmpl", model_id, model.model.digest),
-            lambda index, token_bytes: TextChoice(
-                index, token_bytes, model.tokenizer.eos_ids, echoes[index // n]
-            ),
-            default_tokens=COMPLETION_TOKENS,
-        )
-
-    def _job(
-        self,
-        request: ChatRequest | CompletionRequest,
-        model: AsyncSwarmModel,
-        prompts: Sequence[tuple[int, ...]],
-        envelope: Envelope,
-        shape: Callable[[int, TokenBytes | None], ChoiceShape],
-        *,
-        default_tokens: int,
-    ) -> PreparedRequest:
-        """``shape``: a choice of that number, with what tells a token's bytes where they are asked for."""
-        sampling = request.sampling
-        extra = self._options(request.logprobs, request.guide)
-        generations = wanted(model, prompts, sampling, extra, default_tokens=default_tokens)
-        token_bytes = model.tokenizer.token_bytes if request.logprobs is not None else None
-        return PreparedRequest(
-            model=model,
-            envelope=envelope,
-            wanted=generations,
-            shapes=[shape(index, token_bytes) for index in range(len(generations))],
-            prompt_tokens=sum(map(len, prompts)),
-            n=sampling.n,
-            streaming=sampling.streaming,
-            guide_field=request.guide_field,
-            ignored=request.ignored,
-        )
 
 
 async def _watch(call: HttpCall, answering: Answering) -> None:

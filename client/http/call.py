@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypeVar
 
 from .body import ClientGoneError, Receive, read_json, to_json
 from .errors import ApiError
+from .form import ReplyForm
 from .reading import Reading
 
 ABORT = "swarm_node.abort"
@@ -24,9 +25,12 @@ Scope = MutableMapping[str, Any]
 
 
 class HttpCall:
-    """``stall_s``: how long a reader may take nothing before the connection is given up."""
+    """``stall_s``: how long a reader may take nothing before the connection is given up. ``form``: of errors
+    and streams."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, *, stall_s: float) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, *, stall_s: float, form: ReplyForm | None = None
+    ) -> None:
         self.scope = scope
         self.status = 0
         """The reply's status; 0 before it began."""
@@ -34,6 +38,7 @@ class HttpCall:
         self._receive = receive
         self._send = send
         self._stall_s = stall_s
+        self._form = form or ReplyForm()
         told = dict(scope["headers"])
         self._body_left = b"transfer-encoding" in told or told.get(b"content-length", b"0") != b"0"
         self._unasked = told.get(b"expect", b"").lower() == b"100-continue"  # it sends once it is read from
@@ -85,7 +90,7 @@ class HttpCall:
     async def begin_events(self, headers: Mapping[str, str]) -> None:
         self.streaming = True
         told = {
-            "Content-Type": "text/event-stream; charset=utf-8",
+            "Content-Type": self._form.stream_type,
             "Cache-Control": "no-cache",
             "X-Accel-Buffering": "no",  # proxies would hold events back
             **headers,
@@ -96,14 +101,14 @@ class HttpCall:
         await self._put(text.encode(), more=True)
 
     async def end_events(self, text: str = "") -> None:
-        await self._put(f"{text}data: [DONE]\n\n".encode(), more=False)
+        await self._put(text.encode(), more=False)
 
     async def fail(self, error: ApiError) -> None:
         """Tell of an error, as status and body, or in a stream as its last event."""
         if self.streaming:
-            await self.end_events(f"data: {to_json(error.body())}\n\n")
+            await self.end_events(self._form.failure(error))
         elif not self.status:
-            await self.reply(to_json(error.body()), status=error.status, headers=error.headers)
+            await self.reply(to_json(self._form.error(error)), status=error.status, headers=error.headers)
 
     def close(self) -> None:
         """Nothing more will be sent."""

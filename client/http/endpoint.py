@@ -15,6 +15,7 @@ from .admission import check_host
 from .body import ClientGoneError
 from .call import HttpCall
 from .errors import ApiError, from_swarm, internal
+from .form import ReplyForm
 
 logger = logging.getLogger(__name__)
 
@@ -22,17 +23,21 @@ Handler = Callable[[HttpCall], Awaitable[None]]
 
 
 class Endpoint:
-    """An ASGI application for one path. ``method``: "" takes all."""
+    """An ASGI application for one path. ``method``: "" takes all. ``form``: of its errors and streams."""
 
-    def __init__(self, method: str, handler: Handler, stall_s: float, local_only: bool) -> None:
+    def __init__(
+        self, method: str, handler: Handler, stall_s: float, local_only: bool, form: ReplyForm | None = None
+    ) -> None:
         self._method = method
         self._handler = handler
         self._stall_s = stall_s
         self._local_only = local_only
+        self._form = form
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":  # websockets are not offered; there is no lifespan to speak of
-            await answer(HttpCall(scope, receive, send, stall_s=self._stall_s), self._handle)
+            call = HttpCall(scope, receive, send, stall_s=self._stall_s, form=self._form)
+            await answer(call, self._handle)
 
     async def _handle(self, call: HttpCall) -> None:
         method = call.scope["method"]

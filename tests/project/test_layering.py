@@ -59,13 +59,15 @@ FLOORS = {
         ("shards",),
     ),
     "client": (
-        ("client/decoding", "client/routing"),
+        ("client/decoding", "client/routing", "client/parsing"),
         ("client/guided", "client/hops"),
         ("client/session",),
         ("client/drafting",),
         ("client",),
         ("client/http", "client/hf"),
-        ("client/gateway/openai", "client/pages"),
+        ("client/gateway/requests", "client/pages"),
+        ("client/gateway/answers",),
+        ("client/gateway/openai",),
         ("client/dashboard",),
         ("client/gateway",),
     ),
@@ -143,6 +145,7 @@ NEVER_IN = {
     "shards/loading.py": _PEERS,
     "client/decoding": _PEERS,
     "client/guided": _PEERS,
+    "client/parsing": (*_PEERS, "asyncio"),
 }
 """What is not imported in these rooms (and those in them) or files."""
 

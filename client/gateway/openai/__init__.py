@@ -1,1 +1,2 @@
-"""OpenAI's requests and responses, field by field. Opens no connections."""
+"""OpenAI's form of requests and answers: names of fields, shapes of bodies and chunks. It opens no
+connections."""

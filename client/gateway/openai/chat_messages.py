@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from ....shards.formats.bounded_json import is_deeper
-from ...http.body import MAX_DEPTH
 from ...http.errors import refused, wrong
 from ...params import open_turn
-from .fields import BodyFields, kind_of, text_of
-from .tools import NAME_LENGTH
+from ..requests.fields import BodyFields, kind_of, text_of
+from ..requests.messages import MAX_CALLS, MAX_MESSAGES, MAX_PARTS, MAX_TEXT, Chat, tool_call
+from ..requests.tools import NAME_LENGTH
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-MAX_MESSAGES = 4096
-MAX_PARTS = 256
-MAX_CALLS = 128
-MAX_TEXT = 16 * 1024 * 1024
-"""Characters of a text at most; the body's limit is usually reached first."""
 
 
-@dataclass(frozen=True, slots=True)
-class ChatMessages:
-    """``messages``: texts as plain strings, and tool calls' arguments as objects where they are such.
-    ``continued``: the answer goes on with the last of them; else ``turn``: it is a turn of its own."""
-
-    messages: tuple[Mapping[str, Any], ...]
-    continued: bool
-    turn: bool
-
-
-def read_chat_messages(body: BodyFields) -> ChatMessages:
+def read_chat_messages(body: BodyFields) -> Chat:
     """``messages``, and what the fields beside it say of their end. Raises ApiError."""
     messages = [_message(item) for item in body.objects("messages", most=MAX_MESSAGES, required=True)]
     if not messages:
@@ -46,8 +27,8 @@ def read_chat_messages(body: BodyFields) -> ChatMessages:
         if messages[-1].get("tool_calls"):
             raise wrong(f"messages[{len(messages) - 1}].tool_calls", "no tool message answers them")
         chat, continued = open_turn(messages)
-        return ChatMessages(tuple(chat), continued, not continued)
-    return ChatMessages(tuple(messages), bool(continued), turn is not False and not continued)
+        return Chat(tuple(chat), continued, not continued)
+    return Chat(tuple(messages), bool(continued), turn is not False and not continued)
 
 
 def _message(item: BodyFields) -> dict[str, Any]:
@@ -113,18 +94,5 @@ def _tool_call(call: BodyFields) -> dict[str, Any]:
     name = function.required_text("name", longest=NAME_LENGTH)
     arguments = function.raw("arguments")
     if not isinstance(arguments, dict):
-        arguments = _arguments(function.text("arguments", longest=MAX_TEXT) or "{}")
-    return {
-        "id": call.text("id", longest=NAME_LENGTH) or "",
-        "type": "function",
-        "function": {"name": name, "arguments": arguments},
-    }
-
-
-def _arguments(text: str) -> dict[str, Any] | str:
-    """As an object, where it is one: templates write objects out themselves."""
-    try:
-        arguments = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    return arguments if isinstance(arguments, dict) and not is_deeper(arguments, MAX_DEPTH) else text
+        arguments = function.text("arguments", longest=MAX_TEXT) or "{}"
+    return tool_call(call.text("id", longest=NAME_LENGTH) or "", name, arguments)

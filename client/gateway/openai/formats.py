@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
-from ....swarm.errors import UsageError
 from ...guided.guide import Guide
-from ...guided.schema_forms import plain, shape
-from ...http.errors import said, wrong
-from .fields import BodyFields
+from ...http.errors import wrong
+from ..requests.fields import BodyFields
+from ..requests.guides import made, schema_guide
+from ..requests.tools import Tools
 from .known_fields import passed_over
-from .tools import Tools
 
 MAX_SOURCE = 256 * 1024
 MAX_CHOICES = 1024
@@ -35,14 +33,6 @@ def read_format(body: BodyFields, tools: Tools) -> tuple[Guide | None, str]:
     if tools.forced is not None:
         return tools.forced, "tools"
     return asked[0] if asked else (None, "")
-
-
-def made(field: str, make: Callable[[], Guide]) -> Guide:
-    """A guide that cannot be is the fault of ``field``."""
-    try:
-        return make()
-    except UsageError as error:
-        raise wrong(field, said(error)) from None
 
 
 def _response_format(body: BodyFields) -> Guide | None:
@@ -70,14 +60,6 @@ def _response_format(body: BodyFields) -> Guide | None:
         raise inner.wrong("schema", "must be a JSON schema, which is an object")
     strict = inner.flag("strict") or False
     return made(inner.name("schema"), lambda: schema_guide(schema, strict=strict))
-
-
-def schema_guide(schema: dict[str, Any], *, strict: bool) -> Guide:
-    """Unless ``strict``, the answer keeps to what it can of the schema. Raises UsageError."""
-    if strict:
-        return Guide("json_schema", schema)
-    kept = plain(schema, lenient=True)
-    return Guide("json_schema", kept, Guide("json_schema", shape(kept)))
 
 
 def _structured_outputs(body: BodyFields) -> Guide | None:

@@ -3,14 +3,11 @@ may say. Nothing is accepted that would be without effect, and unknown fields ar
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from difflib import get_close_matches
-from typing import Any
 
-from ...http.body import MAX_SHOWN
 from ...http.errors import refused
-from .fields import BodyFields
+from ..requests import unknown_fields
+from ..requests.fields import BodyFields
 
 UNCHANGING = frozenset(
     ("user", "safety_identifier", "metadata", "prompt_cache_key", "prompt_cache_retention")
@@ -126,10 +123,6 @@ _WHY = {
 _RESOURCES = frozenset(
     ("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "use_mmap", "use_mlock", "low_vram", "numa")
 )
-MAX_UNKNOWN = 32
-"""Unknown fields in one object."""
-_CLOSE = 0.85
-"""difflib's ratio; ``temprature`` and ``max_token`` are nearer."""
 _NOT_HERE = "is not supported by this gateway"
 
 
@@ -150,19 +143,5 @@ def check_known(body: BodyFields) -> None:
 
 
 def passed_over(fields: BodyFields) -> tuple[str, ...]:
-    """The unread and unknown fields, inner objects included: the reply names them. Raises ApiError for a name
-    that is nearly a known one, as a misspelled option would be ignored without notice."""
-    unknown: dict[str, tuple[BodyFields, str]] = {}  # by how they are told
-    for inner, name, value in fields.unread():
-        if name not in UNCHANGING and value not in _NOTHING:
-            unknown.setdefault(_NUMBER.sub("[]", inner.name(name[:MAX_SHOWN])), (inner, name[:MAX_SHOWN]))
-    if len(unknown) > MAX_UNKNOWN:
-        raise refused(next(iter(unknown)), f"is one of {len(unknown)} fields that this gateway does not know")
-    for inner, name in unknown.values():
-        if near := get_close_matches(name, sorted(inner.read), 1, cutoff=_CLOSE):
-            raise refused(inner.name(name), f"is not known to this gateway; did you mean {near[0]!r}?")
-    return tuple(unknown)
-
-
-_NUMBER = re.compile(r"\[\d+\]")
-_NOTHING: tuple[Any, ...] = ({}, [], "")
+    """The unread and unknown fields. Raises ApiError for a misspelled one."""
+    return unknown_fields.passed_over(fields, UNCHANGING)

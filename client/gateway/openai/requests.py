@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...guided.guide import Guide
 from ...http.errors import wrong
-from .chat_messages import ChatMessages, read_chat_messages
-from .fields import BodyFields, integers, kind_of, text_of
+from ..requests.fields import BodyFields, integers, kind_of, text_of
+from ..requests.request import MAX_MODEL_NAME, ChatRequest, TextRequest
+from ..requests.sampling import MAX_CHOICES, MAX_LOGPROBS
+from ..requests.tools import Tools
+from .chat_messages import read_chat_messages
 from .formats import read_format
 from .known_fields import passed_over
-from .sampling_fields import MAX_CHOICES, MAX_LOGPROBS, Sampling, read_sampling
-from .tools import Tools, read_tools
+from .sampling_fields import Streaming, read_sampling, read_streaming
+from .tools import read_tools
 
-MAX_MODEL_NAME = 512
 _OF_CHATS = (
     *(
         "messages",
@@ -34,39 +35,21 @@ MAX_PROMPT_TOKENS = 4 * 1024 * 1024
 MAX_PROMPT_TEXT = 16 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class ChatRequest:
-    """``logprobs``: None, or how many likely tokens beside each. ``template``: further variables for the chat
-    template. ``guide_field``: which field asks for the guide. ``ignored``: fields that are not known."""
-
-    model: str | None
-    chat: ChatMessages
-    sampling: Sampling
-    tools: Tools
-    logprobs: int | None
-    guide: Guide | None
-    guide_field: str
-    template: Mapping[str, Any]
-    ignored: tuple[str, ...]
+COMPLETION_TOKENS = 16
+"""``max_tokens`` of a text completion that names none, as at OpenAI."""
 
 
-@dataclass(frozen=True, slots=True)
-class CompletionRequest:
-    """``prompts``: texts, or lists of token ids. ``all_text``: control tokens spelled out in them are text
-    too."""
-
-    model: str | None
-    prompts: tuple[str | tuple[int, ...], ...]
-    sampling: Sampling
-    echo: bool
-    logprobs: int | None
-    guide: Guide | None
-    guide_field: str
-    all_text: bool = False
-    ignored: tuple[str, ...] = ()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenAIChat(ChatRequest):
+    streaming: Streaming
 
 
-def read_chat(value: object) -> ChatRequest:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenAICompletion(TextRequest):
+    streaming: Streaming
+
+
+def read_chat(value: object) -> OpenAIChat:
     """Raises ApiError, which names the field."""
     body = BodyFields(value)
     model = body.text("model", longest=MAX_MODEL_NAME)
@@ -84,10 +67,13 @@ def read_chat(value: object) -> ChatRequest:
     if top and not wanted:
         raise body.wrong("top_logprobs", "is only possible with logprobs: true")
     sampling = read_sampling(body, ("max_completion_tokens", "max_tokens"))
-    return ChatRequest(
+    streaming = read_streaming(body)
+    return OpenAIChat(
         model=model,
         chat=chat,
         sampling=sampling,
+        stream=streaming is not None,
+        streaming=streaming or Streaming(),
         tools=tools,
         logprobs=(top or 0) if wanted else None,
         guide=guide,
@@ -97,7 +83,7 @@ def read_chat(value: object) -> ChatRequest:
     )
 
 
-def read_completion(value: object) -> CompletionRequest:
+def read_completion(value: object) -> OpenAICompletion:
     """Raises ApiError, which names the field."""
     body = BodyFields(value)
     model = body.text("model", longest=MAX_MODEL_NAME)
@@ -108,15 +94,26 @@ def read_completion(value: object) -> CompletionRequest:
     logprobs = body.integer("logprobs", 0, MAX_LOGPROBS)
     if echo and logprobs is not None:
         raise body.wrong("logprobs", "cannot be given beside echo: the prompt's are not computed")
-    sampling = read_sampling(body, ("max_tokens",))
+    sampling = read_sampling(body, ("max_tokens",), default_tokens=COMPLETION_TOKENS)
+    streaming = read_streaming(body)
     prompts = _prompts(body)
     if len(prompts) * sampling.n > MAX_CHOICES:
         raise body.wrong("n", f"times the prompts are more than {MAX_CHOICES} answers")
     all_text = body.flag("split_special_tokens") or False
     for field in _OF_CHATS:
         body.refuse(field, "none", "auto", [], {}, False, why="is for /v1/chat/completions")
-    return CompletionRequest(
-        model, prompts, sampling, echo, logprobs, guide, guide_field, all_text, passed_over(body)
+    return OpenAICompletion(
+        model=model,
+        prompts=prompts,
+        sampling=sampling,
+        stream=streaming is not None,
+        streaming=streaming or Streaming(),
+        echo=echo,
+        logprobs=logprobs,
+        guide=guide,
+        guide_field=guide_field,
+        all_text=all_text,
+        ignored=passed_over(body),
     )
 
 

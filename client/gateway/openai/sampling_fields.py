@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ...params import GenerateOptions
-from .fields import BodyFields, integer_of
+from ..requests.fields import BodyFields, integer_of
+from ..requests.sampling import (
+    MAX_BIASES,
+    MAX_CHOICES,
+    MAX_LENGTH,
+    MAX_SEED,
+    MAX_STOP_LENGTH,
+    MAX_STOPS,
+    Sampling,
+)
 from .known_fields import check_known, passed_over
 
-MAX_CHOICES = 32
-"""Answers of one request, over all its prompts."""
-MAX_STOPS = 16
-MAX_STOP_LENGTH = 1024
-MAX_BIASES = 1024
-MAX_LOGPROBS = 20
-_SEED = 2**63
-_UNLIMITED = 2**31 - 1
 _LENGTHS = ("n_predict", "num_predict", "max_new_tokens")
 """The names of ``max_tokens`` in llama.cpp, Ollama and transformers."""
 
@@ -29,29 +29,16 @@ class Streaming:
     continuous: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """``options``: for ``AsyncSwarmModel.stream``, without ``max_new_tokens`` and ``seed``, which depend on
-    the prompt and on the number of the choice. ``max_tokens``: None where the request names none;
-    ``length_field``: how it calls it. ``streaming``: None for one answer in one piece."""
-
-    options: GenerateOptions
-    n: int = 1
-    seed: int | None = None
-    max_tokens: int | None = None
-    length_field: str = "max_tokens"
-    streaming: Streaming | None = None
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-
-
-def read_sampling(body: BodyFields, length_fields: tuple[str, ...]) -> Sampling:
+def read_sampling(
+    body: BodyFields, length_fields: tuple[str, ...], *, default_tokens: int | None = None
+) -> Sampling:
     """``length_fields``: the names of ``max_tokens`` there; two that differ are wrong."""
     check_known(body)
     options: GenerateOptions = {
         "temperature": _or(body.number("temperature", 0, 2), 1.0),
         # 0 means as little as possible there: the most likely token alone
         "top_p": _or(body.number("top_p", 0, 1), 1.0) or 1e-9,
-        "top_k": max(0, body.integer("top_k", -1, _UNLIMITED) or 0),
+        "top_k": max(0, body.integer("top_k", -1, MAX_LENGTH) or 0),
         "min_p": _or(body.number("min_p", 0, 1), 0.0),
         "frequency_penalty": _or(body.number("frequency_penalty", -2, 2), 0.0),
         "presence_penalty": _or(body.number("presence_penalty", -2, 2), 0.0),
@@ -69,10 +56,10 @@ def read_sampling(body: BodyFields, length_fields: tuple[str, ...]) -> Sampling:
     return Sampling(
         options,
         n=body.integer("n", 1, MAX_CHOICES) or 1,
-        seed=body.integer("seed", -_SEED, _SEED - 1),
+        seed=body.integer("seed", -MAX_SEED, MAX_SEED - 1),
         max_tokens=lengths.get(length_field),
         length_field=length_field,
-        streaming=_streaming(body),
+        default_tokens=default_tokens,
         logit_bias=_logit_bias(body),
     )
 
@@ -80,7 +67,7 @@ def read_sampling(body: BodyFields, length_fields: tuple[str, ...]) -> Sampling:
 def _length(body: BodyFields, name: str) -> int | None:
     """-1 names none, as in llama.cpp's server and LM Studio, under the names that those know."""
     named = body.raw(name) != -1 or name == "max_completion_tokens"
-    return body.integer(name, 1, _UNLIMITED) if named else None
+    return body.integer(name, 1, MAX_LENGTH) if named else None
 
 
 def _either(body: BodyFields, name: str, other: str) -> float | None:
@@ -91,7 +78,7 @@ def _either(body: BodyFields, name: str, other: str) -> float | None:
     return values[0] if values else None
 
 
-def _streaming(body: BodyFields) -> Streaming | None:
+def read_streaming(body: BodyFields) -> Streaming | None:
     on = body.flag("stream") or False
     options = body.inner("stream_options")
     if options is None:

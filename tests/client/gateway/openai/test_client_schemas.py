@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from swarm_node.client.gateway.openai.fields import BodyFields
 from swarm_node.client.gateway.openai.requests import read_chat
 from swarm_node.client.gateway.openai.tools import read_tools
+from swarm_node.client.gateway.requests.fields import BodyFields
 from swarm_node.client.guided.guide import Guide
 from swarm_node.client.guided.token_guide import TRIAL, _grammar
 from swarm_node.client.http.errors import ApiError

@@ -9,12 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_node.client.gateway.openai.call_text import CallText
-from swarm_node.client.gateway.openai.fields import BodyFields
-from swarm_node.client.gateway.openai.tool_calls import ToolCall, ToolCallReader
-from swarm_node.client.gateway.openai.tools import Tools, read_tools
-from swarm_node.client.guided.json_schema import check_schema
-from swarm_node.client.http.errors import ApiError
+from swarm_node.client.parsing.call_text import CallText
+from swarm_node.client.parsing.tool_calls import ToolCall, ToolCallReader
 
 NAMES = frozenset({"weather", "time"})
 CALL = '{"name": "weather", "arguments": {"city": "Köln"}}'
@@ -182,39 +178,6 @@ def test_one_call_alone_where_only_one_is_wanted() -> None:
 def test_a_forced_answer_is_a_call() -> None:
     assert _read(ToolCallReader(NAMES, forced=True), [CALL]) == ("", [WEATHER])
     assert _read(ToolCallReader(NAMES, forced=True), [CALL[:-3]]) == (CALL[:-3], [])  # cut off by its length
-
-
-def _tools(**choice: object) -> dict[str, object]:
-    place = {"type": "object", "properties": {"near": {"$ref": "#/$defs/place"}, "whole": {"$ref": "#"}}}
-    schema = {**place, "$defs": {"place": {"type": "string"}}}
-    functions = [{"name": "find", "parameters": schema}, {"name": "stop"}]
-    return {"tools": [{"type": "function", "function": function} for function in functions], **choice}
-
-
-def test_references_inside_a_tool_still_lead_there() -> None:
-    tools = read_tools(BodyFields(_tools(tool_choice="required")))
-    assert tools.forced is not None
-    check_schema(json.loads(tools.forced.text))
-    assert _called(tools) == ["find", "stop"]
-    assert '"$ref":"#/$defs/arguments0/$defs/place"' in tools.forced.text
-    assert '"whole":{"$ref":"#/$defs/arguments0"}' in tools.forced.text
-
-
-def _called(tools: Tools) -> list[str]:
-    """Which tools the guide lets be called."""
-    assert tools.forced is not None
-    schema = json.loads(tools.forced.text)
-    return [form["properties"]["name"]["const"] for form in schema.get("anyOf", [schema])]
-
-
-def test_tool_choices() -> None:
-    assert read_tools(BodyFields(_tools())).forced is None
-    assert read_tools(BodyFields(_tools(tool_choice="auto"))).names == {"find", "stop"}
-    assert not read_tools(BodyFields(_tools(tool_choice="none"))).definitions
-    named = read_tools(BodyFields(_tools(tool_choice={"type": "function", "function": {"name": "stop"}})))
-    assert _called(named) == ["stop"]
-    with pytest.raises(ApiError, match="'go' is not one of the tools: 'find', 'stop'"):
-        read_tools(BodyFields(_tools(tool_choice={"type": "function", "function": {"name": "go"}})))
 
 
 @pytest.mark.parametrize("value", ["1e999", "NaN", "-Infinity", '{"a":' * 985 + "1" + "}" * 985])

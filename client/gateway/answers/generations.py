@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from time import perf_counter
 
 from ....swarm.errors import SwarmError
@@ -21,18 +20,10 @@ from ...generation import Generation
 from ...http.admission import GatewayAdmission
 from ...http.body import ClientGoneError
 from ...http.errors import internal
-from ...params import GenerateOptions
 from ...streams import TextStream
+from ..requests.prompts import WantedChoice
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class WantedChoice:
-    """One generation: a choice of the answer. Choices of the same prompt feed it once."""
-
-    prompt: tuple[int, ...]
-    options: GenerateOptions
 
 
 Take = Callable[[int, TokenEvent | Generation], Awaitable[None]]

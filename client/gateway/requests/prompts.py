@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ....swarm.errors import PromptTooLongError, UsageError
 from ...async_model import AsyncSwarmModel
 from ...http.errors import ApiError, refused, wrong
 from ...params import GenerateOptions
-from .generations import WantedChoice
-from .requests import ChatRequest, CompletionRequest
-from .sampling_fields import Sampling
+from .request import ChatRequest, TextRequest
+from .sampling import Sampling
 
 T = TypeVar("T")
 
-COMPLETION_TOKENS = 16
-"""``max_tokens`` of a text completion that names none, as at OpenAI."""
+
+@dataclass(frozen=True, slots=True)
+class WantedChoice:
+    """One generation: a choice of the answer. Choices of the same prompt feed it once."""
+
+    prompt: tuple[int, ...]
+    options: GenerateOptions
 
 
 async def chat_prompt(model: AsyncSwarmModel, request: ChatRequest) -> tuple[int, ...]:
@@ -24,7 +29,9 @@ async def chat_prompt(model: AsyncSwarmModel, request: ChatRequest) -> tuple[int
     tokenizer = model.tokenizer
     if not tokenizer.has_chat_template:
         raise ApiError(
-            400, "messages: this model has no chat template; use /v1/completions", param="messages"
+            400,
+            f"{request.chat_field}: this model has no chat template; use /v1/completions",
+            param=request.chat_field,
         )
 
     def read() -> list[int]:
@@ -45,17 +52,18 @@ async def chat_prompt(model: AsyncSwarmModel, request: ChatRequest) -> tuple[int
 
         ids = rendered(chat.messages)
         if "tools" not in tokenizer.chat_variables:  # it may show calls nevertheless, as DeepSeek's do
-            _check_calls_are_shown(chat.messages, ids, rendered)
+            _check_calls_are_shown(request, ids, rendered)
         return ids
 
-    return _checked(await _aside(model, "messages", read), model, "messages")
+    return _checked(await _aside(model, request.chat_field, read), model, request.chat_field)
 
 
 def _check_calls_are_shown(
-    messages: Sequence[Mapping[str, Any]], ids: Sequence[int], rendered: Callable[[Any], Sequence[int]]
+    request: ChatRequest, ids: Sequence[int], rendered: Callable[[Any], Sequence[int]]
 ) -> None:
-    """Raises ApiError where the prompt ``ids`` says nothing of the calls in ``messages``: without them, it
+    """Raises ApiError where the prompt ``ids`` says nothing of the calls in the messages: without them, it
     would be the same."""
+    messages = request.chat.messages
     calling = [number for number, message in enumerate(messages) if "tool_calls" in message]
     if not calling:
         return
@@ -71,13 +79,13 @@ def _check_calls_are_shown(
         return  # it asks for them
     if without == ids:
         raise refused(
-            f"messages[{calling[0]}].tool_calls",
+            f"{request.chat_field}[{calling[0]}].tool_calls",
             "this model's chat template shows no calls of tools; leave such messages out, or say as text "
             "what was called",
         )
 
 
-async def text_prompts(model: AsyncSwarmModel, request: CompletionRequest) -> list[tuple[int, ...]]:
+async def text_prompts(model: AsyncSwarmModel, request: TextRequest) -> list[tuple[int, ...]]:
     """Token ids of each prompt. Raises ApiError."""
     found = []
     for number, prompt in enumerate(request.prompts):
@@ -91,7 +99,7 @@ async def text_prompts(model: AsyncSwarmModel, request: CompletionRequest) -> li
 
 
 async def prompt_texts(
-    model: AsyncSwarmModel, request: CompletionRequest, prompts: Sequence[Sequence[int]]
+    model: AsyncSwarmModel, request: TextRequest, prompts: Sequence[Sequence[int]]
 ) -> list[str]:
     """The prompts as they are echoed."""
     texts = []
@@ -109,14 +117,17 @@ def wanted(
     *,
     default_tokens: int,
 ) -> list[WantedChoice]:
-    """``n`` generations for each prompt, in order. Raises ApiError where one cannot fit the context."""
+    """``n`` generations for each prompt, in order. ``default_tokens``: at most as many, where neither the
+    request nor its API says it. Raises ApiError where one cannot fit the context."""
     for token in sampling.logit_bias:
         if token >= model.vocab_size:
             raise wrong("logit_bias", f"token ids are below {model.vocab_size}")
     found = []
     for prompt in prompts:
         room = model.context - len(prompt)
-        tokens = min(default_tokens, room) if sampling.max_tokens is None else sampling.max_tokens
+        tokens = sampling.max_tokens
+        if tokens is None:
+            tokens = min(sampling.default_tokens or default_tokens, room)
         if tokens > room:
             raise wrong(
                 sampling.length_field,

@@ -1,0 +1,72 @@
+"""From a request to what is ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ...async_model import AsyncSwarmModel
+from ...params import GenerateOptions
+from ..requests.prompts import WantedChoice, chat_prompt, prompt_texts, text_prompts, wanted
+from ..requests.request import ChatRequest, Request, TextRequest
+from ..requests.tools import Tools
+from .choice_reader import ChoiceReader
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request that is ready to run. ``model_id``: the model's name here. ``wanted``: its choices, ``n`` for
+    each prompt; ``echoes``: what each choice's text begins with. ``prompt_tokens``: of all prompts
+    together."""
+
+    request: Request
+    model_id: str
+    model: AsyncSwarmModel
+    wanted: Sequence[WantedChoice]
+    echoes: Sequence[str]
+    prompt_tokens: int
+
+    @property
+    def n(self) -> int:
+        return self.request.sampling.n
+
+    def readers(self) -> list[ChoiceReader]:
+        """One for each choice."""
+        tools = self.request.tools if isinstance(self.request, ChatRequest) else Tools()
+        eos_ids = self.model.tokenizer.eos_ids
+        with_tokens = self.request.logprobs is not None
+        return [ChoiceReader(tools, eos_ids, with_tokens=with_tokens) for _ in self.wanted]
+
+
+async def prepared(
+    request: ChatRequest | TextRequest,
+    model_id: str,
+    model: AsyncSwarmModel,
+    *,
+    default_tokens: int,
+    speculate: Literal["auto", "off"],
+) -> Prepared:
+    """``default_tokens``: the longest answer, where neither the request nor its API says it. Raises ApiError,
+    and UsageError where the template refuses the messages."""
+    n, echoes = request.sampling.n, list[str]()
+    if isinstance(request, ChatRequest):
+        prompts = [await chat_prompt(model, request)]
+    else:
+        prompts = await text_prompts(model, request)
+        if request.echo:
+            echoes = await prompt_texts(model, request, prompts)
+    options: GenerateOptions = {
+        "logprobs": request.logprobs,
+        "guide": request.guide,
+        "speculate": speculate,
+    }
+    choices = wanted(model, prompts, request.sampling, options, default_tokens=default_tokens)
+    return Prepared(
+        request=request,
+        model_id=model_id,
+        model=model,
+        wanted=choices,
+        echoes=[echo for echo in echoes or [""] * len(prompts) for _ in range(n)],
+        prompt_tokens=sum(map(len, prompts)),
+    )

@@ -1,0 +1,119 @@
+"""Replies to requests that run: in one piece, or as a stream that begins with the first token."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from time import perf_counter
+from urllib.parse import quote
+
+from ....swarm.types import Route
+from ...decoding.answer import TokenEvent
+from ...generation import Generation
+from ...http.call import HttpCall
+from .generations import Answering
+from .parts import Said, Usage
+from .preparing import Prepared
+from .writer import Writer
+
+MAX_TOLD = 10
+"""Fields that a header names."""
+
+
+class Reply(ABC):
+    """``take`` gets what the generations make, ``end`` comes after all of it."""
+
+    def __init__(
+        self, call: HttpCall, job: Prepared, writer: Writer, answering: Answering, began: float
+    ) -> None:
+        self._call = call
+        self._job = job
+        self._writer = writer
+        self._answering = answering
+        self._began = began
+        self._readers = job.readers()
+        self._usage = Usage(job.prompt_tokens)
+
+    @abstractmethod
+    async def take(self, index: int, item: TokenEvent | Generation) -> None: ...
+
+    @abstractmethod
+    async def end(self) -> None: ...
+
+    def _count(self, index: int, item: TokenEvent | Generation) -> None:
+        if isinstance(item, TokenEvent):
+            self._usage.completion += 1
+        elif index % self._job.n == 0:  # the first choice of a prompt, which feeds it
+            self._usage.cached += item.cached_tokens
+
+    def _headers(
+        self, route: Route | None, last: str, timings: Mapping[str, float] | None = None
+    ) -> dict[str, str]:
+        """What was measured so far, and the route, of the first choice. ``last``: what is reached now."""
+        seconds = {"queue": self._answering.queued_s, last: perf_counter() - self._began, **(timings or {})}
+        headers = {
+            "Server-Timing": ", ".join(f"{name};dur={value * 1000:.1f}" for name, value in seconds.items())
+        }
+        if ignored := self._job.request.ignored:
+            headers["X-Ignored-Fields"] = ", ".join(quote(name, safe="/[]") for name in ignored[:MAX_TOLD])
+        if route is not None:
+            headers["X-Swarm-Route"] = ", ".join(f"{hop.peer_id}={hop.span}" for hop in route.hops)
+        return headers
+
+
+class WholeReply(Reply):
+    def __init__(
+        self, call: HttpCall, job: Prepared, writer: Writer, answering: Answering, began: float
+    ) -> None:
+        super().__init__(call, job, writer, answering, began)
+        self._choices = [Said() for _ in job.wanted]
+
+    async def take(self, index: int, item: TokenEvent | Generation) -> None:
+        self._count(index, item)
+        for part in self._readers[index].push(item):
+            self._choices[index].add(part)
+
+    async def end(self) -> None:
+        first = self._choices[0].finish.result
+        timings = first.timings
+        seconds = {
+            "route": timings.route_s,
+            "prefill": timings.prefill_s,
+            "decode": timings.decode_s,
+            "local": timings.local_s,
+            "repair": timings.repair_s,
+        }
+        headers = self._headers(first.route, "total", seconds)
+        await self._call.reply(self._writer.whole(self._choices, self._usage), headers=headers)
+
+
+class StreamedReply(Reply):
+    """It begins with the first token: what fails before that fails with its own status."""
+
+    def __init__(
+        self, call: HttpCall, job: Prepared, writer: Writer, answering: Answering, began: float
+    ) -> None:
+        super().__init__(call, job, writer, answering, began)
+        self._begun: set[int] = set()
+        self._turn = asyncio.Lock()  # choices are made side by side, and sending may wait
+
+    async def take(self, index: int, item: TokenEvent | Generation) -> None:
+        self._count(index, item)
+        write, usage = self._writer.part, self._usage
+        text = "".join([write(index, part, usage) for part in self._readers[index].push(item)])
+        if index not in self._begun:
+            self._begun.add(index)
+            text = self._writer.begin(index, usage) + text
+        await self.send(text)
+
+    async def send(self, text: str) -> None:
+        """Send a whole number of events, between those of others; the stream begins with the first."""
+        async with self._turn:
+            if not self._call.streaming:
+                await self._call.begin_events(self._headers(self._answering.route, "first"))
+            if text:
+                await self._call.send_events(text)
+
+    async def end(self) -> None:
+        await self._call.end_events(self._writer.end(self._usage))

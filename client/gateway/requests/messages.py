@@ -1,0 +1,44 @@
+"""The messages of a chat, as a chat template takes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ....shards.formats.bounded_json import is_deeper
+from ...http.body import MAX_DEPTH
+
+MAX_MESSAGES = 4096
+MAX_PARTS = 256
+MAX_CALLS = 128
+MAX_TEXT = 16 * 1024 * 1024
+"""Characters of a text at most; the body's limit is usually reached first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """``messages``: roles system, user, assistant and tool; texts as plain strings, and tool calls' arguments
+    as objects where they are such. ``continued``: the answer goes on with the last of them; else ``turn``: it
+    is a turn of its own."""
+
+    messages: tuple[Mapping[str, Any], ...]
+    continued: bool
+    turn: bool
+
+
+def tool_call(call_id: str, name: str, arguments: object) -> dict[str, Any]:
+    """A call in an assistant's message. ``arguments``: an object, or the text of one."""
+    if isinstance(arguments, str):
+        arguments = _arguments(arguments)
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _arguments(text: str) -> dict[str, Any] | str:
+    """As an object, where it is one: templates write objects out themselves."""
+    try:
+        arguments = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return arguments if isinstance(arguments, dict) and not is_deeper(arguments, MAX_DEPTH) else text
