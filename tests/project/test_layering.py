@@ -50,7 +50,7 @@ FLOORS = {
         ("shards/families/rows",),
         ("shards/formats/gguf", "shards/formats/hf"),
         ("shards/formats/transformers",),
-        ("shards/chat", "shards/layers", "shards/pieces"),
+        ("shards/catalogue", "shards/chat", "shards/layers", "shards/pieces"),
         ("shards/tokenizer", "shards/kernels"),
         ("shards/checkpoint", "shards/experts"),
         ("shards/models", "shards/transfer", "shards/certificates"),
