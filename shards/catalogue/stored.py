@@ -78,7 +78,7 @@ def _block(config: ModelConfig, block: int, kind: str) -> Mapping[str, TensorInf
 
 
 def _is_finer(block: int, blocks: int) -> bool:
-    """Whether Q4_K_M holds more bits of this block: those of the first and the last eighth, and each third."""
+    """Whether Q4_K_M holds more bits of this block, as of those of the first and the last eighth."""
     eighth = blocks // 8
     return block < eighth or block >= 7 * blocks // 8 or (block - eighth) % 3 == 2
 

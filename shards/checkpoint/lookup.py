@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...swarm.errors import CheckpointError, ModelError, SwarmError, UsageError
-from ...swarm.names import ModelName, ambiguous, did_you_mean, digest_prefix, listed, plain_name
+from ...swarm.names import ModelName, ambiguous, did_you_mean, digest_prefix, listed, near_names, plain_name
 from ...swarm.naming.model_choice import Reason
 from ...swarm.types import ModelRef
+from ..catalogue.catalogue import near_in_catalogue, short_name
 from .known_models import KnownModels, default_known
 from .local_models import LocalModels, ModelFiles, default_local_models, models_folder
 from .name_decision import ModelIndex, NameDecision, SwarmModels, decide_name, of_hub
@@ -63,7 +64,8 @@ class ModelLocation:
 def find_local(
     text: str, local_models: LocalModels | None = None, known: KnownModels | None = None
 ) -> ModelLocation | None:
-    """The first tier alone, without a look at the network: a path, or a name that one model here has.
+    """The first tier alone, without a look at the network: a path, or a name that one model here has; if none
+    has it, the name on the hub of what the catalogue calls so.
 
     None where it is not here, or where several models here have that name. Reads the disk: for a thread.
     Raises UsageError for a text that is not a name.
@@ -71,7 +73,9 @@ def find_local(
     if _is_path(text):
         return _at_path(text)
     wanted, _ = with_pin(ModelName.parse(text), known or default_known())
-    found = _named_here(wanted, local_models or default_local_models())
+    found = _named_here(wanted, local_models := local_models or default_local_models())
+    if not found and (longer := _of_catalogue(wanted)) is not None:
+        found = _named_here(longer, local_models)
     return found[0] if len(found) == 1 else None
 
 
@@ -84,7 +88,8 @@ async def resolve_model(
     witnesses: Witnesses | None = None,
     known: KnownModels | None = None,
 ) -> ModelLocation:
-    """The nearest of: files on this machine, the swarm's index of models, the HuggingFace hub.
+    """The nearest of: files on this machine, the swarm's index of models, the HuggingFace hub. What none of
+    these calls so, but the catalogue does, is looked for under its name on the hub.
 
     ``text``: a path, ``NAME``, ``NAME@DIGEST`` (its first characters) or ``NAME@sha256:ROOT``; None is the
     one model that the swarm serves. ``index`` is None outside of a swarm. ``hub``: whether the hub counts.
@@ -145,8 +150,18 @@ async def resolve_name(
             return await or_on_hub(place, index, (place.called, place.name)) if hub else place
     if on_hub:
         return ModelLocation(name, Source.HUB, path=name, called=name)
+    if (longer := _of_catalogue(wanted)) is not None:
+        return await resolve_name(
+            longer, index, local_models, hub=hub, witnesses=witnesses, known=known, folder=folder
+        )
     await asyncio.to_thread(refuse_broken, wanted, local_models)
     raise await asyncio.to_thread(_not_found, wanted, refs, local_models, index is not None, pinned, folder)
+
+
+def _of_catalogue(wanted: ModelName) -> ModelName | None:
+    """The name on the hub of what the catalogue calls so; None where it calls nothing so."""
+    files = None if wanted.digest or wanted.root else short_name(wanted.name)
+    return None if files is None else ModelName(files.hub_name)
 
 
 def refuse_broken(wanted: ModelName, local_models: LocalModels | None = None) -> None:
@@ -307,6 +322,8 @@ def _not_found(
     names = [ref.name for ref in refs] + local_models.near(wanted.name)
     if folder is not None:
         names += near_in(folder, wanted.name)
+    if not near_names(wanted.name, names):
+        names += near_in_catalogue(wanted.name)
     advice = did_you_mean(wanted.name, names, "known:") or (
         f"give a path or a name on the HuggingFace hub, or put the model into {models_folder()}"
     )

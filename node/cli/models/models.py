@@ -23,6 +23,7 @@ from ....swarm.types import ModelRef, NodeInfo, NodeState
 from ..network.status import SwarmListing, demand_lines, demand_report, networks_of, read_swarm
 from ..shared.arguments import entry_of
 from ..shared.output import answers, console, format_bytes, plural, print_json, print_table, shown
+from .catalogue import show_catalogue
 
 _OTHER_COLUMNS = 40
 """Columns of a terminal that stand beside the longest name: texts in them are broken into lines."""
@@ -30,6 +31,9 @@ _ASKING = "Asking the swarm what it serves ..."
 
 
 async def run_models(arguments: argparse.Namespace) -> None:
+    if arguments.catalogue is not None:
+        show_catalogue(arguments.catalogue, as_json=arguments.json)
+        return
     known = default_known()
     if arguments.action is not None:
         report = await _change_pin(arguments, known)
@@ -105,7 +109,8 @@ def print_report(
     if not here and not nodes and not demand:
         answers.print(
             f"There is no model yet. Put a GGUF file or a HuggingFace directory into {models_folder()}, or "
-            "give the name of one on the HuggingFace hub: swarm-node serve --model OWNER/NAME"
+            "give the name of one on the HuggingFace hub: `swarm-node serve --model OWNER/NAME`. "
+            "`swarm-node models --catalogue` lists models that people want."
         )
         return
     table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)

@@ -21,6 +21,8 @@ examples:
   swarm-node models --local                  on this machine only; no swarm is asked
   swarm-node models pin NAME@DIGEST          from now on NAME means this model on this machine
   swarm-node models unpin NAME
+  swarm-node models --catalogue              models that people want, and what each takes
+  swarm-node models --catalogue qwen3-8b     one of them, with its names on the hub
 
 A model's name is that of its file or directory in ~/.swarm-node/models (or $SWARM_NODE_HOME/models), or its
 name on the HuggingFace hub if it was downloaded from there: swarm-node serve --model NAME.
@@ -45,6 +47,14 @@ def add_models(command: argparse.ArgumentParser) -> None:
     command.add_argument("name", nargs="?", metavar="NAME[@DIGEST]", help="the model to pin or unpin")
     add_peers(command)
     command.add_argument("--local", action="store_true", help="list only what is on this machine")
+    command.add_argument(
+        "--catalogue",
+        nargs="?",
+        const="",
+        default=None,
+        metavar="NAME",
+        help="list models that people want with their sizes, or show the one of this name; asks nobody",
+    )
 
 
 def add_plan(command: argparse.ArgumentParser) -> None:

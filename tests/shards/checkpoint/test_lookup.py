@@ -238,3 +238,34 @@ async def test_weights_that_no_node_shares_come_from_the_hub(
     assert (await resolve_model(text, index, places)).source is Source.SWARM
     rooted = await resolve_model(f"{ref.name}@sha256:{'77' * 32}", index, places)
     assert (rooted.source, rooted.root) == (Source.SWARM, "77" * 32)
+
+
+async def test_the_catalogues_names_lead_to_the_hubs(tmp_path: Path, gguf_llama: GGUFLlama) -> None:
+    """Last of all; and on this machine, what came from the hub under the long name has the short one, too."""
+    nothing = LocalModels([tmp_path])
+    place = await resolve_model("qwen3-8b", None, nothing)
+    assert (place.source, place.path) == (Source.HUB, "unsloth/Qwen3-8B-GGUF:Q4_K_M")
+    assert (await resolve_model("QWEN3-8B:bf16", None, nothing)).path == "Qwen/Qwen3-8B"
+    served = ModelRef("unsloth/Qwen3-8B-GGUF:Q4_K_M", "ab" * 32, 36)
+    assert (await resolve_model("qwen3-8b", Index(served), nothing, hub=False)).ref == served
+    assert (await resolve_model("qwen3-8b", Index(ModelRef("Qwen3-8B", "cd" * 32, 36)), nothing)).ref == (
+        ModelRef("Qwen3-8B", "cd" * 32, 36)
+    )
+    with pytest.raises(ModelNotFoundError) as caught:
+        await resolve_name(ModelName("qwen3-8b"), Index(), nothing, hub=False)
+    assert caught.value.wanted == ModelName("unsloth/Qwen3-8B-GGUF:Q4_K_M")
+    with pytest.raises(ModelNotFoundError) as caught:
+        await resolve_model("qwen3-8c", Index(), nothing)
+    assert "'qwen3-8b'" in caught.value.hint
+    assert find_local("qwen3-8b", nothing) is None
+    cache = tmp_path / "hub"
+    snapshot = cache / "models--unsloth--Qwen3-8B-GGUF" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    gguf_llama("F32").rename(snapshot / "Qwen3-8B-Q4_K_M.gguf")
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    here = LocalModels([], cache)
+    found = find_local("qwen3-8b", here)
+    assert found is not None
+    assert (found.name, found.source) == ("unsloth/Qwen3-8B-GGUF:Q4_K_M", Source.LOCAL)
+    assert await resolve_model("qwen3-8b", None, here) == found
