@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route, Router
@@ -24,7 +25,11 @@ def create_app(gateway: Gateway, *, cors_origins: Sequence[str] = (), local_only
     elsewhere could point a name of its own here, and ask."""
 
     def route(path: str, method: str, handler: Handler, form: ReplyForm | None = None) -> Route:
-        return Route(path, Endpoint(method, handler, gateway.limits.stall_s, local_only, form))
+        return Route(path, endpoint(path, method, handler, form))
+
+    def endpoint(path: str, method: str, handler: Handler, form: ReplyForm | None = None) -> Endpoint:
+        ended = partial(gateway.figures.requested, path)
+        return Endpoint(method, handler, gateway.limits.stall_s, local_only, form, ended)
 
     router = Router(
         [
@@ -37,7 +42,7 @@ def create_app(gateway: Gateway, *, cors_origins: Sequence[str] = (), local_only
             route("/v1/chat/completions", "POST", gateway.answers(read_chat, ChatWriter), OPENAI),
             route("/v1/completions", "POST", gateway.answers(read_completion, CompletionWriter), OPENAI),
         ],
-        default=Endpoint("", _no_such_path, gateway.limits.stall_s, local_only),
+        default=endpoint("", "", _no_such_path),
         redirect_slashes=False,
     )
     if not cors_origins:

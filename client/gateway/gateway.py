@@ -20,10 +20,14 @@ from .answers.generations import Answering
 from .answers.preparing import Prepared, prepared
 from .answers.replies import Reply, StreamedReply, WholeReply
 from .answers.writer import Writer
+from .figures import Figures
 from .models import Offers
 from .requests.request import ChatRequest, TextRequest
 
 R = TypeVar("R", bound=ChatRequest | TextRequest)
+
+SHOWN_KEY = 8
+"""Digits of a key's digest in the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class Gateway:
         self.limits = limits or GatewayLimits()
         self.keys = keys or ApiKeys()
         self.admission = GatewayAdmission(self.limits.max_running, self.limits.max_requests)
+        self.figures = Figures()
         self.draining = False
         self._speculate = speculate
         self._readings = Readings(self.limits.max_body_bytes)
@@ -105,7 +110,9 @@ class Gateway:
 
     def _check(self, call: HttpCall) -> str:
         """The caller: a key, or an address group. Raises ApiError: 401, 429."""
-        caller = self.keys.check(call.headers) or group_of_client(call.scope.get("client"))
+        key = self.keys.check(call.headers)
+        caller = key or group_of_client(call.scope.get("client"))
+        call.notes["caller"] = f"key-{key[:SHOWN_KEY]}" if key else caller
         self._rates.take(caller)
         return caller
 
@@ -149,10 +156,15 @@ class Gateway:
         kind: type[Reply] = StreamedReply if job.request.stream else WholeReply
         reply = kind(call, job, writer, answering, began)
         self._answering.add(answering)
+        call.notes["model"] = job.model_id
+        operation = "chat" if isinstance(job.request, ChatRequest) else "text_completion"
         watching = asyncio.create_task(_watch(call, answering))
         try:
-            await answering.run(reply.take)
-            await reply.end()
+            with self.figures.answer(
+                answering, job.model_id, operation, job.prompt_tokens, began, call.notes
+            ):
+                await answering.run(reply.take)
+                await reply.end()
         finally:
             watching.cancel()
             self._answering.discard(answering)

@@ -34,6 +34,10 @@ class HttpCall:
         self.scope = scope
         self.status = 0
         """The reply's status; 0 before it began."""
+        self.failure: ApiError | None = None
+        """What was told to have gone wrong."""
+        self.notes: dict[str, object] = {}
+        """What its line in the log says beside."""
         self.streaming = False
         self._receive = receive
         self._send = send
@@ -105,6 +109,7 @@ class HttpCall:
 
     async def fail(self, error: ApiError) -> None:
         """Tell of an error, as status and body, or in a stream as its last event."""
+        self.failure = error
         if self.streaming:
             await self.end_events(self._form.failure(error))
         elif not self.status:

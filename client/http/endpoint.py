@@ -23,21 +23,31 @@ Handler = Callable[[HttpCall], Awaitable[None]]
 
 
 class Endpoint:
-    """An ASGI application for one path. ``method``: "" takes all. ``form``: of its errors and streams."""
+    """An ASGI application for one path. ``method``: "" takes all. ``form``: of its errors and streams.
+    ``ended`` is told of each request that is over."""
 
     def __init__(
-        self, method: str, handler: Handler, stall_s: float, local_only: bool, form: ReplyForm | None = None
+        self,
+        method: str,
+        handler: Handler,
+        stall_s: float,
+        local_only: bool,
+        form: ReplyForm | None = None,
+        ended: Callable[[HttpCall], None] | None = None,
     ) -> None:
         self._method = method
         self._handler = handler
         self._stall_s = stall_s
         self._local_only = local_only
         self._form = form
+        self._ended = ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":  # websockets are not offered; there is no lifespan to speak of
             call = HttpCall(scope, receive, send, stall_s=self._stall_s, form=self._form)
             await answer(call, self._handle)
+            if self._ended is not None:
+                self._ended(call)
 
     async def _handle(self, call: HttpCall) -> None:
         method = call.scope["method"]
@@ -72,13 +82,22 @@ async def answer(call: HttpCall, handler: Callable[[HttpCall], Awaitable[None]])
         pass  # nobody is there to be told
     finally:
         call.close()
-    logger.info(
-        "%s %s status=%d seconds=%.3f",
-        call.scope["method"],
-        call.scope["raw_path"].decode("ascii", "replace"),  # as it was sent: one line, whatever it stands for
-        call.status,
-        perf_counter() - began,
-    )
+    _log(call, perf_counter() - began)
+
+
+def _log(call: HttpCall, seconds: float) -> None:
+    """One line a request, and nothing of what it asks or is answered."""
+    told: dict[str, object] = {
+        "method": call.scope["method"],
+        "path": call.scope["raw_path"].decode("ascii", "replace"),  # as it was sent
+        "status": call.status,
+        "seconds": round(seconds, 3),
+        **({} if call.failure is None else {"error": call.failure.code or call.failure.kind}),
+        **call.notes,
+    }
+    # A text with spaces in it is quoted, so that it looks like no other name and value.
+    line = " ".join(f"{name}=%{'r' if len(str(value).split()) > 1 else 's'}" for name, value in told.items())
+    logger.info(f"event=request {line}", *told.values())
 
 
 def group_of_client(client: tuple[str, int] | None) -> str:

@@ -31,7 +31,9 @@ Take = Callable[[int, TokenEvent | Generation], Awaitable[None]]
 
 
 class Answering:
-    """``caller``: whose turn its generations take. ``queued_s``: how long the first of them waited for it."""
+    """``caller``: whose turn its generations take. ``queued_s``: how long the first of them waited for it.
+    ``streams``: those that have begun. ``tokens``: made so far; ``first_at``: when (perf_counter) the first
+    was made, None before."""
 
     def __init__(
         self,
@@ -41,18 +43,20 @@ class Answering:
         caller: str = "",
     ) -> None:
         self.queued_s = 0.0
+        self.streams: list[TextStream] = []
+        self.tokens = 0
+        self.first_at: float | None = None
         self._model = model
         self._wanted = wanted
         self._admission = admission
         self._caller = caller
         self._began = perf_counter()
-        self._streams: list[TextStream] = []
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
     def route(self) -> Route | None:
         """Of the choice that began first; None before there is one."""
-        return self._streams[0].route if self._streams else None
+        return self.streams[0].route if self.streams else None
 
     def fail(self, error: Exception) -> None:
         """End what runs; ``run`` raises ``error``, unless something else failed before."""
@@ -96,11 +100,14 @@ class Answering:
     async def _run(self, index: int, stream: TextStream, take: Take) -> None:
         try:
             async with self._admission.generation(self._caller):
-                if not self._streams:
+                if not self.streams:
                     self.queued_s = perf_counter() - self._began
                 async with stream:
-                    self._streams.append(stream)
+                    self.streams.append(stream)
                     async for event in stream.events():
+                        if not self.tokens:
+                            self.first_at = perf_counter()
+                        self.tokens += 1
                         await take(index, event)
                     await take(index, stream.result)
         except (SwarmError, ClientGoneError) as error:

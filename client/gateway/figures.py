@@ -1,0 +1,295 @@
+"""What the gateway has done since it started, and the answers that it makes now: plain numbers and names, and
+nothing of what anybody asked or was answered."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from asyncio import CancelledError
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from ...swarm.errors import SwarmError
+from ...swarm.runtime.histogram import Distribution, Histogram
+from ..dashboard.source import Counters, OwnWork, RunningAnswer, SeenRepair
+from ..generation import Generation
+from ..http.body import ClientGoneError
+from ..http.call import HttpCall
+from ..http.errors import ApiError, from_swarm
+from ..streams import TextStream
+from .answers.generations import Answering
+
+# The buckets of OpenTelemetry's conventions for generative AI.
+REQUEST_BOUNDS_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+FIRST_TOKEN_BOUNDS_S = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1),
+    *(0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
+)
+TOKEN_BOUNDS_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+USAGE_BOUNDS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864)
+
+LOOK_S = 1.0
+"""The speed of a running answer is measured over at least this many seconds."""
+KEPT_REPAIRS = 64
+
+CLIENT_GONE = "client_gone"
+"""In place of an error's code: the client hung up."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerTotals:
+    """Answers of one kind, of one model. ``seconds``: of each, by its error's code, "" for none. Tokens and
+    times are of answers that began, also if they failed then. ``prompt``: tokens of each prompt, of which the
+    peers held ``cached_tokens`` from before; ``answer``: of each answer."""
+
+    seconds: Mapping[str, Distribution]
+    first_token_s: Distribution
+    token_s: Distribution
+    prompt: Distribution
+    answer: Distribution
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayTotals:
+    """``requests``: by path and status; ``failures``: by the error's code, in streams too. ``answers``: by
+    model and operation. ``repairs``: of routes, by model and kind."""
+
+    requests: Mapping[tuple[str, int], int]
+    failures: Mapping[str, int]
+    answers: Mapping[tuple[str, str], AnswerTotals]
+    repairs: Mapping[tuple[str, str], int]
+
+
+class _Answers:
+    """AnswerTotals in the making."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, Histogram] = {}
+        self._first_token_s = Histogram(FIRST_TOKEN_BOUNDS_S)
+        self._token_s = Histogram(TOKEN_BOUNDS_S)
+        self._prompt = Histogram(USAGE_BOUNDS)
+        self._answer = Histogram(USAGE_BOUNDS)
+        self._cached_tokens = 0
+
+    def ended(self, seconds: float, error: str) -> None:
+        self._seconds.setdefault(error, Histogram(REQUEST_BOUNDS_S)).add(seconds)
+
+    def began(self, first_token_s: float, prompt_tokens: int) -> None:
+        self._first_token_s.add(first_token_s)
+        self._prompt.add(prompt_tokens)
+
+    def made(self, result: Generation) -> None:
+        tokens, timings = len(result.token_ids), result.timings
+        self._answer.add(tokens)
+        self._cached_tokens += result.cached_tokens
+        if tokens > 1:
+            self._token_s.add(timings.decode_s / (tokens - 1))
+
+    def totals(self) -> AnswerTotals:
+        return AnswerTotals(
+            {error: histogram.totals() for error, histogram in self._seconds.items()},
+            self._first_token_s.totals(),
+            self._token_s.totals(),
+            self._prompt.totals(),
+            self._answer.totals(),
+            self._cached_tokens,
+        )
+
+
+@dataclass(eq=False, slots=True)
+class _Running:
+    """``since`` and ``seen``: when its tokens were looked at, and how many there were; ``rate``: tokens a
+    second, between the last two looks. ``repairs``: of each stream, how many were noted."""
+
+    id: str
+    model: str
+    answering: Answering
+    began: float
+    since: float
+    seen: int = 0
+    rate: float = 0.0
+    repairs: dict[TextStream, int] = field(default_factory=dict)
+
+    def tokens_per_s(self, now: float) -> float:
+        if now - self.since >= LOOK_S:
+            tokens = self.answering.tokens
+            self.rate = (tokens - self.seen) / (now - self.since)
+            self.since, self.seen = now, tokens
+        return self.rate
+
+
+class Figures:
+    """A gateway's: a ``dashboard.source.Source`` too. ``clock`` as perf_counter, ``wall`` as time.time."""
+
+    def __init__(
+        self, clock: Callable[[], float] = time.perf_counter, wall: Callable[[], float] = time.time
+    ) -> None:
+        self._clock = clock
+        self._wall = wall
+        self._requests: Counter[tuple[str, int]] = Counter()
+        self._failures: Counter[str] = Counter()
+        self._answers: dict[tuple[str, str], _Answers] = {}
+        self._repairs: Counter[tuple[str, str]] = Counter()
+        self._running: dict[str, _Running] = {}
+        self._seen_repairs: deque[SeenRepair] = deque(maxlen=KEPT_REPAIRS)
+
+    def requested(self, path: str, call: HttpCall) -> None:
+        """A request at ``path``, as the gateway spells it, is over."""
+        self._requests[path, call.status] += 1
+        if call.failure is not None:
+            self._failures[code_of(call.failure)] += 1
+
+    @contextmanager
+    def answer(
+        self,
+        answering: Answering,
+        model: str,
+        operation: str,
+        prompt_tokens: int,
+        began: float,
+        notes: MutableMapping[str, object],
+    ) -> Iterator[None]:
+        """Inside, ``answering`` runs. ``began``: its request, on the clock. ``notes`` gets what the log says
+        of it."""
+        running = _Running(secrets.token_hex(4), model, answering, began, since=self._clock())
+        self._running[running.id] = running
+        error = ""
+        try:
+            yield
+        except BaseException as raised:
+            error = code_of(raised)
+            raise
+        finally:
+            del self._running[running.id]
+            self._note_repairs(running)
+            self._end(running, operation, prompt_tokens, error, notes)
+
+    def _end(
+        self,
+        running: _Running,
+        operation: str,
+        prompt_tokens: int,
+        error: str,
+        notes: MutableMapping[str, object],
+    ) -> None:
+        answering = running.answering
+        answers = self._answers.setdefault((running.model, operation), _Answers())
+        answers.ended(self._clock() - running.began, error)
+        results = [result for stream in answering.streams if (result := stream.so_far) is not None]
+        if answering.first_at is not None:
+            answers.began(answering.first_at - running.began, prompt_tokens)
+            notes["first_token_s"] = round(answering.first_at - running.began, 3)
+        for result in results:
+            answers.made(result)
+        notes["prompt_tokens"] = prompt_tokens
+        notes["tokens"] = sum(len(result.token_ids) for result in results)
+        notes["queued_s"] = round(answering.queued_s, 3)
+        notes["repairs"] = sum(running.repairs.values())
+        notes["finish"] = error or ",".join(dict.fromkeys(result.finish_reason for result in results))
+
+    def totals(self) -> GatewayTotals:
+        self._look()
+        return GatewayTotals(
+            dict(self._requests),
+            dict(self._failures),
+            {key: answers.totals() for key, answers in self._answers.items()},
+            dict(self._repairs),
+        )
+
+    # What a dashboard asks for.
+
+    def answers(self) -> Sequence[RunningAnswer]:
+        """Those that are being made now."""
+        now = self._clock()
+        self._look()
+        return [_shown(running, now) for running in self._running.values()]
+
+    def repairs(self) -> Sequence[SeenRepair]:
+        """The last KEPT_REPAIRS, the oldest first."""
+        self._look()
+        return list(self._seen_repairs)
+
+    def counters(self) -> Counters:
+        self._look()
+        totals = [answers.totals() for answers in self._answers.values()]
+        ended = Counter[str]()
+        for each in totals:
+            ended.update({error: seconds.count for error, seconds in each.seconds.items()})
+        return Counters(
+            answers=ended.total(),
+            failed=ended.total() - ended[""] - ended[CLIENT_GONE],
+            repairs=self._repairs.total(),
+            prompt_tokens=round(sum(each.prompt.total for each in totals)),
+            tokens=round(sum(each.answer.total for each in totals)),
+            first_token_s=_together([each.first_token_s for each in totals]),
+            token_s=_together([each.token_s for each in totals]),
+        )
+
+    def own(self) -> OwnWork | None:
+        """A gateway serves no blocks."""
+        return None
+
+    # Repairs.
+
+    def _look(self) -> None:
+        for running in self._running.values():
+            self._note_repairs(running)
+
+    def _note_repairs(self, running: _Running) -> None:
+        """Those that are new since the last look."""
+        for stream in running.answering.streams:
+            repaired = stream.repaired
+            for repair in repaired[running.repairs.get(stream, 0) :]:
+                self._repairs[running.model, repair.kind] += 1
+                self._seen_repairs.append(
+                    SeenRepair(
+                        at=self._wall(),
+                        answer=running.id,
+                        model=running.model,
+                        kind=repair.kind,
+                        lost=repair.lost,
+                        cause=repair.cause,
+                        seconds=repair.seconds,
+                    )
+                )
+            running.repairs[stream] = len(repaired)
+
+
+def code_of(error: BaseException) -> str:
+    """One of a few words for what ended a request."""
+    match error:
+        case ApiError():
+            return error.code or error.kind
+        case SwarmError():
+            return code_of(from_swarm(error))
+        case ClientGoneError() | CancelledError():
+            return CLIENT_GONE
+        case _:
+            return "internal_error"
+
+
+def _shown(running: _Running, now: float) -> RunningAnswer:
+    answering = running.answering
+    waits = [waiting.text for stream in answering.streams if (waiting := stream.waiting) is not None]
+    route = answering.route
+    return RunningAnswer(
+        id=running.id,
+        model=running.model,
+        hops=() if route is None else tuple(route.hops),
+        age_s=now - running.began,
+        tokens=answering.tokens,
+        tokens_per_s=running.tokens_per_s(now),
+        waiting=waits[0] if waits else "" if answering.streams else "for its turn",
+        repairs=sum(running.repairs.values()),
+    )
+
+
+def _together(parts: Sequence[Distribution]) -> Distribution:
+    """Of the same bounds."""
+    if not parts:
+        return Distribution()
+    counts = tuple(map(sum, zip(*(part.counts for part in parts), strict=True)))
+    return Distribution(parts[0].bounds, counts, sum(part.total for part in parts))
