@@ -484,12 +484,8 @@ class Node:
 
     def emit(self, event: str, **details: object) -> None:
         """Tell the starter of the node."""
-        logger.info(
-            "event=%s peer=%s %s",
-            event,
-            self.peer_id,
-            " ".join(f"{key}={value!r}" for key, value in details.items()),
-        )
+        line = "".join(f" {name}=%r" for name in details)
+        logger.info(f"event=%s peer=%s{line}", event, self.peer_id, *details.values())
         self._on_event(
             NodeEvent(
                 event,

@@ -13,7 +13,8 @@ from ...swarm.errors import SwarmError
 from ...swarm.runtime.tasks import new_event_loop
 from .early_checks import check_words
 from .parser import build_parser
-from .shared.output import exit_code_of, print_error, set_up_logging, starting_line
+from .shared.logs import LogOptions, set_up_logging
+from .shared.output import exit_code_of, print_error, starting_line
 from .shared.pasting import pasteable
 from .shared.signals import exiting_on_end_signals, until_ended
 from .shared.streams import StandardStreams
@@ -37,7 +38,7 @@ def _answer(words: list[str], streams: StandardStreams) -> int:
         speak = not (as_json or getattr(arguments, "quiet", False))
         if arguments.command in NODES:
             streams.never_wait()
-        set_up_logging(arguments.log_level)
+        set_up_logging(LogOptions.of(arguments))
         check_words(arguments)
         if arguments.command == "chat":
             with exiting_on_end_signals():

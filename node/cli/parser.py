@@ -13,6 +13,7 @@ from .generate.options import GENERATE_EXAMPLES, add_generate
 from .models.options import MODELS_EXAMPLES, PLAN_EXAMPLES, add_models, add_plan
 from .network.options import INVITE_EXAMPLES, STATUS_EXAMPLES, add_invite, add_status
 from .serving.options import BOOTSTRAP_EXAMPLES, SERVE_EXAMPLES, add_bootstrap, add_serve
+from .shared.logs import add_logging
 
 _MAIN_EXAMPLES = """\
 examples, on one local network, where peers find each other:
@@ -100,10 +101,5 @@ def _command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("--json", action="store_true", help="print JSON on standard output")
-    command.add_argument(
-        "--log-level",
-        default="warning",
-        choices=("debug", "info", "warning", "error"),
-        help="how much to log to standard error (default: %(default)s)",
-    )
+    add_logging(command)
     return command

@@ -34,7 +34,8 @@ from swarm_node.node import node as serving
 from swarm_node.node.auto.blocks import begin_auto
 from swarm_node.node.cli.parser import build_parser
 from swarm_node.node.cli.serving.serve import node_config
-from swarm_node.node.cli.shared.output import events, exit_code_of, print_error, set_up_logging
+from swarm_node.node.cli.shared.logs import LogOptions, set_up_logging
+from swarm_node.node.cli.shared.output import events, exit_code_of, print_error
 from swarm_node.node.node import Node
 from swarm_node.swarm.errors import SwarmError
 
@@ -65,7 +66,7 @@ def usage_of(process: psutil.Process) -> dict[str, int]:
 
 async def serve(words: list[str], overrides: dict[str, Any]) -> None:
     arguments = build_parser().parse_args(words)
-    set_up_logging(arguments.log_level)
+    set_up_logging(LogOptions.of(arguments))
     config = replace(node_config(arguments, Path(arguments.identity)), **overrides)
     faults = Faults()
     _send_through(faults)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from rich.table import Table
 
 from ....swarm.errors import OutputError, ReaderGoneError, SwarmError
 from ....swarm.routing.best_route import NoRouteError
-from ....swarm.terminal_text import VisibleLogRecord, exact, json_line, visible, visible_line
+from ....swarm.terminal_text import exact, json_line, visible, visible_line
 from ....swarm.types import short_peer_id
 
 if TYPE_CHECKING:
@@ -177,19 +176,6 @@ def starting_line(*, speak: bool) -> Iterator[None]:
         yield
     finally:
         console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
-
-
-def set_up_logging(level: str) -> None:
-    """Structured logs of ours (``key=value``) to standard error; libraries only when they warn. No record can
-    forge another, or control a terminal."""
-    logging.setLogRecordFactory(VisibleLogRecord)
-    logging.captureWarnings(True)
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.WARNING if level != "error" else logging.ERROR,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-    )
-    logging.getLogger("swarm_node").setLevel(level.upper())
 
 
 def decision_line(decision: NameDecision) -> str:
