@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from statistics import fmean
 
 from ...shards.formats.config import ModelConfig
@@ -40,8 +41,9 @@ MOST_KINDS = 6
 @dataclass(frozen=True, slots=True)
 class MeasuredMachine:
     """``shape``: what the model costs here. ``memory_bytes``: usable for weights and KV cache.
-    ``decode_ms_per_block``: one token, batch 1. ``prefill_tokens_per_s``: through one block. ``weights``,
-    ``kernels`` and ``kv_dtype``: how they would be held and computed, for people; ``device``: where.
+    ``decode_ms_per_block``: one token, batch 1. ``prefill_tokens_per_s``: through one block. Both are 0 where
+    no block fits, so that none was measured. ``weights``, ``kernels`` and ``kv_dtype``: how they would be
+    held and computed, for people. ``device``: where.
     ``lean``: what the model costs with most experts left in the file; None where they cannot stay there."""
 
     shape: ModelShape
@@ -110,7 +112,7 @@ class MeasuredMachine:
 def room_for(blocks: int, lean_blocks: int) -> str:
     """``max_blocks`` and ``max_lean_blocks``, for people."""
     more = f" (for {lean_blocks} with part of their experts in memory)" if lean_blocks > blocks else ""
-    return f"room for {blocks} blocks{more}"
+    return f"room for {blocks} block{'' if blocks == 1 else 's'}{more}"
 
 
 def measure_machine(
@@ -122,6 +124,8 @@ def measure_machine(
     """
     config = config.for_model(model)
     memory = usable_memory(config.device, config.memory)
+    if (least := _least_bytes(config, model, manifest)) > memory:
+        return _too_small(config, model, least, memory)
     kinds = _kinds(model, manifest)
     of_block: dict[int, _MeasuredKind] = {}
     try:
@@ -138,25 +142,14 @@ def measure_machine(
     give_memory_back(config.device)
     each = [of_block[block] for block in range(model.n_blocks)]
     usual = of_block[kinds[0][0]]
-    context = config.kv_cache_tokens or model.max_position_embeddings
-    kv_dtype, slot = usual.kv_dtype, largest_slot(model.blocks, usual.kv_dtype)
-    slots = [KvLayout.of([block], config.max_batch_tokens).slots_of(context) for block in model.blocks]
+    kv_dtype = usual.kv_dtype
+    kv_bytes = _kv_bytes(config, model, kv_dtype)
     decode_ms = fmean(kind.decode_ms for kind in each)
-    row_bytes, at_boundaries = model.boundaries.sizes(partial(kind_row_bytes, DEFAULT_KIND))
-    alike = len(kinds) == 1
-    shape = ModelShape(
-        n_blocks=model.n_blocks,
-        block_bytes=-(-sum(kind.weight_bytes for kind in each) // model.n_blocks),
-        kv_bytes=-(-sum(slots) * slot // (model.n_blocks * pages_for(context) * PAGE_TOKENS)),
-        context_tokens=context,
-        activation_bytes=row_bytes,
-        row_bytes=at_boundaries,
-        cuts=model.boundaries.cuts,
-        rooms=()
-        if alike
-        else tuple(kind.weight_bytes + n * slot for kind, n in zip(each, slots, strict=True)),
-        times=() if alike else tuple(kind.decode_ms / decode_ms for kind in each),
-    )
+    shape = _shape(config, model, [kind.weight_bytes for kind in each], kv_bytes)
+    if len(kinds) == 1:
+        shape = replace(shape, rooms=())
+    else:
+        shape = replace(shape, times=tuple(kind.decode_ms / decode_ms for kind in each))
     return MeasuredMachine(
         shape=shape,
         memory_bytes=memory,
@@ -166,7 +159,55 @@ def measure_machine(
         kernels=usual.kernels,
         kv_dtype=kv_dtype,
         device=config.device,
-        lean=_lean(shape, each, [n * slot for n in slots]),
+        lean=_lean(shape, each, kv_bytes),
+    )
+
+
+def _least_bytes(config: NodeConfig, model: ModelConfig, manifest: Mapping[str, TensorInfo]) -> int:
+    """What the smallest block's weights take at least, however they are held."""
+    bits = {"int8": 8, "int4": 4}.get(config.quantize)
+
+    def held(info: TensorInfo) -> int:
+        return info.nbytes if bits is None else min(info.nbytes, prod(info.shape) * bits // 8)
+
+    return min(
+        sum(held(manifest[name]) for name in block_names(model, block) if name in manifest)
+        for block in range(model.n_blocks)
+    )
+
+
+def _too_small(config: NodeConfig, model: ModelConfig, block_bytes: int, memory: int) -> MeasuredMachine:
+    """A machine that no block fits into: it is not even tried, which might take all memory there is."""
+    kv_dtype = "float16" if config.kv_dtype == "auto" else config.kv_dtype
+    shape = _shape(config, model, [block_bytes] * model.n_blocks, _kv_bytes(config, model, kv_dtype))
+    return MeasuredMachine(shape, memory, 0.0, 0.0, model.native_dtype, "no", kv_dtype, config.device)
+
+
+def _kv_bytes(config: NodeConfig, model: ModelConfig, kv_dtype: str) -> list[int]:
+    """Of one context, in each block."""
+    context, slot = _context(config, model), largest_slot(model.blocks, kv_dtype)
+    return [KvLayout.of([block], config.max_batch_tokens).slots_of(context) * slot for block in model.blocks]
+
+
+def _context(config: NodeConfig, model: ModelConfig) -> int:
+    return config.kv_cache_tokens or model.max_position_embeddings
+
+
+def _shape(
+    config: NodeConfig, model: ModelConfig, weight_bytes: Sequence[int], kv_bytes: Sequence[int]
+) -> ModelShape:
+    """With the room of each block, all of which are taken to be equally fast."""
+    context = _context(config, model)
+    row_bytes, at_boundaries = model.boundaries.sizes(partial(kind_row_bytes, DEFAULT_KIND))
+    return ModelShape(
+        n_blocks=model.n_blocks,
+        block_bytes=-(-sum(weight_bytes) // model.n_blocks),
+        kv_bytes=-(-sum(kv_bytes) // (model.n_blocks * pages_for(context) * PAGE_TOKENS)),
+        context_tokens=context,
+        activation_bytes=row_bytes,
+        row_bytes=at_boundaries,
+        cuts=model.boundaries.cuts,
+        rooms=tuple(weight + kv for weight, kv in zip(weight_bytes, kv_bytes, strict=True)),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,10 +11,12 @@ from functools import partial
 from ...dht.directory import Directory
 from ...dht.joining.client import join_as_client
 from ...dht.joining.network import Network
-from ...shards.checkpoint.checkpoint import Checkpoint
+from ...shards.catalogue.catalogue import CatalogueFiles, find_in_catalogue
 from ...shards.checkpoint.local_models import weights_folder
 from ...shards.checkpoint.lookup import Source, resolve_model
 from ...shards.checkpoint.opening import open_checkpoint
+from ...shards.formats.config import ModelConfig
+from ...shards.formats.tensors import TensorInfo
 from ...shards.pieces.cache import DEFAULT_CACHE_BYTES, PieceCache
 from ...shards.pieces.file_hashes import Progress, hashing_watched
 from ...shards.transfer.fetch import ModelFetch
@@ -29,6 +31,7 @@ from ...swarm.types import ModelRef, NodeInfo, NodeState, Span
 from ..config import NodeConfig
 from ..loaded_span import compile_kernels
 from ..presence.roll_call import RollCall, call_roll
+from .carrying import Alike, OtherMachine, alike, others
 from .machine import MeasuredMachine, measure_machine
 
 OnStage = Callable[[str], None]
@@ -38,7 +41,9 @@ OnStage = Callable[[str], None]
 @dataclass(frozen=True, slots=True)
 class Outlook:
     """``nodes``: those that serve the model, or are about to, and answer. ``silent``: those that claim to
-    and give no answer here. ``swarm_found``: whether there is a swarm."""
+    and give no answer here. ``swarm_found``: whether there is a swarm. ``files``: what the catalogue says of
+    a model that is not here. ``alike``: machines like this one that carry it; None where no block fits.
+    ``others``: all other nodes of the swarm, and what they could hold."""
 
     model: ModelRef
     machine: MeasuredMachine
@@ -46,6 +51,9 @@ class Outlook:
     swarm_found: bool
     verdict: Verdict
     silent: tuple[NodeInfo, ...] = ()
+    files: CatalogueFiles | None = None
+    alike: Alike | None = None
+    others: tuple[OtherMachine, ...] = ()
 
     @property
     def missing(self) -> tuple[Span, ...]:
@@ -56,6 +64,13 @@ class Outlook:
         """The blocks that no node would serve if ``span`` were served here."""
         here = NodeInfo("", (), self.model, span, NodeState.ONLINE)
         return missing_blocks([*self._online, here], self.model.n_blocks, cuts=self.machine.shape.cuts)
+
+    @property
+    def known_room(self) -> int:
+        """Blocks that this machine and the others could hold together, as far as that is known."""
+        shape = self.machine.lean or self.machine.shape
+        here = shape.max_blocks(self.machine.memory_bytes)
+        return here + sum(each.blocks or 0 for each in self.others)
 
     @property
     def _online(self) -> list[NodeInfo]:
@@ -72,6 +87,13 @@ class Outlook:
             "silent": [node.peer_id for node in self.silent],
             "missing": [str(span) for span in self.missing],
             "machine": self.machine.as_dict(),
+            "files": None
+            if self.files is None
+            else {"hub_name": self.files.hub_name, "bytes": self.files.nbytes},
+            "machines_like_this": None if self.alike is None else len(self.alike.spans),
+            "tokens_per_s_like_this": None if self.alike is None else round(1 / self.alike.token_s, 3),
+            "known_room": self.known_room,
+            "others": [each.as_dict() for each in self.others],
             **self.verdict.as_dict(),
         }
 
@@ -89,8 +111,8 @@ async def look_ahead(
     """
     on_stage("Looking for the swarm ...")
     async with _network(entry, on_stage) as network:
-        async with _described(config.model, network, on_stage, on_progress) as checkpoint:
-            ref, model, manifest = checkpoint.ref, checkpoint.config, checkpoint.manifest
+        async with _described(config.model, network, on_stage, on_progress) as described:
+            ref, model, manifest = described.ref, described.config, described.manifest
             on_stage("Measuring this machine ...")
             if config.kernels != "torch":
                 await asyncio.to_thread(
@@ -99,14 +121,26 @@ async def look_ahead(
             machine = await asyncio.to_thread(
                 measure_machine, config, model, manifest, config.threads or default_threads()
             )
-        own, found = "this machine", RollCall()
+        own, found, everybody = "this machine", RollCall(), list[NodeInfo]()
         if network is not None:
             on_stage("Asking the swarm who serves what ...")
             own = network.transport.peer_id
-            found = await call_roll(network.transport, ref, await network.directory.nodes(ref))
+            everybody = await network.directory.all_nodes()
+            if ref.digest:
+                found = await call_roll(network.transport, ref, await network.directory.nodes(ref))
     plan = partial(plan_join, found.living, machine.offer(own, found.links))
     verdict, _ = await asyncio.to_thread(machine.choose, plan)
-    return Outlook(ref, machine, found.living, network is not None, verdict, found.silent)
+    return Outlook(
+        ref,
+        machine,
+        found.living,
+        network is not None,
+        verdict,
+        found.silent,
+        described.files,
+        await asyncio.to_thread(alike, machine),
+        others((node for node in everybody if node.peer_id != own), ref, machine.shape),
+    )
 
 
 @asynccontextmanager
@@ -125,11 +159,22 @@ async def _network(entry: SwarmEntry, on_stage: OnStage) -> AsyncIterator[Networ
             await network.close()
 
 
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """A model without its weights. ``ref`` has no digest where only the catalogue knows it: ``files``."""
+
+    ref: ModelRef
+    config: ModelConfig
+    manifest: Mapping[str, TensorInfo]
+    files: CatalogueFiles | None = None
+
+
 @asynccontextmanager
 async def _described(
     name: str, network: Network | None, on_stage: OnStage, on_progress: Progress | None
-) -> AsyncIterator[Checkpoint]:
-    """What is known of the model without its weights."""
+) -> AsyncIterator[_Described]:
+    """What is known of the model before anything of it is fetched. The hub is asked for what neither this
+    machine, nor the swarm, nor the catalogue knows."""
     directory: Directory | None = None if network is None else network.directory
     witnesses = None if network is None else Witnesses(network.transport)
     with hashing_watched(on_progress):
@@ -149,9 +194,13 @@ async def _described(
             path = await fetch.fetch(None, client=False)
             checkpoint = await asyncio.to_thread(open_checkpoint, str(path))
             with checkpoint:
-                yield checkpoint
+                yield _Described(checkpoint.ref, checkpoint.config, checkpoint.manifest)
+        return
+    if place.source is Source.HUB and (files := find_in_catalogue(place.path)) is not None:
+        manifest = await asyncio.to_thread(files.manifest)
+        yield _Described(ModelRef(place.path, "", files.config.n_blocks), files.config, manifest, files)
         return
     with hashing_watched():
         checkpoint = await asyncio.to_thread(open_checkpoint, place.path, weights=False, progress=on_progress)
     with checkpoint:
-        yield checkpoint
+        yield _Described(checkpoint.ref, checkpoint.config, checkpoint.manifest)

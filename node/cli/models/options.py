@@ -29,6 +29,7 @@ name on the HuggingFace hub if it was downloaded from there: swarm-node serve --
 """
 PLAN_EXAMPLES = """\
 examples:
+  swarm-node plan qwen3-8b                                 a name of the catalogue: nothing is fetched
   swarm-node plan --model NAME                             what this machine would do in this LAN's swarm
   swarm-node plan --model PATH --initial-peers ADDR --memory 8GiB
   swarm-node plan --model PATH --initial-peers ADDR --json | jq -r '.verdict, .blocks'
@@ -58,7 +59,10 @@ def add_models(command: argparse.ArgumentParser) -> None:
 
 
 def add_plan(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", required=True, metavar="PATH_OR_NAME", help=MODEL_HELP)
+    command.add_argument(
+        "model", nargs="?", default=argparse.SUPPRESS, metavar="PATH_OR_NAME", help=MODEL_HELP
+    )
+    command.add_argument("--model", default=None, metavar="PATH_OR_NAME", help="the same")
     add_peers(command)
     add_memory(command)
     command.add_argument(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from shlex import quote
 
 from ....shards.models.devices import choose_device
 from ....swarm.placement.types import Gain, Serve, gigabytes
@@ -49,14 +50,56 @@ def lines(outlook: Outlook) -> list[str]:
     room = f"{gigabytes(shape.block_bytes)} a block as {machine.weights}"
     if shape.kv_bytes * shape.context_tokens:
         room += f", and {gigabytes(shape.kv_bytes * shape.context_tokens)} for {shape.context_tokens} tokens"
+    speed = (
+        f"{machine.decode_ms_per_block:.3f} ms per block and token, {shown(machine.kernels)} kernels"
+        if machine.decode_ms_per_block
+        else "not measured"
+    )
     return [
         f"[bold]{shown(model.name)}[/]: {model.n_blocks} blocks, {shown(room)} of KV cache",
+        *_files(outlook),
         f"This machine: {gigabytes(machine.memory_bytes)} usable, "
-        f"{room_for(machine.max_blocks(), machine.max_lean_blocks())}; "
-        f"{machine.decode_ms_per_block:.3f} ms per block and token, {shown(machine.kernels)} kernels",
+        f"{room_for(machine.max_blocks(), machine.max_lean_blocks())}; {speed}",
+        *_alike(outlook),
+        *_others(outlook),
         _swarm(outlook),
         _verdict(outlook),
     ]
+
+
+def _files(outlook: Outlook) -> list[str]:
+    """Of a model that is not here."""
+    if (files := outlook.files) is None:
+        return []
+    size, pull = gigabytes(files.nbytes), f"`swarm-node pull {quote(files.hub_name)}`"
+    return [f"It is not here, so sizes are the catalogue's: {size} on the hub, all of it by {shown(pull)}"]
+
+
+def _alike(outlook: Outlook) -> list[str]:
+    if (found := outlook.alike) is None:
+        return []
+    count, speed = len(found.spans), 1 / found.token_s
+    what = "This machine alone carries it" if count == 1 else f"{count} machines like this one carry it"
+    return [f"{what}: about {speed:.{1 if speed < 10 else 0}f} tokens/s are expected in one home network"]
+
+
+def _others(outlook: Outlook) -> list[str]:
+    """What the swarm's machines could hold, whatever they serve now; unless they serve the model already."""
+    if not outlook.others or outlook.nodes:
+        return []
+    known = [each for each in outlook.others if each.blocks is not None]
+    rooms = [f"{short_peer_id(each.node.peer_id)} {each.blocks}" for each in known[:MOST_NAMED]]
+    if len(known) > MOST_NAMED:
+        rooms.append(f"{len(known) - MOST_NAMED} more")
+    found = []
+    if known:
+        found.append(f"Blocks that others could hold in place of what they serve: {', '.join(rooms)}")
+    if unknown := len(outlook.others) - len(known):
+        found.append(f"Not counted: {plural(unknown, 'node')} of a model whose size is not known here")
+    room, blocks = outlook.known_room, outlook.model.n_blocks
+    if room >= blocks:
+        return [*found, "[green]Together with this machine there is room for all of it[/]"]
+    return [*found, f"[yellow]Together with this machine there is room for {room} of {blocks} blocks[/]"]
 
 
 def _swarm(outlook: Outlook) -> str:

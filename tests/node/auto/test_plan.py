@@ -16,12 +16,13 @@ from swarm_node.node.auto.plan import look_ahead
 from swarm_node.node.cli.models.plan import lines
 from swarm_node.node.config import NodeConfig
 from swarm_node.node.presence import roll_call
+from swarm_node.shards.catalogue.catalogue import find_in_catalogue
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.swarm.errors import PeerUnreachableError
 from swarm_node.swarm.membership.entry import SwarmEntry
 from swarm_node.swarm.placement.types import Gain, Serve, StandBy
 from swarm_node.swarm.transport.memory import MemoryNetwork
-from swarm_node.swarm.types import NodeInfo, NodeState, Span
+from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 
 pytestmark = pytest.mark.slow
 
@@ -173,3 +174,45 @@ async def test_a_swarm_that_was_named_must_be_there(swarm, monkeypatch):
         await look_ahead(HERE, swarm.config)
     outlook = await look_ahead(SwarmEntry(mdns=True), swarm.config)
     assert not outlook.swarm_found
+
+
+async def test_a_model_of_the_catalogue_is_planned_before_a_byte_of_it_is_here(swarm, monkeypatch):
+    """By its figures alone; the hub is not asked."""
+    monkeypatch.setattr(plan, "open_checkpoint", None)
+    config = replace(swarm.config, model="smollm2-135m", kv_cache_tokens=256, memory=20_000_000)
+    known = ModelRef("unsloth/Qwen3-0.6B-GGUF:Q4_K_M", "ab" * 32, 28)
+    for peer, ref in (("a", known), ("b", known), ("?", ModelRef("my own", "cd" * 32, 28))):
+        swarm.store.put(NodeInfo(peer, (), ref, Span(0, 4), NodeState.ONLINE, max_blocks=28))
+    outlook = await look_ahead(HERE, config)
+    assert (outlook.model.name, outlook.model.n_blocks) == ("bartowski/SmolLM2-135M-Instruct-GGUF:Q4_K_M", 30)
+    shape = outlook.machine.shape
+    block = find_in_catalogue("qwen3-0.6b").block_bytes
+    holds = shape.max_blocks(28 * min(block))
+    assert {each.node.peer_id: each.blocks for each in outlook.others} == {"a": holds, "b": holds, "?": None}
+    assert outlook.known_room == outlook.machine.max_blocks() + 2 * holds
+    spans = outlook.alike.spans
+    assert (spans[0].start, spans[-1].end) == (0, 30)
+    assert len(spans) > 1
+    assert max(map(shape.room, spans)) <= 20_000_000
+    assert outlook.alike.token_s > 30 * outlook.machine.decode_ms_per_block / 1000
+    told = json.loads(json.dumps(outlook.as_dict()))
+    assert told["machines_like_this"] == len(spans)
+    assert told["files"]["hub_name"] == outlook.model.name
+    assert [each["could_hold"] for each in told["others"]] == [holds, holds, None]
+    text = "\n".join(lines(outlook))
+    assert "swarm-node pull bartowski/SmolLM2-135M-Instruct-GGUF:Q4_K_M" in text
+    assert f"{len(spans)} machines like this one carry it" in text
+    assert "Not counted: 1 node " in text
+    assert "room for all of it" in text
+
+
+async def test_of_a_model_whose_blocks_are_too_large_nothing_is_made(swarm, monkeypatch):
+    monkeypatch.setattr("swarm_node.node.auto.machine.random_checkpoint", None)
+    config = replace(swarm.config, model="kimi-k2", kv_cache_tokens=256, memory=1_000_000)
+    outlook = await look_ahead(ALONE, config)
+    assert isinstance(outlook.verdict, StandBy)
+    assert outlook.alike is None
+    assert outlook.machine.decode_ms_per_block == 0
+    text = "\n".join(lines(outlook))
+    assert "room for 0 blocks; not measured" in text
+    assert "one block takes" in text
