@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Literal, TypeVar
 
@@ -34,7 +35,8 @@ SHOWN_KEY = 8
 class GatewayLimits:
     """``max_running``: generations at once; ``max_requests``: answered or waiting at once, more get 429;
     ``requests_per_minute``: of one API key, or address group, 0: any; ``default_max_tokens``: of a chat
-    answer that names no length; ``stall_s``: how long a reader of an answer may take nothing."""
+    answer that names no length; ``stall_s``: how long a reader of an answer may take nothing; ``beat_s``: how
+    long a stream waits for its first token before it begins without it."""
 
     max_running: int = 64
     max_requests: int = 256
@@ -42,6 +44,7 @@ class GatewayLimits:
     default_max_tokens: int = 1024
     max_body_bytes: int = 2 * 2**20
     stall_s: float = 30.0
+    beat_s: float = 1.0
 
 
 class Gateway:
@@ -158,7 +161,10 @@ class Gateway:
         self._answering.add(answering)
         call.notes["model"] = job.model_id
         operation = "chat" if isinstance(job.request, ChatRequest) else "text_completion"
-        watching = asyncio.create_task(_watch(call, answering))
+        beside = [
+            asyncio.create_task(_or_fail(answering, work))
+            for work in (call.until_gone, partial(reply.beat, self.limits.beat_s))
+        ]
         try:
             with self.figures.answer(
                 answering, job.model_id, operation, job.prompt_tokens, began, call.notes
@@ -166,14 +172,15 @@ class Gateway:
                 await answering.run(reply.take)
                 await reply.end()
         finally:
-            watching.cancel()
+            for task in beside:
+                task.cancel()
             self._answering.discard(answering)
 
 
-async def _watch(call: HttpCall, answering: Answering) -> None:
-    """End the answer once its client has hung up."""
+async def _or_fail(answering: Answering, work: Callable[[], Awaitable[None]]) -> None:
+    """Do it beside the answer, which ends once its client has hung up."""
     try:
-        await call.until_gone()
+        await work()
     except ClientGoneError as gone:
         answering.fail(gone)
 

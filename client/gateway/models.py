@@ -17,14 +17,17 @@ from ..http.errors import ApiError, serve_commands
 
 FRESH_S = 2.0
 """The directory's answer is reused for this many seconds."""
+MAX_LOADING = 16
+"""Nodes that are told as loading blocks of a model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """One model's nodes that are online, and blocks that none of them serves."""
+    """One model's nodes that are online, the blocks that none of them serves, and nodes that load some."""
 
     nodes: int
     missing: tuple[Span, ...]
+    loading: tuple[NodeInfo, ...]
 
 
 class Offers:
@@ -111,6 +114,9 @@ class Offers:
             "nodes": coverage.nodes,
             "available": not missing,
             "missing_blocks": missing,
+            "loading": [
+                {"peer_id": node.peer_id, "blocks": str(node.span)} for node in coverage.loading[:MAX_LOADING]
+            ],
             "serve_commands": serve_commands(missing, ref.name, self.initial_peers),
         }
 
@@ -130,5 +136,7 @@ class Offers:
 
 
 def _coverage(nodes: Sequence[NodeInfo], ref: ModelRef) -> Coverage:
-    online = [node for node in nodes if node.model.digest == ref.digest and node.state is NodeState.ONLINE]
-    return Coverage(len(online), missing_blocks(online, ref.n_blocks))
+    serving = [node for node in nodes if node.model.digest == ref.digest]
+    online = [node for node in serving if node.state is NodeState.ONLINE]
+    loading = tuple(node for node in serving if node.state is NodeState.JOINING)
+    return Coverage(len(online), missing_blocks(online, ref.n_blocks), loading)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
-from ...swarm.types import Span
+from ...swarm.types import Route, Span, short_peer_id
 
 PASSED_OVER_TOLD = 8
 """At most this many peers that were passed over are named in JSON: there may be hundreds."""
@@ -143,6 +143,28 @@ class Repair:
             "replayed_bytes_nodes": self.replayed_bytes_nodes,
             "replayed_bytes_client": self.replayed_bytes_client,
         }
+
+
+def repair_sentence(repair: Repair, before: Route | None, after: Route | None) -> tuple[str, list[str]]:
+    """A line on one repair, and the ids of the peers that took over. ``before`` and ``after``: None if no
+    route was known."""
+    old = {hop.peer_id for hop in before.hops} if before is not None else set()
+    new = [hop.peer_id for hop in after.hops if hop.peer_id not in old] if after is not None else []
+    lost, took = _names(repair.lost), _names(new)
+    seconds = f"{repair.seconds:.1f} s"
+    if repair.kind == "planned":
+        return f"hop {lost} was slow, {took or 'another'} took over in {seconds}", new
+    if repair.kind == "relay":
+        return f"two hops lost each other; in {seconds} this machine took over what goes between them", new
+    if lost and took:
+        return f"hop {lost} was lost, {took} took over in {seconds}", new
+    if lost:
+        return f"hop {lost} was lost, the others took over in {seconds}", new
+    return f"the route was interrupted and went on after {seconds}", new
+
+
+def _names(peer_ids: Sequence[str]) -> str:
+    return ", ".join(map(short_peer_id, peer_ids))
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,11 @@ class HttpCall:
     def headers(self) -> list[tuple[bytes, bytes]]:
         return self.scope["headers"]
 
+    @property
+    def pulse(self) -> str:
+        """What a stream says while there is nothing to say."""
+        return self._form.pulse
+
     async def read(self, max_bytes: int, read: Callable[[Any], T], reading: Reading) -> T:
         """What ``read`` makes of the body. Raises ApiError and ClientGoneError."""
         try:

@@ -17,8 +17,10 @@ def _event(error: ApiError) -> str:
 @dataclass(frozen=True, slots=True)
 class ReplyForm:
     """``error``: the body of a reply that says what is wrong. ``failure``: what ends a stream that failed.
-    ``stream_type``: what a stream is."""
+    ``stream_type``: what a stream is. ``pulse``: what a stream says while there is nothing to say, so that no
+    proxy takes it for dead; readers pass over it."""
 
     error: Callable[[ApiError], dict[str, Any]] = ApiError.body
     failure: Callable[[ApiError], str] = _event
     stream_type: str = "text/event-stream; charset=utf-8"
+    pulse: str = ": waiting\n\n"

@@ -15,10 +15,10 @@ import pytest
 
 from swarm_node.client import SwarmModel
 from swarm_node.client.background import BackgroundLoop
-from swarm_node.client.hops.trace import Repair
+from swarm_node.client.hops.trace import Repair, repair_sentence
 from swarm_node.node.cli.chat.chat import Chat, StopKey
 from swarm_node.node.cli.chat.conversation import Conversation
-from swarm_node.node.cli.chat.screen import LiveScreen, repair_sentence
+from swarm_node.node.cli.chat.screen import LiveScreen
 from swarm_node.node.cli.shared.output import SafeConsole
 from swarm_node.swarm.errors import PeerError, SwarmError, UsageError
 from swarm_node.swarm.types import Hop, Route, Span

@@ -54,9 +54,14 @@ class Answering:
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
+    def first(self) -> TextStream | None:
+        """The choice that began first; None while none has its turn."""
+        return self.streams[0] if self.streams else None
+
+    @property
     def route(self) -> Route | None:
         """Of the choice that began first; None before there is one."""
-        return self.streams[0].route if self.streams else None
+        return self.first.route if self.first is not None else None
 
     def fail(self, error: Exception) -> None:
         """End what runs; ``run`` raises ``error``, unless something else failed before."""

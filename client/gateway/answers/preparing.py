@@ -18,7 +18,7 @@ from .choice_reader import ChoiceReader
 class Prepared:
     """A request that is ready to run. ``model_id``: the model's name here. ``wanted``: its choices, ``n`` for
     each prompt; ``echoes``: what each choice's text begins with. ``prompt_tokens``: of all prompts
-    together."""
+    together. ``forgotten``: how many of the oldest messages are in none."""
 
     request: Request
     model_id: str
@@ -26,6 +26,7 @@ class Prepared:
     wanted: Sequence[WantedChoice]
     echoes: Sequence[str]
     prompt_tokens: int
+    forgotten: int = 0
 
     @property
     def n(self) -> int:
@@ -49,9 +50,10 @@ async def prepared(
 ) -> Prepared:
     """``default_tokens``: the longest answer, where neither the request nor its API says it. Raises ApiError,
     and UsageError where the template refuses the messages."""
-    n, echoes = request.sampling.n, list[str]()
+    n, echoes, forgotten, forgets = request.sampling.n, list[str](), 0, False
     if isinstance(request, ChatRequest):
-        prompts = [await chat_prompt(model, request)]
+        prompt, forgotten = await chat_prompt(model, request, default_tokens)
+        prompts, forgets = [prompt], request.forgets
     else:
         prompts = await text_prompts(model, request)
         if request.echo:
@@ -61,7 +63,7 @@ async def prepared(
         "guide": request.guide,
         "speculate": speculate,
     }
-    choices = wanted(model, prompts, request.sampling, options, default_tokens=default_tokens)
+    choices = wanted(model, prompts, request.sampling, options, default_tokens=default_tokens, fit=forgets)
     return Prepared(
         request=request,
         model_id=model_id,
@@ -69,4 +71,5 @@ async def prepared(
         wanted=choices,
         echoes=[echo for echo in echoes or [""] * len(prompts) for _ in range(n)],
         prompt_tokens=sum(map(len, prompts)),
+        forgotten=forgotten,
     )

@@ -1,4 +1,4 @@
-"""Replies to requests that run: in one piece, or as a stream that begins with the first token."""
+"""Replies to requests that run: in one piece, or as a stream."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from ...http.call import HttpCall
 from .generations import Answering
 from .parts import Said, Usage
 from .preparing import Prepared
+from .swarm_news import SwarmNews
 from .writer import Writer
 
 MAX_TOLD = 10
 """Fields that a header names."""
+QUIET_S = 5.0
+"""After this many seconds without a token a stream says that it lives. Proxies take those for dead that say
+nothing for 30 s and more."""
 
 
 class Reply(ABC):
@@ -40,6 +44,10 @@ class Reply(ABC):
 
     @abstractmethod
     async def end(self) -> None: ...
+
+    @abstractmethod
+    async def beat(self, every_s: float) -> None:
+        """Say, beside all that, that the answer is being made. Raises ClientGoneError."""
 
     def _count(self, index: int, item: TokenEvent | Generation) -> None:
         if isinstance(item, TokenEvent):
@@ -74,6 +82,9 @@ class WholeReply(Reply):
         for part in self._readers[index].push(item):
             self._choices[index].add(part)
 
+    async def beat(self, every_s: float) -> None:
+        """Nothing can be said before all is there."""
+
     async def end(self) -> None:
         first = self._choices[0].finish.result
         timings = first.timings
@@ -89,7 +100,7 @@ class WholeReply(Reply):
 
 
 class StreamedReply(Reply):
-    """It begins with the first token: what fails before that fails with its own status."""
+    """It begins with the first token, or with the first beat: what fails before fails with its own status."""
 
     def __init__(
         self, call: HttpCall, job: Prepared, writer: Writer, answering: Answering, began: float
@@ -97,6 +108,9 @@ class StreamedReply(Reply):
         super().__init__(call, job, writer, answering, began)
         self._begun: set[int] = set()
         self._turn = asyncio.Lock()  # choices are made side by side, and sending may wait
+        self._now = asyncio.get_running_loop().time
+        self._sent_at = self._now()
+        self._news = SwarmNews(answering, job.forgotten) if job.request.swarm_events else None
 
     async def take(self, index: int, item: TokenEvent | Generation) -> None:
         self._count(index, item)
@@ -105,7 +119,23 @@ class StreamedReply(Reply):
         if index not in self._begun:
             self._begun.add(index)
             text = self._writer.begin(index, usage) + text
+        if self._news is not None and index == 0:
+            text = self._told(self._news, item if isinstance(item, Generation) else None) + text
         await self.send(text)
+
+    async def beat(self, every_s: float) -> None:
+        while True:
+            await asyncio.sleep(every_s)
+            if self._turn.locked():
+                continue  # something is being sent
+            text = self._told(self._news) if self._news is not None else ""
+            if not text and self._call.streaming and self._now() - self._sent_at < QUIET_S:
+                continue
+            await self.send(text or self._call.pulse)
+
+    def _told(self, news: SwarmNews, result: Generation | None = None) -> str:
+        told = news.take(result)
+        return self._writer.swarm(told) if told else ""
 
     async def send(self, text: str) -> None:
         """Send a whole number of events, between those of others; the stream begins with the first."""
@@ -114,6 +144,8 @@ class StreamedReply(Reply):
                 await self._call.begin_events(self._headers(self._answering.route, "first"))
             if text:
                 await self._call.send_events(text)
+            self._sent_at = self._now()
 
     async def end(self) -> None:
-        await self._call.end_events(self._writer.end(self._usage))
+        async with self._turn:
+            await self._call.end_events(self._writer.end(self._usage))

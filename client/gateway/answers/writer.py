@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .parts import Part, Said, Usage
 
@@ -20,6 +21,10 @@ class Writer(ABC):
     @abstractmethod
     def part(self, index: int, part: Part, usage: Usage) -> str:
         """A part of a choice. ``usage``: so far."""
+
+    def swarm(self, news: Mapping[str, Any]) -> str:
+        """What happens in the swarm, for a client that asks for it; see ``SwarmNews``."""
+        return ""
 
     @abstractmethod
     def end(self, usage: Usage) -> str:

@@ -28,7 +28,7 @@ _OF_CHATS = (
         "top_logprobs",
     ),
     *("reasoning_effort", "verbosity", "chat_template_kwargs", "max_completion_tokens"),
-    *("add_generation_prompt", "continue_final_message", "enable_thinking"),
+    *("add_generation_prompt", "continue_final_message", "enable_thinking", "truncation"),
 )
 MAX_PROMPTS = 32
 MAX_PROMPT_TOKENS = 4 * 1024 * 1024
@@ -68,12 +68,15 @@ def read_chat(value: object) -> OpenAIChat:
         raise body.wrong("top_logprobs", "is only possible with logprobs: true")
     sampling = read_sampling(body, ("max_completion_tokens", "max_tokens"))
     streaming = read_streaming(body)
+    truncation = body.one_of("truncation", ("disabled", "auto"))
     return OpenAIChat(
         model=model,
         chat=chat,
+        forgets=truncation == "auto",
         sampling=sampling,
         stream=streaming is not None,
         streaming=streaming or Streaming(),
+        swarm_events=streaming is not None and streaming.swarm_events,
         tools=tools,
         logprobs=(top or 0) if wanted else None,
         guide=guide,
@@ -108,6 +111,7 @@ def read_completion(value: object) -> OpenAICompletion:
         sampling=sampling,
         stream=streaming is not None,
         streaming=streaming or Streaming(),
+        swarm_events=streaming is not None and streaming.swarm_events,
         echo=echo,
         logprobs=logprobs,
         guide=guide,

@@ -23,10 +23,12 @@ _LENGTHS = ("n_predict", "num_predict", "max_new_tokens")
 
 @dataclass(frozen=True, slots=True)
 class Streaming:
-    """``usage``: a last chunk tells it; ``continuous``: every chunk does."""
+    """``usage``: a last chunk tells it; ``continuous``: every chunk does. ``swarm_events``: further chunks
+    tell what happens in the swarm."""
 
     usage: bool = False
     continuous: bool = False
+    swarm_events: bool = False
 
 
 def read_sampling(
@@ -86,10 +88,11 @@ def read_streaming(body: BodyFields) -> Streaming | None:
     options.flag("include_obfuscation")  # padding against onlookers who count bytes: optional by its meaning
     usage = options.flag("include_usage") or False
     continuous = options.flag("continuous_usage_stats") or False
+    swarm_events = options.flag("swarm_events") or False
     passed_over(options)
     if not on:
         return None  # an answer in one piece always tells its usage
-    return Streaming(usage=usage, continuous=usage and continuous)
+    return Streaming(usage=usage, continuous=usage and continuous, swarm_events=swarm_events)
 
 
 def _logit_bias(body: BodyFields) -> dict[int, float]:

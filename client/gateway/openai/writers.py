@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...decoding.answer import TokenEvent
@@ -46,6 +46,9 @@ class ChatWriter(Writer):
             case Finish(reason, _, tokens):
                 entry = to_json(self._entry(index, {}, tokens, _REASONS[reason]))
         return self._envelope.chunk(entry, usage)
+
+    def swarm(self, news: Mapping[str, Any]) -> str:
+        return self._envelope.swarm(news)
 
     def end(self, usage: Usage) -> str:
         return self._envelope.end(usage)
@@ -100,6 +103,9 @@ class CompletionWriter(Writer):
                 entry = self._entry(index, "", tokens, _REASONS[reason])
                 return self._envelope.chunk(to_json(entry), usage)
         raise ValueError(f"a text completion has no {part}")
+
+    def swarm(self, news: Mapping[str, Any]) -> str:
+        return self._envelope.swarm(news)
 
     def end(self, usage: Usage) -> str:
         return self._envelope.end(usage)
@@ -156,6 +162,10 @@ class Envelope:
         if self._streaming.continuous:
             return f'{self._begin}{entry}],"usage":{to_json(_usage(usage))}}}\n\n'
         return f"{self._begin}{entry}{self._end}"
+
+    def swarm(self, news: Mapping[str, Any]) -> str:
+        """A chunk without choices, as those know that read OpenAI's streams."""
+        return f'{self._begin}],"usage":null,"swarm":{to_json(news)}}}\n\n'
 
     def end(self, usage: Usage) -> str:
         """The last events of a stream."""

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from ....swarm.errors import PromptTooLongError, UsageError
 from ...async_model import AsyncSwarmModel
+from ...forgetting import forget_oldest
 from ...http.errors import ApiError, refused, wrong
 from ...params import GenerateOptions
 from .request import ChatRequest, TextRequest
@@ -24,8 +25,11 @@ class WantedChoice:
     options: GenerateOptions
 
 
-async def chat_prompt(model: AsyncSwarmModel, request: ChatRequest) -> tuple[int, ...]:
-    """Raises ApiError, and UsageError where the template refuses the messages."""
+async def chat_prompt(
+    model: AsyncSwarmModel, request: ChatRequest, default_tokens: int
+) -> tuple[tuple[int, ...], int]:
+    """The prompt, and how many of the oldest messages are not in it. Raises ApiError, and UsageError where
+    the template refuses the messages."""
     tokenizer = model.tokenizer
     if not tokenizer.has_chat_template:
         raise ApiError(
@@ -34,7 +38,7 @@ async def chat_prompt(model: AsyncSwarmModel, request: ChatRequest) -> tuple[int
             param=request.chat_field,
         )
 
-    def read() -> list[int]:
+    def read() -> tuple[list[int], int]:
         more: dict[str, Any] = dict(request.template)
         for name in more:
             if name not in tokenizer.chat_variables:
@@ -50,20 +54,31 @@ async def chat_prompt(model: AsyncSwarmModel, request: ChatRequest) -> tuple[int
         def rendered(messages: Sequence[Mapping[str, Any]]) -> list[int]:
             return tokenizer.apply_chat_template(messages, chat.turn, most=model.context, **more)
 
-        ids = rendered(chat.messages)
+        messages: Sequence[Mapping[str, Any]] = chat.messages
+        if request.forgets:
+            messages = forget_oldest(
+                messages,
+                lambda kept: len(rendered(kept)),
+                context=model.context,
+                max_new_tokens=request.sampling.max_tokens or default_tokens,
+            )
+        ids = rendered(messages)
         if "tools" not in tokenizer.chat_variables:  # it may show calls nevertheless, as DeepSeek's do
-            _check_calls_are_shown(request, ids, rendered)
-        return ids
+            _check_calls_are_shown(request.chat_field, messages, ids, rendered)
+        return ids, len(chat.messages) - len(messages)
 
-    return _checked(await _aside(model, request.chat_field, read), model, request.chat_field)
+    ids, forgotten = await _aside(model, request.chat_field, read)
+    return _checked(ids, model, request.chat_field), forgotten
 
 
 def _check_calls_are_shown(
-    request: ChatRequest, ids: Sequence[int], rendered: Callable[[Any], Sequence[int]]
+    field: str,
+    messages: Sequence[Mapping[str, Any]],
+    ids: Sequence[int],
+    rendered: Callable[[Any], Sequence[int]],
 ) -> None:
     """Raises ApiError where the prompt ``ids`` says nothing of the calls in the messages: without them, it
     would be the same."""
-    messages = request.chat.messages
     calling = [number for number, message in enumerate(messages) if "tool_calls" in message]
     if not calling:
         return
@@ -79,7 +94,7 @@ def _check_calls_are_shown(
         return  # it asks for them
     if without == ids:
         raise refused(
-            f"{request.chat_field}[{calling[0]}].tool_calls",
+            f"{field}[{calling[0]}].tool_calls",
             "this model's chat template shows no calls of tools; leave such messages out, or say as text "
             "what was called",
         )
@@ -116,9 +131,11 @@ def wanted(
     extra: GenerateOptions,
     *,
     default_tokens: int,
+    fit: bool = False,
 ) -> list[WantedChoice]:
     """``n`` generations for each prompt, in order. ``default_tokens``: at most as many, where neither the
-    request nor its API says it. Raises ApiError where one cannot fit the context."""
+    request nor its API says it. Raises ApiError where one cannot ``fit`` the context, unless it is to be as
+    short as it must."""
     for token in sampling.logit_bias:
         if token >= model.vocab_size:
             raise wrong("logit_bias", f"token ids are below {model.vocab_size}")
@@ -126,8 +143,8 @@ def wanted(
     for prompt in prompts:
         room = model.context - len(prompt)
         tokens = sampling.max_tokens
-        if tokens is None:
-            tokens = min(sampling.default_tokens or default_tokens, room)
+        if tokens is None or fit:
+            tokens = min(tokens or sampling.default_tokens or default_tokens, room)
         if tokens > room:
             raise wrong(
                 sampling.length_field,

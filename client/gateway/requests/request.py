@@ -18,7 +18,7 @@ MAX_MODEL_NAME = 512
 class Request:
     """``model``: None for the only one. ``stream``: in pieces, as they are made. ``logprobs``: None, or how
     many likely tokens beside each. ``guide_field``: which field asks for the guide. ``ignored``: fields that
-    are not known."""
+    are not known. ``swarm_events``: a stream says what happens in the swarm, too."""
 
     model: str | None
     sampling: Sampling
@@ -27,16 +27,19 @@ class Request:
     guide: Guide | None = None
     guide_field: str = ""
     ignored: tuple[str, ...] = ()
+    swarm_events: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest(Request):
-    """``template``: further variables for the chat template. ``chat_field``: what holds the messages."""
+    """``template``: further variables for the chat template. ``chat_field``: what holds the messages.
+    ``forgets``: where they are longer than the context, the oldest are left out."""
 
     chat: Chat
     tools: Tools = field(default_factory=Tools)
     template: Mapping[str, Any] = field(default_factory=dict)
     chat_field: str = "messages"
+    forgets: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ....client import Generation, SwarmModel, SyncTextStream
+from ....client.hops.trace import repair_sentence
 from ....client.params import GenerationParams
 from ....swarm.errors import ChatTemplateError, OutputError, SwarmError, UsageError
 from ....swarm.runtime.extras import install_extra
@@ -32,7 +33,7 @@ from ..shared.output import route_table
 from .commands import COMMANDS, DEFAULT_MAX_NEW_TOKENS, SETTINGS, Command, parse, parse_setting
 from .conversation import Conversation, Message
 from .input import EditorSource, History, InputSource, PipeSource, ReadlineSource, default_history
-from .screen import JsonScreen, LiveScreen, PlainScreen, Screen, progress_of, repair_sentence
+from .screen import JsonScreen, LiveScreen, PlainScreen, Screen, progress_of
 
 MAX_SAVED_BYTES = 64 * 1024 * 1024
 NO_EDITOR = f"To edit messages of several lines, install prompt_toolkit: {install_extra('chat')}"

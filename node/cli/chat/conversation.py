@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ....client.forgetting import forget_oldest
 from ....swarm.errors import UsageError
 
 FORMAT = "swarm-node chat 1"
 """First key of a saved chat; the number rises when an older program could not read it any more."""
 MAX_TURNS = 100_000
-ROOM_SHARE = 4
-"""An answer gets at least 1/ROOM_SHARE of the context, unless fewer tokens are allowed for it."""
 
 Message = dict[str, str]
 Count = Callable[[Sequence[Message]], int]
@@ -67,19 +66,15 @@ class Conversation:
 
         The last question stays. Raises UsageError when it is too long by itself.
         """
-        room = max(1, min(max_new_tokens, context // ROOM_SHARE))
-        system = self.messages[: -len(self.turns)] if self.turns else []
-        kept = self.turns
-        while (length := count([*system, *kept])) + room > context and len(kept) > 2:
-            kept = kept[2:]
-        if length >= context:  # otherwise a short answer is better than none
+        kept = forget_oldest(self.messages, count, context=context, max_new_tokens=max_new_tokens)
+        if (length := count(kept)) >= context:  # otherwise a short answer is better than none
             raise UsageError(
                 f"the message and the system prompt have {length} tokens, but the model's context holds "
                 f"{context}, answer included",
                 hint=f"Shorten them by at least {length - context + 1} tokens.",
             )
-        dropped = (len(self.turns) - len(kept)) // 2
-        self.turns = kept
+        dropped = (len(self.messages) - len(kept)) // 2
+        self.turns = self.turns[2 * dropped :]
         return dropped
 
     def dumps(self, model: str) -> str:

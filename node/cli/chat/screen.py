@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -14,9 +14,8 @@ from rich.markup import escape
 from rich.text import Text
 
 from ....client import Generation
-from ....client.hops.trace import Repair
 from ....swarm.terminal_text import visible
-from ....swarm.types import Route, short_peer_id
+from ....swarm.types import Route
 from ..shared.output import (
     SafeConsole,
     console,
@@ -221,28 +220,6 @@ def summary(result: Generation) -> str:
     if result.finish_reason == "length":
         parts.append("cut off: the limit of tokens is reached (/set max_new_tokens N)")
     return "  ·  ".join(parts)
-
-
-def repair_sentence(repair: Repair, before: Route | None, after: Route | None) -> tuple[str, list[str]]:
-    """A line on one repair, and the ids of the peers that took over. ``before`` and ``after``: None if no
-    route was known."""
-    old = {hop.peer_id for hop in before.hops} if before is not None else set()
-    new = [hop.peer_id for hop in after.hops if hop.peer_id not in old] if after is not None else []
-    lost, took = _names(repair.lost), _names(new)
-    seconds = f"{repair.seconds:.1f} s"
-    if repair.kind == "planned":
-        return f"hop {lost} was slow, {took or 'another'} took over in {seconds}", new
-    if repair.kind == "relay":
-        return f"two hops lost each other; in {seconds} this machine took over what goes between them", new
-    if lost and took:
-        return f"hop {lost} was lost, {took} took over in {seconds}", new
-    if lost:
-        return f"hop {lost} was lost, the others took over in {seconds}", new
-    return f"the route was interrupted and went on after {seconds}", new
-
-
-def _names(peer_ids: Sequence[str]) -> str:
-    return ", ".join(map(short_peer_id, peer_ids))
 
 
 @contextlib.contextmanager

@@ -37,18 +37,21 @@ async def serve() -> AsyncIterator[Serve]:
             speculate: Literal["auto", "off"] = "auto",
             max_connections: int = 4096,
             send_buffer: int | None = None,
+            wait: float = 0.0,
             **spans: str,
         ) -> Served:
             swarm = await FakeSwarm(latency, **(spans or {"a": "0-2", "b": "3-5"})).start()
             local = swarm.local(head)
             if tokenizer is not None:
                 local = replace(local, tokenizer=tokenizer)
-            model = await stack.enter_async_context(swarm.client(local=local))
+            model = await stack.enter_async_context(swarm.client(local=local, wait=wait))
             offers = Offers([model], swarm.client_network().directory, initial_peers="/ip4/192.0.2.1/tcp/1")
             # A script knows nothing of drafted rows that are dropped.
             if isinstance(head, ScriptedHead):
                 speculate = "off"
-            gateway = Gateway(offers, GatewayLimits(**(limits or {})), ApiKeys(keys), speculate=speculate)
+            # A busy machine would begin streams before their failure.
+            given = GatewayLimits(**{"beat_s": 60.0, **(limits or {})})
+            gateway = Gateway(offers, given, ApiKeys(keys), speculate=speculate)
             listener = listen("127.0.0.1", 0)
             if send_buffer is not None:  # connections inherit it
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)

@@ -11,6 +11,7 @@ import pytest
 
 from swarm_node.shards.chat import template
 from swarm_node.swarm.confined.process import Bounds
+from swarm_node.swarm.types import NodeState
 from tests.client.gateway.gateway_case import Serve, TemplateTokenizer
 from tests.doubles.fake_swarm import CONTEXT, until
 
@@ -191,7 +192,8 @@ async def test_models_and_near_names(serve: Serve) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_no_route_says_what_is_missing_and_what_would_fill_it(serve: Serve, stream: bool) -> None:
-    served = await serve(a="0-2")
+    served = await serve(a="0-2", b="3-5")
+    served.swarm.store.remove("b")
     response = await served.chat(stream=stream)
     error = response.json()["error"]
     assert response.status_code == 503
@@ -203,10 +205,14 @@ async def test_no_route_says_what_is_missing_and_what_would_fill_it(serve: Serve
     listing = (await served.http.get("/v1/models")).json()
     assert (listing["data"], listing["alone"]) == ([], False)
     served.swarm.store.is_alone = True
+    served.swarm.announce("b", state=NodeState.JOINING)
     assert (await served.http.get("/v1/models")).json()["alone"] is True
     assert listing["unavailable"][0]["id"] == "toy"
+    assert listing["unavailable"][0]["swarm"]["loading"] == []
     assert listing["unavailable"][0]["swarm"]["serve_commands"] == [command]
-    assert (await served.http.get("/v1/models/toy")).json()["swarm"]["available"] is False
+    served.gateway.offers._read_at = float("-inf")
+    one = (await served.http.get("/v1/models/toy")).json()["swarm"]
+    assert (one["available"], one["loading"]) == (False, [{"peer_id": "b", "blocks": "3-5"}])
 
 
 async def test_prompts_that_do_not_fit(serve: Serve) -> None:
