@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from ...swarm.errors import NetworkError, UsageError
@@ -75,6 +76,25 @@ async def join_as_client(entry: SwarmEntry, on_progress: OnProgress | None = Non
     except BaseException:
         await transport.close()
         raise
+
+
+@asynccontextmanager
+async def joined_if_any(
+    entry: SwarmEntry, on_progress: OnProgress | None = None
+) -> AsyncIterator[Network | None]:
+    """As ``join_as_client``, until the block ends; None where no swarm is found, and none was named."""
+    network: Network | None = None
+    if not entry.is_alone:
+        try:
+            network = await join_as_client(entry, on_progress)
+        except NetworkError:
+            if entry.initial_peers or entry.may_meet:
+                raise
+    try:
+        yield network
+    finally:
+        if network is not None:
+            await network.close()
 
 
 async def _meeting(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ...dht.directory import Directory
-from ...dht.joining.client import join_as_client
+from ...dht.joining.client import joined_if_any
 from ...dht.joining.network import Network
 from ...shards.catalogue.catalogue import CatalogueFiles, find_in_catalogue
 from ...shards.checkpoint.local_models import weights_folder
@@ -20,7 +20,6 @@ from ...shards.formats.tensors import TensorInfo
 from ...shards.pieces.cache import DEFAULT_CACHE_BYTES, PieceCache
 from ...shards.pieces.file_hashes import Progress, hashing_watched
 from ...shards.transfer.fetch import ModelFetch
-from ...swarm.errors import NetworkError
 from ...swarm.membership.entry import SwarmEntry
 from ...swarm.naming.witnesses import Witnesses
 from ...swarm.placement.planner import plan_join
@@ -110,7 +109,7 @@ async def look_ahead(
     Without addresses or an invite, a swarm that is not found counts as one that this machine would begin.
     """
     on_stage("Looking for the swarm ...")
-    async with _network(entry, on_stage) as network:
+    async with joined_if_any(entry, on_stage) as network:
         async with _described(config.model, network, on_stage, on_progress) as described:
             ref, model, manifest = described.ref, described.config, described.manifest
             on_stage("Measuring this machine ...")
@@ -141,22 +140,6 @@ async def look_ahead(
         await asyncio.to_thread(alike, machine),
         others((node for node in everybody if node.peer_id != own), ref, machine.shape),
     )
-
-
-@asynccontextmanager
-async def _network(entry: SwarmEntry, on_stage: OnStage) -> AsyncIterator[Network | None]:
-    network: Network | None = None
-    if not entry.is_alone:
-        try:
-            network = await join_as_client(entry, on_stage)
-        except NetworkError:
-            if entry.initial_peers or entry.may_meet:
-                raise
-    try:
-        yield network
-    finally:
-        if network is not None:
-            await network.close()
 
 
 @dataclass(frozen=True, slots=True)

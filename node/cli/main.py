@@ -92,6 +92,10 @@ def _command(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
             from .models.plan import run_plan
 
             return run_plan(arguments)
+        case "pull":
+            from .models.pull import run_pull
+
+            return run_pull(arguments)
         case "status":
             from .network.status import run_status
 

@@ -10,7 +10,7 @@ from ...swarm.errors import UsageError
 from .chat.commands import CHAT_EXAMPLES, add_chat
 from .gateway.options import GATEWAY_EXAMPLES, add_gateway
 from .generate.options import GENERATE_EXAMPLES, add_generate
-from .models.options import MODELS_EXAMPLES, PLAN_EXAMPLES, add_models, add_plan
+from .models.options import MODELS_EXAMPLES, PLAN_EXAMPLES, PULL_EXAMPLES, add_models, add_plan, add_pull
 from .network.options import INVITE_EXAMPLES, STATUS_EXAMPLES, add_invite, add_status
 from .serving.options import BOOTSTRAP_EXAMPLES, SERVE_EXAMPLES, add_bootstrap, add_serve
 from .shared.logs import add_logging
@@ -85,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_models(
         _command(commands, "models", "list models here and in the swarm, or pin a name", MODELS_EXAMPLES)
     )
+    add_pull(_command(commands, "pull", "fetch a whole model to this machine", PULL_EXAMPLES))
     add_plan(_command(commands, "plan", "say which blocks this machine would serve", PLAN_EXAMPLES))
     add_status(_command(commands, "status", "list nodes, and the blocks that nobody serves", STATUS_EXAMPLES))
     return parser

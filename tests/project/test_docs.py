@@ -132,7 +132,7 @@ def test_a_file_that_is_not_there_is_seen() -> None:
     ) == ["scripts/gone", "swarm/gone.py", "swarm_node.client.gone_module"]
 
 
-COMMANDS = ("bootstrap", "serve", "generate", "chat", "gateway", "invite", "models", "plan", "status")
+COMMANDS = ("bootstrap", "serve", "generate", "chat", "gateway", "invite", "models", "plan", "pull", "status")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

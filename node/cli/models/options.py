@@ -8,6 +8,7 @@ from ....shards.models.devices import DEVICES
 from ...config import KERNELS, KV_DTYPES
 from ..shared.arguments import (
     MODEL_HELP,
+    add_cache_size,
     add_compute,
     add_memory,
     add_peers,
@@ -26,6 +27,15 @@ examples:
 
 A model's name is that of its file or directory in ~/.swarm-node/models (or $SWARM_NODE_HOME/models), or its
 name on the HuggingFace hub if it was downloaded from there: swarm-node serve --model NAME.
+"""
+PULL_EXAMPLES = """\
+examples:
+  swarm-node pull qwen3-8b                       the usual files of a model of the catalogue
+  swarm-node pull bartowski/phi-4-GGUF:Q8_0      a type of files of a repository on the hub
+  swarm-node pull NAME --initial-peers ADDR      from peers of that swarm, if they share it
+  swarm-node pull NAME --json | jq -r .path
+
+A fetch that was stopped goes on where it was. Nodes need no pull: each fetches its own blocks when it starts.
 """
 PLAN_EXAMPLES = """\
 examples:
@@ -56,6 +66,14 @@ def add_models(command: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="list models that people want with their sizes, or show the one of this name; asks nobody",
     )
+
+
+def add_pull(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "model", metavar="NAME", help="a name of the catalogue, of the swarm, or OWNER/NAME[:TYPE] on the hub"
+    )
+    add_peers(command)
+    add_cache_size(command)
 
 
 def add_plan(command: argparse.ArgumentParser) -> None:

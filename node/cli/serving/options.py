@@ -14,11 +14,11 @@ from ...config import KERNELS, KV_DTYPES
 from ..shared.arguments import (
     MODEL_HELP,
     above_zero,
+    add_cache_size,
     add_compute,
     add_memory,
     add_peers,
     blocks,
-    byte_size,
     comma_list,
     count,
     port_number,
@@ -256,11 +256,4 @@ def _add_weights(command: argparse.ArgumentParser) -> None:
         metavar="MBIT",
         help="megabits a second that weights may take, in each direction (default: no bound)",
     )
-    command.add_argument(
-        "--cache-size",
-        type=byte_size,
-        default=200_000_000_000,
-        metavar="SIZE",
-        help="disk space for weights that peers sent, in ~/.swarm-node or $SWARM_NODE_HOME; what was used "
-        "least recently is deleted first (default: 200GB)",
-    )
+    add_cache_size(command)

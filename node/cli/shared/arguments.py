@@ -91,7 +91,7 @@ def port_number(text: str) -> int:
     return int(text)
 
 
-WITHOUT_P2PD = ("serve", "plan", "generate", "chat", "gateway", "status", "models")
+WITHOUT_P2PD = ("serve", "plan", "pull", "generate", "chat", "gateway", "status", "models")
 """Commands that can do without p2pd; the others are about the DHT itself."""
 
 
@@ -194,6 +194,17 @@ def add_memory(command: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="memory that weights and KV cache may take, such as 8GiB or 500MiB (default: what is free). "
         "Experts that do not fit are read from the file as they are needed",
+    )
+
+
+def add_cache_size(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--cache-size",
+        type=byte_size,
+        default=200_000_000_000,
+        metavar="SIZE",
+        help="disk space for weights that peers sent, in ~/.swarm-node or $SWARM_NODE_HOME; what was used "
+        "least recently is deleted first (default: 200GB)",
     )
 
 

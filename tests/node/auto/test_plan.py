@@ -81,7 +81,7 @@ def swarm(tiny_dir, monkeypatch):
     async def network(entry: SwarmEntry, on_progress: object) -> GivenNetwork:
         return GivenNetwork(MemoryNetwork().transport("me"), MemoryDirectory(found.store))
 
-    monkeypatch.setattr(plan, "join_as_client", network)
+    monkeypatch.setattr("swarm_node.dht.joining.client.join_as_client", network)
     monkeypatch.setattr(roll_call, "LinkPool", lambda *_, **__: Links(found.silent))
     monkeypatch.setattr("swarm_node.node.engine.self_bench.DECODE_SECONDS", 0.02)
     monkeypatch.setattr("swarm_node.node.engine.self_bench.PREFILL_SECONDS", 0.02)
@@ -169,7 +169,7 @@ async def test_a_swarm_that_was_named_must_be_there(swarm, monkeypatch):
     async def nobody(entry: SwarmEntry, on_progress: object) -> None:
         raise PeerUnreachableError("nobody answers")
 
-    monkeypatch.setattr(plan, "join_as_client", nobody)
+    monkeypatch.setattr("swarm_node.dht.joining.client.join_as_client", nobody)
     with pytest.raises(PeerUnreachableError):
         await look_ahead(HERE, swarm.config)
     outlook = await look_ahead(SwarmEntry(mdns=True), swarm.config)

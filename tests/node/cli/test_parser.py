@@ -13,7 +13,7 @@ from swarm_node.node.cli.parser import build_parser
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.types import Span
 
-COMMANDS = ["bootstrap", "serve", "generate", "chat", "gateway", "invite", "models", "plan", "status"]
+COMMANDS = ["bootstrap", "serve", "generate", "chat", "gateway", "invite", "models", "plan", "pull", "status"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
