@@ -23,6 +23,7 @@ from .guided.token_guide import Guides
 from .hops.edge_codecs import EdgeCodecs
 from .hops.plan import RouteSettings, SessionSettings
 from .local_model import LocalModel, OnProgress
+from .model_facts import ModelFacts
 from .network import ClientNetwork
 from .params import GenerateOptions, GenerationParams, Prompt, Raw, fit_context
 from .prompt_reader import PromptReader
@@ -131,6 +132,11 @@ class AsyncSwarmModel:
     def model(self) -> ModelRef:
         """Name and digest of the model; every hop serves the same."""
         return self._local.ref
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What people ask of it: its kind and its size."""
+        return self._local.facts
 
     @property
     def context(self) -> int:

@@ -32,14 +32,14 @@ class Generation:
 
     ``text``: without special tokens and without the stop string that ended it. ``token_ids``: every token
     chosen, an end-of-text token that ended the answer included. ``finish_reason``: "stop" for an end-of-text
-    token, "length" for max_new_tokens or the end of the context, "stop_string", or "unfinished" where it was
-    stopped or failed. ``model``: its name and the
-    beginning of its digest. ``route``: the hops at the end, ``hops`` what each of them cost, ``chains`` what
-    their links cost, ``replaced`` as ``hops`` for those that left; ``predicted``: what the newest hops
-    should cost. ``repaired``: each time that the route was repaired, which costs time but no token.
-    ``cached_tokens``: how many tokens of the prompt the hops held from before. ``logprobs``: how likely each
-    token was, where that was asked for. ``speculated``: what drafts have brought. ``passed_over``: peers that
-    were tried and did not help.
+    token, "length" for max_new_tokens or the end of the context, "stop_string" for the one in
+    ``stop_string``, or "unfinished" where it was stopped or failed. ``model``: its name and the beginning of
+    its digest. ``route``: the hops at the end, ``hops`` what each of them cost, ``chains`` what their links
+    cost, ``replaced`` as ``hops`` for those that left; ``predicted``: what the newest hops should cost.
+    ``repaired``: each time that the route was repaired, which costs time but no token. ``cached_tokens``: how
+    many tokens of the prompt the hops held from before. ``logprobs``: how likely each token was, where that
+    was asked for. ``speculated``: what drafts have brought. ``passed_over``: peers that were tried and did
+    not help.
     """
 
     text: str
@@ -57,6 +57,7 @@ class Generation:
     logprobs: tuple[ChosenToken, ...] | None = None
     speculated: Speculated = field(default_factory=Speculated)
     passed_over: tuple[PassedOver, ...] = ()
+    stop_string: str | None = None
 
     @property
     def repairs(self) -> int:
@@ -274,6 +275,7 @@ class GenerationRun:
             if drafter is not None
             else Speculated(passes=len(answer.choices) - 1),
             passed_over=session.passed_over,
+            stop_string=answer.stop_string,
         )
 
 

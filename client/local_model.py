@@ -16,6 +16,7 @@ from ..swarm.runtime.heap import trim_heap
 from ..swarm.types import ModelRef
 from .drafting.draft_model import DraftModel, load_draft_model
 from .hops.row_watch import usual_embedding_rms
+from .model_facts import UNKNOWN, ModelFacts
 
 if TYPE_CHECKING:
     from ..shards.models.client_part import ClientModel
@@ -49,8 +50,8 @@ class LocalModel:
     ``embedding_rms``: root mean square of a usual embedding, 0 where it is not known. ``wire_codec``: the
     kind of codec in which its activations travel, unless a person asks for another. ``scales``: for the rows
     at each boundary, as far as they are known. ``failed``: kinds of codecs that lose too much by the model's
-    certificate, or may without one. ``reader``: judges the rows that come from the last block. ``answered``:
-    to be called, in a thread, after the swarm has answered with it."""
+    certificate, or may without one. ``reader``: judges the rows that come from the last block. ``facts``: for
+    people. ``answered``: to be called, in a thread, after the swarm has answered with it."""
 
     ref: ModelRef
     boundaries: Boundaries
@@ -67,6 +68,7 @@ class LocalModel:
     scales: Mapping[int, ScaleTable] = field(default_factory=dict)
     failed: frozenset[str] = frozenset()
     reader: RowReader | None = None
+    facts: ModelFacts = UNKNOWN
 
     @property
     def residual_width(self) -> int:
@@ -142,4 +144,5 @@ def load_local_model(
         scales={} if certificate is None else certificate.scales(),
         failed=frozenset(UNPROVEN_KINDS) if certificate is None else certificate.failed,
         reader=reader,
+        facts=ModelFacts.of(checkpoint),
     )

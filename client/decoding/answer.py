@@ -53,6 +53,11 @@ class Answer:
         return "".join(self._shown)
 
     @property
+    def stop_string(self) -> str | None:
+        """The one that ended it."""
+        return self._stops.matched
+
+    @property
     def token_ids(self) -> tuple[int, ...]:
         return tuple(choice.token for choice in self.choices)
 

@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route, Router
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..http.call import HttpCall
 from ..http.endpoint import Endpoint, Handler
 from ..http.errors import ApiError
 from ..http.form import ReplyForm
 from ..pages.pages import PREFIX, page, send_file
+from .anthropic.form import ANTHROPIC
+from .anthropic.models import anthropic_list, anthropic_model
+from .anthropic.requests import read_message
+from .anthropic.writer import MessageWriter, counted
 from .gateway import Gateway
+from .ollama.form import OLLAMA
+from .ollama.models import ollama_list, ollama_model, ollama_pulled, ollama_running, read_ollama_name
+from .ollama.other_paths import not_here, running, version
+from .ollama.requests import read_ollama_chat, read_ollama_text
+from .ollama.writer import OllamaChatWriter, OllamaTextWriter
 from .openai.form import OPENAI
 from .openai.requests import read_chat, read_completion
 from .openai.writers import ChatWriter, CompletionWriter
+
+Asked = tuple[str, Handler, ReplyForm | None]
+"""A method, what it calls for, and the form of errors."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Either:
+    """Two endpoints of one path: ``first`` takes the requests that ``asks`` is true of."""
+
+    asks: Callable[[Scope], bool]
+    first: ASGIApp
+    other: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (self.first if self.asks(scope) else self.other)(scope, receive, send)
 
 
 def create_app(gateway: Gateway, *, cors_origins: Sequence[str] = (), local_only: bool = False) -> ASGIApp:
@@ -31,16 +56,40 @@ def create_app(gateway: Gateway, *, cors_origins: Sequence[str] = (), local_only
         ended = partial(gateway.figures.requested, path)
         return Endpoint(method, handler, gateway.limits.stall_s, local_only, form, ended)
 
+    def either(path: str, asks: Callable[[Scope], bool], first: Asked, other: Asked) -> Route:
+        return Route(path, _Either(asks, endpoint(path, *first), endpoint(path, *other)))
+
+    answers, lists, shows = gateway.answers, gateway.lists, gateway.shows
     router = Router(
         [
-            route("/", "GET", page("chat/index.html")),
+            either("/", _wants_page, ("GET", page("chat/index.html"), None), ("GET", running, OLLAMA)),
             route(f"{PREFIX}/{{file:path}}", "GET", send_file),
             route("/health", "GET", gateway.health),
             route("/ready", "GET", gateway.ready),
-            route("/v1/models", "GET", gateway.models),
-            route("/v1/models/{name:path}", "GET", gateway.model),
-            route("/v1/chat/completions", "POST", gateway.answers(read_chat, ChatWriter), OPENAI),
-            route("/v1/completions", "POST", gateway.answers(read_completion, CompletionWriter), OPENAI),
+            either(
+                "/v1/models",
+                _is_anthropic,
+                ("GET", lists(anthropic_list), ANTHROPIC),
+                ("GET", gateway.models, None),
+            ),
+            either(
+                "/v1/models/{name:path}",
+                _is_anthropic,
+                ("GET", shows(anthropic_model), ANTHROPIC),
+                ("GET", gateway.model, None),
+            ),
+            route("/v1/chat/completions", "POST", answers(read_chat, ChatWriter), OPENAI),
+            route("/v1/completions", "POST", answers(read_completion, CompletionWriter), OPENAI),
+            route("/v1/messages", "POST", answers(read_message, MessageWriter), ANTHROPIC),
+            route("/v1/messages/count_tokens", "POST", gateway.counts(read_message, counted), ANTHROPIC),
+            route("/api/chat", "POST", answers(read_ollama_chat, OllamaChatWriter), OLLAMA),
+            route("/api/generate", "POST", answers(read_ollama_text, OllamaTextWriter), OLLAMA),
+            route("/api/tags", "GET", lists(ollama_list), OLLAMA),
+            route("/api/ps", "GET", lists(ollama_running), OLLAMA),
+            route("/api/show", "POST", shows(ollama_model, read_ollama_name), OLLAMA),
+            route("/api/pull", "POST", shows(ollama_pulled, read_ollama_name), OLLAMA),
+            route("/api/version", "GET", version, OLLAMA),
+            route("/api/{path:path}", "", not_here, OLLAMA),
         ],
         default=endpoint("", "", _no_such_path),
         redirect_slashes=False,
@@ -50,10 +99,20 @@ def create_app(gateway: Gateway, *, cors_origins: Sequence[str] = (), local_only
     return CORSMiddleware(
         router,
         allow_origins=list(cors_origins),
-        allow_methods=["GET", "POST"],
+        allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],
         expose_headers=["Server-Timing", "X-Swarm-Route", "X-Ignored-Fields", "Retry-After"],
     )
+
+
+def _wants_page(scope: Scope) -> bool:
+    """Browsers ask for a page; Ollama's clients look whether anything is here."""
+    return b"text/html" in dict(scope["headers"]).get(b"accept", b"")
+
+
+def _is_anthropic(scope: Scope) -> bool:
+    """Its clients ask for some paths that OpenAI's have too, and want them in a form of their own."""
+    return b"anthropic-version" in dict(scope["headers"])
 
 
 async def _no_such_path(call: HttpCall) -> None:

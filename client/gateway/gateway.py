@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -18,6 +18,7 @@ from ..http.endpoint import Handler, group_of_client
 from ..http.errors import RETRY_S, ApiError, from_swarm, said, wrong
 from ..http.reading import Readings
 from .answers.generations import Answering
+from .answers.offered import Offered
 from .answers.preparing import Prepared, prepared
 from .answers.replies import Reply, StreamedReply, WholeReply
 from .answers.writer import Writer
@@ -87,7 +88,7 @@ class Gateway:
 
     async def ready(self, call: HttpCall) -> None:
         """Whether a chat would be answered now: some model has all its blocks served."""
-        ready = 0 if self.draining else await self.offers.available()
+        ready = 0 if self.draining else len(await self.offers.served())
         status = "draining" if self.draining else "ready" if ready else "no model is served as a whole"
         body = {"status": status, "models_ready": ready, "models": len(self.offers.ids)}
         retry = {} if ready else {"Retry-After": str(RETRY_S)}
@@ -96,6 +97,32 @@ class Gateway:
     async def models(self, call: HttpCall) -> None:
         self._check(call)
         await call.reply(to_json(await self.offers.listing()))
+
+    def lists(self, write: Callable[[Sequence[Offered]], object]) -> Handler:
+        """A path that lists the models which can be served now."""
+
+        async def answer(call: HttpCall) -> None:
+            self._check(call)
+            await call.reply(to_json(write(await self.offers.served())))
+
+        return answer
+
+    def shows(
+        self, write: Callable[[Offered], object], read: Callable[[object], str] | None = None
+    ) -> Handler:
+        """A path that tells of one model: ``read`` finds its name in the body; else the path ends with
+        it."""
+
+        async def answer(call: HttpCall) -> None:
+            caller = self._check(call)
+            if read is None:
+                name = call.scope["path_params"]["name"]
+            else:
+                with self._readings.of(caller) as reading:
+                    name = await reading.until(call.read(self.limits.max_body_bytes, read, reading))
+            await call.reply(to_json(write(self.offers.offered(name))))
+
+        return answer
 
     async def model(self, call: HttpCall) -> None:
         self._check(call)
@@ -108,6 +135,17 @@ class Gateway:
 
         async def answer(call: HttpCall) -> None:
             await self._answer(call, read, write)
+
+        return answer
+
+    def counts(self, read: Callable[[object], R], write: Callable[[int], object]) -> Handler:
+        """A path that tells how many tokens the prompt of a request has. ``read`` raises ApiError."""
+
+        async def answer(call: HttpCall) -> None:
+            caller = self._check(call)
+            with self.admission.request(caller):
+                _, job = await self._read(call, caller, read)
+            await call.reply(to_json(write(job.prompt_tokens)))
 
         return answer
 

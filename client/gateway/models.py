@@ -14,6 +14,7 @@ from ...swarm.routing.best_route import missing_blocks
 from ...swarm.types import ModelRef, NodeInfo, NodeState, Span
 from ..async_model import AsyncSwarmModel
 from ..http.errors import ApiError, serve_commands
+from .answers.offered import Offered
 
 FRESH_S = 2.0
 """The directory's answer is reused for this many seconds."""
@@ -86,10 +87,18 @@ class Offers:
         alone = self._directory.is_alone
         return {"object": "list", "data": models, "unavailable": unavailable, "alone": alone}
 
-    async def available(self) -> int:
-        """How many models have all their blocks served now. Raises NetworkError."""
+    async def served(self) -> list[Offered]:
+        """The models that have all their blocks served now. Raises NetworkError."""
         nodes = await self._all_nodes()
-        return sum(not _coverage(nodes, model.model).missing for model in self._by_id.values())
+        return [
+            Offered(model_id, model, self._created)
+            for model_id, model in self._by_id.items()
+            if not _coverage(nodes, model.model).missing
+        ]
+
+    def offered(self, name: str | None) -> Offered:
+        """Whether it can be served now or not. Raises ApiError."""
+        return Offered(*self.find(name), self._created)
 
     async def one(self, name: str) -> dict[str, Any]:
         """The body of /v1/models/NAME, whether it can be served now or not."""

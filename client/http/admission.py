@@ -63,16 +63,18 @@ class ApiKeys:
         """The caller's key; None if every caller may ask. Raises ApiError 401."""
         if not self._digests:
             return None
-        words = dict(headers).get(b"authorization", b"").decode("latin-1").split()
-        if len(words) == 2 and words[0].lower() == "bearer":
-            given = _digest(words[1])
+        told = dict(headers)
+        kind, _, word = told.get(b"authorization", b"").decode("latin-1").strip().partition(" ")
+        bearer = word.strip() if kind.lower() == "bearer" else ""
+        for key in (bearer, told.get(b"x-api-key", b"").decode("latin-1").strip()):
+            given = _digest(key)
             if given in self._digests:  # how long this takes tells nothing of a key: it is of its digest
                 return given.hex()
         raise ApiError(
             401,
-            "an API key is needed: send the header Authorization: Bearer KEY"
-            if not words
-            else "the API key is not one of this gateway's",
+            "the API key is not one of this gateway's"
+            if kind or b"x-api-key" in told
+            else "an API key is needed: send the header Authorization: Bearer KEY, or x-api-key: KEY",
             kind="authentication_error",
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},

@@ -27,6 +27,7 @@ from tests.doubles.toy_model import (
     BOUNDARIES,
     CONTEXT,
     EOS,
+    FACTS,
     HIDDEN,
     MODEL,
     N_BLOCKS,
@@ -119,7 +120,7 @@ class FakeSwarm:
         head = head or ToyHead()
         usual = usual_embedding_rms(head.embed, VOCAB)
         local = LocalModel(MODEL, BOUNDARIES, VOCAB, CONTEXT, head, ToyTokenizer(), embedding_rms=usual)
-        return replace(local, **changes)
+        return replace(local, facts=FACTS, **changes)
 
     def client_network(self) -> ClientNetwork:
         return ClientNetwork(GivenNetwork(self.network.transport("client"), MemoryDirectory(self.store)))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from swarm_node.client.model_facts import ModelFacts
 from swarm_node.swarm.boundaries import Boundaries
 from swarm_node.swarm.types import ModelRef
 
@@ -22,6 +23,7 @@ VOCAB = 258
 BOS, EOS = 256, 257
 CONTEXT = 512
 MODEL = ModelRef("toy", "ab" * 32, N_BLOCKS)
+FACTS = ModelFacts("toys", "F32", HIDDEN, 1234, 4936)
 BOUNDARIES = Boundaries.alike(N_BLOCKS, HIDDEN)
 
 _random = np.random.default_rng(5)
@@ -57,13 +59,14 @@ class ToyHead:
 
 
 class ScriptedHead(ToyHead):
-    """Says the same whatever it is asked: the given tokens, one a row, then end-of-text."""
+    """Says the same whatever it is asked: the given tokens, one a row, then end-of-text. It is so sure of
+    them that no sampling chooses others."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self._tokens = list(tokens)
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
-        return one_hot([self._tokens.pop(0) if self._tokens else EOS for _ in hidden])
+        return one_hot([self._tokens.pop(0) if self._tokens else EOS for _ in hidden]) * np.float32(100)
 
 
 def one_hot(tokens: Sequence[int]) -> np.ndarray:

@@ -67,7 +67,7 @@ FLOORS = {
         ("client/http", "client/hf"),
         ("client/gateway/requests", "client/pages"),
         ("client/gateway/answers",),
-        ("client/gateway/openai",),
+        ("client/gateway/openai", "client/gateway/anthropic", "client/gateway/ollama"),
         ("client/dashboard",),
         ("client/gateway",),
     ),

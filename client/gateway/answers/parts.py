@@ -23,6 +23,13 @@ class Text:
 
 
 @dataclass(slots=True)
+class Thought:
+    """What the model thinks before it answers."""
+
+    text: str
+
+
+@dataclass(slots=True)
 class Call:
     """A complete call of a tool."""
 
@@ -38,7 +45,7 @@ class Finish:
     tokens: tuple[TokenEvent, ...] = ()
 
 
-Part = Text | Call | Finish
+Part = Text | Thought | Call | Finish
 
 
 @dataclass(slots=True)
@@ -46,6 +53,7 @@ class Said:
     """A choice's parts together, once all were added."""
 
     texts: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
     calls: list[ToolCall] = field(default_factory=list)
     tokens: list[TokenEvent] = field(default_factory=list)
     _finish: Finish | None = None
@@ -53,6 +61,10 @@ class Said:
     @property
     def text(self) -> str:
         return "".join(self.texts)
+
+    @property
+    def thought(self) -> str:
+        return "".join(self.thoughts)
 
     @property
     def finish(self) -> Finish:
@@ -65,6 +77,8 @@ class Said:
             case Text():
                 self.texts.append(part.text)
                 self.tokens += part.tokens
+            case Thought():
+                self.thoughts.append(part.text)
             case Call():
                 self.calls.append(part.call)
             case Finish():

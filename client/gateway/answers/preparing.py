@@ -50,10 +50,10 @@ async def prepared(
 ) -> Prepared:
     """``default_tokens``: the longest answer, where neither the request nor its API says it. Raises ApiError,
     and UsageError where the template refuses the messages."""
-    n, echoes, forgotten, forgets = request.sampling.n, list[str](), 0, False
+    n, echoes, forgotten = request.sampling.n, list[str](), 0
     if isinstance(request, ChatRequest):
         prompt, forgotten = await chat_prompt(model, request, default_tokens)
-        prompts, forgets = [prompt], request.forgets
+        prompts = [prompt]
     else:
         prompts = await text_prompts(model, request)
         if request.echo:
@@ -63,7 +63,7 @@ async def prepared(
         "guide": request.guide,
         "speculate": speculate,
     }
-    choices = wanted(model, prompts, request.sampling, options, default_tokens=default_tokens, fit=forgets)
+    choices = wanted(model, prompts, request.sampling, options, default_tokens=default_tokens)
     return Prepared(
         request=request,
         model_id=model_id,

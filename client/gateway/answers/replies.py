@@ -86,16 +86,18 @@ class WholeReply(Reply):
         """Nothing can be said before all is there."""
 
     async def end(self) -> None:
-        first = self._choices[0].finish.result
-        timings = first.timings
-        seconds = {
-            "route": timings.route_s,
-            "prefill": timings.prefill_s,
-            "decode": timings.decode_s,
-            "local": timings.local_s,
-            "repair": timings.repair_s,
-        }
-        headers = self._headers(first.route, "total", seconds)
+        route, seconds = None, dict[str, float]()
+        if self._choices:  # a request may ask for no answer
+            first = self._choices[0].finish.result
+            route, timings = first.route, first.timings
+            seconds = {
+                "route": timings.route_s,
+                "prefill": timings.prefill_s,
+                "decode": timings.decode_s,
+                "local": timings.local_s,
+                "repair": timings.repair_s,
+            }
+        headers = self._headers(route, "total", seconds)
         await self._call.reply(self._writer.whole(self._choices, self._usage), headers=headers)
 
 

@@ -66,13 +66,13 @@ def read_chat(value: object) -> OpenAIChat:
     top = body.integer("top_logprobs", 0, MAX_LOGPROBS)
     if top and not wanted:
         raise body.wrong("top_logprobs", "is only possible with logprobs: true")
-    sampling = read_sampling(body, ("max_completion_tokens", "max_tokens"))
+    forgets = body.one_of("truncation", ("disabled", "auto")) == "auto"
+    sampling = read_sampling(body, ("max_completion_tokens", "max_tokens"), fits=forgets)
     streaming = read_streaming(body)
-    truncation = body.one_of("truncation", ("disabled", "auto"))
     return OpenAIChat(
         model=model,
         chat=chat,
-        forgets=truncation == "auto",
+        forgets=forgets,
         sampling=sampling,
         stream=streaming is not None,
         streaming=streaming or Streaming(),

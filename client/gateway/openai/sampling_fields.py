@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ...params import GenerateOptions
 from ..requests.fields import BodyFields, integer_of
 from ..requests.sampling import (
+    LEAST_TOP_P,
     MAX_BIASES,
     MAX_CHOICES,
     MAX_LENGTH,
@@ -32,14 +33,18 @@ class Streaming:
 
 
 def read_sampling(
-    body: BodyFields, length_fields: tuple[str, ...], *, default_tokens: int | None = None
+    body: BodyFields,
+    length_fields: tuple[str, ...],
+    *,
+    default_tokens: int | None = None,
+    fits: bool = False,
 ) -> Sampling:
-    """``length_fields``: the names of ``max_tokens`` there; two that differ are wrong."""
+    """``length_fields``: the names of ``max_tokens`` there; two that differ are wrong. The rest is as in
+    ``Sampling``."""
     check_known(body)
     options: GenerateOptions = {
         "temperature": _or(body.number("temperature", 0, 2), 1.0),
-        # 0 means as little as possible there: the most likely token alone
-        "top_p": _or(body.number("top_p", 0, 1), 1.0) or 1e-9,
+        "top_p": _or(body.number("top_p", 0, 1), 1.0) or LEAST_TOP_P,
         "top_k": max(0, body.integer("top_k", -1, MAX_LENGTH) or 0),
         "min_p": _or(body.number("min_p", 0, 1), 0.0),
         "frequency_penalty": _or(body.number("frequency_penalty", -2, 2), 0.0),
@@ -61,6 +66,7 @@ def read_sampling(
         seed=body.integer("seed", -MAX_SEED, MAX_SEED - 1),
         max_tokens=lengths.get(length_field),
         length_field=length_field,
+        fits=fits,
         default_tokens=default_tokens,
         logit_bias=_logit_bias(body),
     )

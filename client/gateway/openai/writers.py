@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -11,11 +10,13 @@ from typing import Any
 from ...decoding.answer import TokenEvent
 from ...http.body import to_json
 from ...parsing.tool_calls import ToolCall
-from ..answers.parts import Call, Finish, Part, Said, Text, Usage
+from ..answers.frame import TEXT, TextFrame
+from ..answers.logprobs import TokenBytes
+from ..answers.parts import Call, Finish, Part, Said, Text, Thought, Usage
 from ..answers.preparing import Prepared
 from ..answers.writer import Writer
 from .form import DONE
-from .logprobs import TokenBytes, chat_logprobs, text_length, text_logprobs
+from .logprobs import chat_logprobs, text_length, text_logprobs
 from .requests import OpenAIChat, OpenAICompletion
 from .sampling_fields import Streaming
 
@@ -27,7 +28,7 @@ class ChatWriter(Writer):
         self._envelope = Envelope("chat.completion", "chatcmpl", job, request.streaming)
         self._token_bytes = _token_bytes(job)
         self._calls = [0] * len(job.wanted)  # of each choice, so far
-        self._frames = [_Frame(self._entry(index, {"content": _TEXT})) for index in range(len(job.wanted))]
+        self._frames = [TextFrame(self._entry(index, {"content": TEXT})) for index in range(len(job.wanted))]
 
     def begin(self, index: int, usage: Usage) -> str:
         entry = self._entry(index, {"role": "assistant", "content": ""})
@@ -39,6 +40,8 @@ class ChatWriter(Writer):
         match part:
             case Text(text, tokens):
                 entry = to_json(self._entry(index, {"content": text}, tokens))
+            case Thought(text):
+                entry = to_json(self._entry(index, {"reasoning_content": text}))
             case Call(call):
                 told = {"index": self._calls[index], **_call(call)}
                 self._calls[index] += 1
@@ -62,6 +65,8 @@ class ChatWriter(Writer):
             "content": said.text if said.texts or not said.calls else None,
             "refusal": None,
         }
+        if said.thoughts:
+            message["reasoning_content"] = said.thought
         if said.calls:
             message["tool_calls"] = [_call(call) for call in said.calls]
         logprobs = None if self._token_bytes is None else chat_logprobs(said.tokens, self._token_bytes)
@@ -87,7 +92,7 @@ class CompletionWriter(Writer):
         self._token_bytes = _token_bytes(job)
         self._echoes = job.echoes
         self._offsets = [0] * len(job.wanted)
-        self._frames = [_Frame(self._entry(index, _TEXT)) for index in range(len(job.wanted))]
+        self._frames = [TextFrame(self._entry(index, TEXT)) for index in range(len(job.wanted))]
 
     def begin(self, index: int, usage: Usage) -> str:
         echo = self._echoes[index]
@@ -174,17 +179,6 @@ class Envelope:
         return f'{self._begin}],"usage":{to_json(_usage(usage, cached=True))}}}\n\n{DONE}'
 
 
-class _Frame:
-    """JSON in which only a text differs from token to token: only it is written."""
-
-    def __init__(self, entry: dict[str, Any]) -> None:
-        """``entry``: with ``_TEXT`` for the text."""
-        self._before, _, self._after = to_json(entry).partition(to_json(_TEXT))
-
-    def around(self, text: str) -> str:
-        return f"{self._before}{_quoted(text)}{self._after}"
-
-
 def _call(call: ToolCall) -> dict[str, Any]:
     return {
         "id": f"call_{secrets.token_hex(12)}",
@@ -207,7 +201,3 @@ def _usage(usage: Usage, *, cached: bool = False) -> dict[str, Any]:
     if cached:
         told["prompt_tokens_details"] = {"cached_tokens": usage.cached}
     return told
-
-
-_quoted = json.encoder.encode_basestring_ascii  # what to_json does with a string, without its detour
-_TEXT = "text to come"

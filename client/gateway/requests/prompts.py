@@ -13,6 +13,7 @@ from ...http.errors import ApiError, refused, wrong
 from ...params import GenerateOptions
 from .request import ChatRequest, TextRequest
 from .sampling import Sampling
+from .thinking import thinking_variables
 
 T = TypeVar("T")
 
@@ -39,8 +40,8 @@ async def chat_prompt(
         )
 
     def read() -> tuple[list[int], int]:
-        more: dict[str, Any] = dict(request.template)
-        for name in more:
+        more = {**thinking_variables(request.thinking, tokenizer.chat_variables), **request.template}
+        for name in request.template:
             if name not in tokenizer.chat_variables:
                 raise refused(name, "this model's chat template does not know it")
         if request.tools.definitions:
@@ -131,11 +132,9 @@ def wanted(
     extra: GenerateOptions,
     *,
     default_tokens: int,
-    fit: bool = False,
 ) -> list[WantedChoice]:
     """``n`` generations for each prompt, in order. ``default_tokens``: at most as many, where neither the
-    request nor its API says it. Raises ApiError where one cannot ``fit`` the context, unless it is to be as
-    short as it must."""
+    request nor its API says it. Raises ApiError where one does not fit the context, and need not."""
     for token in sampling.logit_bias:
         if token >= model.vocab_size:
             raise wrong("logit_bias", f"token ids are below {model.vocab_size}")
@@ -143,7 +142,7 @@ def wanted(
     for prompt in prompts:
         room = model.context - len(prompt)
         tokens = sampling.max_tokens
-        if tokens is None or fit:
+        if tokens is None or sampling.fits:
             tokens = min(tokens or sampling.default_tokens or default_tokens, room)
         if tokens > room:
             raise wrong(

@@ -9,6 +9,7 @@ from typing import Any
 from ...guided.guide import Guide
 from .messages import Chat
 from .sampling import Sampling
+from .thinking import Thinking
 from .tools import Tools
 
 MAX_MODEL_NAME = 512
@@ -32,11 +33,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest(Request):
-    """``template``: further variables for the chat template. ``chat_field``: what holds the messages.
-    ``forgets``: where they are longer than the context, the oldest are left out."""
+    """``thinking``: what is wished of it; ``template``: further variables for the chat template.
+    ``chat_field``: what holds the messages. ``forgets``: where they are longer than the context, the oldest
+    are left out."""
 
     chat: Chat
     tools: Tools = field(default_factory=Tools)
+    thinking: Thinking = None
     template: Mapping[str, Any] = field(default_factory=dict)
     chat_field: str = "messages"
     forgets: bool = False
@@ -44,8 +47,9 @@ class ChatRequest(Request):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextRequest(Request):
-    """``prompts``: texts, or lists of token ids. ``echo``: they come before their answers. ``all_text``:
-    control tokens spelled out in them are text too."""
+    """``prompts``: texts, or lists of token ids; none asks for no answer, only whether there could be one.
+    ``echo``: they come before their answers. ``all_text``: control tokens spelled out in them are text
+    too."""
 
     prompts: tuple[str | tuple[int, ...], ...]
     echo: bool = False

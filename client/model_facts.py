@@ -1,0 +1,36 @@
+"""What people ask of a model that they do not compute: of what kind it is, and how large."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..shards.checkpoint.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """``family``: transformers' ``model_type``. ``weights``: their main type, such as ``Q4_1``. ``nbytes``:
+    of all tensors. Empty and 0 where it is not known."""
+
+    family: str = ""
+    weights: str = ""
+    hidden_size: int = 0
+    parameters: int = 0
+    nbytes: int = 0
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> ModelFacts:
+        config, tensors = checkpoint.config, checkpoint.manifest.values()
+        return cls(
+            family=config.family,
+            weights=config.native_dtype,
+            hidden_size=config.hidden_size,
+            parameters=sum(prod(tensor.shape) for tensor in tensors),
+            nbytes=sum(tensor.nbytes for tensor in tensors),
+        )
+
+
+UNKNOWN = ModelFacts()
