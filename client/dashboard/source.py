@@ -87,3 +87,19 @@ class Source(Protocol):
 
     def own(self) -> OwnWork | None:
         """None in a process that serves no blocks."""
+
+
+class NoFigures:
+    """Of a process that neither makes answers nor serves blocks: it only looks."""
+
+    def answers(self) -> Sequence[RunningAnswer]:
+        return ()
+
+    def repairs(self) -> Sequence[SeenRepair]:
+        return ()
+
+    def counters(self) -> Counters | None:
+        return None
+
+    def own(self) -> OwnWork | None:
+        return None

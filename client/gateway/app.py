@@ -10,11 +10,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..dashboard.dashboard import Dashboard
+from ..dashboard.door import dashboard_handlers, key_holders
 from ..http.call import HttpCall
 from ..http.endpoint import Endpoint, Handler
 from ..http.errors import ApiError
 from ..http.form import ReplyForm
-from ..pages.pages import PREFIX, page, send_file
+from ..pages.pages import page
 from .anthropic.form import ANTHROPIC
 from .anthropic.models import anthropic_list, anthropic_model
 from .anthropic.requests import read_message
@@ -45,7 +47,9 @@ class _Either:
         await (self.first if self.asks(scope) else self.other)(scope, receive, send)
 
 
-def create_app(gateway: Gateway, *, cors_origins: Sequence[str] = (), local_only: bool = False) -> ASGIApp:
+def create_app(
+    gateway: Gateway, dashboard: Dashboard, *, cors_origins: Sequence[str] = (), local_only: bool = False
+) -> ASGIApp:
     """``local_only``: answer only requests that name this computer by a local name. Otherwise a web page
     elsewhere could point a name of its own here, and ask."""
 
@@ -59,11 +63,12 @@ def create_app(gateway: Gateway, *, cors_origins: Sequence[str] = (), local_only
     def either(path: str, asks: Callable[[Scope], bool], first: Asked, other: Asked) -> Route:
         return Route(path, _Either(asks, endpoint(path, *first), endpoint(path, *other)))
 
+    seen = dashboard_handlers(dashboard, key_holders(gateway.keys))
     answers, lists, shows = gateway.answers, gateway.lists, gateway.shows
     router = Router(
         [
             either("/", _wants_page, ("GET", page("chat/index.html"), None), ("GET", running, OLLAMA)),
-            route(f"{PREFIX}/{{file:path}}", "GET", send_file),
+            *(route(path, "GET", handler) for path, handler in seen.items()),
             route("/health", "GET", gateway.health),
             route("/ready", "GET", gateway.ready),
             either(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from os import PathLike
 from typing import Any, Literal, Unpack
 
 from ...swarm.errors import UsageError
 from ..async_model import AsyncSwarmModel
 from ..connecting import ClientOptions, SessionOptions, checked_entry, open_models, part
+from ..dashboard.dashboard import Dashboard
+from ..dashboard.picture import Complete, with_peer
 from ..http.admission import ApiKeys
 from ..http.server import listen
 from ..local_model import LocalModel
@@ -42,10 +45,12 @@ async def open_gateway(
     limits: Mapping[str, Any] | None = None,
     max_connections: int = 4096,
     speculate: Literal["auto", "off"] = "auto",
+    complete: Complete | None = None,
     **options: Unpack[ClientOptions],
 ) -> AsyncIterator[GatewayServer]:
-    """Listen, load the models' client parts, join the swarm. ``limits``: fields of GatewayLimits; ``options``
-    are those of ``SwarmModel.connect``. Raises UsageError, ModelErrors and NetworkErrors."""
+    """Listen, load the models' client parts, join the swarm. ``limits``: fields of GatewayLimits;
+    ``complete``: see ``dashboard.picture``; ``options`` are those of ``SwarmModel.connect``. Raises
+    UsageError, ModelErrors and NetworkErrors."""
     entry = checked_entry(options)
     if options.get("draft") is not None and len(models) > 1:
         raise UsageError("a draft model is for one model", hint="Give one --model, or leave --draft out.")
@@ -67,9 +72,18 @@ async def open_gateway(
         for model in opened:
             await model.read_announcements()
             await model.prepare_guides()
-        offers = Offers(
-            opened, network.directory, initial_peers=entry.initial_peers[0] if entry.initial_peers else ""
-        )
+        through = entry.initial_peers[0] if entry.initial_peers else ""
+        offers = Offers(opened, network.directory, initial_peers=through)
         gateway = Gateway(offers, GatewayLimits(**(limits or {})), keys, speculate=speculate)
-        server = GatewayServer(gateway, listener, max_connections=max_connections, cors_origins=cors_origins)
+        dashboard = Dashboard(
+            network.directory,
+            gateway.figures,
+            complete=complete or partial(with_peer, through),
+            name=entry.name,
+            has_chat=True,
+        )
+        await stack.enter_async_context(dashboard)
+        server = GatewayServer(
+            gateway, dashboard, listener, max_connections=max_connections, cors_origins=cors_origins
+        )
         yield await stack.enter_async_context(server)

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..dashboard.dashboard import Dashboard
 from ..http.server import HttpServer, Listener, is_local
 from .app import create_app
 from .gateway import Gateway
 
 
 class GatewayServer(HttpServer):
+    """``dashboard`` must be entered before."""
+
     def __init__(
         self,
         gateway: Gateway,
+        dashboard: Dashboard,
         listener: Listener,
         *,
         max_connections: int = 4096,
         cors_origins: Sequence[str] = (),
     ) -> None:
         self.gateway = gateway
+        self._dashboard = dashboard
         local_only = is_local(listener) and not gateway.keys.needed
-        app = create_app(gateway, cors_origins=cors_origins, local_only=local_only)
+        app = create_app(gateway, dashboard, cors_origins=cors_origins, local_only=local_only)
         super().__init__(app, listener, max_connections=max_connections)
 
     async def stop(self, *, drain_s: float) -> None:
         self.gateway.draining = True
+        self._dashboard.close()
         await super().stop(drain_s=drain_s)
 
     def drop_all(self) -> None:

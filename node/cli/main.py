@@ -19,7 +19,7 @@ from .shared.pasting import pasteable
 from .shared.signals import exiting_on_end_signals, until_ended
 from .shared.streams import StandardStreams
 
-NODES = ("serve", "bootstrap", "gateway")
+NODES = ("serve", "bootstrap", "gateway", "dashboard")
 """Commands that go on even if their output is not read."""
 
 
@@ -105,12 +105,19 @@ def _command(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
 
             return run_invite(arguments)
         case "gateway":
-            from ...client.gateway import require_extra
+            from ...client.http.extra import require_http
 
-            require_extra()
+            require_http("the gateway")
             from .gateway.gateway import run_gateway
 
             return run_gateway(arguments)
+        case "dashboard":
+            from ...client.http.extra import require_http
+
+            require_http("the dashboard")
+            from .dashboard.dashboard import run_dashboard
+
+            return run_dashboard(arguments)
         case _:
             from .generate.generate import run_generate
 

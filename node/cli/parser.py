@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from ...swarm.errors import UsageError
 from .chat.commands import CHAT_EXAMPLES, add_chat
+from .dashboard.options import DASHBOARD_EXAMPLES, add_dashboard
 from .gateway.options import GATEWAY_EXAMPLES, add_gateway
 from .generate.options import GENERATE_EXAMPLES, add_generate
 from .models.options import MODELS_EXAMPLES, PLAN_EXAMPLES, PULL_EXAMPLES, add_models, add_plan, add_pull
@@ -79,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_generate(_command(commands, "generate", "answer a prompt through the swarm", GENERATE_EXAMPLES))
     add_chat(_command(commands, "chat", "talk with the model in the terminal", CHAT_EXAMPLES))
     add_gateway(_command(commands, "gateway", "serve the OpenAI API over HTTP", GATEWAY_EXAMPLES))
+    add_dashboard(_command(commands, "dashboard", "show a swarm live in a browser", DASHBOARD_EXAMPLES))
     add_invite(
         _command(commands, "invite", "print an invite, with which another machine joins", INVITE_EXAMPLES)
     )

@@ -36,6 +36,11 @@ class SwarmEntry:
         return "" if self.membership is None else self.membership.tag
 
     @property
+    def name(self) -> str:
+        """The swarm's name, as people chose it; "" for none."""
+        return "" if self.membership is None else self.membership.name
+
+    @property
     def is_keyed(self) -> bool:
         """Only whom the holder of a key lets in is in the swarm."""
         return isinstance(self.membership, KeyedSwarm)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ....client.gateway.opening import open_gateway
 from ....client.gateway.server import GatewayServer
 from ..shared.arguments import client_options
 from ..shared.output import console, decision_line, events, plural, shown
+from ..shared.pasting import completed
 from ..shared.signals import on_stop_signals
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
             "stall_s": arguments.stall_seconds,
         },
         "max_connections": arguments.max_connections,
+        "complete": partial(completed, arguments=arguments),
         "speculate": arguments.speculate,
         **client_options(arguments),
     }
@@ -109,6 +112,7 @@ class _Display:
         names = shown(", ".join(gateway.offers.ids))
         console.print(f"[green]Listening[/] at {shown(server.url)} for {names}")
         console.print(f"  chat page: {shown(server.url)}/")
+        console.print(f"  the swarm, live: {shown(server.url)}/swarm")
         console.print(f"  OpenAI base URL: {shown(server.url)}/v1")
         if not gateway.keys.needed and not server.is_local:
             console.print(

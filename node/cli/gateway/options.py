@@ -9,13 +9,13 @@ from ..shared.arguments import (
     above_zero,
     add_compute,
     add_draft,
+    add_http,
     add_peers,
     add_sideband,
     add_speculate,
     add_wait,
     add_wire_codec,
     comma_list,
-    port_number,
     positive_int,
     seconds,
 )
@@ -26,7 +26,8 @@ examples:
   swarm-node gateway --model PATH --model PATH --initial-peers ADDR                    several models
   swarm-node gateway --model PATH --initial-peers ADDR --host 0.0.0.0 --api-key-file keys.txt
 
-OpenAI clients take http://127.0.0.1:8000/v1 as base URL; browsers find a chat page at the address itself.
+OpenAI clients take http://127.0.0.1:8000/v1 as base URL; browsers find a chat page at the address itself,
+and at /swarm who serves what, live.
 After Ctrl-C it takes no new requests, and gives running ones --drain-seconds.
 """
 
@@ -40,22 +41,7 @@ def add_gateway(command: argparse.ArgumentParser) -> None:
         help=f"{MODEL_HELP} (repeat it to offer several; default: the one model that the swarm serves)",
     )
     add_peers(command)
-    command.add_argument(
-        "--host",
-        default="127.0.0.1",
-        metavar="IP",
-        help="address to listen on; :: is every address, of IPv4 too (default: %(default)s, this computer "
-        "only)",
-    )
-    command.add_argument(
-        "--port", type=port_number, default=8000, help="TCP port, 0 takes a free one (default: %(default)s)"
-    )
-    command.add_argument(
-        "--api-key-file",
-        default=None,
-        metavar="FILE",
-        help="file of API keys, one a line, # for comments (default: all that reach the port may ask)",
-    )
+    add_http(command, port=8000, without_keys="all that reach the port may ask")
     command.add_argument(
         "--cors-origin",
         type=comma_list,

@@ -11,6 +11,7 @@ from ....shards.models.devices import DEVICES
 from ....swarm.transport.addresses import EVERY_INTERFACE
 from ....swarm.transport.direct_maddrs import PORT_ABOVE
 from ...config import KERNELS, KV_DTYPES
+from ..dashboard.options import DASHBOARD_PORT
 from ..shared.arguments import (
     MODEL_HELP,
     above_zero,
@@ -162,6 +163,16 @@ def add_serve(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compute a token to the same bits, whatever is computed beside it and however its prompt is "
         "cut, so that a repair changes no answer; checked at the start",
+    )
+    command.add_argument(
+        "--dashboard",
+        nargs="?",
+        type=port_number,
+        const=DASHBOARD_PORT,
+        default=None,
+        metavar="PORT",
+        help="show the swarm and what this node has done in a browser, to this computer only; without PORT "
+        f"at {DASHBOARD_PORT}, 0 takes a free one (default: none)",
     )
     _add_cache(command)
     _add_sharing(command)

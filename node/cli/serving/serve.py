@@ -25,7 +25,7 @@ from ...auto.on_demand import OnDemand
 from ...auto.wanted_models import WantedModels
 from ...config import NodeConfig, NodeEvent
 from ...identity_files import IdentityClaim
-from ...node import Node
+from ...node import Node, Service
 from ...weights.found_model import FoundModel
 from ...weights.sharing import WeightOptions, WeightService
 from ..shared.arguments import entry_of
@@ -66,13 +66,25 @@ async def run_serve(arguments: argparse.Namespace) -> None:
             display.on_event,
             on_progress=display.on_progress,
             source=source,
-            services=[weights],
+            services=[weights, *_dashboard(arguments)],
             begin_auto=begin_auto,
             on_demand=on_demand if config.models else None,
         )
         with on_stop_signals(node.request_stop):
             async with display.status_line(node):
                 await node.run()
+
+
+def _dashboard(arguments: argparse.Namespace) -> list[Service]:
+    """The service for ``--dashboard``. Raises UsageError, ListenError."""
+    if arguments.dashboard is None:
+        return []
+    from ....client.http.extra import require_http
+
+    require_http("--dashboard")
+    from ..dashboard.beside_node import dashboard_service
+
+    return [dashboard_service(arguments)]
 
 
 def weight_options(arguments: argparse.Namespace) -> WeightOptions:
@@ -272,6 +284,8 @@ class _Display:
                     model = event.model  # other machines have no such path, and get the files by name
                 print_join(self._arguments, event, model)
                 console.print("Ctrl-C stops it.")
+            case "dashboard":
+                console.print(f"[green]Dashboard[/] at {shown(str(details['url']))}")
             case "model_choice":
                 loud = "bold yellow" if details["is_change"] else "yellow"
                 console.print(f"[{loud}]{shown(str(details['message']))}[/]")

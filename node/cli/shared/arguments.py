@@ -161,6 +161,26 @@ MODEL_HELP = (
 )
 
 
+def add_http(command: argparse.ArgumentParser, *, port: int, without_keys: str) -> None:
+    """Where a command serves HTTP, and to whom. ``without_keys``: who may ask then."""
+    command.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="IP",
+        help="address to listen on; :: is every address, of IPv4 too (default: %(default)s, this computer "
+        "only)",
+    )
+    command.add_argument(
+        "--port", type=port_number, default=port, help="TCP port, 0 takes a free one (default: %(default)s)"
+    )
+    command.add_argument(
+        "--api-key-file",
+        default=None,
+        metavar="FILE",
+        help=f"file of API keys, one a line, # for comments (default: {without_keys})",
+    )
+
+
 def add_model(command: argparse.ArgumentParser) -> None:
     """Add ``--model`` to a command that asks. A command that serves must be given its model."""
     command.add_argument(

@@ -37,6 +37,11 @@ def pasteable(text: str, arguments: argparse.Namespace, gone: Collection[str] = 
     return _COMMAND.sub(completed, text)
 
 
+def completed(command: str, arguments: argparse.Namespace) -> str:
+    """A ``swarm-node`` command with what leads into the swarm that ``arguments`` say."""
+    return pasteable(f"`{command}`", arguments).strip("`")
+
+
 def swarm_options(arguments: argparse.Namespace, gone: Collection[str] = ()) -> list[str]:
     """Which swarm, and where, as it was said. An invite is a secret: its text is not repeated, a file's name
     is."""

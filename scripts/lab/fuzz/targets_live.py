@@ -16,6 +16,7 @@ from random import Random
 from typing import Any, TypeVar
 
 from swarm_node.client.async_model import AsyncSwarmModel
+from swarm_node.client.dashboard.dashboard import Dashboard
 from swarm_node.client.gateway.app import create_app
 from swarm_node.client.gateway.gateway import Gateway, GatewayLimits
 from swarm_node.client.gateway.models import Offers
@@ -287,7 +288,9 @@ def _http() -> Target:
         swarm = Swarm()
         offers = Offers([swarm.client], swarm.network("client").directory)
         limits = GatewayLimits(default_max_tokens=4)
-        app = create_app(Gateway(offers, limits), local_only=True)
+        gateway = Gateway(offers, limits)
+        dashboard = Dashboard(swarm.network("client").directory, gateway.figures, complete=str)
+        app = create_app(gateway, dashboard, local_only=True)
 
         def run(data: bytes) -> str:
             path, _, body = data.partition(b"\n")

@@ -12,6 +12,7 @@ import httpx2
 import pytest
 from openai import AsyncOpenAI
 
+from swarm_node.client.dashboard.dashboard import Dashboard
 from swarm_node.client.gateway.gateway import Gateway, GatewayLimits
 from swarm_node.client.gateway.models import Offers
 from swarm_node.client.gateway.server import GatewayServer
@@ -55,8 +56,11 @@ async def serve() -> AsyncIterator[Serve]:
             listener = listen("127.0.0.1", 0)
             if send_buffer is not None:  # connections inherit it
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+            directory = swarm.client_network().directory
+            dashboard = Dashboard(directory, gateway.figures, complete=str, has_chat=True)
+            await stack.enter_async_context(dashboard)
             server = GatewayServer(
-                gateway, listener, cors_origins=cors_origins, max_connections=max_connections
+                gateway, dashboard, listener, cors_origins=cors_origins, max_connections=max_connections
             )
             await stack.enter_async_context(server)
             # Nothing is encrypted here, and reading certificates takes 20 ms.

@@ -18,8 +18,13 @@ OUR_FILES = {
 
 async def test_files_have_their_type_and_a_strict_policy(serve: Serve) -> None:
     served = await serve(keys=["sk-0123456789"])  # pages need no key: they hold nothing of anybody
-    for path, kind in (("", "html"), ("pages/chat/chat.css", "css"), ("pages/chat/chat.js", "javascript")):
-        response = await served.http.get(f"/{path}")
+    for path, kind in (
+        ("", "html"),
+        ("swarm", "html"),
+        ("pages/chat/chat.css", "css"),
+        ("pages/chat/chat.js", "javascript"),
+    ):
+        response = await served.http.get(f"/{path}", headers={"Accept": "text/html"})
         assert response.status_code == 200
         assert response.headers["content-type"] == f"text/{kind}; charset=utf-8"
         assert response.headers["x-content-type-options"] == "nosniff"
@@ -92,7 +97,7 @@ def test_every_control_has_a_label(path: str) -> None:
     text = OUR_FILES[path]
     for control in re.findall(r"<(?:input|select|textarea) ([^>]*)>", text):
         name = re.search(r'id="([^"]+)"', control)
-        assert "aria-label=" in control or (name and f'<label for="{name[1]}">' in text)
+        assert "aria-label=" in control or (name and f'<label for="{name[1]}"' in text)
 
 
 def test_each_library_of_others_has_its_licence_and_its_version_named() -> None:
