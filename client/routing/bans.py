@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from ...swarm.errors import (
     BusyError,
     ErrorCode,
     LocalNetworkError,
     ModelMismatchError,
+    NetworkError,
     PeerError,
     PeerLateError,
     PeerMuteError,
@@ -57,6 +58,13 @@ NO_FAULT = frozenset(
 """A healthy peer may say these codes too."""
 
 
+def is_loss(cause: SwarmError) -> bool:
+    """Whether the peer may be gone: nobody can tell until it gives a sign of life."""
+    return isinstance(cause, NetworkError) and not isinstance(
+        cause, LocalNetworkError | PeerLateError | PeerMuteError
+    )
+
+
 def is_fault(cause: SwarmError) -> bool:
     """Whether a failure speaks against the peer: not that it is busy, nor what others have done to it."""
     return not (
@@ -67,7 +75,11 @@ def is_fault(cause: SwarmError) -> bool:
 
 class Bans:
     """Turns failures of peers into bans in ``health``. ``causes``: the last failure, by peer id. Bounded: of
-    more than MAX_PEERS peers those that failed longest ago are forgotten."""
+    more than MAX_PEERS peers those that failed longest ago are forgotten.
+
+    A peer that was lost is kept away from beyond its ban, until it answers or announces itself anew: its old
+    announcement stays in the directory for a while, and says nothing.
+    """
 
     def __init__(self, health: PeerHealth, rng: random.Random) -> None:
         self.causes: OrderedDict[str, SwarmError] = OrderedDict()
@@ -76,6 +88,8 @@ class Bans:
         self._busy: Counter[str] = Counter()  # by peer id, BUSY in a row
         # Where those that failed were; None: offline since.
         self._left: dict[str, tuple[str, ...] | None] = {}
+        # What those that were lost announced when they were looked for first; None: not looked for yet.
+        self._lost: dict[str, NodeInfo | None] = {}
 
     def failed(self, peer_id: str, cause: SwarmError, nodes: Sequence[NodeInfo], now: float) -> None:
         """``nodes``: the announcements that the peer was chosen from.
@@ -109,6 +123,8 @@ class Bans:
                 self._health.ban(peer_id, now, UNSUITABLE_S, cause.message)
             case _:
                 self._health.failed(peer_id, now, cause.message)
+                if is_loss(cause):
+                    self._lost[peer_id] = None
                 if isinstance(cause, PeerTimeoutError) and not isinstance(cause, PeerLateError):
                     pause = MUTE_S if isinstance(cause, PeerMuteError) else SILENT_S
                     self._health.ban(peer_id, now, pause, cause.message)
@@ -118,6 +134,10 @@ class Bans:
             if node.peer_id == peer_id:
                 self._left[peer_id] = node.dial_maddrs
                 self.look([node], now)  # it may say something else than when it was chosen
+
+    def answered(self, peer_id: str) -> None:
+        """It is there."""
+        self._lost.pop(peer_id, None)
 
     def succeeded(self, peer_id: str) -> None:
         """It answered rightly: all is forgiven."""
@@ -129,6 +149,13 @@ class Bans:
         They have other addresses, or said in between that they were leaving or joining. So may those that
         do not announce any more what they turned out not to serve."""
         announced = {node.peer_id: node for node in nodes}
+        for peer_id, before in list(self._lost.items()):
+            if (node := announced.get(peer_id)) is None:
+                continue
+            if before is None:
+                self._lost[peer_id] = node
+            elif _is_newer(node, before):
+                del self._lost[peer_id]
         for peer_id, maddrs in list(self._left.items()):
             if not self._health.is_banned(peer_id, now):
                 del self._left[peer_id]
@@ -140,27 +167,39 @@ class Bans:
                 node.dial_maddrs != maddrs and not self._is_hopeless(peer_id)
             ):
                 del self._left[peer_id]
+                self._lost.pop(peer_id, None)
                 self._health.release(peer_id, now)
 
+    @property
+    def lost(self) -> Set[str]:
+        """The peers that were lost, and gave no sign of life since."""
+        return self._lost.keys()
+
+    def banned(self, now: float) -> frozenset[str]:
+        """The peers to keep away from."""
+        return self._health.banned(now) | self.lost
+
     def hopeless(self, now: float) -> frozenset[str]:
-        """The banned peers that it makes no sense to try, even where no other is left."""
-        return frozenset(filter(self._is_hopeless, self._health.banned(now)))
+        """Those of them that it makes no sense to try, even where no other is left."""
+        return frozenset(filter(self._is_hopeless, self._health.banned(now))) | self.lost
 
     def barred(self, now: float) -> frozenset[str]:
-        """The banned peers to leave alone even if no route is left without them: hopeless ones, and those
-        that were tried a moment ago."""
+        """Those of them to leave alone even if no route is left without them: hopeless ones, and those that
+        were tried a moment ago."""
         records = self._health.statistics()
-        return frozenset(
+        tried = frozenset(
             peer_id
             for peer_id in self._health.banned(now)
             if self._is_hopeless(peer_id)
             or now - records[peer_id].last_failure < RETRY_S * max(1, records[peer_id].failures)
         )
+        return tried | self.lost
 
     def _forget(self, peer_id: str) -> None:
         self.causes.pop(peer_id, None)
         self._busy.pop(peer_id, None)
         self._left.pop(peer_id, None)
+        self._lost.pop(peer_id, None)
 
     def _says_otherwise(self, node: NodeInfo) -> bool:
         """Whether its announcement no longer says what it turned out not to serve."""
@@ -174,3 +213,10 @@ class Bans:
             case PeerError() as cause:
                 return not cause.retriable and cause.code is not ErrorCode.DRAINING
         return False
+
+
+def _is_newer(node: NodeInfo, before: NodeInfo) -> bool:
+    """Whether it announced itself since. A directory in memory has no records, but gives each once."""
+    if node.record is None or before.record is None:
+        return node is not before
+    return node.record.expiration > before.record.expiration

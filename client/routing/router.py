@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from math import inf
 
 from ...dht.directory import REFRESH_S, Directory
 from ...swarm.boundaries import Boundaries
@@ -144,17 +145,19 @@ class Router:
         borders: Sequence[int] = (),
         began: float | None = None,
         limits: WaitLimits | None = None,
+        at_most_s: float = inf,
         on_wait: OnWait | None = None,
     ) -> Planned:
         """Hops for exactly the blocks ``gap``, between the peers ``before`` and ``after`` (None: the client).
 
         ``keep``: peers that cannot be among them, because they stay in the route, or shall leave it.
         ``borders``: where the hops that were there had their borders, inside the gap; kept where that costs
-        little more. ``need.prompt_tokens`` is what must be replayed. Waits and raises as ``plan``.
+        little more. ``need.prompt_tokens`` is what must be replayed. Waits and raises as ``plan``, but for
+        ``at_most_s`` seconds at most from now.
         """
 
         def search(nodes: Sequence[NodeInfo], banned: frozenset[str]) -> Planned:
-            request = self._finder.request(need, banned | keep)
+            request = replace(self._finder.request(need, banned), used=keep)
             request = replace(request, start=gap.start, end=gap.end, borders=tuple(borders))
             return self._finder.search(nodes, replace(request, before=before or "", after=after or ""))
 
@@ -166,6 +169,7 @@ class Router:
             limits=limits,
             on_wait=on_wait,
             max_age_s=REPAIR_SNAPSHOT_S,
+            at_most_s=at_most_s,
         )
 
     def failed(self, failure: HopFailedError) -> None:
@@ -212,6 +216,7 @@ class Router:
     def answered(self, peer_id: str) -> None:
         """It is there, and serves the model."""
         self._evidence.answered(peer_id, self.now())
+        self._bans.answered(peer_id)
 
     def is_stranger(self, peer_id: str) -> bool:
         """True if the peer has not answered us lately."""
@@ -291,7 +296,7 @@ class Router:
             if len(spent) != len(route.hops) or not self._slow.is_time(spent, now):
                 return None
             need = Need(context + tokens_to_come, context, tokens_to_come)
-            banned = self.health.banned(now) | {hop.peer_id for hop in route.hops}
+            banned = self._bans.banned(now) | {hop.peer_id for hop in route.hops}
             request = self._finder.request(need, banned)
             predicted = self.predict(route, need)
             if predicted is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
+from math import inf
 from typing import Any, Protocol, TypeVar
 
 from ...swarm.errors import BusyError, HopFailedError, LocalNetworkError, NetworkError, PeerLateError
@@ -48,10 +49,12 @@ T = TypeVar("T", bound=Closeable)
 
 class Attempts:
     """The attempts of one session. ``patience_s``: how long the caller waits for blocks that nobody serves.
-    ``passed_over``: peers that were tried and did not serve, and why."""
+    ``passed_over``: peers that were tried and did not serve, and why. ``until``: a failure after this time is
+    the last, on the router's clock."""
 
     def __init__(self, router: Router, scout: Scout, need: Need, patience_s: float = 0.0) -> None:
         self.passed_over: dict[str, str] = {}
+        self.until = inf
         self._router = router
         self._scout = scout
         self._need = need
@@ -70,12 +73,14 @@ class Attempts:
         too many. ``blocks``: what it was to open."""
         proven = self._router.is_proven(failure.peer_id)
         self._router.failed(failure)
-        if isinstance(failure.cause, LocalNetworkError):
+        is_over = self._router.now() >= self.until
+        if isinstance(failure.cause, LocalNetworkError) and not is_over:
             return
         self.passed_over[failure.peer_id] = failure.cause.message
         if not opening and not proven:
             self._lacking = Standing.PROVEN
-        if isinstance(failure.cause, BusyError) or (isinstance(failure.cause, PeerLateError) and not opening):
+        is_late = isinstance(failure.cause, PeerLateError) and not opening
+        if (isinstance(failure.cause, BusyError) or is_late) and not is_over:
             return  # it may only be slow, and was left for one that is there
         if not opening:
             self._failures += proven
@@ -92,6 +97,7 @@ class Attempts:
             self._failures >= MAX_FAILURES
             or self._strange >= MAX_STRANGE_FAILURES
             or self._openings >= MAX_OPENINGS
+            or is_over
         ):
             if opening and isinstance(failure.cause, NetworkError):
                 raise nobody_opens(self.passed_over, failure.cause, blocks) from failure
@@ -101,6 +107,12 @@ class Attempts:
         """If strangers have failed, find out which peers are there, for the whole model or the blocks
         ``gap``; and which ones work, if some were there and did not. For some seconds at most if liars were
         met lately."""
+        left = self.until - self._router.now()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if left == inf else left):
+                await self._look_around(gap)
+
+    async def _look_around(self, gap: Span | None) -> None:
         if self._lacking is not None:
             least, self._lacking = self._lacking, None
             self._note(await self._scout.meet(self._need, Wanted(gap, least=least)))

@@ -223,7 +223,9 @@ class RouteRepair:
             borders = [hop.plan.hop.span.end for hop in hops[number : end - 1]]
             avoid = frozenset(self._gone - keep)
             neighbours, kept = (before, after), frozenset(keep)
-            planned = await self._gaps.find(session, gap, neighbours, kept, avoid, borders, wait=self._wait)
+            planned = await self._gaps.find(
+                session, gap, neighbours, kept, avoid, borders, wait=self._wait, began=self._record.began
+            )
             session.learn(planned.nodes)
             keep |= planned.nodes.keys()
             line.extend(planned.route.hops)

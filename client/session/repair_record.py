@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from time import perf_counter
 
 from ..hops.route_session import RouteSession
 from ..hops.trace import Repair, RepairKind
@@ -28,11 +27,12 @@ class ReplayCost:
 
 
 class RepairRecord:
-    """``acked``: tokens that the broken route had computed. ``began`` on perf_counter. ``lost``: peer ids of
-    hops that were replaced."""
+    """``acked``: tokens that the broken route had computed. ``began``: when it broke, on ``clock``. ``lost``:
+    peer ids of hops that were replaced."""
 
-    def __init__(self, acked: int, began: float | None = None) -> None:
-        self.began = perf_counter() if began is None else began
+    def __init__(self, acked: int, clock: Callable[[], float]) -> None:
+        self.began = clock()
+        self._clock = clock
         self.acked = acked
         self.lost: list[str] = []
         self.cost = ReplayCost()
@@ -50,10 +50,9 @@ class RepairRecord:
         """The route had computed ``acked`` tokens before it broke once more."""
         self.acked = max(self.acked, acked)
 
-    def reopen(self, lost: Iterable[str]) -> None:
+    def reopen(self) -> None:
         """Nothing of the route was kept."""
         self._reopened = True
-        self.lost.extend(lost)
 
     def feed_again(self, session: RouteSession, held: int) -> None:
         """A new route is about to be fed what the old one had computed."""
@@ -73,7 +72,7 @@ class RepairRecord:
             kind,
             tuple(dict.fromkeys(self.lost)),
             self._causes[0] if self._causes else "",
-            perf_counter() - self.began,
+            self._clock() - self.began,
             self.cost.tokens,
             self.cost.node_bytes,
             self.cost.client_bytes,

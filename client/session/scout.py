@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from time import perf_counter
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 
 from ...swarm.boundaries import Boundaries
 from ...swarm.errors import HopFailedError, PeerTimeoutError, SwarmError
+from ...swarm.fairness.recent import RecentMap
 from ...swarm.links.pool import LinkPool
 from ...swarm.runtime.tasks import cancel_all
 from ...swarm.types import Hop, NodeInfo, Route, short_peer_id
@@ -47,6 +49,13 @@ TRIALS_S = 10.0
 TRIAL_PAUSE_S = 0.5
 """There are this many seconds between two trials: each is a few steps of work for a peer, and some for this
 machine."""
+
+
+MAX_LOST = 1024
+"""It is remembered of this many lost peers when they were asked."""
+AGAIN_S = 1.0
+"""A lost peer that is waited for is asked after this many seconds whether it is back, and each time so much
+later than the time before."""
 
 
 @dataclass(slots=True)
@@ -75,6 +84,8 @@ class Scout:
         self._trials: asyncio.Task[None] | None = None
         self._until = 0.0  # when to end them, on perf_counter
         self._meetings: dict[Wanted, _Meeting] = {}
+        self._lost: RecentMap[str, tuple[int, float]] = RecentMap(MAX_LOST)  # asked how often, and when last
+        self._asking: dict[str, asyncio.Task[None]] = {}  # by peer id
 
     async def meet(self, need: Need, wanted: Wanted) -> list[HopFailedError]:
         """Find out which peers are there, or with ``wanted.least`` PROVEN which ones work, until those found
@@ -117,8 +128,28 @@ class Scout:
         self._router.tried(node.peer_id, tried.block_s, tried.round_trip_s)
         return None
 
+    def ask_again(self, lost: Sequence[NodeInfo]) -> None:
+        """Ask peers that a session waits for whether they are back, each now and then; the router learns of
+        those that are. Never waits."""
+        now = perf_counter()
+        for node in lost:
+            if len(self._asking) >= MOST_AT_ONCE:
+                return
+            times, last = self._lost.get(node.peer_id, (0, -inf))
+            if node.peer_id not in self._asking and now - last >= AGAIN_S * times:
+                self._lost[node.peer_id] = times + 1, now
+                self._asking[node.peer_id] = asyncio.create_task(self._ask_again(node))
+
+    async def _ask_again(self, node: NodeInfo) -> None:
+        try:
+            if await self._ask(node, is_lost=True) is None:
+                self._lost.pop(node.peer_id, None)
+        finally:
+            del self._asking[node.peer_id]
+
     async def close(self) -> None:
         tasks: list[asyncio.Task[Any]] = [meeting.task for meeting in self._meetings.values()]
+        tasks += self._asking.values()
         tasks += [] if self._trials is None else [self._trials]
         await cancel_all(tasks)
 
@@ -167,8 +198,8 @@ class Scout:
         candidates = self._router.reserves.to_meet(need, wanted)
         return [node for node in candidates if node.peer_id not in asked][:free]
 
-    async def _ask(self, node: NodeInfo) -> HopFailedError | None:
-        """Whether a stranger is there; the router learns of it."""
+    async def _ask(self, node: NodeInfo, *, is_lost: bool = False) -> HopFailedError | None:
+        """Whether a peer is there; the router learns of it, and that it is not, where that is news."""
         try:
             link = await self._links.get(node.peer_id, node.dial_maddrs)
             async with asyncio.timeout(self._links.patience.dial_s):
@@ -182,5 +213,6 @@ class Scout:
             self._router.measured(node.peer_id, link.round_trip_s)
             return None
         failure = HopFailedError(node.peer_id, error)
-        self._router.passed_by(failure)
+        if not is_lost:
+            self._router.passed_by(failure)
         return failure

@@ -45,7 +45,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
-from time import perf_counter
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -292,6 +292,7 @@ class SwarmSession:
             if keep and self._proven:
                 self._remember(len(self._ids))
         self._closed = True
+        self.waiting = None
 
     async def _feed_up_to(self, begin: int, fed: int) -> int:
         """Where a step begins that wants the rows from ``begin`` on: what hops lack before is fed first, and
@@ -322,13 +323,12 @@ class SwarmSession:
     async def _open(self) -> int:
         """Plan and open routes until one opens; returns how many tokens its hops need not be fed."""
         record = self._record
-        started = perf_counter()
-        began_at = self._router.now() - (started - record.began if record is not None else 0.0)
+        started = self._router.now()
 
         def plan() -> Awaitable[Planned]:
             return self._router.plan(
                 self._need,
-                began=began_at,
+                began=started if record is None else record.began,
                 limits=repair_limits(self._limits) if self._was_open else self._limits,
                 on_wait=self._tell,
                 held=self._memory.recall(self._ids) if self._memory is not None else None,
@@ -345,7 +345,7 @@ class SwarmSession:
             self._check_open()
         held = min(session.length, len(self._ids) - 1)  # the last token is fed in any case: it is asked for
         if not self._was_open:
-            self.route_s += perf_counter() - started
+            self.route_s += self._router.now() - started
             self.cached_tokens = held
         if record is not None:
             record.feed_again(session, held)
@@ -369,6 +369,8 @@ class SwarmSession:
             if self._feed.is_awaited:
                 self._remember(tokens)
             self._feed.advance(tokens)
+        if self._record is not None and tokens > self._record.acked:
+            self._end_outage()  # of a prompt that is fed, this is further than the broken route had come
 
     def _remember(self, tokens: int) -> None:
         if self._memory is not None and self._session is not None:
@@ -385,12 +387,14 @@ class SwarmSession:
     async def _repair(self) -> None:
         """Repair the route, or close it so that another is opened."""
         session = self._session
-        if self._record is None:
-            self._record = RepairRecord(len(self._ids) if session is None else session.acked)
+        record = self._record
+        if record is None:
+            record = RepairRecord(len(self._ids) if session is None else session.acked, self._router.now)
+            self._begin_outage(record)
         if session is None:
             return
-        self._record.reached(session.acked)
-        await self._run(session, self._record, RouteRepair.run, wait=True)
+        record.reached(session.acked)
+        await self._run(session, record, RouteRepair.run, wait=True)
 
     async def _run(
         self,
@@ -413,17 +417,17 @@ class SwarmSession:
         self._begin(session, self.predicted)
         return True
 
-    def _abandon(self, session: RouteSession, failure: HopFailedError, record: RepairRecord) -> None:
+    def _abandon(self, session: RouteSession, failure: HopFailedError | None, record: RepairRecord) -> None:
         """Close what is left of a route; its other hops did nothing wrong, and keep their pages, so that the
         next route need not feed them again."""
-        if isinstance(failure.cause, RemoteProtocolError):
+        if failure is not None and isinstance(failure.cause, RemoteProtocolError):
             # Whoever sent nonsense may have sent some before that looked right: build on nothing of it.
             self._settings = replace(self._settings, prefix=None)
         session.close(self._ids if self._settings.prefix is not None else ())
         self._replaced.extend(hop.trace.timings() for hop in session.hops)
         self._retired.extend(segment.trace.timings() for segment in (*session.retired, *session.segments))
         self._session = None
-        record.reopen(hop.peer_id for hop in session.hops if hop.peer_id == failure.peer_id)
+        record.reopen()
 
     async def _look_for_slow_hops(self) -> None:
         """Replace a hop that works, where the rest of the answer pays for it. At a token's boundary."""
@@ -447,26 +451,37 @@ class SwarmSession:
         kind: RepairKind | None = None,
     ) -> None:
         """Change a route that works; a repair of ``kind``, if it is one."""
-        record = RepairRecord(len(self._ids))
+        record = RepairRecord(len(self._ids), self._router.now)
         try:
             kept = await self._run(session, record, how, wait=False)
         except (MoveAbandonedError, RouteError, BusyError):
             return
         if not kept:
-            self._record = record
+            self._begin_outage(record)
         elif kind is not None or record.lost:
             self.repaired.append(record.closed(kind))
 
     def _tell(self, waiting: Waiting | None) -> None:
         if waiting is not None or self.waiting is not None:
             self.waiting = waiting
+            if waiting is not None:
+                self._scout.ask_again(waiting.lost)
             if self._on_wait is not None:
                 self._on_wait(waiting)
+
+    def _begin_outage(self, record: RepairRecord) -> None:
+        """The route is broken. However often it breaks until the outage ends, it has one limit."""
+        self._record = record
+        self._attempts.until = record.began + repair_limits(self._limits).missing_s
+
+    def _end_outage(self) -> None:
+        if self._record is not None:
+            self.repaired.append(self._record.closed())
+            self._record = None
+            self._attempts.until = inf
 
     def _succeeded(self) -> None:
         """Tokens come again."""
         self._attempts.succeeded()
         self._doubts.succeeded()
-        if self._record is not None:
-            self.repaired.append(self._record.closed())
-            self._record = None
+        self._end_outage()

@@ -39,9 +39,10 @@ class RouteRequest:
     ``kv_tokens``: KV cache each hop must have free. ``bytes_per_token``: activations one way, encoded;
     ``row_bytes``: these at each boundary of the model, where they differ (the former is then their mean).
     ``cuts``: the boundaries where hops may begin and end, as in ``swarm.boundaries``.
-    ``banned``: peers to leave out. ``digest``: the model's; "" takes nodes of any. ``before`` and ``after``:
-    the peers that the route's ends are joined to, "" for the client. ``borders``: those between hops that the
-    route should have inside, and no others, where that costs little more; None: any will do.
+    ``banned``: peers to leave out; ``used``: others, which are in the route already or are to leave it.
+    ``digest``: the model's; "" takes nodes of any. ``before`` and ``after``: the peers that the route's ends
+    are joined to, "" for the client. ``borders``: those between hops that the route should have inside, and
+    no others, where that costs little more; None: any will do.
     """
 
     n_blocks: int
@@ -50,6 +51,7 @@ class RouteRequest:
     new_tokens: int = 1
     bytes_per_token: int = DEFAULT_BYTES_PER_TOKEN
     banned: frozenset[str] = frozenset()
+    used: frozenset[str] = frozenset()
     start: int = 0
     end: int | None = None
     digest: str = ""
@@ -291,6 +293,8 @@ def why_unusable(node: NodeInfo, request: RouteRequest) -> str:
         return "another model"
     if node.peer_id in request.banned:
         return "failed lately"
+    if node.peer_id in request.used:
+        return "in use"
     if node.state is not NodeState.ONLINE:
         return str(node.state)
     if node.free_kv_tokens < request.kv_tokens:

@@ -5,14 +5,16 @@ import random
 
 import pytest
 
-from swarm_node.client.routing.bans import BUSY_JITTER, Bans
-from swarm_node.client.routing.route_wait import SNAPSHOT_S, WaitLimits
+from swarm_node.client.routing.bans import BUSY_JITTER, Bans, is_loss
+from swarm_node.client.routing.route_wait import SNAPSHOT_S, Waiting, WaitLimits
 from swarm_node.swarm.errors import (
     BusyError,
     ErrorCode,
     LocalNetworkError,
     ModelMismatchError,
     PeerError,
+    PeerLateError,
+    PeerMuteError,
     PeerTimeoutError,
     PeerUnreachableError,
     RemoteProtocolError,
@@ -21,6 +23,7 @@ from swarm_node.swarm.errors import (
 )
 from swarm_node.swarm.links.link import NotAsAnnouncedError
 from swarm_node.swarm.peer_health import MAX_PEERS, PeerHealth
+from swarm_node.swarm.routing.best_route import NoRouteError
 from swarm_node.swarm.types import Hop, NodeState, Span
 from tests.doubles.router_case import NEED, clocked_swarm, failure, hops
 
@@ -109,9 +112,9 @@ async def test_one_that_failed_and_was_started_anew_is_tried_at_once() -> None:
 
 async def test_one_that_was_away_since_it_failed_is_tried_at_once() -> None:
     swarm, router, clock = await clocked_swarm(a="0-5", b="0-2")
+    await router.plan(NEED)
     for _ in range(3):
         router.failed(failure("a"))
-    await router.plan(NEED, limits=WaitLimits(failed_s=60))
     router.failed(failure("a", PeerError("leaving", code=ErrorCode.DRAINING, retriable=True)))
     swarm.announce("a", state=NodeState.DRAINING)
     began = clock.time
@@ -183,3 +186,37 @@ async def test_no_more_failures_are_remembered_than_peers() -> None:
     assert len(bans.causes) == MAX_PEERS
     assert "p9" not in bans.causes
     assert f"p{MAX_PEERS + 9}" in bans.causes
+
+
+async def test_a_lost_peer_is_avoided_until_it_gives_a_sign_of_life() -> None:
+    """Its announcement stays in the directory after its death: only a newer one says anything."""
+    swarm, router, clock = await clocked_swarm(a="0-5")
+    limits = WaitLimits(missing_s=30)
+    seen: list[Waiting] = []
+    await router.plan(NEED)
+    router.failed(failure("a"))
+    with pytest.raises(NoRouteError, match=r"a has 0-5 \(failed lately\)"):
+        await router.plan(NEED, limits=limits, on_wait=seen.append)
+    assert clock.time == 1030.0
+    assert {each.lost for each in seen} == {(swarm.info("a"),)}
+    assert [each.seconds_left for each in seen] == sorted((each.seconds_left for each in seen), reverse=True)
+    clock.events.append((1035.0, lambda: swarm.announce("a")))
+    assert hops(await router.plan(NEED, limits=limits)) == [("a", "0-5")]
+    assert 1035.0 <= clock.time < 1036.0
+    router.failed(failure("a"))
+    clock.events.append((1040.0, lambda: router.answered("a")))
+    assert hops(await router.plan(NEED, limits=limits)) == [("a", "0-5")]
+    assert 1040.0 <= clock.time < 1041.0
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        PeerLateError("slow"),
+        PeerMuteError("mute"),
+        LocalNetworkError("our own"),
+        BusyError("full", retry_after=1),
+    ],
+)
+def test_a_peer_that_is_there_is_not_lost(cause: SwarmError) -> None:
+    assert not is_loss(cause)

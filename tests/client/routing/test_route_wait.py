@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from swarm_node.client.routing.bans import BUSY_JITTER
-from swarm_node.client.routing.route_wait import Waiting, WaitLimits
+from swarm_node.client.routing.route_wait import LOADING_S, Waiting, WaitLimits
 from swarm_node.dht.memory import MemoryDirectory
 from swarm_node.swarm.errors import (
     BusyError,
@@ -16,7 +16,7 @@ from swarm_node.swarm.errors import (
     RemoteProtocolError,
 )
 from swarm_node.swarm.routing.best_route import NoRouteError
-from swarm_node.swarm.types import ModelRef, NodeInfo, Span
+from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 from tests.doubles.fake_swarm import MODEL
 from tests.doubles.router_case import NEED, clocked_swarm, failure, hops
 
@@ -94,6 +94,7 @@ async def test_rather_one_that_failed_often_than_nobody() -> None:
     for _ in range(6):  # bans of 2, 4, … 64 s
         router.failed(failure("a"))
         clock.time += 0.01
+    router.answered("a")
     limits = WaitLimits(failed_s=10)
     assert hops(await router.plan(NEED, limits=limits)) == [("a", "0-5")]
     assert clock.time < 1002
@@ -126,6 +127,7 @@ async def test_a_patient_one_tries_those_that_failed_now_and_then() -> None:
             assert hops(planned) == [("a", "0-5")]
             tried.append(clock.time - began)
             router.failed(failure("a", PeerTimeoutError("silent")))
+            router.answered("a")
 
     with pytest.raises(NoRouteError):
         await try_for_ever()
@@ -196,3 +198,22 @@ async def test_who_waits_reads_the_directory_twice_a_second(monkeypatch: pytest.
     with pytest.raises(NoRouteError):
         await router.plan(NEED, limits=WaitLimits(missing_s=4))
     assert 8 <= len(readings) <= 11
+
+
+async def test_blocks_that_nodes_are_loading_are_waited_for() -> None:
+    """Without being told to wait: they will be there."""
+    swarm, router, clock = await clocked_swarm(a="0-2", b="3-5")
+    swarm.announce("b", state=NodeState.JOINING)
+    clock.events.append((1100.0, lambda: swarm.announce("b")))
+    seen: list[Waiting] = []
+    assert hops(await router.plan(NEED, on_wait=seen.append)) == [("a", "0-2"), ("b", "3-5")]
+    assert 1100.0 <= clock.time < 1101.0
+    assert seen[0].text == f"Waiting for blocks 3-5 ({LOADING_S:.0f} s left); …b is loading 3-5"
+
+
+async def test_blocks_of_which_nobody_loads_some_are_not() -> None:
+    swarm, router, clock = await clocked_swarm(a="0-1", b="3-5")
+    swarm.announce("b", state=NodeState.JOINING)
+    with pytest.raises(NoRouteError):
+        await router.plan(NEED)
+    assert clock.time == 1000.0

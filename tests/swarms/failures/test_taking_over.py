@@ -19,6 +19,9 @@ from scripts.lab.local_swarm import LocalSwarm, NodeProcess
 from scripts.lab.processes.fork_server import ForkServer
 from scripts.lab.tiny_model import VOCAB
 from swarm_node.client import Generation, SwarmModel
+from swarm_node.client.routing.route_wait import Waiting, WaitLimits
+from swarm_node.client.session import gap_search
+from swarm_node.swarm.routing.best_route import NoRouteError
 from swarm_node.swarm.types import Route
 from tests.swarms.harness import EXACT, ONE_THREAD
 
@@ -64,7 +67,7 @@ class Swarm:
 @pytest.fixture
 def swarm_of(tiny: Path, fork_server: ForkServer) -> Callable[..., object]:
     @contextmanager
-    def swarm_of(*spans: str, options: Sequence[str] = ()) -> Iterator[Swarm]:
+    def swarm_of(*spans: str, options: Sequence[str] = (), wait: float = 20.0) -> Iterator[Swarm]:
         said: list[str] = []
         with ExitStack() as stack:
             local = stack.enter_context(
@@ -83,7 +86,7 @@ def swarm_of(tiny: Path, fork_server: ForkServer) -> Callable[..., object]:
                     wire_codec="none",
                     dtype="float32",
                     threads=1,
-                    wait=20,
+                    wait=wait,
                     prefix_cache=False,
                     on_progress=said.append,
                 )
@@ -180,3 +183,33 @@ def test_where_the_last_replica_died_the_client_waits_for_a_new_one(swarm_of: Ca
         assert stream.result.token_ids == swarm.undisturbed.token_ids
         assert "".join(pieces) == swarm.undisturbed.text
         assert stream.result.repairs >= 1
+
+
+def test_where_nobody_comes_the_wait_ends_in_time_and_keeps_what_there_is(
+    swarm_of: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dead node stays announced for longer than that."""
+    limit_s = 5.0
+    monkeypatch.setattr(gap_search, "REPAIR_LIMITS", WaitLimits(missing_s=limit_s))
+    told: list[Waiting | None] = []
+    with swarm_of("0-1", "2-3", wait=limit_s) as swarm:
+        dead = swarm.hops()[1]
+        options = {"max_new_tokens": TOKENS, "ignore_eos": True, "on_wait": told.append}
+        with swarm.model.stream(PROMPT, **options) as stream:
+            pieces = []
+            with pytest.raises(NoRouteError) as caught:  # noqa: PT012
+                for piece in stream:
+                    pieces.append(piece)
+                    if len(pieces) == SOON:
+                        dead.kill()
+                        began = time.monotonic()
+            seconds = time.monotonic() - began
+    assert limit_s - 1 < seconds < limit_s + 3, "and the time in which the loss is noticed"
+    left = [waiting.seconds_left for waiting in told if waiting is not None]
+    assert left == sorted(left, reverse=True)
+    assert max(left) <= limit_s
+    assert str(caught.value).count("failed lately") == 1
+    assert f"{dead.events[-1]['peer_id'][-6:]} has 2-3 (failed lately)" in str(caught.value)
+    assert stream.so_far is not None
+    assert stream.so_far.text == "".join(pieces)
+    assert stream.so_far.token_ids == swarm.undisturbed.token_ids[: len(stream.so_far.token_ids)]
