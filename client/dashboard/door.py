@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import aclosing
-from ipaddress import ip_address
 
 from ...swarm.runtime.tasks import first
 from ..http.admission import ApiKeys
 from ..http.call import HttpCall
-from ..http.endpoint import Handler, group_of_client
-from ..http.errors import ApiError
+from ..http.callers import Check, only_with_key
+from ..http.endpoint import Handler
 from ..pages.pages import PREFIX, page, send_file
 from .dashboard import Dashboard
-
-Check = Callable[[HttpCall], str]
-"""Who calls. Raises ApiError where that is not allowed."""
 
 
 def dashboard_handlers(dashboard: Dashboard, check: Check) -> dict[str, Handler]:
@@ -37,28 +32,8 @@ def dashboard_handlers(dashboard: Dashboard, check: Check) -> dict[str, Handler]
 
 
 def key_holders(keys: ApiKeys) -> Check:
-    """Callers with a key; where there are none, those on this computer. A server that answers others without
-    a key does not show them who is in its swarm."""
-
-    def check(call: HttpCall) -> str:
-        caller = keys.check(call.headers)
-        client = call.scope.get("client")
-        if caller is None and not _is_here(client):
-            raise ApiError(
-                403,
-                "the swarm is shown to others only with a key: start this server with --api-key-file",
-                code="key_needed",
-            )
-        return caller or group_of_client(client)
-
-    return check
-
-
-def _is_here(client: tuple[str, int] | None) -> bool:
-    try:
-        return client is not None and ip_address(client[0].partition("%")[0]).is_loopback
-    except ValueError:
-        return False
+    """Who sees the swarm."""
+    return only_with_key(keys, "the swarm is", "--api-key-file")
 
 
 async def _tell(call: HttpCall, dashboard: Dashboard, caller: str) -> None:

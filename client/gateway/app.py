@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route, Router
@@ -13,9 +14,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..dashboard.dashboard import Dashboard
 from ..dashboard.door import dashboard_handlers, key_holders
 from ..http.call import HttpCall
+from ..http.callers import only_with_key
 from ..http.endpoint import Endpoint, Handler
 from ..http.errors import ApiError
 from ..http.form import ReplyForm
+from ..metrics.scrape import metrics_page
 from ..pages.pages import page
 from .anthropic.form import ANTHROPIC
 from .anthropic.models import anthropic_list, anthropic_model
@@ -30,6 +33,9 @@ from .ollama.writer import OllamaChatWriter, OllamaTextWriter
 from .openai.form import OPENAI
 from .openai.requests import read_chat, read_completion
 from .openai.writers import ChatWriter, CompletionWriter
+
+if TYPE_CHECKING:
+    from ..metrics.exposition import Family
 
 Asked = tuple[str, Handler, ReplyForm | None]
 """A method, what it calls for, and the form of errors."""
@@ -63,6 +69,7 @@ def create_app(
     def either(path: str, asks: Callable[[Scope], bool], first: Asked, other: Asked) -> Route:
         return Route(path, _Either(asks, endpoint(path, *first), endpoint(path, *other)))
 
+    figures_for = only_with_key(gateway.metrics_keys, "the figures are", "--metrics-key-file")
     seen = dashboard_handlers(dashboard, key_holders(gateway.keys))
     answers, lists, shows = gateway.answers, gateway.lists, gateway.shows
     router = Router(
@@ -71,6 +78,7 @@ def create_app(
             *(route(path, "GET", handler) for path, handler in seen.items()),
             route("/health", "GET", gateway.health),
             route("/ready", "GET", gateway.ready),
+            route("/metrics", "GET", metrics_page(partial(_families, gateway), figures_for)),
             either(
                 "/v1/models",
                 _is_anthropic,
@@ -118,6 +126,12 @@ def _wants_page(scope: Scope) -> bool:
 def _is_anthropic(scope: Scope) -> bool:
     """Its clients ask for some paths that OpenAI's have too, and want them in a form of their own."""
     return b"anthropic-version" in dict(scope["headers"])
+
+
+def _families(gateway: Gateway) -> Callable[[], Iterable[Family]]:
+    from .metrics import families
+
+    return partial(families, gateway)
 
 
 async def _no_such_path(call: HttpCall) -> None:

@@ -55,11 +55,13 @@ class AnswerTotals:
 @dataclass(frozen=True, slots=True)
 class GatewayTotals:
     """``requests``: by path and status; ``failures``: by the error's code, in streams too. ``answers``: by
-    model and operation. ``repairs``: of routes, by model and kind."""
+    model and operation, once they are over. ``tokens``: of answers, also of those that run, by model.
+    ``repairs``: of routes, by model and kind."""
 
     requests: Mapping[tuple[str, int], int]
     failures: Mapping[str, int]
     answers: Mapping[tuple[str, str], AnswerTotals]
+    tokens: Mapping[str, int]
     repairs: Mapping[tuple[str, str], int]
 
 
@@ -132,6 +134,7 @@ class Figures:
         self._requests: Counter[tuple[str, int]] = Counter()
         self._failures: Counter[str] = Counter()
         self._answers: dict[tuple[str, str], _Answers] = {}
+        self._tokens: Counter[str] = Counter()
         self._repairs: Counter[tuple[str, str]] = Counter()
         self._running: dict[str, _Running] = {}
         self._seen_repairs: deque[SeenRepair] = deque(maxlen=KEPT_REPAIRS)
@@ -178,6 +181,7 @@ class Figures:
         answering = running.answering
         answers = self._answers.setdefault((running.model, operation), _Answers())
         answers.ended(self._clock() - running.began, error)
+        self._tokens[running.model] += answering.tokens
         results = [result for stream in answering.streams if (result := stream.so_far) is not None]
         if answering.first_at is not None:
             answers.began(answering.first_at - running.began, prompt_tokens)
@@ -196,6 +200,7 @@ class Figures:
             dict(self._requests),
             dict(self._failures),
             {key: answers.totals() for key, answers in self._answers.items()},
+            self._tokens + self._tokens_that_run(),
             dict(self._repairs),
         )
 
@@ -231,6 +236,13 @@ class Figures:
     def own(self) -> OwnWork | None:
         """A gateway serves no blocks."""
         return None
+
+    def _tokens_that_run(self) -> Counter[str]:
+        """By model."""
+        tokens: Counter[str] = Counter()
+        for running in self._running.values():
+            tokens[running.model] += running.answering.tokens
+        return tokens
 
     # Repairs.
 

@@ -49,7 +49,8 @@ class GatewayLimits:
 
 
 class Gateway:
-    """``draining``: no new requests are taken."""
+    """``metrics_keys``: those that may read the figures, if not ``keys``. ``draining``: no new requests are
+    taken."""
 
     def __init__(
         self,
@@ -57,11 +58,13 @@ class Gateway:
         limits: GatewayLimits | None = None,
         keys: ApiKeys | None = None,
         *,
+        metrics_keys: ApiKeys | None = None,
         speculate: Literal["auto", "off"] = "auto",
     ) -> None:
         self.offers = offers
         self.limits = limits or GatewayLimits()
         self.keys = keys or ApiKeys()
+        self.metrics_keys = metrics_keys or self.keys
         self.admission = GatewayAdmission(self.limits.max_running, self.limits.max_requests)
         self.figures = Figures()
         self.draining = False
@@ -82,9 +85,10 @@ class Gateway:
         self._readings.close()
 
     async def health(self, call: HttpCall) -> None:
-        """Whether the process is alive; needs no key and no swarm."""
+        """Whether the process is alive, which it is while it drains too: whoever restarts processes that are
+        not must let it end its answers. Needs no key and no swarm."""
         body = {"status": "draining" if self.draining else "ok", "running": self.admission.running}
-        await call.reply(to_json(body), status=503 if self.draining else 200)
+        await call.reply(to_json(body))
 
     async def ready(self, call: HttpCall) -> None:
         """Whether a chat would be answered now: some model has all its blocks served."""

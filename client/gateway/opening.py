@@ -41,6 +41,7 @@ async def open_gateway(
     host: str = "127.0.0.1",
     port: int = 8000,
     api_key_file: str | PathLike[str] | None = None,
+    metrics_key_file: str | PathLike[str] | None = None,
     cors_origins: Sequence[str] = (),
     limits: Mapping[str, Any] | None = None,
     max_connections: int = 4096,
@@ -55,6 +56,7 @@ async def open_gateway(
     if options.get("draft") is not None and len(models) > 1:
         raise UsageError("a draft model is for one model", hint="Give one --model, or leave --draft out.")
     keys = ApiKeys() if api_key_file is None else ApiKeys.read(api_key_file)
+    metrics_keys = None if metrics_key_file is None else ApiKeys.read(metrics_key_file)
     async with AsyncExitStack() as stack:
         listener = listen(host, port)  # first of all: what cannot listen need load nothing
         stack.callback(listener.close)
@@ -74,7 +76,9 @@ async def open_gateway(
             await model.prepare_guides()
         through = entry.initial_peers[0] if entry.initial_peers else ""
         offers = Offers(opened, network.directory, initial_peers=through)
-        gateway = Gateway(offers, GatewayLimits(**(limits or {})), keys, speculate=speculate)
+        gateway = Gateway(
+            offers, GatewayLimits(**(limits or {})), keys, metrics_keys=metrics_keys, speculate=speculate
+        )
         dashboard = Dashboard(
             network.directory,
             gateway.figures,

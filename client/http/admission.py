@@ -119,6 +119,11 @@ class GatewayAdmission:
     def requests(self) -> int:
         return self._requests.total()
 
+    @property
+    def waiting(self) -> int:
+        """Generations whose turn is to come."""
+        return len(self._waiting)
+
     @contextmanager
     def request(self, caller: str = "") -> Iterator[None]:
         """Raises ApiError 429."""

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from ...swarm.errors import UsageError
 from ...swarm.runtime.extras import install_extra
 
-NEEDED = ("starlette", "uvicorn", "httptools")
+NEEDED = ("starlette", "uvicorn", "httptools", "prometheus_client")
 
 
 def require_http(what: str) -> None:

@@ -21,3 +21,5 @@ def check_words(arguments: argparse.Namespace) -> None:
         entry_of(arguments)
     if arguments.command in ("serve", "bootstrap"):
         listenable(listen_maddrs(arguments.host, arguments.port))
+        if arguments.metrics is not None:
+            listenable(listen_maddrs(arguments.metrics_host, arguments.metrics))

@@ -216,9 +216,9 @@ class FetchedModel:
         self._close_checkpoint()
         self._checkpoint = await asyncio.to_thread(open_checkpoint, str(path), blocks=span)
         statistics = fetch.statistics()
-        if (node := self._weights.node) is not None and (
-            came := sum(statistics.bytes_by_source.values()) - before
-        ):
+        came = sum(statistics.bytes_by_source.values()) - before
+        self._weights.fetched_bytes += came
+        if came and (node := self._weights.node) is not None:
             node.emit(
                 "fetched",
                 bytes=came,

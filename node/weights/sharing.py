@@ -63,6 +63,8 @@ class WeightService:
     def __init__(self, options: WeightOptions, on_progress: Progress | None = None) -> None:
         self.options = options
         self.shared_models = SharedModels()
+        self.fetched_bytes = 0
+        """Of models' files, since the start."""
         self._server = PieceServer(self.shared_models, rate=RateLimit(options.bytes_per_s))
         self._on_progress = on_progress
         self._node: Node | None = None
@@ -74,6 +76,11 @@ class WeightService:
     def node(self) -> Node | None:
         """None before it is in its network."""
         return self._node
+
+    @property
+    def sent_bytes(self) -> int:
+        """Of models' files, since the start."""
+        return self._server.bytes_by_peer.total()
 
     @property
     def shares(self) -> bool:

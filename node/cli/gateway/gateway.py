@@ -55,6 +55,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
         "host": arguments.host,
         "port": arguments.port,
         "api_key_file": arguments.api_key_file,
+        "metrics_key_file": arguments.metrics_key_file,
         "cors_origins": tuple(arguments.cors_origin or ()),
         "limits": {
             "max_running": arguments.max_running,

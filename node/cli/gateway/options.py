@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..metrics.options import add_metrics_keys
 from ..shared.arguments import (
     MODEL_HELP,
     above_zero,
@@ -42,6 +43,7 @@ def add_gateway(command: argparse.ArgumentParser) -> None:
     )
     add_peers(command)
     add_http(command, port=8000, without_keys="all that reach the port may ask")
+    add_metrics_keys(command, "what the API asks for")
     command.add_argument(
         "--cors-origin",
         type=comma_list,

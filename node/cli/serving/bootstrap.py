@@ -10,6 +10,7 @@ from ....swarm.types import short_peer_id
 from ...bootstrap import run_bootstrap
 from ...config import BootstrapConfig, NodeEvent
 from ...identity_files import IdentityClaim
+from ..metrics.node import bootstrap_metrics
 from ..shared.arguments import entry_of
 from ..shared.network_lines import print_addresses, print_join, print_network
 from ..shared.output import console, events
@@ -44,6 +45,7 @@ async def run_bootstrap_command(arguments: argparse.Namespace) -> None:
         )
         if arguments.relay and not arguments.json:
             console.print("Starting the relay, and trying it with two peers of its own ...")
-        running = asyncio.ensure_future(run_bootstrap(config, on_event))
-        with on_stop_signals(running.cancel), contextlib.suppress(asyncio.CancelledError):
-            await running
+        async with bootstrap_metrics(arguments, on_event) as told:
+            running = asyncio.ensure_future(run_bootstrap(config, told))
+            with on_stop_signals(running.cancel), contextlib.suppress(asyncio.CancelledError):
+                await running

@@ -12,6 +12,7 @@ from ....swarm.transport.addresses import EVERY_INTERFACE
 from ....swarm.transport.direct_maddrs import PORT_ABOVE
 from ...config import KERNELS, KV_DTYPES
 from ..dashboard.options import DASHBOARD_PORT
+from ..metrics.options import add_metrics
 from ..shared.arguments import (
     MODEL_HELP,
     above_zero,
@@ -88,6 +89,7 @@ def add_bootstrap(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also pass on connections to nodes that cannot be dialled; for a host with a public address",
     )
+    add_metrics(command)
 
 
 def add_serve(command: argparse.ArgumentParser) -> None:
@@ -177,6 +179,7 @@ def add_serve(command: argparse.ArgumentParser) -> None:
     _add_cache(command)
     _add_sharing(command)
     _add_weights(command)
+    add_metrics(command)
     command.add_argument(
         "--drain-seconds",
         type=seconds,

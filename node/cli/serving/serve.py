@@ -28,6 +28,7 @@ from ...identity_files import IdentityClaim
 from ...node import Node, Service
 from ...weights.found_model import FoundModel
 from ...weights.sharing import WeightOptions, WeightService
+from ..metrics.node import node_metrics
 from ..shared.arguments import entry_of
 from ..shared.network_lines import print_addresses, print_direct, print_join, print_network
 from ..shared.output import console, events, plural, shown
@@ -71,7 +72,7 @@ async def run_serve(arguments: argparse.Namespace) -> None:
             on_demand=on_demand if config.models else None,
         )
         with on_stop_signals(node.request_stop):
-            async with display.status_line(node):
+            async with display.status_line(node), node_metrics(arguments, node, weights):
                 await node.run()
 
 

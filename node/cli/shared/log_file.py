@@ -9,6 +9,8 @@ from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
+from .output import console, shown
+
 
 class LogFile(RotatingFileHandler):
     """It tells whom this machine talks to, so only its user may read it. Records that the disk does not take
@@ -27,7 +29,7 @@ class LogFile(RotatingFileHandler):
         error = sys.exc_info()[1]
         if not self._failed:
             self._failed = True
-            sys.stderr.write(f"warning: the log file cannot be written: {error}\n")
+            console.print(f"[yellow]The log file cannot be written[/]: {shown(str(error))}")
 
 
 def _private(path: str, flags: int) -> int:

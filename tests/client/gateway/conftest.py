@@ -31,6 +31,7 @@ async def serve() -> AsyncIterator[Serve]:
             *,
             limits: Mapping[str, Any] | None = None,
             keys: Sequence[str] = (),
+            metrics_keys: Sequence[str] = (),
             cors_origins: Sequence[str] = (),
             head: Any = None,
             tokenizer: Any = None,
@@ -52,7 +53,8 @@ async def serve() -> AsyncIterator[Serve]:
                 speculate = "off"
             # A busy machine would begin streams before their failure.
             given = GatewayLimits(**{"beat_s": 60.0, **(limits or {})})
-            gateway = Gateway(offers, given, ApiKeys(keys), speculate=speculate)
+            figures_for = ApiKeys(metrics_keys) if metrics_keys else None
+            gateway = Gateway(offers, given, ApiKeys(keys), metrics_keys=figures_for, speculate=speculate)
             listener = listen("127.0.0.1", 0)
             if send_buffer is not None:  # connections inherit it
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)

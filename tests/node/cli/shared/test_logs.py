@@ -169,6 +169,4 @@ def test_a_full_disk_ends_nothing_and_is_told_once(monkeypatch: pytest.MonkeyPat
     for _ in range(3):
         file.emit(record("a line"))
     file.close = lambda: None  # type: ignore[method-assign]
-    assert stderr.getvalue() == (
-        "warning: the log file cannot be written: [Errno 28] No space left on device\n"
-    )
+    assert stderr.getvalue() == ("The log file cannot be written: [Errno 28] No space left on device\n")

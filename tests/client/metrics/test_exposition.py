@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open_metrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from swarm_node.client.metrics.exposition import counter, exposition, gauge, histogram
+from swarm_node.swarm.runtime.histogram import Histogram
+
+TEXT, OPEN_METRICS = "text/plain", "application/openmetrics-text; version=1.0.0"
+
+
+def samples(accept: str, *families) -> dict[str, float]:
+    """By name and sorted values of labels."""
+    text, media_type = exposition(families, accept)
+    parse = parse_open_metrics if "openmetrics" in media_type else parse_text
+    return {
+        " ".join([sample.name, *sorted(sample.labels.values())]): sample.value
+        for family in parse(text)
+        for sample in family.samples
+    }
+
+
+@pytest.mark.parametrize("accept", [TEXT, OPEN_METRICS, "", "*/*"])
+def test_a_scrape_has_every_figure(accept: str) -> None:
+    seconds = Histogram((0.5, 1))
+    for value in (0.1, 0.2, 0.7, 3):
+        seconds.add(value)
+    found = samples(
+        accept,
+        counter("things", "Things.", {("a",): 3, ("b",): 4}, ("kind",)),
+        gauge("now", "Now.", 2.5),
+        histogram("took_seconds", "Seconds.", {("x",): seconds.totals()}, ("of",)),
+    )
+    assert found["things_total a"] == 3
+    assert found["now"] == 2.5
+    assert [found[f"took_seconds_bucket {end} x"] for end in ("0.5", "1.0", "+Inf")] == [2, 3, 4]
+    assert (found["took_seconds_count x"], found["took_seconds_sum x"]) == (4, 4.0)
+
+
+def test_a_scrape_tells_of_the_process_too() -> None:
+    names = {name.split()[0] for name in samples(TEXT)}
+    assert {"swarm_node_build_info", "process_resident_memory_bytes", "process_cpu_seconds_total"} <= names
+
+
+@pytest.mark.parametrize("value", ['"} 1\nforged_total 9', "a\\", "\ud800", "\u2028"])
+def test_no_value_of_a_label_forges_a_figure(value: str) -> None:
+    found = samples(TEXT, gauge("now", "Now.", {(value,): 1}, ("of",)))
+    assert not any(name.startswith("forged") for name in found)
+    assert found["now " + value.replace("\ud800", "\N{REPLACEMENT CHARACTER}")] == 1
