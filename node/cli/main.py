@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import logging
+import os
 import sys
 from collections.abc import Coroutine, Sequence
 from typing import Any
@@ -13,6 +15,7 @@ from ...swarm.errors import SwarmError
 from ...swarm.runtime.tasks import new_event_loop
 from .early_checks import check_words
 from .parser import build_parser
+from .settings.resolve import Settings, parse_words
 from .shared.logs import LogOptions, set_up_logging
 from .shared.output import exit_code_of, print_error, starting_line
 from .shared.pasting import pasteable
@@ -31,14 +34,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _answer(words: list[str], streams: StandardStreams) -> int:
     as_json = "--json" in words
-    arguments = argparse.Namespace()
+    settings = Settings(arguments := argparse.Namespace())
     try:
-        arguments = build_parser().parse_args(words)
+        settings = parse_words(build_parser(), words, os.environ)
+        arguments = settings.arguments
         as_json = arguments.json
         speak = not (as_json or getattr(arguments, "quiet", False))
         if arguments.command in NODES:
             streams.never_wait()
         set_up_logging(LogOptions.of(arguments))
+        if settings.warning:
+            logging.getLogger(__name__).warning(settings.warning)
         check_words(arguments)
         if arguments.command == "chat":
             with exiting_on_end_signals():
@@ -54,11 +60,14 @@ def _answer(words: list[str], streams: StandardStreams) -> int:
             with asyncio.Runner(loop_factory=new_event_loop) as runner:
                 return runner.run(until_ended(command))
     except (SwarmError, KeyboardInterrupt, BaseExceptionGroup) as error:
-        print_error(error, as_json=as_json, say=lambda hint, gone: pasteable(hint, arguments, gone))
+        origin = settings.origin(f"{error} {getattr(error, 'hint', '')}")
+        print_error(
+            error,
+            as_json=as_json,
+            say=lambda hint, gone: f"{pasteable(hint, arguments, gone)} {origin}".strip(),
+        )
         return exit_code_of(error)
     except Exception as error:  # the last resort: two lines for people, the rest for the log
-        import logging
-
         logging.getLogger(__name__).debug("unexpected error", exc_info=error)
         print_error(error, as_json=as_json)
         return 1
@@ -118,6 +127,14 @@ def _command(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
             from .dashboard.dashboard import run_dashboard
 
             return run_dashboard(arguments)
+        case "config":
+            from .settings.show import run_config
+
+            return run_config(arguments, build_parser())
+        case "completion":
+            from .settings.completion import run_completion
+
+            return run_completion(arguments, build_parser())
         case _:
             from .generate.generate import run_generate
 

@@ -14,6 +14,7 @@ from .generate.options import GENERATE_EXAMPLES, add_generate
 from .models.options import MODELS_EXAMPLES, PLAN_EXAMPLES, PULL_EXAMPLES, add_models, add_plan, add_pull
 from .network.options import INVITE_EXAMPLES, STATUS_EXAMPLES, add_invite, add_status
 from .serving.options import BOOTSTRAP_EXAMPLES, SERVE_EXAMPLES, add_bootstrap, add_serve
+from .settings.options import COMPLETION_EXAMPLES, CONFIG_EXAMPLES, add_completion, add_config
 from .shared.logs import add_logging
 
 _MAIN_EXAMPLES = """\
@@ -90,6 +91,12 @@ def build_parser() -> argparse.ArgumentParser:
     add_pull(_command(commands, "pull", "fetch a whole model to this machine", PULL_EXAMPLES))
     add_plan(_command(commands, "plan", "say which blocks this machine would serve", PLAN_EXAMPLES))
     add_status(_command(commands, "status", "list nodes, and the blocks that nobody serves", STATUS_EXAMPLES))
+    add_config(
+        _command(commands, "config", "show options in force, and where they come from", CONFIG_EXAMPLES)
+    )
+    add_completion(
+        _command(commands, "completion", "print what makes a shell complete words", COMPLETION_EXAMPLES)
+    )
     return parser
 
 
@@ -104,5 +111,12 @@ def _command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("--json", action="store_true", help="print JSON on standard output")
+    command.add_argument(
+        "--config",
+        default=None,
+        metavar="FILE",
+        help="TOML file with options that are not given here (default: config.toml in ~/.swarm-node, or in "
+        "$SWARM_NODE_HOME, if it is there)",
+    )
     add_logging(command)
     return command

@@ -12,6 +12,7 @@ import pytest
 
 from scripts.lab.pictures import stale
 from swarm_node.node.cli.parser import build_parser
+from swarm_node.node.cli.settings.keys import commands_of
 from tests import ROOT
 
 PACKAGES = ("swarm", "dht", "shards", "node", "client")
@@ -132,7 +133,7 @@ def test_a_file_that_is_not_there_is_seen() -> None:
     ) == ["scripts/gone", "swarm/gone.py", "swarm_node.client.gone_module"]
 
 
-COMMANDS = ("bootstrap", "serve", "generate", "chat", "gateway", "invite", "models", "plan", "pull", "status")
+COMMANDS = tuple(commands_of(build_parser()))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

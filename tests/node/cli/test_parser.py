@@ -10,10 +10,11 @@ import sys
 import pytest
 
 from swarm_node.node.cli.parser import build_parser
+from swarm_node.node.cli.settings.keys import commands_of
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.types import Span
 
-COMMANDS = ["bootstrap", "serve", "generate", "chat", "gateway", "invite", "models", "plan", "pull", "status"]
+COMMANDS = list(commands_of(build_parser()))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -43,7 +44,7 @@ def test_examples_in_the_help_parse() -> None:
     lines = [line.strip() for text in shown for line in text.splitlines() if "swarm-node " in line]
     assert len(lines) >= 12
     for line in lines:
-        call = re.split(r"\s{3,}| \| jq", line[line.index("swarm-node ") :])[0]
+        call = re.split(r"\s{3,}| \| jq| > ", line[line.index("swarm-node ") :])[0]
         assert build_parser().parse_args(shlex.split(call)[1:]).command in COMMANDS
 
 
