@@ -142,6 +142,30 @@ async def look_ahead(
     )
 
 
+async def is_served(entry: SwarmEntry, name: str, *, on_stage: OnStage = lambda stage: None) -> bool | None:
+    """Whether nodes that answer serve every block of a model; None where no swarm is found, and none was
+    named. Raises SwarmError."""
+    async with joined_if_any(entry, on_stage) as network:
+        if network is None:
+            return None
+        directory = network.directory
+        place = await resolve_model(name, directory, witnesses=Witnesses(network.transport))
+        ref = place.ref
+        if ref is None and place.source is Source.LOCAL:
+            ref = await asyncio.to_thread(_ref_at, place.path)
+        if ref is None:  # the hub's: nobody here serves one of that name
+            return False
+        on_stage("Asking the swarm who serves what ...")
+        found = await call_roll(network.transport, ref, await directory.nodes(ref))
+        online = [node for node in found.living if node.state is NodeState.ONLINE]
+        return not missing_blocks(online, ref.n_blocks)
+
+
+def _ref_at(path: str) -> ModelRef:
+    with hashing_watched(), open_checkpoint(path) as checkpoint:
+        return checkpoint.ref
+
+
 @dataclass(frozen=True, slots=True)
 class _Described:
     """A model without its weights. ``ref`` has no digest where only the catalogue knows it: ``files``."""

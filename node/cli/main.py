@@ -8,7 +8,7 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from ...swarm.errors import SwarmError
@@ -46,13 +46,12 @@ def _answer(words: list[str], streams: StandardStreams) -> int:
         if settings.warning:
             logging.getLogger(__name__).warning(settings.warning)
         check_words(arguments)
-        if arguments.command == "chat":
+        if arguments.command in ("chat", "run"):  # they wait for keys in this thread, without an event loop
             with exiting_on_end_signals():
                 with starting_line(speak=speak):
-                    from .chat.chat import run_chat
-
+                    talk = _talk(arguments)
                     _all_is_imported()
-                run_chat(arguments)  # waits for keys in this thread, without an event loop
+                talk(arguments)
         else:
             with starting_line(speak=speak):
                 command = _command(arguments)
@@ -79,6 +78,16 @@ def _all_is_imported() -> None:
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
+
+
+def _talk(arguments: argparse.Namespace) -> Callable[[argparse.Namespace], None]:
+    if arguments.command == "run":
+        from .run.run import run_run
+
+        return run_run
+    from .chat.chat import run_chat
+
+    return run_chat
 
 
 def _command(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:

@@ -13,6 +13,7 @@ from .gateway.options import GATEWAY_EXAMPLES, add_gateway
 from .generate.options import GENERATE_EXAMPLES, add_generate
 from .models.options import MODELS_EXAMPLES, PLAN_EXAMPLES, PULL_EXAMPLES, add_models, add_plan, add_pull
 from .network.options import INVITE_EXAMPLES, STATUS_EXAMPLES, add_invite, add_status
+from .run.options import RUN_EXAMPLES, add_run
 from .serving.options import BOOTSTRAP_EXAMPLES, SERVE_EXAMPLES, add_bootstrap, add_serve
 from .settings.options import COMPLETION_EXAMPLES, CONFIG_EXAMPLES, add_completion, add_config
 from .shared.logs import add_logging
@@ -80,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_serve(_command(commands, "serve", "load some blocks of a model and serve them", SERVE_EXAMPLES))
     add_generate(_command(commands, "generate", "answer a prompt through the swarm", GENERATE_EXAMPLES))
     add_chat(_command(commands, "chat", "talk with the model in the terminal", CHAT_EXAMPLES))
+    add_run(_command(commands, "run", "find or serve a model, and talk with it", RUN_EXAMPLES))
     add_gateway(_command(commands, "gateway", "serve the OpenAI API over HTTP", GATEWAY_EXAMPLES))
     add_dashboard(_command(commands, "dashboard", "show a swarm live in a browser", DASHBOARD_EXAMPLES))
     add_invite(

@@ -53,11 +53,12 @@ async def pull_model(
     entry: SwarmEntry,
     *,
     cache_bytes: int,
+    blocks: Span | None = None,
     on_stage: OnStage = lambda stage: None,
     on_progress: Progress | None = None,
 ) -> PulledModel:
     """Fetch all of ``name`` that is not here, and go on where an earlier fetch has stopped. ``cache_bytes``:
-    what weights from peers may take on the disk.
+    what weights from peers may take on the disk. ``blocks``: only what a node of these and a client read.
 
     Raises ModelError, NetworkError, and UsageError for a name that several models have.
     """
@@ -70,10 +71,10 @@ async def pull_model(
                 place = await _resolved(name, network, on_stage)
                 if place.source is Source.SWARM and network is not None:
                     on_stage("Asking peers who shares the model ...")
-                    path = await _from_peers(place, network, cache_bytes, on_progress)
+                    path = await _from_peers(place, network, cache_bytes, blocks, on_progress)
                     place = ModelLocation(place.name, place.source, path)
         on_stage(f"Opening {place.name} ...")
-        ref = await asyncio.to_thread(_opened, place.path, on_progress)
+        ref = await asyncio.to_thread(_opened, place.path, blocks, on_progress)
         here = await asyncio.to_thread(find_local, place.path) or place
     return PulledModel(ref, here.path, place.source, time.monotonic() - began)
 
@@ -88,9 +89,13 @@ async def _resolved(name: str, network: Network | None, on_stage: OnStage) -> Mo
 
 
 async def _from_peers(
-    place: ModelLocation, network: Network, cache_bytes: int, on_progress: Progress | None
+    place: ModelLocation,
+    network: Network,
+    cache_bytes: int,
+    blocks: Span | None,
+    on_progress: Progress | None,
 ) -> str:
-    """All of its blocks and the client's part, into the cache of weights."""
+    """These blocks, or all of them, and the client's part, into the cache of weights."""
     ref = place.ref
     if ref is None:
         raise NetworkError(f"the swarm does not say which {place.name} it serves")
@@ -105,11 +110,13 @@ async def _from_peers(
         on_progress=on_progress,
     ) as fetch:
         described = await fetch.fetch(None, client=False)
-        n_blocks = (await asyncio.to_thread(_opened, str(described), None)).n_blocks
-        return str(await fetch.fetch(Span(0, n_blocks), client=True))
+        if blocks is None:
+            blocks = Span(0, (await asyncio.to_thread(_opened, str(described), None, None)).n_blocks)
+        return str(await fetch.fetch(blocks, client=True))
 
 
-def _opened(path: str, on_progress: Progress | None) -> ModelRef:
-    """What a path, or a name of the hub, leads to; of the hub all files are fetched."""
-    with open_checkpoint(path, progress=on_progress) as checkpoint:
+def _opened(path: str, blocks: Span | None, on_progress: Progress | None) -> ModelRef:
+    """What a path, or a name of the hub, leads to; of the hub all files are fetched, or what a node of
+    ``blocks`` and a client read."""
+    with open_checkpoint(path, blocks=blocks, client=blocks is not None, progress=on_progress) as checkpoint:
         return checkpoint.ref

@@ -10,6 +10,7 @@ from typing import Any
 
 from ....swarm.errors import UsageError
 from ..shared.arguments import (
+    MODEL_HELP,
     add_compute,
     add_draft,
     add_model,
@@ -53,8 +54,12 @@ COMMANDS = {
 _ALIASES = {"quit": "exit", "bye": "exit", "?": "help"}
 
 
-def add_chat(command: argparse.ArgumentParser) -> None:
-    add_model(command)
+def add_chat(command: argparse.ArgumentParser, *, positional: bool = False) -> None:
+    """``positional``: the model is the command's first word, and must be given."""
+    if positional:
+        command.add_argument("model", metavar="PATH_OR_NAME", help=MODEL_HELP)
+    else:
+        add_model(command)
     add_peers(command)
     command.add_argument("--system", type=typed_text, default="", metavar="TEXT", help="the system prompt")
     command.add_argument(

@@ -187,6 +187,11 @@ def add_serve(command: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="how long running sessions may finish after Ctrl-C or SIGTERM (default: %(default)s)",
     )
+    command.add_argument(
+        "--until-eof",
+        action="store_true",
+        help="end as after Ctrl-C when standard input ends, too: for a program that starts a node",
+    )
 
 
 def _add_cache(command: argparse.ArgumentParser) -> None:

@@ -32,7 +32,7 @@ from ..metrics.node import node_metrics
 from ..shared.arguments import entry_of
 from ..shared.network_lines import print_addresses, print_direct, print_join, print_network
 from ..shared.output import console, events, plural, shown
-from ..shared.signals import on_stop_signals
+from ..shared.signals import at_end_of_input, on_stop_signals
 
 STATUS_LINE_S = 1.0
 """Seconds between refreshes of the status line at a terminal."""
@@ -71,7 +71,8 @@ async def run_serve(arguments: argparse.Namespace) -> None:
             begin_auto=begin_auto,
             on_demand=on_demand if config.models else None,
         )
-        with on_stop_signals(node.request_stop):
+        at_end = at_end_of_input if arguments.until_eof else contextlib.nullcontext
+        with on_stop_signals(node.request_stop), at_end(node.request_stop):
             async with display.status_line(node), node_metrics(arguments, node, weights):
                 await node.run()
 

@@ -91,7 +91,7 @@ def port_number(text: str) -> int:
     return int(text)
 
 
-WITHOUT_P2PD = ("serve", "plan", "pull", "generate", "chat", "gateway", "status", "models")
+WITHOUT_P2PD = ("serve", "run", "plan", "pull", "generate", "chat", "gateway", "status", "models")
 """Commands that can do without p2pd; the others are about the DHT itself."""
 
 

@@ -9,7 +9,9 @@ from collections.abc import Collection
 
 from ....swarm.membership.invite import PREFIX
 
-_COMMAND = re.compile(r"`(swarm-node (?:serve|plan|pull|generate|chat|gateway|status|models|invite)\b[^`]*)`")
+_COMMAND = re.compile(
+    r"`(swarm-node (?:serve|run|plan|pull|generate|chat|gateway|status|models|invite)\b[^`]*)`"
+)
 _NEEDS_NO_SWARM = ("models unpin",)
 MODEL = "--model …"
 """In a message's command this stands for the model of the command that failed."""

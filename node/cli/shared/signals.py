@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from types import FrameType
 from typing import Any
@@ -40,6 +42,22 @@ def on_stop_signals(stop: Callable[[], object]) -> Iterator[None]:
     finally:
         if told and HANG_UP is not None:
             signal.signal(HANG_UP, signal.SIG_IGN)  # one that is late must not change the exit code
+
+
+@contextlib.contextmanager
+def at_end_of_input(stop: Callable[[], object]) -> Iterator[None]:
+    """``stop`` is called in the running event loop when standard input ends, as when the process that holds
+    its other end is gone. What is read is thrown away."""
+    loop, descriptor = asyncio.get_running_loop(), sys.stdin.fileno()
+
+    def wait() -> None:
+        with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: the loop has ended before
+            while os.read(descriptor, 4096):
+                pass
+            loop.call_soon_threadsafe(stop)
+
+    threading.Thread(target=wait, name="end of input", daemon=True).start()
+    yield
 
 
 async def until_ended(command: Coroutine[Any, Any, None]) -> int:

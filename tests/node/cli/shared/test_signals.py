@@ -5,11 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from swarm_node.node.cli.shared.signals import exiting_on_end_signals, on_stop_signals, until_ended
+from swarm_node.node.cli.shared.signals import (
+    at_end_of_input,
+    exiting_on_end_signals,
+    on_stop_signals,
+    until_ended,
+)
 from swarm_node.swarm.runtime.tasks import new_event_loop
 
 Loop = Callable[[], asyncio.AbstractEventLoop]
@@ -131,3 +137,21 @@ def test_a_program_without_a_loop_leaves_its_contexts(number: int) -> None:
     with pytest.raises(SystemExit) as raised, exiting_on_end_signals():
         send(number)
     assert raised.value.code == 128 + number
+
+
+def test_the_end_of_input_stops_as_a_signal_does(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+
+    async def served() -> None:
+        stopped = asyncio.Event()
+        with os.fdopen(reading) as other_end:
+            monkeypatch.setattr(sys, "stdin", other_end)
+            with at_end_of_input(stopped.set):
+                os.write(writing, b"what is said is not heard\n")
+                await asyncio.sleep(0)
+                assert not stopped.is_set()
+                os.close(writing)
+                await stopped.wait()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(served())
