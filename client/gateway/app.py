@@ -32,6 +32,10 @@ from .ollama.requests import read_ollama_chat, read_ollama_text
 from .ollama.writer import OllamaChatWriter, OllamaTextWriter
 from .openai.form import OPENAI
 from .openai.requests import read_chat, read_completion
+from .openai.responses.requests import response_reader
+from .openai.responses.stored import StoredResponses
+from .openai.responses.writer import counted as counted_input
+from .openai.responses.writer import response_writer
 from .openai.writers import ChatWriter, CompletionWriter
 
 if TYPE_CHECKING:
@@ -72,6 +76,8 @@ def create_app(
     figures_for = only_with_key(gateway.metrics_keys, "the figures are", "--metrics-key-file")
     seen = dashboard_handlers(dashboard, key_holders(gateway.keys))
     answers, lists, shows = gateway.answers, gateway.lists, gateway.shows
+    stored = StoredResponses()
+    read_response = response_reader(stored)
     router = Router(
         [
             either("/", _wants_page, ("GET", page("chat/index.html"), None), ("GET", running, OLLAMA)),
@@ -93,6 +99,14 @@ def create_app(
             ),
             route("/v1/chat/completions", "POST", answers(read_chat, ChatWriter), OPENAI),
             route("/v1/completions", "POST", answers(read_completion, CompletionWriter), OPENAI),
+            route("/v1/responses", "POST", answers(read_response, response_writer(stored)), OPENAI),
+            route("/v1/responses/input_tokens", "POST", gateway.counts(read_response, counted_input), OPENAI),
+            either(
+                "/v1/responses/{name}",
+                _deletes,
+                ("DELETE", gateway.kept(stored.delete), OPENAI),
+                ("GET", gateway.kept(stored.body), OPENAI),
+            ),
             route("/v1/messages", "POST", answers(read_message, MessageWriter), ANTHROPIC),
             route("/v1/messages/count_tokens", "POST", gateway.counts(read_message, counted), ANTHROPIC),
             route("/api/chat", "POST", answers(read_ollama_chat, OllamaChatWriter), OLLAMA),
@@ -123,6 +137,10 @@ def _wants_page(scope: Scope) -> bool:
     return b"text/html" in dict(scope["headers"]).get(b"accept", b"")
 
 
+def _deletes(scope: Scope) -> bool:
+    return scope["method"] == "DELETE"
+
+
 def _is_anthropic(scope: Scope) -> bool:
     """Its clients ask for some paths that OpenAI's have too, and want them in a form of their own."""
     return b"anthropic-version" in dict(scope["headers"])
@@ -138,6 +156,6 @@ async def _no_such_path(call: HttpCall) -> None:
     raise ApiError(
         404,
         f"there is nothing at {call.scope['path'][:200]}; "
-        "see /v1/models, /v1/chat/completions and /v1/completions",
+        "see /v1/models, /v1/chat/completions, /v1/completions, /v1/responses, /v1/messages and /api/chat",
         code="not_found",
     )

@@ -142,6 +142,16 @@ class Gateway:
 
         return answer
 
+    def kept(self, tell: Callable[[str, str], object]) -> Handler:
+        """A path that ends with the name of something that is kept for its caller, whom ``tell`` gets
+        first."""
+
+        async def answer(call: HttpCall) -> None:
+            caller = self._check(call)
+            await call.reply(to_json(tell(caller, call.scope["path_params"]["name"])))
+
+        return answer
+
     def counts(self, read: Callable[[object], R], write: Callable[[int], object]) -> Handler:
         """A path that tells how many tokens the prompt of a request has. ``read`` raises ApiError."""
 

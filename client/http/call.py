@@ -43,6 +43,8 @@ class HttpCall:
         self._send = send
         self._stall_s = stall_s
         self._form = form or ReplyForm()
+        self.tell_failure = self._form.failure
+        """What ends a stream that failed."""
         told = dict(scope["headers"])
         self._body_left = b"transfer-encoding" in told or told.get(b"content-length", b"0") != b"0"
         self._unasked = told.get(b"expect", b"").lower() == b"100-continue"  # it sends once it is read from
@@ -116,7 +118,7 @@ class HttpCall:
         """Tell of an error, as status and body, or in a stream as its last event."""
         self.failure = error
         if self.streaming:
-            await self.end_events(self._form.failure(error))
+            await self.end_events(self.tell_failure(error))
         elif not self.status:
             await self.reply(to_json(self._form.error(error)), status=error.status, headers=error.headers)
 

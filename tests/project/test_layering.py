@@ -68,6 +68,7 @@ FLOORS = {
         ("client/gateway/requests", "client/pages", "client/metrics"),
         ("client/gateway/answers",),
         ("client/gateway/openai", "client/gateway/anthropic", "client/gateway/ollama"),
+        ("client/gateway/openai/responses",),
         ("client/dashboard",),
         ("client/gateway",),
     ),

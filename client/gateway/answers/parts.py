@@ -23,10 +23,11 @@ class Text:
 
 
 @dataclass(slots=True)
-class Thought:
-    """What the model thinks before it answers."""
+class Thinking:
+    """What the model says to itself. ``tokens``: as in Text."""
 
     text: str
+    tokens: tuple[TokenEvent, ...] = ()
 
 
 @dataclass(slots=True)
@@ -45,7 +46,7 @@ class Finish:
     tokens: tuple[TokenEvent, ...] = ()
 
 
-Part = Text | Thought | Call | Finish
+Part = Text | Thinking | Call | Finish
 
 
 @dataclass(slots=True)
@@ -63,7 +64,7 @@ class Said:
         return "".join(self.texts)
 
     @property
-    def thought(self) -> str:
+    def thinking(self) -> str:
         return "".join(self.thoughts)
 
     @property
@@ -77,8 +78,9 @@ class Said:
             case Text():
                 self.texts.append(part.text)
                 self.tokens += part.tokens
-            case Thought():
+            case Thinking():
                 self.thoughts.append(part.text)
+                self.tokens += part.tokens
             case Call():
                 self.calls.append(part.call)
             case Finish():
@@ -89,8 +91,10 @@ class Said:
 @dataclass(slots=True)
 class Usage:
     """Tokens. ``prompt``: of all prompts together, each counted once, however many answers it has;
-    ``cached``: of those, what the peers held from before, as far as prompts are known to be read."""
+    ``cached``: of those, what the peers held from before, as far as prompts are known to be read.
+    ``thinking``: of the completion's, those that the model thought with."""
 
     prompt: int
     completion: int = 0
+    thinking: int = 0
     cached: int = 0

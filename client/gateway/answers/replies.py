@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 from urllib.parse import quote
 
@@ -13,7 +13,7 @@ from ...decoding.answer import TokenEvent
 from ...generation import Generation
 from ...http.call import HttpCall
 from .generations import Answering
-from .parts import Said, Usage
+from .parts import Part, Said, Thinking, Usage
 from .preparing import Prepared
 from .swarm_news import SwarmNews
 from .writer import Writer
@@ -49,11 +49,16 @@ class Reply(ABC):
     async def beat(self, every_s: float) -> None:
         """Say, beside all that, that the answer is being made. Raises ClientGoneError."""
 
-    def _count(self, index: int, item: TokenEvent | Generation) -> None:
+    def _parts(self, index: int, item: TokenEvent | Generation) -> Sequence[Part]:
+        """What a choice says with ``item``, which is counted."""
+        parts = self._readers[index].push(item)
         if isinstance(item, TokenEvent):
             self._usage.completion += 1
+            if parts and type(parts[0]) is Thinking:
+                self._usage.thinking += 1
         elif index % self._job.n == 0:  # the first choice of a prompt, which feeds it
             self._usage.cached += item.cached_tokens
+        return parts
 
     def _headers(
         self, route: Route | None, last: str, timings: Mapping[str, float] | None = None
@@ -78,8 +83,7 @@ class WholeReply(Reply):
         self._choices = [Said() for _ in job.wanted]
 
     async def take(self, index: int, item: TokenEvent | Generation) -> None:
-        self._count(index, item)
-        for part in self._readers[index].push(item):
+        for part in self._parts(index, item):
             self._choices[index].add(part)
 
     async def beat(self, every_s: float) -> None:
@@ -108,6 +112,7 @@ class StreamedReply(Reply):
         self, call: HttpCall, job: Prepared, writer: Writer, answering: Answering, began: float
     ) -> None:
         super().__init__(call, job, writer, answering, began)
+        call.tell_failure = writer.failure or call.tell_failure
         self._begun: set[int] = set()
         self._turn = asyncio.Lock()  # choices are made side by side, and sending may wait
         self._now = asyncio.get_running_loop().time
@@ -115,12 +120,12 @@ class StreamedReply(Reply):
         self._news = SwarmNews(answering, job.forgotten) if job.request.swarm_events else None
 
     async def take(self, index: int, item: TokenEvent | Generation) -> None:
-        self._count(index, item)
-        write, usage = self._writer.part, self._usage
-        text = "".join([write(index, part, usage) for part in self._readers[index].push(item)])
+        parts, write, usage = self._parts(index, item), self._writer.part, self._usage
+        text = ""
         if index not in self._begun:
             self._begun.add(index)
-            text = self._writer.begin(index, usage) + text
+            text = self._writer.begin(index, usage)
+        text += "".join([write(index, part, usage) for part in parts])
         if self._news is not None and index == 0:
             text = self._told(self._news, item if isinstance(item, Generation) else None) + text
         await self.send(text)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ...http.errors import ApiError
 from .parts import Part, Said, Usage
 
 
 class Writer(ABC):
     """One answer in the form of an API: as a stream, by ``begin``, ``part`` and ``end``, or by ``whole``.
     Each gives what is sent; "" for nothing. The path's ``ReplyForm`` says what a stream is like as such, and
-    how its failure is told."""
+    how its failure is told, unless there is a ``failure``: it may depend on what was said before."""
+
+    failure: Callable[[ApiError], str] | None = None
 
     def begin(self, index: int, usage: Usage) -> str:
         """Before the first part of a choice."""

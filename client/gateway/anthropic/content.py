@@ -8,7 +8,7 @@ from typing import Any
 from ...http.errors import refused
 from ...params import open_turn
 from ..requests.fields import BodyFields, kind_of, text_of
-from ..requests.messages import MAX_MESSAGES, MAX_PARTS, MAX_TEXT, Chat, tool_call
+from ..requests.messages import MAX_MESSAGES, MAX_PARTS, MAX_TEXT, Chat, joined, tool_call
 from ..requests.tools import NAME_LENGTH
 
 ROLES = ("user", "assistant", "system")
@@ -24,7 +24,9 @@ def read_chat(body: BodyFields) -> Chat:
     names: dict[str, str] = {}
     for item in body.objects("messages", most=MAX_MESSAGES, required=True):
         for turn in _turns(item, names):
-            _add(turns, turn)
+            if turns and turn["role"] == turns[-1]["role"] != "tool":
+                turn = joined(turns.pop(), turn)
+            turns.append(turn)
     if not turns or turns[-1]["role"] == "system":
         raise body.wrong("messages", "must hold at least one message")
     if turns[-1].get("tool_calls"):
@@ -106,16 +108,3 @@ def _text_block(block: BodyFields) -> str:
     if kind != "text":
         raise refused(block.name("type"), f"a block of type {kind!r} is not possible here: text only")
     return block.required_text("text", longest=MAX_TEXT)
-
-
-def _add(turns: list[dict[str, Any]], turn: dict[str, Any]) -> None:
-    """Two messages of the same role are one turn."""
-    if not turns or turn["role"] == "tool" or turns[-1]["role"] != turn["role"]:
-        turns.append(turn)
-        return
-    last = turns[-1]
-    for name in ("content", "reasoning_content"):
-        if both := [text for text in (last.get(name), turn.get(name)) if text]:
-            last[name] = "\n".join(both)
-    if calls := [*last.get("tool_calls", ()), *turn.get("tool_calls", ())]:
-        last["tool_calls"] = calls

@@ -10,7 +10,7 @@ from typing import Any
 from ...http.body import to_json
 from ...parsing.tool_calls import ToolCall
 from ..answers.frame import quoted
-from ..answers.parts import Call, Finish, Part, Said, Text, Thought, Usage
+from ..answers.parts import Call, Finish, Part, Said, Text, Thinking, Usage
 from ..answers.preparing import Prepared
 from ..answers.writer import Writer
 from .form import event
@@ -47,7 +47,7 @@ class MessageWriter(Writer):
                 return self._into("text", {"type": "text", "text": ""}) + self._delta(
                     f'{{"type":"text_delta","text":{quoted(text)}}}'
                 )
-            case Thought(text):
+            case Thinking(text):
                 opening = self._into("thinking", {"type": "thinking", "thinking": "", "signature": ""})
                 if self._hides_thinking:
                     return opening
@@ -67,7 +67,7 @@ class MessageWriter(Writer):
         said = choices[0]
         content: list[dict[str, Any]] = []
         if said.thoughts:
-            thought = "" if self._hides_thinking else said.thought
+            thought = "" if self._hides_thinking else said.thinking
             content.append({"type": "thinking", "thinking": thought, "signature": ""})
         if said.texts:
             content.append({"type": "text", "text": said.text})

@@ -15,7 +15,7 @@ from ...parsing.tool_calls import ToolCall
 from ..answers.frame import TEXT, TextFrame, quoted
 from ..answers.logprobs import token_logprobs
 from ..answers.offered import rfc3339
-from ..answers.parts import Call, Finish, Part, Said, Text, Thought, Usage
+from ..answers.parts import Call, Finish, Part, Said, Text, Thinking, Usage
 from ..answers.preparing import Prepared
 from ..answers.writer import Writer
 from .requests import OllamaChat, OllamaText
@@ -42,7 +42,7 @@ class _OllamaWriter(Writer):
         match part:
             case Text(text, tokens):
                 return self._line({**self._said(text), **self._logprobs(tokens)})
-            case Thought(text):
+            case Thinking(text):
                 return self._line(self._said("", text))
             case Call(call):
                 return self._line(self._said("", calls=[self._call(call)]))
@@ -57,7 +57,7 @@ class _OllamaWriter(Writer):
             loads = isinstance(self._request, OllamaText) and self._request.loads
             return self._line(self._said(""), {"done_reason": "load" if loads else "unload"})
         (said,) = choices
-        content = self._said(said.text, said.thought, [self._call(call) for call in said.calls])
+        content = self._said(said.text, said.thinking, [self._call(call) for call in said.calls])
         return self._line({**content, **self._logprobs(said.tokens)}, self._finish(said.finish, usage))
 
     def _line(self, content: dict[str, Any], end: dict[str, Any] | None = None) -> str:

@@ -12,7 +12,7 @@ from ...http.body import to_json
 from ...parsing.tool_calls import ToolCall
 from ..answers.frame import TEXT, TextFrame
 from ..answers.logprobs import TokenBytes
-from ..answers.parts import Call, Finish, Part, Said, Text, Thought, Usage
+from ..answers.parts import Call, Finish, Part, Said, Text, Thinking, Usage
 from ..answers.preparing import Prepared
 from ..answers.writer import Writer
 from .form import DONE
@@ -40,7 +40,7 @@ class ChatWriter(Writer):
         match part:
             case Text(text, tokens):
                 entry = to_json(self._entry(index, {"content": text}, tokens))
-            case Thought(text):
+            case Thinking(text):
                 entry = to_json(self._entry(index, {"reasoning_content": text}))
             case Call(call):
                 told = {"index": self._calls[index], **_call(call)}
@@ -66,7 +66,7 @@ class ChatWriter(Writer):
             "refusal": None,
         }
         if said.thoughts:
-            message["reasoning_content"] = said.thought
+            message["reasoning_content"] = said.thinking
         if said.calls:
             message["tool_calls"] = [_call(call) for call in said.calls]
         logprobs = None if self._token_bytes is None else chat_logprobs(said.tokens, self._token_bytes)

@@ -35,6 +35,17 @@ def tool_call(call_id: str, name: str, arguments: object) -> dict[str, Any]:
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
+def joined(turn: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Two messages of one role as one: texts a line each, and the calls of both."""
+    both = dict(turn)
+    for name in ("content", "reasoning_content"):
+        if texts := [text for text in (turn.get(name), more.get(name)) if text]:
+            both[name] = "\n".join(texts)
+    if calls := [*turn.get("tool_calls", ()), *more.get("tool_calls", ())]:
+        both["tool_calls"] = calls
+    return both
+
+
 def _arguments(text: str) -> dict[str, Any] | str:
     """As an object, where it is one: templates write objects out themselves."""
     try:

@@ -22,6 +22,7 @@ SCHEMA = {
     "required": ["location"],
     "additionalProperties": False,
 }
+WARM = {**SCHEMA, "properties": {"warm": {"type": "boolean"}}, "required": ["warm"]}
 WEATHER: Any = {"name": "get_weather", "description": "Get the weather in a place", "input_schema": SCHEMA}
 CALL = '<tool_call>{"name": "get_weather", "arguments": {"location": "Paris"}}</tool_call>'
 
@@ -113,11 +114,12 @@ async def test_a_tool_is_called_and_its_result_goes_back(serve: Serve, stream: b
 
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "get_weather"}])
 async def test_a_tool_must_be_called(serve: Serve, choice: Any) -> None:
-    served = await serve(tokenizer=TemplateTokenizer())
-    request: dict[str, Any] = {**QUESTION, "max_tokens": 200, "tools": [WEATHER]}
+    head = ScriptedHead([*b'{"name": "get_weather", "arguments": {"warm": true}}', EOS])
+    served = await serve(head=head, tokenizer=TemplateTokenizer())
+    request: dict[str, Any] = {**QUESTION, "max_tokens": 200, "tools": [{**WEATHER, "input_schema": WARM}]}
     message = await client_of(served).messages.create(**request, tool_choice=choice)
     (used,) = message.content
-    assert (used.type, used.name, list(used.input)) == ("tool_use", "get_weather", ["location"])
+    assert (used.type, used.name, used.input) == ("tool_use", "get_weather", {"warm": True})
 
 
 async def test_tools_may_be_left_alone(serve: Serve) -> None:
@@ -255,8 +257,7 @@ async def test_what_is_wrong_is_named(serve: Serve, more: Any, words: str) -> No
 
 async def test_a_schema_is_kept_to(serve: Serve) -> None:
     served = await serve()
-    schema = {**SCHEMA, "properties": {"warm": {"type": "boolean"}}, "required": ["warm"]}
-    form = {"type": "json_schema", "schema": schema}
+    form = {"type": "json_schema", "schema": WARM}
     reply = await served.http.post(
         "/v1/messages", json=_body(max_tokens=200, temperature=0, output_config={"format": form})
     )

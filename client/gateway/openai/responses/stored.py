@@ -1,0 +1,90 @@
+"""Responses that are kept for a while, so that clients can go on with them, or ask for them again.
+
+They lie in memory alone, and are bounded for each caller and together; the oldest are forgotten first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ....http.errors import ApiError
+
+KEPT_S = 3600.0
+MAX_BYTES = 64 * 2**20
+"""Of all callers' responses. What each says of the chat before it is counted anew."""
+MAX_CALLER_BYTES = 16 * 2**20
+MAX_RESPONSES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResponse:
+    """``body``: as it was sent. ``messages``: the chat up to its end, without instructions."""
+
+    caller: str
+    body: Mapping[str, Any]
+    messages: Sequence[Mapping[str, Any]]
+    nbytes: int
+    until: float
+
+
+class StoredResponses:
+    """By their ids, which only those know that got them; a caller finds none of another's."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._stored: dict[str, StoredResponse] = {}  # in order of their age
+        self._bytes: Counter[str] = Counter()  # by caller
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def put(
+        self, caller: str, body: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], nbytes: int
+    ) -> None:
+        """``body``: with an ``id`` that is new. ``nbytes``: about what it takes. Too large a one is not
+        kept."""
+        now = self._clock()
+        self._stored[body["id"]] = StoredResponse(caller, body, messages, nbytes, now + KEPT_S)
+        self._bytes[caller] += nbytes
+        while self._stored and next(iter(self._stored.values())).until <= now:
+            self._forget(next(iter(self._stored)))
+        while self._bytes[caller] > MAX_CALLER_BYTES:
+            self._forget_oldest_of(caller)
+        while self._bytes.total() > MAX_BYTES or len(self._stored) > MAX_RESPONSES:
+            self._forget_oldest_of(max(self._bytes, key=self._bytes.__getitem__))
+
+    def get(self, caller: str, response_id: str) -> StoredResponse:
+        """Changes nothing: any thread may ask. Raises ApiError 404."""
+        found = self._stored.get(response_id)
+        if found is None or found.caller != caller or found.until <= self._clock():
+            raise ApiError(
+                404,
+                f"there is no response {response_id[:100]!r} here: each is kept for an hour at most; "
+                "send the whole chat as input",
+                param="previous_response_id",
+                code="response_not_found",
+            )
+        return found
+
+    def body(self, caller: str, response_id: str) -> Mapping[str, Any]:
+        """What is told of it. Raises ApiError 404."""
+        return self.get(caller, response_id).body
+
+    def delete(self, caller: str, response_id: str) -> Mapping[str, Any]:
+        """What is told of that. Raises ApiError 404."""
+        self.get(caller, response_id)
+        self._forget(response_id)
+        return {"id": response_id, "object": "response", "deleted": True}
+
+    def _forget_oldest_of(self, caller: str) -> None:
+        self._forget(next(key for key, each in self._stored.items() if each.caller == caller))
+
+    def _forget(self, response_id: str) -> None:
+        gone = self._stored.pop(response_id)
+        self._bytes[gone.caller] -= gone.nbytes
+        if not self._bytes[gone.caller]:
+            del self._bytes[gone.caller]

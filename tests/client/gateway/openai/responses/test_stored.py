@@ -1,0 +1,77 @@
+"""Responses are kept for a time and up to a size, of each caller and of all."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+
+from swarm_node.client.gateway.openai.responses import stored as module
+from swarm_node.client.gateway.openai.responses.stored import KEPT_S, StoredResponses
+from swarm_node.client.http.errors import ApiError
+
+
+def _put(stored: StoredResponses, caller: str, name: str, nbytes: int = 1) -> None:
+    stored.put(caller, {"id": name}, ({"role": "user", "content": name},), nbytes)
+
+
+def _has(stored: StoredResponses, caller: str, name: str) -> bool:
+    with suppress(ApiError):
+        return stored.body(caller, name)["id"] == name
+    return False
+
+
+def test_they_are_found_by_their_caller_for_a_while() -> None:
+    now = [0.0]
+    stored = StoredResponses(clock=lambda: now[0])
+    _put(stored, "ann", "a")
+    assert _has(stored, "ann", "a")
+    assert not _has(stored, "bob", "a")
+    now[0] = KEPT_S - 1
+    assert _has(stored, "ann", "a")
+    now[0] = KEPT_S
+    assert not _has(stored, "ann", "a")
+    _put(stored, "bob", "b")
+    assert len(stored) == 1  # what is over makes room
+
+
+def test_deleted_ones_are_gone_and_others_stay() -> None:
+    stored = StoredResponses()
+    _put(stored, "ann", "a")
+    _put(stored, "ann", "b")
+    assert stored.delete("ann", "a") == {"id": "a", "object": "response", "deleted": True}
+    assert not _has(stored, "ann", "a")
+    assert _has(stored, "ann", "b")
+    with pytest.raises(ApiError):
+        stored.delete("bob", "b")
+
+
+def test_a_caller_loses_its_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_CALLER_BYTES", 10)
+    stored = StoredResponses()
+    for name in ("a", "b", "c"):
+        _put(stored, "ann", name, 4)
+    _put(stored, "bob", "d", 4)
+    assert [_has(stored, "ann", name) for name in ("a", "b", "c")] == [False, True, True]
+    _put(stored, "ann", "e", 11)  # alone too large
+    assert [_has(stored, "ann", name) for name in ("b", "c", "e")] == [False] * 3
+    assert _has(stored, "bob", "d")
+
+
+def test_together_who_has_most_loses_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_BYTES", 10)
+    stored = StoredResponses()
+    _put(stored, "bob", "b", 3)
+    for name in ("a1", "a2", "a3"):
+        _put(stored, "ann", name, 3)
+    assert [_has(stored, "ann", name) for name in ("a1", "a2", "a3")] == [False, True, True]
+    assert _has(stored, "bob", "b")
+
+
+def test_their_number_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_RESPONSES", 2)
+    stored = StoredResponses()
+    for name in ("a", "b", "c"):
+        _put(stored, "ann", name, 0)
+    assert len(stored) == 2
+    assert not _has(stored, "ann", "a")
