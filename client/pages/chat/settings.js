@@ -1,0 +1,60 @@
+/** The sheet of settings. They hold for all chats; the system prompt belongs to one. */
+
+import { forgetKey } from "./api.js";
+import { loadSettings, saveSettings } from "./chats.js";
+
+/** Fields of a request, and the numbers that a person gave for them. Without one, the model's own default holds. */
+const NUMBERS = ["temperature", "top_p", "max_tokens"];
+
+export class Settings {
+  #kept = loadSettings();
+
+  /** `systemChanged(text)`: the chat's system prompt is another. */
+  constructor(systemChanged) {
+    this.sheet = document.getElementById("settings");
+    this.system = document.getElementById("system");
+    const opener = document.getElementById("open-settings");
+    opener.addEventListener("click", () => this.sheet.showModal());
+    this.sheet.addEventListener("click", (event) => {
+      if (event.target === this.sheet) this.sheet.close(); // beside the sheet
+    });
+    this.sheet.addEventListener("close", () => opener.focus());
+    this.system.addEventListener("change", () => systemChanged(this.system.value.trim()));
+    document.getElementById("forget-key").addEventListener("click", forgetKey);
+    for (const name of NUMBERS) {
+      const field = document.getElementById(name);
+      field.value = Number.isFinite(this.#kept[name]) ? this.#kept[name] : "";
+      field.addEventListener("change", () => this.#keep(name, field));
+    }
+  }
+
+  get model() {
+    return this.#kept.model;
+  }
+
+  set model(id) {
+    this.#kept.model = id;
+    saveSettings(this.#kept);
+  }
+
+  show(chat) {
+    this.system.value = chat.system;
+  }
+
+  /** What holds where a person gave nothing: the model's own, as the gateway tells it. */
+  showDefaults(sampling) {
+    for (const name of NUMBERS) document.getElementById(name).placeholder = sampling[name] ?? "";
+  }
+
+  /** Fields for a request to a model with these defaults. */
+  options(sampling) {
+    return { ...sampling, ...Object.fromEntries(NUMBERS.map((name) => [name, this.#kept[name]])) };
+  }
+
+  #keep(name, field) {
+    if (!field.reportValidity()) return;
+    if (field.value === "") delete this.#kept[name];
+    else this.#kept[name] = Number(field.value);
+    saveSettings(this.#kept);
+  }
+}
