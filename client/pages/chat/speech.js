@@ -3,14 +3,16 @@
 
 import { make } from "./dom.js";
 
-/** A sentence's end, or a line's. Marks of Markdown are not read out. */
+/** A sentence's end, or a line's. Marks of Markdown are not read out, and neither is code. */
 const END = /[.!?。！？…](?=\s)|\n/g;
 const MARKS = /[*_`#>|~]+|^\s*[-+]\s/gm;
+const FENCE = /^\s*(```|~~~)/;
 const KEPT = 20;
 
 export class Speech {
   #region;
   #said = 0;
+  #inCode = false;
 
   /** `region`: an element with aria-live. */
   constructor(region) {
@@ -27,6 +29,7 @@ export class Speech {
   /** A text begins, of which this many characters are known. */
   begin(known = 0) {
     this.#said = known;
+    this.#inCode = false;
   }
 
   /** The text so far: what is new and complete in it is said. */
@@ -42,7 +45,14 @@ export class Speech {
   }
 
   #sayUntil(text, end) {
-    this.say(text.slice(this.#said, end));
+    const said = [];
+    for (const line of text.slice(this.#said, end).split("\n")) {
+      if (FENCE.test(line)) {
+        this.#inCode = !this.#inCode;
+        if (this.#inCode) said.push("Code.");
+      } else if (!this.#inCode) said.push(line);
+    }
+    this.say(said.join("\n"));
     this.#said = end;
   }
 }

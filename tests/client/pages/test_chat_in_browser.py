@@ -1,4 +1,4 @@
-"""The chat page in Chromium: questions, answers, and what becomes of an answer that does not end by itself."""
+"""The chat page in Chromium: questions, answers, and what becomes of those that do not end by themselves."""
 
 from __future__ import annotations
 
