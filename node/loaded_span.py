@@ -121,6 +121,7 @@ class LoadedSpan:
         server, load = statistics.server, statistics.engine
         return replace(
             info,
+            device=self.device,
             decode_ms_per_block=self.measured.decode_ms_per_block,
             prefill_tokens_per_s=self.measured.prefill_tokens_per_s,
             free_kv_tokens=server.free_kv_tokens,

@@ -147,7 +147,8 @@ class NodeInfo:
     ``decode_ms_per_block``: one decode token through one block, batch 1, milliseconds.
     ``prefill_tokens_per_s``: tokens per second through the whole span, in chunks.
     ``free_kv_tokens`` / ``total_kv_tokens``: KV cache in tokens of the whole span.
-    ``weights``: how the weights are held, for people ("int4", "bf16").
+    ``weights``: how the weights are held, for people ("int4", "bf16"). ``device``: what computes, for people
+    ("cpu", "cuda").
     Load, measured over the last seconds: ``queue_ms`` is how long a decode step waits before it is computed,
     ``tokens_per_s`` what all sessions together got, ``sessions`` how many are open. ``links``: to nodes that
     may come before or after it in a chain, MAX_PEER_LINKS at most.
@@ -191,6 +192,7 @@ class NodeInfo:
     weights_whole: bool = False
     shares_weights: bool = False
     direct_maddrs: tuple[str, ...] = ()
+    device: str = ""
     incarnation: Incarnation | None = field(default=None, compare=False)
     record: SignedRecord | None = field(default=None, compare=False, repr=False)
 

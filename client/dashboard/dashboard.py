@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
-from typing import Self
+from typing import Any, Self
 
 from ...dht.directory import Directory
 from ...swarm.errors import SwarmError
@@ -66,7 +66,7 @@ class Dashboard:
         }
         self._history = History()
         self._reading = Reading()
-        self._sections = swarm_sections(self._reading, complete)
+        self._sections: dict[str, dict[str, Any]] | None = None  # of the reading, once somebody looks
         self._problem = "Asking the swarm who serves what ..."
         self._sampled_at = float("-inf")
         self._state: State = {}
@@ -145,6 +145,8 @@ class Dashboard:
         """Make the state anew, and tell what changed."""
         now, source = self._clock(), self._source
         own = own_sections(source.answers(), source.repairs(), source.counters(), source.own(), now)
+        if self._sections is None:
+            self._sections = swarm_sections(self._reading, self._complete)
         about = {**self._about, **self._sections["swarm"], "problem": self._problem}
         state = {**self._sections, **own, "swarm": about, "history": dict(self._history.items)}
         difference = changes(self._state, state)
@@ -190,7 +192,7 @@ class Dashboard:
         directory = self._directory
         nodes, wanted = await directory.all_nodes(), await directory.wanted()
         self._reading = Reading(nodes, wanted, directory.left_out, directory.is_alone)
-        self._sections = swarm_sections(self._reading, self._complete)
+        self._sections = None
         self._problem = ""
 
 

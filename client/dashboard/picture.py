@@ -7,6 +7,7 @@ is no change, and finite, since JSON knows no others.
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +18,7 @@ from ...swarm.names import digest_prefix
 from ...swarm.placement.demand import Demand, Wanted, tally
 from ...swarm.terminal_text import visible_line
 from ...swarm.transport.address_groups import networks
-from ...swarm.types import Hop, ModelRef, NodeInfo, NodeState
+from ...swarm.types import Hop, ModelRef, NodeInfo, NodeState, short_peer_id
 from .coverage import coverage, throughput
 from .source import Counters, OwnWork, RunningAnswer, SeenRepair
 
@@ -34,6 +35,8 @@ MOST_WANTED = 16
 MOST_LEFT_OUT = 32
 NAME_CHARS = 100
 CAUSE_CHARS = 200
+
+_PEER_ID = re.compile(r"\b(?:12D3KooW|Qm)[1-9A-HJ-NP-Za-km-z]{40,50}\b")
 
 Item = Mapping[str, Any]
 State = Mapping[str, Mapping[str, Any]]
@@ -106,7 +109,7 @@ def own_sections(
                 "model": text(repair.model, NAME_CHARS),
                 "kind": repair.kind,
                 "lost": list(repair.lost[:MOST_LINKS]),
-                "cause": text(repair.cause, CAUSE_CHARS),
+                "cause": text(_PEER_ID.sub(_shortened, repair.cause), CAUSE_CHARS),
                 "seconds": number(repair.seconds, 2),
             }
             for repair in repairs[-MOST_REPAIRS:]
@@ -135,6 +138,7 @@ def node_item(node: NodeInfo) -> Item:
         "tokens_per_s": number(node.tokens_per_s, 1),
         "sessions": node.sessions,
         "journal": number(node.journal_bytes / max(1, node.total_journal_bytes), 2),
+        "device": text(node.device, NAME_CHARS),
         "weights": text(node.weights, NAME_CHARS),
         "version": text(node.version, NAME_CHARS),
         "way": _way(node),
@@ -149,6 +153,10 @@ def node_item(node: NodeInfo) -> Item:
 def text(value: str, most: int) -> str:
     """Of a peer's text its first ``most`` characters in one line, with control characters made visible."""
     return visible_line(value[:most])
+
+
+def _shortened(found: re.Match[str]) -> str:
+    return short_peer_id(found[0])
 
 
 def number(value: float, digits: int = 0) -> float:

@@ -4,7 +4,7 @@
              "prefill_tps", "kv_free", "kv_total", "codecs", "weights", "agent",
              "queue_ms", "tps", "sessions", "links", "journal", "journal_max", "row_check", "coarse",
              "max_blocks", "weights_root", "weights_whole", "shares_weights",
-             "direct", "incarnation"}                     those from "queue_ms" on may be absent
+             "direct", "incarnation", "device"}                     those from "queue_ms" on may be absent
     model   {"v": 1, "kind": "model", "name", "digest", "n_blocks", "parts"}      "parts" may be absent
     wanted  {"v": 1, "kind": "wanted", "models"}          a list of [name, digest or ""]
     gone    {"v": 1, "kind": "gone"}                      the owner withdrew; kept until the old entry is dead
@@ -205,6 +205,7 @@ _NODE_FIELDS: dict[str, FieldType] = _MODEL_FIELDS | {
     "shares_weights": Boolean(),
     "direct": Sequence(Word(_MADDR, "an address"), 0, MAX_DIRECT_MADDRS),
     "incarnation": IncarnationField(),
+    "device": Prose(16),
 }
 _WANTED_FIELDS: dict[str, FieldType] = {"models": Sequence(WantedField(), 1, MAX_WANTED)}
 _OPTIONAL: dict[str, object] = {
@@ -223,6 +224,7 @@ _OPTIONAL: dict[str, object] = {
     "shares_weights": False,
     "direct": (),
     "incarnation": None,
+    "device": "",
 }
 """The fields that an entry may leave out, and the values that they then have."""
 
@@ -273,6 +275,7 @@ def encode_node(info: NodeInfo) -> bytes:
                 "shares_weights": info.shares_weights,
                 "direct": direct,
                 "incarnation": info.incarnation,
+                "device": info.device,
             },
         )
         if len(body) <= _MAX_BODY_BYTES or not (links or direct or maddrs):
@@ -354,6 +357,7 @@ def _node(owner: str, values: dict[str, Any]) -> NodeInfo:
         shares_weights=values["shares_weights"],
         direct_maddrs=tuple(map(mark_direct, _plain_direct(values["direct"], owner))),
         incarnation=values["incarnation"],
+        device=values["device"],
     )
 
 

@@ -1,9 +1,11 @@
-"""A real swarm on this machine: a bootstrap node, serving nodes, one prompt, the route it took."""
+"""A real swarm on this machine: a bootstrap node, serving nodes, one prompt, the route it took. With --keep
+the swarm stays, with a chat page and a live picture of it in the browser."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 import time
 
@@ -20,6 +22,7 @@ BEGINNING = "Once upon a time, there was a"
 MOST_TOKENS = 256
 MOST_BASE_TOKENS = 48
 """A base model does not end by itself."""
+GATEWAY_PORT = 8000
 BASE_PENALTY = 1.2
 """The repetition penalty of base models: without one, small ones repeat a sentence again and again."""
 
@@ -31,6 +34,9 @@ def parse(words: list[str]) -> argparse.Namespace:
         "--model", choices=REAL_MODELS, default="smollm2-135m", help="%(choices)s (default: %(default)s)"
     )
     parser.add_argument("--nodes", type=int, default=3, help="serving processes (default: %(default)s)")
+    parser.add_argument(
+        "--keep", action="store_true", help="stay until Ctrl-C, with a chat page and a dashboard to open"
+    )
     parser.add_argument(
         "--max-new-tokens", type=int, help=f"default: {MOST_TOKENS}, of a base model {MOST_BASE_TOKENS}"
     )
@@ -58,6 +64,9 @@ def run(arguments: argparse.Namespace) -> None:
         serve_options=["--threads", str(threads)],
         on_event=lambda text: console.print(f"  [dim]{time.perf_counter() - began:5.1f} s[/]  {text}"),
     ) as swarm:
+        if arguments.keep:
+            _keep(swarm)
+            return
         # After the nodes have started, so that both take their seconds at once on a slow machine.
         from swarm_node.client import SwarmModel
 
@@ -84,6 +93,31 @@ def run(arguments: argparse.Namespace) -> None:
         )
         console.print("\nStopping everything ...")
     console.print(f"Done in {time.perf_counter() - began:.1f} s.")
+
+
+def _keep(swarm: LocalSwarm) -> None:
+    """Until Ctrl-C."""
+    url = swarm.start_gateway("--port", str(_free(GATEWAY_PORT)))["url"]
+    console.print(
+        f"\n[bold]Open in a browser[/]\n  the swarm, live  {url}/swarm\n  chat with it     {url}/\n"
+    )
+    console.print("Ctrl-C stops everything.")
+    try:
+        while all(process.is_running for process in (*swarm.gateways, *swarm.nodes)):
+            time.sleep(0.5)
+        console.print("A process of the swarm has ended.")
+    except KeyboardInterrupt:
+        console.print("\nStopping everything ...")
+
+
+def _free(port: int) -> int:
+    """``port`` if nobody listens there, else 0: any."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return 0
+    return port
 
 
 def main() -> int:

@@ -83,6 +83,7 @@ class LocalSwarm:
         self.on_event = on_event
         self.bootstrap: NodeProcess | None = None
         self.nodes: list[NodeProcess] = []
+        self.gateways: list[NodeProcess] = []
         self.initial_peers: list[str] = []
         self._launch = launch
         self._bootstrap_host = bootstrap_host
@@ -107,14 +108,20 @@ class LocalSwarm:
         """One more serving process; ``wait`` until its blocks are announced."""
         words = ["serve", "--json", "--model", self.model, "--blocks", blocks]
         words += ["--host", host, "--port", "0"]
-        peers = [item for peer in self.initial_peers for item in ("--initial-peers", peer)]
         node = self._start(
-            [*words, *peers, *self.serve_options, *options, "--identity", self._new_identity()]
+            [*words, *self._peers(), *self.serve_options, *options, "--identity", self._new_identity()]
         )
         self.nodes.append(node)
         if wait:
             self.wait_online(node)
         return node
+
+    def start_gateway(self, *options: str) -> dict[str, Any]:
+        """A gateway for the swarm's model; its event ``listening``."""
+        words = ["gateway", "--json", "--model", self.model, "--drain-seconds", "2", *self._peers(), *options]
+        gateway = self._start(words)
+        self.gateways.append(gateway)
+        return gateway.wait_for("listening")
 
     def restart_node(self, node: NodeProcess, *, same_identity: bool = True) -> NodeProcess:
         """In the place of a node that has ended, or is to leave now: another process with its options. Does
@@ -126,6 +133,9 @@ class LocalSwarm:
 
     def _start(self, words: Sequence[str]) -> NodeProcess:
         return NodeProcess(words, environment=self.environment, overrides=self.overrides, launch=self._launch)
+
+    def _peers(self) -> list[str]:
+        return [word for peer in self.initial_peers for word in ("--initial-peers", peer)]
 
     def _new_identity(self) -> str:
         self._identities += 1
@@ -151,5 +161,5 @@ class LocalSwarm:
         self.close()
 
     def close(self) -> None:
-        stop_all([*self.nodes, *([self.bootstrap] if self.bootstrap else [])])
+        stop_all([*self.gateways, *self.nodes, *([self.bootstrap] if self.bootstrap else [])])
         self._folder.cleanup()

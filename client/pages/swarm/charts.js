@@ -83,7 +83,7 @@ function options(chart, series, width) {
     height: HEIGHT,
     cursor: { y: false },
     scales: {
-      x: { range: (_, first, last) => (last ? [Math.min(first, last - LEAST_S), last] : [0, LEAST_S]) },
+      x: { range: timeShown },
       y: { range: (_, low, high) => [0, high > 0 ? high * 1.1 : 1] },
     },
     axes: [
@@ -98,12 +98,17 @@ function options(chart, series, width) {
         width: 2,
         fill: chart.bars ? lines[number] : number === 0 ? `${lines[number]}22` : undefined,
         paths: chart.bars ? uPlot.paths.bars({ size: [0.45, 8, 3], align: i ? 1 : -1 }) : undefined,
-        points: { show: false },
+        points: chart.bars ? { show: false } : { size: 4 },
         spanGaps: true,
         value: (_, value) => chart.say(value),
       })),
     ],
   };
+}
+
+function timeShown({ data: [times] }) {
+  const last = times.at(-1) ?? Date.now() / 1000;
+  return [Math.min(times[0] ?? last, last - LEAST_S), last];
 }
 
 /** Samples of `step` seconds: sums of what is counted, means of all else. */

@@ -9,6 +9,7 @@ const STRIP = 22;
 const RULER = 20;
 const PER_LETTER = 6.9; // pixels, at the most
 const ROUTE_COLOURS = 6;
+const LOST_S = 60;
 
 export class ModelMap {
   constructor(colours, onChosen) {
@@ -114,6 +115,7 @@ export class ModelMap {
 
   /** Returns where each node's bar is: its lane, by peer. */
   renderBars(lanes, height, perBlock) {
+    const lost = lostLately(this.state);
     const busiest = Math.max(1, ...this.nodes.map(([, node]) => node.tokens_per_s));
     const places = new Map();
     const bars = lanes.flatMap((lane, number) => lane.map(([peer, node]) => [peer, { node, number }]));
@@ -125,7 +127,7 @@ export class ModelMap {
         const top = STRIP + RULER + lane * height;
         const wide = (node.last - node.first + 1) * perBlock - 2;
         places.set(peer, top + (thick > 24 ? thick - 8 : thick / 2)); // below a label, where there is room
-        group.setAttribute("class", `bar ${node.state}${peer === this.chosen ? " chosen" : ""}`);
+        group.setAttribute("class", ["bar", node.state, peer === this.chosen && "chosen", lost.has(peer) && "lost"].filter(Boolean).join(" "));
         group.style.setProperty("--load", `${Math.round(100 * (node.tokens_per_s / busiest))}%`);
         const shape = { x: node.first * perBlock + 1, y: top, width: Math.max(2, wide), height: thick };
         for (const [name, value] of Object.entries({ ...shape, rx: Math.min(6, thick / 2) })) rect.setAttribute(name, value);
@@ -200,6 +202,12 @@ export class Colours {
 
 export const nodeName = (peer, node) => (node?.name ? `${node.name} (${shortId(peer)})` : shortId(peer));
 
+/** Peers that routes lost a moment ago. What they announced may outlive them for LOST_S. */
+function lostLately(state) {
+  const now = Date.now() / 1000;
+  return new Set(state.items("repairs").flatMap(([, repair]) => (now - repair.at < LOST_S ? repair.lost : [])));
+}
+
 function peerAt(event) {
   return event.target.closest?.("[data-peer]")?.dataset.peer ?? null;
 }
@@ -248,7 +256,7 @@ function updateGap(line, { servers, command }, span) {
 function legend() {
   const entry = (kind, text) => make("li", {}, make("span", { class: `swatch ${kind}`, "aria-hidden": "true" }), text);
   return make("ul", { class: "plain legend" }, entry("none", "nobody"), entry("one", "one server"),
-    entry("some", "more"), entry("idle", "idle node"), entry("busy", "busy node"), entry("joining", "loading"));
+    entry("some", "more"), entry("idle", "idle node"), entry("busy", "busy node"), entry("joining", "loading"), entry("lost", "just lost by a route"));
 }
 
 /** A line along the bars of a route, which goes from lane to lane where one hop hands over to the next. */

@@ -21,7 +21,8 @@ const COLUMNS = [
   ["queue", "Queue", (_, node) => node.queue_ms, (_, node) => (node.queue_ms ? duration(node.queue_ms / 1000) : "–"), true],
   ["sessions", "Sessions", (_, node) => node.sessions, (_, node) => figure(node.sessions), true],
   ["kv", "KV used", (_, node) => used(node), (_, node) => (node.kv_total ? percent(used(node)) : "–"), true],
-  ["weights", "Weights", (_, node) => `${node.device ?? ""} ${node.weights}`, (_, node) => text([node.device, node.weights].filter(Boolean).join(", "))],
+  ["device", "Device", (_, node) => node.device, (_, node) => text(node.device)],
+  ["weights", "Weights", (_, node) => node.weights, (_, node) => text(node.weights)],
   ["way", "Reached", (_, node) => node.way, (_, node) => node.way],
   ["version", "Version", (_, node) => node.version, (_, node) => text(node.version)],
 ];

@@ -71,7 +71,7 @@ function* tiles(state, history) {
 }
 
 function points(values) {
-  if (values.length < 2) return "";
+  if (values.length < 6) return "";
   const low = Math.min(...values);
   const span = Math.max(...values) - low || 1;
   return values.map((value, i) =>

@@ -17,6 +17,9 @@ from swarm_node.client.http.server import listen
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from tests.client.dashboard.simulated import SimulatedSource
 from tests.client.pages.conftest import browser as browser
+from tests.client.pages.conftest import drafting as drafting
+from tests.client.pages.conftest import serve as serve
+from tests.client.pages.conftest import trials as trials
 
 
 @dataclass
