@@ -87,11 +87,13 @@ class Gateway:
     async def health(self, call: HttpCall) -> None:
         """Whether the process is alive, which it is while it drains too: whoever restarts processes that are
         not must let it end its answers. Needs no key and no swarm."""
+        call.routine = True
         body = {"status": "draining" if self.draining else "ok", "running": self.admission.running}
         await call.reply(to_json(body))
 
     async def ready(self, call: HttpCall) -> None:
         """Whether a chat would be answered now: some model has all its blocks served."""
+        call.routine = True
         ready = 0 if self.draining else len(await self.offers.served())
         status = "draining" if self.draining else "ready" if ready else "no model is served as a whole"
         body = {"status": status, "models_ready": ready, "models": len(self.offers.ids)}

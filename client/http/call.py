@@ -38,6 +38,8 @@ class HttpCall:
         """What was told to have gone wrong."""
         self.notes: dict[str, object] = {}
         """What its line in the log says beside."""
+        self.routine = False
+        """It is asked again and again, by a program that watches: not worth a line."""
         self.streaming = False
         self._receive = receive
         self._send = send

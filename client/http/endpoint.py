@@ -97,7 +97,8 @@ def _log(call: HttpCall, seconds: float) -> None:
     }
     # A text with spaces in it is quoted, so that it looks like no other name and value.
     line = " ".join(f"{name}=%{'r' if len(str(value).split()) > 1 else 's'}" for name, value in told.items())
-    logger.info(f"event=request {line}", *told.values())
+    level = logging.DEBUG if call.routine and call.failure is None else logging.INFO
+    logger.log(level, f"event=request {line}", *told.values())
 
 
 def group_of_client(client: tuple[str, int] | None) -> str:

@@ -25,6 +25,7 @@ def metrics_page(
 
     async def send(call: HttpCall) -> None:
         check(call)
+        call.routine = True
         if not made:
             made.append(await asyncio.to_thread(load))
         from .exposition import exposition

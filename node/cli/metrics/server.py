@@ -38,9 +38,11 @@ async def serve_metrics(
     ``metrics_page``. ``state``: the node's, and whether it is ready. Raises ListenError."""
 
     async def health(call: HttpCall) -> None:
+        call.routine = True
         await call.reply(to_json({"status": state()[0]}))
 
     async def ready(call: HttpCall) -> None:
+        call.routine = True
         name, is_ready = state()
         retry = {} if is_ready else {"Retry-After": str(RETRY_S)}
         body = to_json({"status": name, "ready": is_ready})

@@ -117,7 +117,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "text": record.getMessage(),
         }
-        line = {**fields_of(record), **line}
+        line = {**line, **fields_of(record), **line}  # their order, and their values
         if record.exc_info and not record.exc_text:
             record.exc_text = self.formatException(record.exc_info)
         if record.exc_text:

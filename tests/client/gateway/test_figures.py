@@ -200,3 +200,12 @@ async def test_an_answer_that_ends_badly_says_what_it_was(
     assert "status=200 " in line
     assert "error=shutting_down" in line
     assert line.endswith("finish=shutting_down")
+
+
+async def test_what_watches_is_not_worth_a_line(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "swarm_node.client")
+    served = await serve()
+    for path in ("/health", "/ready", "/metrics", "/v1/models"):
+        await served.http.get(path)
+    (line,) = await _logged(served, caplog, 1)
+    assert "path=/v1/models " in line
