@@ -57,6 +57,7 @@ so they are whole sentences without a traceback, and at most two lines together.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 
 
@@ -97,6 +98,16 @@ class SwarmError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+def reason_of(error: SwarmError) -> str:
+    """One of a few words for what went wrong, to count by: the code that a peer told, or the error's name."""
+    if isinstance(cause := getattr(error, "cause", None), SwarmError):
+        return reason_of(cause)
+    if isinstance(code := getattr(error, "code", None), ErrorCode):
+        return code.value
+    name = type(error).__name__.removesuffix("Error")
+    return re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()
 
 
 class UsageError(SwarmError):

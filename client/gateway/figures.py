@@ -56,13 +56,13 @@ class AnswerTotals:
 class GatewayTotals:
     """``requests``: by path and status; ``failures``: by the error's code, in streams too. ``answers``: by
     model and operation, once they are over. ``tokens``: of answers, also of those that run, by model.
-    ``repairs``: of routes, by model and kind."""
+    ``repairs``: of routes, by model, kind and reason (``hops.trace.Repair``)."""
 
     requests: Mapping[tuple[str, int], int]
     failures: Mapping[str, int]
     answers: Mapping[tuple[str, str], AnswerTotals]
     tokens: Mapping[str, int]
-    repairs: Mapping[tuple[str, str], int]
+    repairs: Mapping[tuple[str, str, str], int]
 
 
 class _Answers:
@@ -135,7 +135,7 @@ class Figures:
         self._failures: Counter[str] = Counter()
         self._answers: dict[tuple[str, str], _Answers] = {}
         self._tokens: Counter[str] = Counter()
-        self._repairs: Counter[tuple[str, str]] = Counter()
+        self._repairs: Counter[tuple[str, str, str]] = Counter()
         self._running: dict[str, _Running] = {}
         self._seen_repairs: deque[SeenRepair] = deque(maxlen=KEPT_REPAIRS)
 
@@ -255,7 +255,7 @@ class Figures:
         for stream in running.answering.streams:
             repaired = stream.repaired
             for repair in repaired[running.repairs.get(stream, 0) :]:
-                self._repairs[running.model, repair.kind] += 1
+                self._repairs[running.model, repair.kind, repair.reason] += 1
                 self._seen_repairs.append(
                     SeenRepair(
                         at=self._wall(),

@@ -88,9 +88,9 @@ def families(gateway: Gateway) -> Iterator[Family]:
     )
     yield counter(
         "swarm_gateway_repairs",
-        "Repairs of routes while an answer was made, by what was done.",
-        {(model, kind): count for (model, kind), count in totals.repairs.items()},
-        ("model", "kind"),
+        "Repairs of routes while an answer was made, by what was done and what had happened.",
+        {(model, kind, reason): count for (model, kind, reason), count in totals.repairs.items()},
+        ("model", "kind", "cause"),
     )
     yield gauge("swarm_gateway_requests_open", "Requests that are answered or wait.", admission.requests)
     yield gauge("swarm_gateway_generations_running", "Answers that are being made.", admission.running)

@@ -120,9 +120,9 @@ class Repair:
 
     ``kind``: "replay", hops were replaced and fed from their neighbours' journals; "relay", an edge between
     two hops goes through the client now; "reopen", another route was fed from the token ids; "planned", a
-    slow hop was replaced while it worked. ``replayed_tokens``: computed once more, at all hops together.
-    ``replayed_bytes_nodes`` and ``replayed_bytes_client``: activations that nodes, and the client, had to
-    send once more.
+    slow hop was replaced while it worked. ``reason``: one of a few words for ``cause``.
+    ``replayed_tokens``: computed once more, at all hops together. ``replayed_bytes_nodes`` and
+    ``replayed_bytes_client``: activations that nodes, and the client, had to send once more.
     """
 
     kind: RepairKind
@@ -132,12 +132,14 @@ class Repair:
     replayed_tokens: int = 0
     replayed_bytes_nodes: int = 0
     replayed_bytes_client: int = 0
+    reason: str = ""
 
     def as_dict(self) -> dict[str, object]:
         return {
             "kind": self.kind,
             "lost": list(self.lost),
             "cause": self.cause,
+            "reason": self.reason,
             "seconds": round(self.seconds, 6),
             "replayed_tokens": self.replayed_tokens,
             "replayed_bytes_nodes": self.replayed_bytes_nodes,

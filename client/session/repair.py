@@ -84,7 +84,9 @@ class RouteRepair:
         self._attempts = attempts
         self._wait = wait
         self._rejoin: Pairs = frozenset()
-        self._forced: dict[HopClient, str] = {}  # hops that work and are replaced all the same, and why
+        self._forced: dict[
+            HopClient, SwarmError
+        ] = {}  # hops that work and are replaced all the same, and why
         self._excluded: set[str] = set()
         self._gone: set[str] = set()
         self._told: set[int] = set()  # of failures, by identity: they concern the router once
@@ -95,7 +97,7 @@ class RouteRepair:
         self._moving = False
         self._round = 0  # answers to steps before it are ignored
 
-    async def move(self, number: int, cause: str) -> None:
+    async def move(self, number: int, cause: SwarmError) -> None:
         """Replace a hop that works. Raises MoveAbandonedError, and as ``run``."""
         hop = self._session.hops[number]
         self._moving = True
@@ -145,11 +147,11 @@ class RouteRepair:
             if told is ErrorCode.UNSUPPORTED_CODEC and hop.reply_codec.exponents:
                 reader = hops[number + 1].peer_id if number + 1 < len(hops) else None
                 session.settings.codecs.doubts.add(reader)  # the hop has only seen what the table does
-                self._record.hop_lost(hop.peer_id, cause.message)
+                self._record.hop_lost(hop.peer_id, cause)
                 raise RouteLostError(HopFailedError(hop.peer_id, cause))  # edges keep codecs in a repair
             if id(cause) not in self._told:
                 self._told.add(id(cause))
-                self._record.hop_lost(hop.peer_id, cause.message)
+                self._record.hop_lost(hop.peer_id, cause)
                 if not (isinstance(cause, PeerError) and cause.code in NO_FAULT):
                     self._gone.add(hop.peer_id)
                 if isinstance(cause, PeerError) and cause.code is ErrorCode.CACHE_LOST:
@@ -161,9 +163,9 @@ class RouteRepair:
         if len(found.lost) == len(hops):
             raise RouteLostError(found.worst(hops))  # type: ignore[arg-type]
         for number, cause in found.spoilt.items():
-            self._forced[hops[number]] = cause.message
+            self._forced[hops[number]] = cause
         for number, cause in found.edges.items():
-            self._record.edge_lost(cause.message)
+            self._record.edge_lost(cause)
             session.edge_failed(hops[number - 1], hops[number])
         for number, hop in enumerate(hops):
             if number not in found.lost:
@@ -297,12 +299,13 @@ class RouteRepair:
     async def _attach(self, hop: HopClient, upstream: str, *, unnamed: bool = False) -> None:
         held = await attach(hop, upstream, unnamed=unnamed)
         if hop.state.missing_from is None and held < self._session.acked:
-            text = f"{hop.link.name} holds {held} tokens of the {self._session.acked} that it has answered"
+            error = RemoteProtocolError(
+                f"{hop.link.name} holds {held} tokens of the {self._session.acked} that it has answered"
+            )
             if hop.was_fed and hop.peer_id not in self._misfed:  # who sent its steps could take it back
                 self._misfed.add(hop.peer_id)
-                self._forced[hop] = text
+                self._forced[hop] = error
                 raise _InterruptedError
-            error = RemoteProtocolError(text)
             hop.mark_lost(error)
             raise HopFailedError(hop.peer_id, error)
 
@@ -359,7 +362,7 @@ class RouteRepair:
                 if before.peer_id in self._without_journal:
                     raise RouteLostError(HopFailedError(before.peer_id, refused.cause)) from refused
                 self._without_journal.add(before.peer_id)
-                self._forced[before] = refused.message
+                self._forced[before] = refused
             else:
                 await self._lost_edge(before, after, chain, refused)
             raise _InterruptedError from refused
@@ -379,7 +382,7 @@ class RouteRepair:
             if not chain:
                 before.mark_lost(refused.cause)
                 return
-            self._record.edge_lost(refused.message)
+            self._record.edge_lost(refused)
             self._session.edge_failed(before, after)
 
     # Watching while others are waited for.
@@ -410,7 +413,7 @@ class RouteRepair:
         doing.result()
 
 
-def _cause(found: Diagnosis, forced: dict[HopClient, str]) -> SwarmError:
-    for cause in found.lost.values():
+def _cause(found: Diagnosis, forced: dict[HopClient, SwarmError]) -> SwarmError:
+    for cause in (*found.lost.values(), *forced.values()):
         return cause
-    return SwarmError(next(iter(forced.values()), "no hop of the route can be kept"))
+    return SwarmError("no hop of the route can be kept")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ...swarm.errors import SwarmError, reason_of
 from ..hops.route_session import RouteSession
 from ..hops.trace import Repair, RepairKind
 
@@ -36,14 +37,14 @@ class RepairRecord:
         self.acked = acked
         self.lost: list[str] = []
         self.cost = ReplayCost()
-        self._causes: list[str] = []
+        self._causes: list[SwarmError] = []
         self._reopened = False
 
-    def hop_lost(self, peer_id: str, cause: str) -> None:
+    def hop_lost(self, peer_id: str, cause: SwarmError) -> None:
         self.lost.append(peer_id)
         self._causes.append(cause)
 
-    def edge_lost(self, cause: str) -> None:
+    def edge_lost(self, cause: SwarmError) -> None:
         self._causes.append(cause)
 
     def reached(self, acked: int) -> None:
@@ -68,12 +69,14 @@ class RepairRecord:
     def closed(self, kind: RepairKind | None = None) -> Repair:
         if kind is None:
             kind = "reopen" if self._reopened else "replay" if self.lost else "relay"
+        cause = self._causes[0] if self._causes else None
         return Repair(
             kind,
             tuple(dict.fromkeys(self.lost)),
-            self._causes[0] if self._causes else "",
+            cause.message if cause is not None else "",
             self._clock() - self.began,
             self.cost.tokens,
             self.cost.node_bytes,
             self.cost.client_bytes,
+            reason_of(cause) if cause is not None else "",
         )

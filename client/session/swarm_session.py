@@ -55,6 +55,7 @@ from ...swarm.errors import (
     EdgeFailedError,
     HopFailedError,
     LocalProtocolError,
+    PeerLateError,
     RemoteProtocolError,
     RouteError,
     StreamClosedError,
@@ -438,7 +439,7 @@ class SwarmSession:
         match self._slow.look(session, self._need.kv_tokens - fed, fed):
             case SlowHop(number=number):
                 slow = session.hops[number]
-                cause = f"{slow.link.name} is slower than another is"
+                cause = PeerLateError(f"{slow.link.name} is slower than another is")
                 await self._change(session, lambda repair: repair.move(number, cause), "planned")
             case Rewire(apart=apart, join=join):
                 session.rewire(apart, join)

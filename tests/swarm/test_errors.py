@@ -6,7 +6,16 @@ import re
 from importlib import import_module
 
 from swarm_node.swarm import errors
-from swarm_node.swarm.errors import SwarmError
+from swarm_node.swarm.errors import (
+    ErrorCode,
+    HopFailedError,
+    PeerError,
+    PeerTimeoutError,
+    RemoteProtocolError,
+    StreamClosedError,
+    SwarmError,
+    reason_of,
+)
 
 
 def drawn() -> dict[str, str]:
@@ -43,3 +52,11 @@ def test_the_tree_is_drawn_as_it_is() -> None:
             if not child.__name__.startswith("_") and child.__module__.startswith("swarm_node."):
                 actual[child.__name__] = kind.__name__
     assert tree == actual
+
+
+def test_what_went_wrong_is_one_of_a_few_words() -> None:
+    lost = PeerError("text", code=ErrorCode.JOURNAL_LOST, retriable=True)
+    assert reason_of(lost) == "journal_lost"
+    assert reason_of(HopFailedError("peer", PeerTimeoutError("text"))) == "peer_timeout"
+    assert reason_of(StreamClosedError("text")) == "stream_closed"
+    assert reason_of(RemoteProtocolError("text")) == "bad_frame"

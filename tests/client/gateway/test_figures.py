@@ -103,7 +103,7 @@ async def test_repairs_are_seen_while_the_answer_goes_on(serve: Serve) -> None:
     assert (answer.repairs, repair.answer, repair.model, repair.kind) == (1, answer.id, "toy", "replay")
     assert repair.lost == (lost,)
     await asking
-    assert figures.totals().repairs == {("toy", "replay"): 1}
+    assert figures.totals().repairs == {("toy", "replay", "stream_closed"): 1}
     assert figures.counters().repairs == 1
     assert len(figures.repairs()) == 1  # it counts once, however often one looks
 
