@@ -218,11 +218,11 @@ class AsyncSwarmModel:
             params.limited_to(new_tokens),
             model=local.ref,
             heads=self._heads,
-            detokenizer=local.tokenizer.stream(after=ids),
+            detokenizer=local.tokenizer.stream(params.skip_special_tokens, after=ids),
             eos_ids=local.tokenizer.eos_ids,
             session=session,
             feed=prompt.feed,
-            guide=None if guide is None else lambda: self._guides.open(guide),
+            guide=None if guide is None else lambda: self._guides.open(guide, params.guide_start),
             draft_model=local.draft,
             on_end=self._ended,
         )

@@ -30,16 +30,15 @@ if TYPE_CHECKING:
 class Generation:
     """A finished answer and how it came about.
 
-    ``text``: without special tokens and without the stop string that ended it. ``token_ids``: every token
-    chosen, an end-of-text token that ended the answer included. ``finish_reason``: "stop" for an end-of-text
-    token, "length" for max_new_tokens or the end of the context, "stop_string" for the one in
-    ``stop_string``, or "unfinished" where it was stopped or failed. ``model``: its name and the beginning of
-    its digest. ``route``: the hops at the end, ``hops`` what each of them cost, ``chains`` what their links
-    cost, ``replaced`` as ``hops`` for those that left; ``predicted``: what the newest hops should cost.
-    ``repaired``: each time that the route was repaired, which costs time but no token. ``cached_tokens``: how
-    many tokens of the prompt the hops held from before. ``logprobs``: how likely each token was, where that
-    was asked for. ``speculated``: what drafts have brought. ``passed_over``: peers that were tried and did
-    not help.
+    ``text``: without special tokens and without the ``stop_string`` that ended it. ``token_ids``: every token
+    chosen, a token that ended the answer included. ``finish_reason``: "stop" for an end-of-text token or one
+    to stop at, "length" for max_new_tokens or the end of the context, "stop_string", or "unfinished" where it
+    was stopped or failed. ``model``: its name and the beginning of its digest. ``route``: the hops at the
+    end, ``hops`` what each of them cost, ``chains`` what their links cost, ``replaced`` as ``hops`` for those
+    that left; ``predicted``: what the newest hops should cost. ``repaired``: each time that the route was
+    repaired, which costs time but no token. ``cached_tokens``: how many tokens of the prompt the hops held
+    from before. ``logprobs``: how likely each token was, where that was asked for. ``speculated``: what
+    drafts have brought. ``passed_over``: peers that were tried and did not help.
     """
 
     text: str
@@ -128,7 +127,7 @@ class GenerationRun:
         self._model = model
         self._heads = heads
         self._detokenizer = detokenizer
-        self._eos_ids = frozenset() if params.ignore_eos else eos_ids
+        self._eos_ids = (frozenset() if params.ignore_eos else eos_ids) | frozenset(params.stop_token_ids)
         self._session = session
         self._feed = feed
         self._guide = guide

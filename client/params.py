@@ -11,6 +11,7 @@ from .decoding.checks import check_integer, impossible
 from .decoding.sampling import SamplingParams
 from .decoding.stopping import StopStrings
 from .guided.guide import Guide
+from .guided.guide_start import GuideStart
 from .routing.route_wait import OnWaiting
 
 if TYPE_CHECKING:
@@ -42,9 +43,12 @@ class GenerateOptions(TypedDict, total=False):
     seed: int | None
     stop: str | Sequence[str]
     ignore_eos: bool
+    stop_token_ids: Sequence[int]
+    skip_special_tokens: bool
     raw: Raw
     logprobs: int | None
     guide: Guide | None
+    guide_start: GuideStart | None
     speculate: Literal["auto", "off"]
     on_wait: OnWaiting | None
 
@@ -57,7 +61,10 @@ class GenerationParams:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    skip_special_tokens: bool = True
     guide: Guide | None = None
+    guide_start: GuideStart | None = None
     speculate: Literal["auto", "off"] = "auto"
     on_wait: OnWaiting | None = None
 
@@ -65,6 +72,9 @@ class GenerationParams:
         check_integer("max_new_tokens", self.max_new_tokens, 1, None, "1 or more")
         StopStrings(self.stop)
         _check_flag("ignore_eos", self.ignore_eos)
+        _check_flag("skip_special_tokens", self.skip_special_tokens)
+        for token in self.stop_token_ids:
+            check_integer("stop_token_ids", token, 0, None, "token ids, 0 or more")
         if self.guide is not None and not isinstance(self.guide, Guide):
             raise impossible("guide", self.guide, 'a Guide, such as Guide("json_object")')
         if self.speculate not in SPECULATE:
@@ -91,6 +101,7 @@ class GenerationParams:
         given.pop("raw", None)
         sampling = {name: given.pop(name) for name in _SAMPLING & given.keys()}
         given["stop"] = _stop_strings(given.get("stop"))
+        given["stop_token_ids"] = tuple(given.get("stop_token_ids") or ())
         params = cls(sampling=SamplingParams(**sampling), **given)
         params.sampling.check_vocabulary(vocab_size)
         return params

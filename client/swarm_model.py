@@ -60,6 +60,10 @@ class SwarmModel:
         A text, or several: the answer ends before the first that appears.
     ``ignore_eos`` (False)
         Go on after an end-of-text token, up to ``max_new_tokens``.
+    ``stop_token_ids`` (none)
+        Tokens that end the answer, too, also with ``ignore_eos``.
+    ``skip_special_tokens`` (True)
+        Leave control tokens out of the text.
     ``speculate`` ("auto")
         Let one pass through the swarm check several guesses of the next tokens, where that is measured to be
         faster; the answer is the same. "off" is plain decoding.
@@ -73,6 +77,8 @@ class SwarmModel:
     ``guide`` (None)
         What the answer must look like: a ``Guide``, such as ``Guide("json_schema", {...})``. Needs the extra
         ``guided``. An answer that ``max_new_tokens`` ends is not complete.
+    ``guide_start`` (None, at once)
+        When the guide begins: a ``GuideStart``, such as one that lets the model think before.
 
     ``on_wait`` (None)
         Called with a ``Waiting`` about twice a second while the answer waits for blocks that nobody serves

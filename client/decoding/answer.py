@@ -22,12 +22,14 @@ class TokenEvent:
 
     ``text``: what can be shown now: whole characters, nothing of a stop string. Empty while a token's text is
     held back; a later event brings it, the last at the latest. ``logprob`` and ``top`` as in ``ChosenToken``.
+    ``controls``: the control tokens that the text leaves out, each as its place there and what it spells.
     """
 
     token: int
     text: str
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+    controls: tuple[tuple[int, str], ...] = ()
 
 
 class Answer:
@@ -65,12 +67,12 @@ class Answer:
         """``last``: the token completes the answer, independent of its text."""
         stops = self._stops
         self.choices.append(choice)
-        text = ""
+        text, before = "", stops.n_shown
         if choice.token in self._eos_ids:
             self.reason = "stop"
         else:
             text = stops.push(self._detokenizer.push(choice.token))
-            if not stops.is_empty and (spelled := self._detokenizer.hidden(choice.token)):
+            if spelled := self._detokenizer.hidden(choice.token):
                 text += stops.push(spelled, hidden=True)
             if last:
                 self.reason = "stop"
@@ -82,4 +84,6 @@ class Answer:
             self.reason = "stop_string"
         if text:
             self._shown.append(text)
-        return TokenEvent(choice.token, text, choice.logprob, choice.top)
+        if controls := stops.controls():
+            controls = tuple((place - before, spelled) for place, spelled in controls)
+        return TokenEvent(choice.token, text, choice.logprob, choice.top, controls)

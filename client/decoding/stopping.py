@@ -28,7 +28,9 @@ class StopStrings:
             raise UsageError(f"{len(stops)} stop strings are too many", hint=f"At most {MAX_STOP_STRINGS}.")
         self._stops = tuple(dict.fromkeys(stops))
         self._held = ""  # not shown yet: it may be the beginning of a stop string
-        self._hidden: list[range] = []  # of it, what control tokens spell
+        self._hidden: list[tuple[range, str]] = []  # of it, what control tokens spell; "" once it was told
+        self._n_shown = 0
+        self._controls: list[tuple[int, str]] = []
         self.matched: str | None = None
         """The stop string that ended the text."""
 
@@ -43,9 +45,9 @@ class StopStrings:
         if self.matched is not None:
             return ""
         if not self._stops:
-            return "" if hidden else text
+            return self._told(text) if hidden else self._counted(text)
         if hidden:
-            self._hidden.append(range(len(self._held), len(self._held) + len(text)))
+            self._hidden.append((range(len(self._held), len(self._held) + len(text)), text))
         self._held += text
         found = self._first_match()
         if found is not None:
@@ -59,23 +61,55 @@ class StopStrings:
         """The text is over: what was held back belongs to it after all."""
         return self._let_go(len(self._held))
 
+    def controls(self) -> tuple[tuple[int, str], ...]:
+        """The control tokens that came since this was last asked: each as the shown characters before it, and
+        what it spells. One that may begin a stop string is held back, as text is."""
+        if not self._controls:
+            return ()
+        controls, self._controls = self._controls, []
+        return tuple(controls)
+
+    @property
+    def n_shown(self) -> int:
+        """Characters, of all that were shown."""
+        return self._n_shown
+
+    def _told(self, control: str) -> str:
+        self._controls.append((self._n_shown, control))
+        return ""
+
+    def _counted(self, text: str) -> str:
+        self._n_shown += len(text)
+        return text
+
     def _let_go(self, end: int) -> str:
         """The held text up to there, as it is shown."""
         shown = self._shown(end)
         self._held = self._held[end:]
         self._hidden = [
-            range(max(0, each.start - end), each.stop - end) for each in self._hidden if each.stop > end
+            (range(max(0, each.start - end), each.stop - end), spelled if each.start >= end else "")
+            for each, spelled in self._hidden
+            if each.stop > end
         ]
         return shown
 
     def _shown(self, end: int) -> str:
         if not self._hidden:
-            return self._held[:end]
-        return "".join(self._held[place] for place in self._places() if place < end)
+            return self._counted(self._held[:end])
+        shown = ""
+        at = 0
+        for each, spelled in self._hidden:
+            if each.start >= end:
+                break
+            shown += self._counted(self._held[at : each.start])
+            at = each.stop
+            if spelled:
+                self._told(spelled)
+        return shown + self._counted(self._held[at : max(at, end)])
 
     def _places(self) -> list[int]:
         """The places of the held characters that are shown."""
-        hidden = {place for each in self._hidden for place in each}
+        hidden = {place for each, _ in self._hidden for place in each}
         return [place for place in range(len(self._held)) if place not in hidden]
 
     def _views(self) -> list[tuple[str, Sequence[int]]]:

@@ -26,7 +26,9 @@ from ...swarm.fairness.recent import RecentMap
 from ...swarm.fairness.thread import FairThread
 from ...swarm.runtime.extras import install_extra
 from ...swarm.runtime.heap import trim_heap
+from ..decoding.sampling import TokenRule
 from .guide import Guide, embedded_schemas
+from .guide_start import GuideStart, StartedGuide
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -145,8 +147,9 @@ class Guides:
         with suppress(UsageError):
             await self._thread.run(self._tables)
 
-    async def open(self, guide: Guide) -> TokenGuide:
-        """A new answer's guide. Raises UsageError where it cannot be compiled, or llguidance is missing."""
+    async def open(self, guide: Guide, start: GuideStart | None = None) -> TokenRule:
+        """A new answer's guide; ``start``: when it begins, if not at once. Raises UsageError where it cannot
+        be compiled, or llguidance is missing."""
         compiled = self._compiled.get(guide)
         if compiled is None:
             compiled = asyncio.create_task(self._thread.run(partial(self._compile, guide)), name="guide")
@@ -165,7 +168,11 @@ class Guides:
         if isinstance(matcher, UsageError):
             self._compiled.pop(guide, None)
             raise UsageError(str(matcher), hint=matcher.hint)  # anew: several may wait for the same
-        return TokenGuide(matcher.deep_copy(), self._vocab_size)
+
+        def begin() -> TokenGuide:
+            return TokenGuide(matcher.deep_copy(), self._vocab_size)
+
+        return begin() if start is None else StartedGuide(begin, start, self._vocab_size)
 
     def _leave(self, guide: Guide, compiled: asyncio.Task[Any]) -> None:
         """One that waited waits no more. A guide without a waiter is not compiled any further: else a client

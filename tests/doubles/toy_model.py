@@ -21,6 +21,7 @@ HIDDEN = 24
 N_BLOCKS = 6
 VOCAB = 258
 BOS, EOS = 256, 257
+SPECIAL = {BOS: "<s>", EOS: "</s>"}
 CONTEXT = 512
 MODEL = ModelRef("toy", "ab" * 32, N_BLOCKS)
 FACTS = ModelFacts("toys", "F32", HIDDEN, 1234, 4936)
@@ -75,14 +76,17 @@ def one_hot(tokens: Sequence[int]) -> np.ndarray:
 
 
 class ToyDetokenizer:
-    def __init__(self) -> None:
+    def __init__(self, skip_special: bool = True) -> None:
         self._decoder = text_codecs.getincrementaldecoder("utf-8")("replace")
+        self._skip_special = skip_special
 
     def push(self, token: int) -> str:
+        if token in SPECIAL and not self._skip_special:
+            return SPECIAL[token]
         return self._decoder.decode(bytes([token])) if token < 256 else ""
 
     def hidden(self, token: int) -> str:
-        return {BOS: "<s>", EOS: "</s>"}.get(token, "")
+        return SPECIAL.get(token, "") if self._skip_special else ""
 
     def flush(self) -> str:
         return self._decoder.decode(b"", final=True)
@@ -95,6 +99,8 @@ class ToyTokenizer:
     has_chat_template = True
     is_confined = False
     chat_variables = frozenset({"messages", "add_generation_prompt"})
+    chat_template = "<assistant>"
+    hidden_texts = SPECIAL
 
     def encode(
         self,
@@ -115,8 +121,8 @@ class ToyTokenizer:
     def special_ids(self) -> frozenset[int]:
         return frozenset({BOS, EOS})
 
-    def stream(self, *, after: Sequence[int] = ()) -> ToyDetokenizer:
-        return ToyDetokenizer()
+    def stream(self, skip_special: bool = True, *, after: Sequence[int] = ()) -> ToyDetokenizer:
+        return ToyDetokenizer(skip_special)
 
     def apply_chat_template(
         self,

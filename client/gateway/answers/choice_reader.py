@@ -2,52 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ...decoding.answer import TokenEvent
 from ...generation import Generation
-from ...parsing.tool_calls import ToolCall, ToolCallReader
-from ..requests.tools import Tools
-from .parts import Call, Finish, Part, Text
+from ...parsing.feed import control
+from ...parsing.pieces import Piece, Thoughts, ToolCall, Words
+from ...parsing.reader import Reader
+from .parts import Call, Finish, Part, Text, Thinking
 
 
 class ChoiceReader:
     """``push`` what a generation makes, its result at last."""
 
-    def __init__(self, tools: Tools, eos_ids: frozenset[int], *, with_tokens: bool) -> None:
-        """``with_tokens``: parts tell of their tokens."""
+    def __init__(self, reader: Reader | None, eos_ids: frozenset[int], *, with_tokens: bool) -> None:
+        """``reader``: None where all is text. ``with_tokens``: parts tell of their tokens."""
+        self._reader = reader
         self._with_tokens = with_tokens
         self._eos_ids = eos_ids
         self._tokens: list[TokenEvent] = []  # of which no part has told yet
         self._calls = False
-        self._reader: ToolCallReader | None = None
-        if tools.definitions:
-            self._reader = ToolCallReader(
-                tools.names, forced=tools.forced is not None, parallel=tools.parallel
-            )
 
     def push(self, item: TokenEvent | Generation) -> Sequence[Part]:
         if isinstance(item, Generation):
             return self._finish(item)
         if self._with_tokens and item.token not in self._eos_ids:  # such a one is no part of what is said
             self._tokens.append(item)
-        if not item.text:
-            return ()
         if self._reader is not None:
-            return self._read(*self._reader.push(item.text))
-        return (Text(item.text, self._take()),)
+            text = _with_controls(item) if item.controls else item.text
+            return self._parts(self._reader.push(text)) if text else ()
+        return (Text(item.text, self._take()),) if item.text else ()
 
     def _finish(self, result: Generation) -> Sequence[Part]:
-        parts = self._read(*self._reader.flush()) if self._reader is not None else []
+        parts = self._parts(self._reader.flush()) if self._reader is not None else []
         reason = result.finish_reason
         finish = Finish("tool_calls" if self._calls and reason != "length" else reason, result, self._take())
         return (*parts, finish)
 
-    def _read(self, text: str, calls: Sequence[ToolCall]) -> list[Part]:
-        parts: list[Part] = [Text(text, self._take())] if text else []
-        if calls:
-            self._calls = True
-            parts += [Call(call) for call in calls]
+    def _parts(self, pieces: Iterable[Piece]) -> list[Part]:
+        parts: list[Part] = []
+        for piece in pieces:
+            match piece:
+                case Words(text):
+                    parts.append(Text(text, self._take()))
+                case Thoughts(text):
+                    parts.append(Thinking(text, self._take()))
+                case ToolCall():
+                    self._calls = True
+                    parts.append(Call(piece))
         return parts
 
     def _take(self) -> tuple[TokenEvent, ...]:
@@ -55,3 +57,12 @@ class ChoiceReader:
             return ()
         tokens, self._tokens = self._tokens, []
         return tuple(tokens)
+
+
+def _with_controls(event: TokenEvent) -> str:
+    """Its text with the control tokens that it leaves out."""
+    text, at = "", 0
+    for place, spelled in event.controls:
+        text += event.text[at:place] + control(spelled)
+        at = place
+    return text + event.text[at:]

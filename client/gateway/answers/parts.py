@@ -8,7 +8,7 @@ from typing import Literal
 
 from ...decoding.answer import FinishReason, TokenEvent
 from ...generation import Generation
-from ...parsing.tool_calls import ToolCall
+from ...parsing.pieces import ToolCall
 
 Reason = FinishReason | Literal["tool_calls"]
 """Why an answer is over; "tool_calls": to have tools called. It never is "unfinished"."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...http.body import to_json
-from ...parsing.tool_calls import ToolCall
+from ...parsing.pieces import ToolCall
 from ..answers.frame import quoted
 from ..answers.parts import Call, Finish, Part, Said, Text, Thinking, Usage
 from ..answers.preparing import Prepared
@@ -106,7 +106,7 @@ def counted(tokens: int) -> dict[str, Any]:
 def _tool_use(call: ToolCall) -> dict[str, Any]:
     return {
         "type": "tool_use",
-        "id": f"toolu_{secrets.token_hex(12)}",
+        "id": call.id,
         "name": call.name,
         "input": json.loads(call.arguments),
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 from ...decoding.answer import TokenEvent
 from ...http.body import to_json
-from ...parsing.tool_calls import ToolCall
+from ...parsing.pieces import ToolCall
 from ..answers.frame import TEXT, TextFrame, quoted
 from ..answers.logprobs import token_logprobs
 from ..answers.offered import rfc3339
@@ -67,7 +66,7 @@ class _OllamaWriter(Writer):
     def _call(self, call: ToolCall) -> dict[str, Any]:
         function = {"index": self._calls, "name": call.name, "arguments": json.loads(call.arguments)}
         self._calls += 1
-        return {"id": f"call_{secrets.token_hex(4)}", "function": function}
+        return {"id": call.id, "function": function}
 
     def _logprobs(self, tokens: Sequence[TokenEvent]) -> dict[str, Any]:
         return {"logprobs": token_logprobs(tokens, self._token_bytes)} if tokens else {}

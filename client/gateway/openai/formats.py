@@ -28,7 +28,7 @@ def read_format(body: BodyFields, tools: Tools) -> tuple[Guide | None, str]:
     ]
     if len(asked) > 1:
         raise body.wrong("structured_outputs", "cannot be given beside response_format")
-    if asked and tools.definitions:
+    if asked and tools.definitions and asked[0][1] != "response_format":
         raise body.wrong(asked[0][1], 'cannot be given beside tools, unless tool_choice is "none"')
     if tools.forced is not None:
         return tools.forced, "tools"

@@ -68,6 +68,8 @@ def read_chat(value: object) -> OpenAIChat:
         raise body.wrong("top_logprobs", "is only possible with logprobs: true")
     forgets = body.one_of("truncation", ("disabled", "auto")) == "auto"
     sampling = read_sampling(body, ("max_completion_tokens", "max_tokens"), fits=forgets)
+    if tools.definitions and not sampling.options.get("skip_special_tokens", True):
+        raise body.wrong("skip_special_tokens", "cannot be false beside tools: their calls would be text")
     streaming = read_streaming(body)
     return OpenAIChat(
         model=model,

@@ -52,6 +52,8 @@ def read_sampling(
         "repetition_penalty": _or(_either(body, "repetition_penalty", "repeat_penalty"), 1.0),
         "stop": body.texts("stop", most=MAX_STOPS, longest=MAX_STOP_LENGTH) if body.raw("stop") != "" else (),
         "ignore_eos": body.flag("ignore_eos") or False,
+        "stop_token_ids": _token_ids(body, "stop_token_ids"),
+        "skip_special_tokens": body.flag("skip_special_tokens") is not False,
     }
     if "" in options["stop"]:
         raise body.wrong("stop", "holds an empty text")
@@ -99,6 +101,13 @@ def read_streaming(body: BodyFields) -> Streaming | None:
     if not on:
         return None  # an answer in one piece always tells its usage
     return Streaming(usage=usage, continuous=usage and continuous, swarm_events=swarm_events)
+
+
+def _token_ids(body: BodyFields, name: str) -> tuple[int, ...]:
+    ids = body.items(name, most=MAX_STOPS) or []
+    return tuple(
+        integer_of(token, body.name(f"{name}[{number}]"), 0, 10**9) for number, token in enumerate(ids)
+    )
 
 
 def _logit_bias(body: BodyFields) -> dict[int, float]:

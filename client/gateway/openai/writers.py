@@ -9,7 +9,7 @@ from typing import Any
 
 from ...decoding.answer import TokenEvent
 from ...http.body import to_json
-from ...parsing.tool_calls import ToolCall
+from ...parsing.pieces import ToolCall
 from ..answers.frame import TEXT, TextFrame
 from ..answers.logprobs import TokenBytes
 from ..answers.parts import Call, Finish, Part, Said, Text, Thinking, Usage
@@ -28,7 +28,9 @@ class ChatWriter(Writer):
         self._envelope = Envelope("chat.completion", "chatcmpl", job, request.streaming)
         self._token_bytes = _token_bytes(job)
         self._calls = [0] * len(job.wanted)  # of each choice, so far
-        self._frames = [TextFrame(self._entry(index, {"content": TEXT})) for index in range(len(job.wanted))]
+        indices = range(len(job.wanted))
+        self._frames = [TextFrame(self._entry(index, {"content": TEXT})) for index in indices]
+        self._thinking = [TextFrame(self._entry(index, {"reasoning_content": TEXT})) for index in indices]
 
     def begin(self, index: int, usage: Usage) -> str:
         entry = self._entry(index, {"role": "assistant", "content": ""})
@@ -38,10 +40,12 @@ class ChatWriter(Writer):
         if type(part) is Text and not part.tokens:  # most parts of most answers
             return self._envelope.chunk(self._frames[index].around(part.text), usage)
         match part:
+            case Thinking(text, ()):
+                entry = self._thinking[index].around(text)
+            case Thinking(text, tokens):
+                entry = to_json(self._entry(index, {"reasoning_content": text}, tokens))
             case Text(text, tokens):
                 entry = to_json(self._entry(index, {"content": text}, tokens))
-            case Thinking(text):
-                entry = to_json(self._entry(index, {"reasoning_content": text}))
             case Call(call):
                 told = {"index": self._calls[index], **_call(call)}
                 self._calls[index] += 1
@@ -181,7 +185,7 @@ class Envelope:
 
 def _call(call: ToolCall) -> dict[str, Any]:
     return {
-        "id": f"call_{secrets.token_hex(12)}",
+        "id": call.id,
         "type": "function",
         "function": {"name": call.name, "arguments": call.arguments},
     }

@@ -68,7 +68,7 @@ async def chat_prompt(
             _check_calls_are_shown(request.chat_field, messages, ids, rendered)
         return ids, len(chat.messages) - len(messages)
 
-    ids, forgotten = await _aside(model, request.chat_field, read)
+    ids, forgotten = await aside(model, request.chat_field, read)
     return _checked(ids, model, request.chat_field), forgotten
 
 
@@ -120,7 +120,7 @@ async def prompt_texts(
     """The prompts as they are echoed."""
     texts = []
     for prompt, ids in zip(request.prompts, prompts, strict=True):
-        text = prompt if isinstance(prompt, str) else await _aside(model, "prompt", _decoder(model, ids))
+        text = prompt if isinstance(prompt, str) else await aside(model, "prompt", _decoder(model, ids))
         texts.append(text)
     return texts
 
@@ -138,6 +138,9 @@ def wanted(
     for token in sampling.logit_bias:
         if token >= model.vocab_size:
             raise wrong("logit_bias", f"token ids are below {model.vocab_size}")
+    for token in sampling.options.get("stop_token_ids", ()):
+        if token >= model.vocab_size:
+            raise wrong("stop_token_ids", f"token ids are below {model.vocab_size}")
     found = []
     for prompt in prompts:
         room = model.context - len(prompt)
@@ -181,16 +184,14 @@ def _checked(ids: Sequence[int], model: AsyncSwarmModel, name: str) -> tuple[int
 async def _encoded(
     model: AsyncSwarmModel, name: str, text: str, literal: Sequence[tuple[int, int]]
 ) -> list[int]:
-    return await _aside(
-        model, name, lambda: model.tokenizer.encode(text, literal=literal, most=model.context)
-    )
+    return await aside(model, name, lambda: model.tokenizer.encode(text, literal=literal, most=model.context))
 
 
 def _decoder(model: AsyncSwarmModel, ids: Sequence[int]) -> Callable[[], str]:
     return lambda: model.tokenizer.decode(ids)
 
 
-async def _aside(model: AsyncSwarmModel, name: str, work: Callable[[], T]) -> T:
+async def aside(model: AsyncSwarmModel, name: str, work: Callable[[], T]) -> T:
     """``work`` on the field ``name`` in the model's own thread: the event loop has others to serve."""
     try:
         return await model.reader.run(work)

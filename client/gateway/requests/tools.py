@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ....swarm.errors import UsageError
@@ -40,14 +41,18 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """``definitions``: for the chat template. ``forced``: lets an answer hold a call of one of the tools of
-    which one must be called, and nothing else; None where the model may answer as it likes. ``parallel``:
-    several calls may come."""
+    """``definitions``: for the chat template. ``schemas``: of their arguments, by name. ``forced``: lets an
+    answer hold a call of one of the tools of which one must be called, and nothing else; None where the model
+    may answer as it likes. ``parallel``: several calls may come."""
 
     definitions: tuple[Mapping[str, Any], ...] = ()
-    names: frozenset[str] = frozenset()
+    schemas: Mapping[str, Any] = field(default_factory=dict)
     forced: Guide | None = None
     parallel: bool = True
+
+    @property
+    def names(self) -> Collection[str]:
+        return self.schemas.keys()
 
 
 def check_names(tools: Iterable[Tool]) -> None:
@@ -65,7 +70,7 @@ def tools_of(tools: Sequence[Tool], forced: Collection[str] = (), *, parallel: b
     """``forced``: names of those of which one must be called. Raises ApiError, which names the tool."""
     return Tools(
         definitions=tuple({"type": "function", "function": tool.definition} for tool in tools),
-        names=frozenset(tool.name for tool in tools),
+        schemas={tool.name: tool.definition.get("parameters") for tool in tools},
         forced=_guide([tool for tool in tools if tool.name in forced]) if forced else None,
         parallel=parallel,
     )
@@ -114,6 +119,22 @@ def answer_schema(calls: Mapping[str, object]) -> dict[str, Any]:
         for number, name in enumerate(calls)
     ]
     return {"$defs": definitions, **(forms[0] if len(forms) == 1 else {"anyOf": forms})}
+
+
+def format_or_call(guide: Guide, tools: Tools) -> Guide:
+    """What lets an answer be as ``guide`` says, which is for JSON, or a call of one of ``tools`` in JSON.
+    Their arguments keep to their schemas as far as types go. Raises UsageError."""
+    form = json.loads(guide.text) if guide.text else {"type": "object"}
+    calls = answer_schema({name: shape(_lenient(schema)) for name, schema in tools.schemas.items()})
+    definitions = calls.pop("$defs")
+    definitions["answer"] = _moved(form, "#/$defs/answer")
+    choices = [{"$ref": "#/$defs/answer"}, *calls.get("anyOf", [calls])]
+    weaker = format_or_call(guide.weaker, tools) if guide.weaker is not None else None
+    return Guide("json_schema", {"$defs": definitions, "anyOf": choices}, weaker)
+
+
+def _lenient(schema: Any) -> Any:
+    return plain(_NONE if schema is None else schema, lenient=True)
 
 
 def _moved(schema: Any, place: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from swarm_node.client.decoding.answer import Answer
 from swarm_node.client.decoding.sampling import ChosenToken
-from tests.doubles.fake_swarm import EOS, ToyTokenizer
+from tests.doubles.fake_swarm import BOS, EOS, ToyTokenizer
 
 
 def _answer(*stop: str, most: int = 100) -> Answer:
@@ -61,3 +61,27 @@ def test_a_control_token_that_is_no_end_of_text_may_be_what_to_stop_at() -> None
     assert across.reason == "stop_string"
     other = answer("</t>")
     assert "".join(_texts(other, [*b"ab", EOS, *b"c"])) == "abc"
+
+
+def test_control_tokens_are_told_at_their_place() -> None:
+    def told(*stop: str) -> list[tuple[str, tuple[tuple[int, str], ...]]]:
+        answer = Answer(ToyTokenizer().stream(), frozenset(), stop, 100)
+        tokens = [*b"ab", EOS, BOS, *b"cd"]
+        events = [answer.push(ChosenToken(token), last=token == ord("d")) for token in tokens]
+        return [(event.text, event.controls) for event in events]
+
+    assert told() == [
+        *(("a", ()), ("b", ()), ("", ((0, "</s>"),)), ("", ((0, "<s>"),))),
+        *(("c", ()), ("d", ())),
+    ]
+    held = told("b</s><s>x")
+    assert held[:4] == [("a", ()), ("", ()), ("", ()), ("", ())]
+    assert held[4] == ("bc", ((1, "</s>"), (1, "<s>")))
+
+
+def test_a_stop_string_may_begin_within_a_control_token() -> None:
+    answer = Answer(ToyTokenizer().stream(), frozenset(), ["s>b"], 100)
+    events = [answer.push(ChosenToken(token)) for token in [ord("a"), EOS, ord("b")]]
+    assert [event.text for event in events] == ["a", "", ""]
+    assert [control for event in events for control in event.controls] == [(0, "</s>")]
+    assert answer.stop_string == "s>b"

@@ -28,6 +28,7 @@ class TemplateTokenizer(ToyTokenizer):
     """Bytes, and a real chat template, which takes tools."""
 
     def __init__(self, template: str = TOOL_TEMPLATE) -> None:
+        self.chat_template = template
         self._template = ChatTemplate(template, {})
 
     @property

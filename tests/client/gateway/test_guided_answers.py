@@ -216,9 +216,9 @@ async def test_tool_choice_none_shows_no_tools(serve: Serve) -> None:
         await served.openai.chat.completions.create(**REQUEST, tools=[WEATHER])
 
 
-async def test_tools_and_a_format_exclude_each_other(serve: Serve) -> None:
+async def test_tools_and_other_outputs_exclude_each_other(serve: Serve) -> None:
     served = await serve(tokenizer=TemplateTokenizer())
     with pytest.raises(openai.BadRequestError, match="cannot be given beside tools"):
         await served.openai.chat.completions.create(
-            **REQUEST, tools=[WEATHER], response_format={"type": "json_object"}
+            **REQUEST, tools=[WEATHER], extra_body={"structured_outputs": {"regex": "a"}}
         )

@@ -11,7 +11,7 @@ from .....swarm.fairness.thread import ASKER
 from ....decoding.answer import TokenEvent
 from ....http.body import to_json
 from ....http.errors import ApiError
-from ....parsing.tool_calls import ToolCall
+from ....parsing.pieces import ToolCall
 from ...answers.frame import quoted
 from ...answers.logprobs import token_logprobs
 from ...answers.parts import Call, Finish, Part, Said, Text, Thinking, Usage
@@ -120,7 +120,7 @@ class ResponseWriter(Writer):
 
     def _call(self, call: ToolCall) -> str:
         place = {"output_index": len(self.items)}
-        item = {"id": _id("fc"), "type": "function_call", "call_id": _id("call"), "name": call.name}
+        item = {"id": _id("fc"), "type": "function_call", "call_id": call.id, "name": call.name}
         self.items.append({**item, "arguments": call.arguments, "status": "completed"})
         of_item = {"item_id": item["id"], **place}
         return (

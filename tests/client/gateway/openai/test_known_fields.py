@@ -70,8 +70,6 @@ REFUSED: dict[str, Any] = {
     "suffix": "x",
     "web_search_options": {"a": 1},
     "min_tokens": 1,
-    "stop_token_ids": [2],
-    "skip_special_tokens": False,
     "truncate_prompt_tokens": 100,
     "mirostat": 1,
     "typical_p": 0.5,

@@ -1,4 +1,5 @@
-"""Whether a text can still become a tool call, or a list of them, character by character.
+"""Whether a text can still become the JSON that is expected, character by character: a tool call, a list of
+them, or an object.
 
 A call is a JSON object of the keys in ``KEYS`` alone: ``name`` is that of a tool, ``arguments`` and
 ``parameters``, as Llama says, are objects. What can no longer be one is text, and may be shown.
@@ -38,14 +39,15 @@ class _Container:
     keys: set[str] = field(default_factory=set)
 
 
-class CallText:
-    """``push`` a character at a time; what it says is whether there is still a way. ``is_complete``: it is a
-    call already, and only space may follow."""
+class JsonText:
+    """``push`` a character at a time; what it says is whether there is still a way. ``is_complete``: it is
+    there already, and only space may follow."""
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, role: Role, names: Iterable[str] = ()) -> None:
+        """``names``: of the tools that calls may name."""
         self._names = frozenset(names)
         self._open: list[_Container] = []
-        self._role: Role = "calls"  # of the value that comes next
+        self._role: Role = role  # of the value that comes next
         self._step: Callable[[str], bool] = self._value
         self._word = ""  # of a string, number or literal, so far
         self._words: frozenset[str] | None = None  # what a string may be; None: anything

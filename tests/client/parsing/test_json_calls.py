@@ -1,4 +1,4 @@
-"""Tool calls out of text, however it is cut, and the schema of a call that must come."""
+"""Calls in JSON out of text, however it is cut."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_node.client.parsing.call_text import CallText
-from swarm_node.client.parsing.tool_calls import ToolCall, ToolCallReader
+from swarm_node.client.parsing.feed import Mismatch
+from swarm_node.client.parsing.json_calls import calls_of
+from swarm_node.client.parsing.json_text import JsonText
+from swarm_node.client.parsing.pieces import ToolCall
+from tests.client.parsing.parsing_case import heard, reader
 
 NAMES = frozenset({"weather", "time"})
 CALL = '{"name": "weather", "arguments": {"city": "Köln"}}'
@@ -34,7 +37,9 @@ CASES = [
     (CALL, "", [WEATHER]),
     (f"\n{CALL}\n", "", [WEATHER]),
     ('{"name": "weather", "parameters": {"city": "Köln"}}', "", [WEATHER]),
-    (f'[TOOL_CALLS][{CALL}, {{"name": "time", "arguments": {{}}}}]', "", [WEATHER, TIME]),
+    (f'[{CALL}, {{"name": "time", "arguments": {{}}}}]', "", [WEATHER, TIME]),
+    (f"{CALL}; {NOW}", "", [WEATHER, TIME]),
+    (f"<tool_call>{CALL}</tool_ca", "", [WEATHER]),
     (f'[{CALL}, {{"name": "rm"}}]', f'[{CALL}, {{"name": "rm"}}]', []),
     ('{"answer": 5}', '{"answer": 5}', []),
     ('{"name": "weather", "arguments": "Köln"}', '{"name": "weather", "arguments": "Köln"}', []),
@@ -42,17 +47,14 @@ CASES = [
 ]
 
 
-def _read(reader: ToolCallReader, pieces: list[str]) -> tuple[str, list[ToolCall]]:
-    text, calls = "", []
-    for step in (*(reader.push(piece) for piece in pieces), reader.flush()):
-        text += step[0]
-        calls += step[1]
-    return text, calls
+def _read(pieces: list[str], **options: Any) -> tuple[str, list[ToolCall]]:
+    found = heard(reader(**{"names": NAMES, **options}), pieces)
+    return found.text, found.calls
 
 
 @pytest.mark.parametrize(("said", "text", "calls"), CASES)
 def test_text_and_calls(said: str, text: str, calls: list[ToolCall]) -> None:
-    assert _read(ToolCallReader(NAMES), [said]) == (text, calls)
+    assert _read([said]) == (text, calls)
 
 
 @given(case=st.sampled_from(CASES), data=st.data())
@@ -62,13 +64,13 @@ def test_how_it_is_cut_makes_no_difference(
     said, text, calls = case
     cuts = sorted(data.draw(st.lists(st.integers(0, len(said)), max_size=8)))
     pieces = [said[a:b] for a, b in zip([0, *cuts], [*cuts, len(said)], strict=True)]
-    assert _read(ToolCallReader(NAMES), pieces) == (text, calls)
+    assert _read(pieces) == (text, calls)
 
 
 def _pieces(said: str) -> list[str]:
     """What is shown, character by character."""
-    reader = ToolCallReader(NAMES)
-    return [reader.push(character)[0] for character in said]
+    reading = reader(names=NAMES)
+    return [heard(reading, [character], flush=False).text for character in said]
 
 
 @pytest.mark.parametrize(
@@ -80,8 +82,8 @@ def _pieces(said: str) -> list[str]:
         ('{"name": "weather", "arguments": "Köln"}', '{"name": "weather", "arguments": '),
         ('{"name": "weather", "arguments": {}, "x": 1}', '{"name": "weather", "arguments": {}, "'),
         ('{"name": "weather"} is a call', '{"name": "weather"} '),
-        ("[TOOL_CALLS]weather[ARGS]{}", "[TOOL_CALLS]"),
-        ("[TOOLS] are good", "[TOOL"),
+        ("[TOOL_CALLS]weather[ARGS]{}", "["),
+        ('{"name": "weather"}; so', '{"name": "weather"}; '),
         ('[{"title": "a"}]', '[{"t'),
         ("[[1]]", "["),
         ("[]", "["),
@@ -104,12 +106,12 @@ def test_what_cannot_be_a_call_any_more_is_shown_at_once(said: str, held: str) -
 
 def test_a_closing_tag_in_an_argument_is_part_of_it() -> None:
     said = '<tool_call>{"name": "weather", "arguments": {"city": "</tool_call>"}}</tool_call>'
-    assert _read(ToolCallReader(NAMES), list(said)) == ("", [ToolCall("weather", '{"city": "</tool_call>"}')])
+    assert _read(list(said)) == ("", [ToolCall("weather", '{"city": "</tool_call>"}')])
 
 
 def test_a_call_after_what_only_looked_like_one() -> None:
     said = f"[1] <tool_call> <tool_call>{CALL}</tool_call> \n{NOW} or  so "
-    assert _read(ToolCallReader(NAMES), list(said)) == (f"[1] <tool_call> {NOW} or  so ", [WEATHER])
+    assert _read(list(said)) == (f"[1] <tool_call> {NOW} or  so ", [WEATHER])
 
 
 ARGUMENTS = st.recursive(
@@ -149,19 +151,23 @@ def test_what_is_told_early_is_what_the_whole_text_is(
     said = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
     place %= len(said) + 1
     said = said[:place] + change + said[place:]
-    expected = ToolCallReader(NAMES)._read(said.strip())
-    text = CallText(NAMES)
+    try:
+        expected = calls_of(said.strip(), NAMES)
+    except Mismatch:
+        expected = []
+    text = JsonText("calls", NAMES)
     alive = all(map(text.push, said.lstrip()))
     assert (alive and text.is_complete) == bool(expected)
-    whole = _read(ToolCallReader(NAMES), list(said))
+    whole = _read(list(said))
     assert whole == (("", expected) if expected else (said, []))
-    tagged = _read(ToolCallReader(NAMES), list(f"<tool_call>{said}</tool_call>"))
+    tagged = _read(list(f"<tool_call>{said}</tool_call>"))
     assert tagged == (("", expected) if expected else (f"<tool_call>{said}</tool_call>", []))
 
 
 def test_words_are_shown_as_they_come() -> None:
-    reader = ToolCallReader(NAMES)
-    assert [reader.push(piece)[0] for piece in ("Hello", " wor", "ld <to", "ngue>")] == [
+    reading = reader(names=NAMES)
+    pieces = ("Hello", " wor", "ld <to", "ngue>")
+    assert [heard(reading, [piece], flush=False).text for piece in pieces] == [
         "Hello",
         " wor",
         "ld ",
@@ -171,20 +177,19 @@ def test_words_are_shown_as_they_come() -> None:
 
 def test_one_call_alone_where_only_one_is_wanted() -> None:
     said = f"<tool_call>{CALL}</tool_call><tool_call>{CALL}</tool_call>"
-    assert _read(ToolCallReader(NAMES, parallel=False), [said]) == ("", [WEATHER])
-    assert _read(ToolCallReader(NAMES, parallel=False), [f"[{CALL},{CALL}]"]) == ("", [WEATHER])
+    assert _read([said], parallel=False) == ("", [WEATHER])
+    assert _read([f"[{CALL},{CALL}]"], parallel=False) == ("", [WEATHER])
 
 
 def test_a_forced_answer_is_a_call() -> None:
-    assert _read(ToolCallReader(NAMES, forced=True), [CALL]) == ("", [WEATHER])
-    assert _read(ToolCallReader(NAMES, forced=True), [CALL[:-3]]) == (CALL[:-3], [])  # cut off by its length
+    assert _read([CALL], forced=True) == ("", [WEATHER])
+    assert _read([CALL[:-3]], forced=True) == (CALL[:-3], [])  # cut off by its length
 
 
 @pytest.mark.parametrize("value", ["1e999", "NaN", "-Infinity", '{"a":' * 985 + "1" + "}" * 985])
 def test_arguments_that_are_no_json_are_no_call(value: str) -> None:
-    reader = ToolCallReader({"f"})
     said = f'<tool_call>{{"name": "f", "arguments": {{"x": {value}}}}}</tool_call>'
-    shown, calls = reader.push(said)
+    shown, calls = _read([said], names={"f"})
     for call in calls:
         json.loads(call.arguments, parse_constant=pytest.fail)
     assert calls or shown == said

@@ -1,0 +1,77 @@
+"""How the answer to a chat is read, and guided, in the dialect of its model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ....shards.chat.template_set import texts_of
+from ....shards.tokenizer.tokenizer import Tokenizer
+from ...guided.guide import Guide
+from ...guided.guide_start import GuideStart
+from ...parsing.dialect import dialect_of, plain
+from ...parsing.reader import Reader
+from ..requests.request import ChatRequest
+from ..requests.tools import format_or_call
+
+END_TOKENS = 16
+"""So many tokens at a prompt's end show whether it opens a model's thoughts."""
+
+
+class ChatReading:
+    """``prompt``: of the chat. ``guide``: what the answer must look like, and ``start``: from when on."""
+
+    def __init__(self, tokenizer: Tokenizer, request: ChatRequest, prompt: Sequence[int]) -> None:
+        self._request = request
+        self._dialect = dialect_of(texts_of(tokenizer.chat_template), tokenizer.hidden_texts.values())
+        self._thinking = self._opened(tokenizer, prompt)
+        self.guide = self._guide()
+        self.start = self._start(tokenizer) if self.guide is not None else None
+
+    def reader(self) -> Reader | None:
+        """What reads one answer; None where all of it is text."""
+        dialect, tools = self._dialect, self._request.tools
+        if self._request.sampling.options.get("skip_special_tokens") is False:
+            return None
+        if not (dialect.thinks or dialect.has_channels or self._thinking or tools.names):
+            return None
+        return dialect.reader(
+            tools.schemas,
+            thinking=self._thinking,
+            forced=tools.forced is not None,
+            guided=self.guide is not None,
+            continues=self._request.chat.continued,
+            parallel=tools.parallel,
+        )
+
+    def _opened(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> str:
+        """What ends the thoughts in whose middle the answer begins; "" for none."""
+        chat = self._request.chat
+        if chat.continued:
+            return self._dialect.continued(chat.messages[-1]["content"])
+        return self._dialect.opened(tokenizer.decode(prompt[-END_TOKENS:], skip_special=False))
+
+    def _guide(self) -> Guide | None:
+        request, dialect = self._request, self._dialect
+        guide, tools = request.guide, request.tools
+        if guide is None or tools.forced is not None or not tools.names:
+            return guide
+        # Beside what the answer must look like, calls are possible, in the form that the model has for them.
+        if dialect.has_channels or dialect.calls_as_json:
+            return format_or_call(guide, tools)
+        return guide
+
+    def _start(self, tokenizer: Tokenizer) -> GuideStart | None:
+        """None where the guide begins at once."""
+
+        def ids(word: str) -> tuple[int, ...]:
+            return tuple(tokenizer.encode(plain(word), add_special=False))
+
+        dialect, tools = self._dialect, self._request.tools
+        may_call = bool(tools.names) and tools.forced is None
+        thinks = () if self._thinking or self._request.chat.continued else dialect.thinks.items()
+        start = GuideStart(
+            thinking=ids(self._thinking) if self._thinking else (),
+            thinks=tuple((ids(opens), ids(closes)) for opens, closes in thinks),
+            unless=tuple(map(ids, dialect.call_begins)) if may_call else (),
+        )
+        return None if start == GuideStart() else start

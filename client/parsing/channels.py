@@ -1,0 +1,97 @@
+"""What gpt-oss writes: messages, each with a header that names its channel and who it is for (OpenAI's
+harmony)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from . import json_calls
+from .feed import BEGIN, END, Mismatch, Reading, control
+from .pieces import ToolCall
+from .reader import Reader, ending
+from .typed import KnownTools
+
+CHANNEL, MESSAGE = control("<|channel|>"), control("<|message|>")
+_ENDS = [control(word) for word in ("<|end|>", "<|call|>", "<|return|>")]
+_CONTROL = re.compile(f"{BEGIN}[^{END}]*{END}")
+_THOUGHT = ending(_ENDS, [control("<|start|>"), CHANNEL])
+_FUNCTION = "functions."
+
+
+class ChannelReader(Reader):
+    """Messages of the channel analysis are thoughts, those to functions are calls, all others are text.
+
+    ``continues``: the answer goes on with a message that the prompt began. ``call_id``: as in AnswerReader.
+    """
+
+    def __init__(
+        self,
+        tools: KnownTools,
+        call_id: Callable[[str, int], str],
+        *,
+        continues: bool = False,
+        parallel: bool = True,
+    ) -> None:
+        super().__init__()
+        self._tools = tools
+        self._call_id = call_id
+        self._continues = continues
+        self._parallel = parallel
+        self._calls = 0
+
+    def _read(self) -> Reading[None]:
+        if self._continues or not (yield from self._feed.is_next(CHANNEL, "to=")):
+            yield from self._words()
+        while True:
+            self._feed.forget()
+            try:
+                header = yield from self._header()
+            except Mismatch:
+                self._say(self._feed.take(len(self._feed.rest)))
+                return
+            yield from self._message(header.split())
+
+    def _header(self) -> Reading[str]:
+        """Up to where the message begins, without control tokens. Raises Mismatch at the end."""
+        while (found := self._feed.rest.find(MESSAGE)) < 0:
+            yield from self._feed.more()
+        return _CONTROL.sub(" ", self._feed.take(found + len(MESSAGE)))
+
+    def _message(self, header: list[str]) -> Reading[None]:
+        to = next((word[3:] for word in header if word.startswith("to=")), "")
+        name = to.removeprefix(_FUNCTION)
+        if to.startswith(_FUNCTION) and name in self._tools.names:
+            yield from self._call(name)
+        elif "analysis" in header:
+            yield from self._thoughts(_THOUGHT)
+        else:
+            yield from self._words()
+
+    def _call(self, name: str) -> Reading[None]:
+        start = self._feed.at
+        try:
+            arguments = yield from json_calls.arguments(self._feed)
+        except Mismatch:
+            self._say(self._feed.read_from(start))
+            yield from self._words()
+            return
+        if self._parallel or not self._calls:
+            self._out.append(ToolCall(name, arguments, self._call_id(name, self._calls)))
+        self._calls += 1
+
+    def _words(self) -> Reading[None]:
+        """Text up to a control token, which is taken if it is an end, or to the end of all."""
+        feed = self._feed
+        while True:
+            feed.forget()
+            rest = feed.rest
+            place = rest.find(BEGIN)
+            self._say(feed.take(len(rest) if place < 0 else place))
+            if place >= 0:
+                end = next((end for end in _ENDS if feed.rest.startswith(end)), "")
+                feed.take(len(end))
+                return
+            if feed.is_over:
+                return
+            yield

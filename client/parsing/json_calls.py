@@ -1,0 +1,78 @@
+"""Calls written as JSON: one object or a list of them, between tags or as the whole answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Set as AbstractSet
+from typing import Any, NoReturn
+
+from .feed import Feed, Mismatch, Reading
+from .json_text import KEYS, JsonText
+from .pieces import ToolCall
+
+
+def tagged(feed: Feed, names: AbstractSet[str], close: str) -> Reading[list[ToolCall]]:
+    """What follows an opening tag; the end of all may take the closing one's place."""
+    calls = yield from _calls(feed, names)
+    yield from feed.space()
+    yield from feed.literal(close, at_end=True)
+    return calls
+
+
+def listed(feed: Feed, names: AbstractSet[str]) -> Reading[list[ToolCall]]:
+    """What follows a mark that nothing closes."""
+    return (yield from _calls(feed, names))
+
+
+def whole(feed: Feed, names: AbstractSet[str]) -> Reading[list[ToolCall]]:
+    """An answer that is nothing but calls, up to its end. Llama puts semicolons between several."""
+    calls = yield from _calls(feed, names)
+    while True:
+        yield from feed.space()
+        if not feed.rest:
+            return calls
+        yield from feed.literal(";")
+        calls += yield from _calls(feed, names)
+
+
+def arguments(feed: Feed) -> Reading[str]:
+    """The arguments of a call that is named before them."""
+    text = yield from feed.json(JsonText("object"))
+    return json.dumps(_loaded(text), ensure_ascii=False)
+
+
+def calls_of(text: str, names: AbstractSet[str]) -> list[ToolCall]:
+    """The calls that ``text`` is. Raises Mismatch where it is anything else."""
+    value = _loaded(text)
+    return [_call(item, names) for item in (value if isinstance(value, list) else [value])]
+
+
+def _calls(feed: Feed, names: AbstractSet[str]) -> Reading[list[ToolCall]]:
+    return calls_of((yield from feed.json(JsonText("calls", names))), names)
+
+
+def _call(value: Any, names: AbstractSet[str]) -> ToolCall:
+    if not isinstance(value, dict) or value.keys() - KEYS:
+        raise Mismatch
+    name = value.get("name")
+    given = [value[key] for key in ("parameters", "arguments") if key in value]
+    if not isinstance(name, str) or name not in names:
+        raise Mismatch
+    if not all(isinstance(arguments, dict) for arguments in given):
+        raise Mismatch
+    try:
+        arguments = json.dumps(given[-1] if given else {}, ensure_ascii=False, allow_nan=False)
+    except (ValueError, RecursionError):
+        raise Mismatch from None
+    return ToolCall(name, arguments)
+
+
+def _loaded(text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        raise Mismatch from None
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
