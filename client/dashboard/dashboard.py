@@ -11,7 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Self
 
 from ...dht.directory import Directory
@@ -27,7 +27,7 @@ from .source import Source
 TICK_S = 1.0
 """Seconds between two changes that watchers are told of."""
 WATCHED_S = 2.0
-"""Seconds between readings of the directory while somebody watches."""
+"""Seconds between readings of the directory while somebody watches or asks."""
 UNWATCHED_S = 20.0
 """The same otherwise: as often as nodes announce themselves."""
 NODES_PER_S = 200
@@ -75,7 +75,7 @@ class Dashboard:
         self._changes = ""
         self._changed = asyncio.Event()
         self._watchers: Counter[str] = Counter()
-        self._look_now = asyncio.Event()
+        self._asked = asyncio.Event()  # since the directory was read
         self._closed = False
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -97,6 +97,7 @@ class Dashboard:
 
     def whole(self) -> str:
         """All of the state, as JSON."""
+        self._asked.set()
         self._look()
         return to_json(self._state)
 
@@ -118,8 +119,7 @@ class Dashboard:
     def _watching(self, caller: str) -> Iterator[None]:
         if self._watchers.total() >= MOST_WATCHERS or self._watchers[caller] >= MOST_OF_ONE_CALLER:
             raise too_many("too many browsers watch this dashboard; close some", 5)
-        if not self._watchers.total():
-            self._look_now.set()
+        self._asked.set()
         self._watchers[caller] += 1
         try:
             yield
@@ -172,6 +172,7 @@ class Dashboard:
 
     async def _keep_reading(self) -> None:
         while True:
+            self._asked.clear()
             try:
                 await self._read()
             except SwarmError as error:
@@ -179,13 +180,11 @@ class Dashboard:
             except Exception:
                 logger.exception("event=dashboard_reading_failed")
                 self._problem = "The directory could not be read; the log says more."
-            self._look_now.clear()
-            usual = WATCHED_S if self._watchers else UNWATCHED_S
-            try:
-                async with asyncio.timeout(max(usual, len(self._reading.nodes) / NODES_PER_S)):
-                    await self._look_now.wait()
-            except TimeoutError:
-                pass
+            await asyncio.sleep(max(WATCHED_S, len(self._reading.nodes) / NODES_PER_S))
+            if not self._watchers:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(UNWATCHED_S - WATCHED_S):
+                        await self._asked.wait()
 
     async def _read(self) -> None:
         """Raises SwarmError."""

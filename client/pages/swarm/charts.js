@@ -113,7 +113,12 @@ function timeShown({ data: [times] }) {
 
 /** Samples of `step` seconds: sums of what is counted, means of all else. */
 function thinned(samples, step) {
-  const groups = Map.groupBy(samples, (sample) => Math.floor(sample.at / step));
+  const groups = new Map();
+  for (const sample of samples) {
+    const time = Math.floor(sample.at / step);
+    if (groups.has(time)) groups.get(time).push(sample);
+    else groups.set(time, [sample]);
+  }
   return [...groups.values()].map((group) => {
     return Object.fromEntries(Object.keys(group[0]).map((name) => {
       if (name === "at") return [name, group.at(-1).at];

@@ -3,7 +3,7 @@
 import { blocks, duration, keyed, make, number, percent, plural, write } from "./dom.js";
 import { nodeName } from "./map.js";
 
-const STEP = 200; // lines that are shown at once
+const STEP = matchMedia("(max-width: 40rem)").matches ? 25 : 200; // lines that are shown at once
 const MOST_LINKS = 200;
 
 const text = (value) => value || "–";

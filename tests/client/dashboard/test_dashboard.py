@@ -189,12 +189,12 @@ async def test_the_server_ends_at_once_although_somebody_watches(show: Show) -> 
             await shown.server.stop(drain_s=60)
 
 
-async def test_an_unwatched_dashboard_reads_seldom(show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_asks_often_costs_no_more_readings(show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = await show(simulated_swarm(20))
     await until_read(shown)
-    reads = 0
+    monkeypatch.setattr(module, "WATCHED_S", 60.0)
     directory = shown.dashboard._directory
-    all_nodes = directory.all_nodes
+    all_nodes, reads = directory.all_nodes, 0
 
     async def counted() -> Any:
         nonlocal reads
@@ -202,9 +202,19 @@ async def test_an_unwatched_dashboard_reads_seldom(show: Show, monkeypatch: pyte
         return await all_nodes()
 
     monkeypatch.setattr(directory, "all_nodes", counted)
-    for _ in range(30):
-        await shown.http.get("/swarm/state")  # which reads nothing by itself
-    assert reads == 0
     async with aclosing(events_of(shown)) as events:
         await anext(events)
-        await until(lambda: reads >= 2)
+        for _ in range(30):
+            assert (await shown.http.get("/swarm/state")).status_code == 200
+    assert reads <= 1
+
+
+async def test_a_watcher_is_told_of_each_reading(show: Show) -> None:
+    nodes = three_nodes()
+    shown = await show(nodes[:1])
+    async with aclosing(events_of(shown)) as events:
+        for node in nodes[1:]:
+            shown.store.put(node)
+            async for _, change in events:
+                if node.peer_id in change.get("nodes", {}).get("set", {}):
+                    break
