@@ -1,7 +1,8 @@
-/** One answer while it is made: asks, follows the stream, and writes into the chat's message what came. */
+// One answer while it is made: asks, follows the stream, and writes into the chat's message what came.
 
-import { eventsOf, Problem, request } from "./api.js";
-import { pause, short, untilAvailable } from "./models.js";
+import { shortId } from "../shared/dom.js";
+import { chunksOf, Problem, request } from "./api.js";
+import { pause, untilAvailable } from "./models.js";
 
 /** Milliseconds until a question that found no route is asked again, and for how long that goes on. */
 const AGAIN_MS = 3000;
@@ -92,7 +93,7 @@ export class Answer {
       }),
     });
     let reason = "";
-    for await (const event of eventsOf(response)) {
+    for await (const event of chunksOf(response)) {
       if (event.error) throw Problem.of(event.error, 200);
       if (event.swarm) this.#heard(event.swarm);
       const choice = event.choices[0];
@@ -127,7 +128,7 @@ export class Answer {
     if (waiting) this.#wait(waiting.text);
     else if (waiting === null) this.#tell("busy", "Going on");
     if (queued) this.#tell("busy", "Waiting for a turn at the gateway");
-    if (route) facts.route = route.map((hop) => ({ ...hop, peer: hop.name || short(hop.peer_id) }));
+    if (route) facts.route = route.map((hop) => ({ ...hop, peer: hop.name || shortId(hop.peer_id) }));
     if (repaired) facts.repairs.push(...repaired.map(({ text }) => text));
     if (forgotten) facts.forgotten = forgotten;
     if (timings?.decode_s > 0) facts.rate = (timings.new_tokens - 1) / timings.decode_s;

@@ -1,6 +1,7 @@
-/** The gateway's API as this page uses it. Addresses are relative: a proxy may put a path before them. */
+// The gateway's API as this page uses it. Addresses are relative: a proxy may put a path before them.
 
-const KEY = "swarm-node.key"; // of sessionStorage, which forgets it with the tab
+import { eventsOf } from "../shared/events.js";
+import { authorization, keepKey, key } from "../shared/key.js";
 
 /** Why a request failed. `status`: of HTTP, 0 where nothing answered. `code`: the gateway's word for it.
  * `commands`: what would help, to be typed in a terminal. */
@@ -30,11 +31,9 @@ export function onKeyNeeded(ask) {
 /** A reply with a good status. Raises Problem. Where the gateway wants a key, a person is asked for one. */
 export async function request(path, options = {}) {
   for (;;) {
-    const key = sessionStorage.getItem(KEY);
-    const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
     let response;
     try {
-      response = await fetch(path, { ...options, headers });
+      response = await fetch(path, { ...options, headers: { ...options.headers, ...authorization() } });
     } catch (error) {
       if (options.signal?.aborted) throw error;
       throw new Problem("The gateway cannot be reached. Is it still running? Start it again, then try again.");
@@ -42,14 +41,10 @@ export async function request(path, options = {}) {
     if (response.ok) return response;
     const problem = Problem.of(await errorOf(response), response.status);
     if (problem.status !== 401) throw problem;
-    const given = await askForKey(Boolean(key));
+    const given = await askForKey(Boolean(key()));
     if (!given) throw problem;
-    sessionStorage.setItem(KEY, given);
+    keepKey(given);
   }
-}
-
-export function forgetKey() {
-  sessionStorage.removeItem(KEY);
 }
 
 async function errorOf(response) {
@@ -60,27 +55,15 @@ async function errorOf(response) {
   }
 }
 
-/** The JSON objects of a stream of events. Raises Problem for one that ends before it says that it does. */
-export async function* eventsOf(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let held = "";
-  for (;;) {
-    let part;
-    try {
-      part = await reader.read();
-    } catch (error) {
-      if (error.name === "AbortError") throw error;
-      part = { done: true };
-    }
-    if (part.done) throw new Problem("The connection to the gateway broke off.");
-    held += part.value;
-    const events = held.split("\n\n");
-    held = events.pop();
-    for (const event of events) {
-      const lines = event.split("\n").filter((line) => line.startsWith("data: "));
-      const data = lines.map((line) => line.slice(6)).join("\n");
+/** The JSON objects of a stream. Raises Problem for one that ends before it says that it does. */
+export async function* chunksOf(response) {
+  try {
+    for await (const { data } of eventsOf(response)) {
       if (data === "[DONE]") return;
       if (data) yield JSON.parse(data);
     }
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
   }
+  throw new Problem("The connection to the gateway broke off.");
 }

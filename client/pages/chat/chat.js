@@ -1,11 +1,11 @@
-/** The chat page: what is on it, and what happens when somebody uses it. */
+// The chat page: what is on it, and what happens when somebody uses it.
 
+import { at, make } from "../shared/dom.js";
 import { Answer, STATES } from "./answer.js";
 import { onKeyNeeded } from "./api.js";
 import { commandsOf } from "./code.js";
 import { loadChat, newChat, onChatsChanged, saveChat } from "./chats.js";
 import { Conversation } from "./conversation.js";
-import { make } from "./dom.js";
 import { askForKey } from "./key.js";
 import { pause, readModels } from "./models.js";
 import { Settings } from "./settings.js";
@@ -17,7 +17,6 @@ const SAVE_MS = 1000;
 /** Milliseconds between two looks at the models while none can be served. */
 const LOOK_MS = 2000;
 
-const at = (id) => document.getElementById(id);
 const field = at("message");
 const speech = new Speech(at("speech"));
 let models = [];
@@ -134,7 +133,7 @@ async function loadModels() {
   }
   const before = select.value || settings.model;
   const options = models.map(({ id, available }) =>
-    make("option", { value: id, textContent: available ? id : `${id} (not served now)` }),
+    make("option", { value: id, text: available ? id : `${id} (not served now)` }),
   );
   select.replaceChildren(...options);
   const chosen = models.find(({ id }) => id === before) ?? models.find(({ available }) => available) ?? models[0];
@@ -155,7 +154,7 @@ function notice(text, commands = []) {
   const box = at("notice");
   if (box.dataset.text === text) return;
   box.dataset.text = text;
-  box.replaceChildren(...(text ? [make("p", { textContent: text })] : []), ...commandsOf(commands));
+  box.replaceChildren(...(text ? [make("p", { text })] : []), ...commandsOf(commands));
   redraw();
 }
 

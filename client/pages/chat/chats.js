@@ -1,4 +1,4 @@
-/** The chats that this browser keeps, on this computer only: each under a key of its own in localStorage. */
+// The chats that this browser keeps, on this computer only: each under a key of its own in localStorage.
 
 const PREFIX = "swarm-node.chat.";
 const SETTINGS = "swarm-node.settings";
@@ -91,5 +91,6 @@ function read(key) {
 }
 
 function isMessage(message) {
-  return ["user", "assistant"].includes(message?.role) && typeof message.content === "string";
+  if (typeof message?.content !== "string") return false;
+  return message.role === "user" || (message.role === "assistant" && Array.isArray(message.facts?.repairs));
 }

@@ -1,7 +1,8 @@
-/** Blocks of code: coloured by their language, with a button that copies them. */
+// Blocks of code: coloured by their language, with a button that copies them.
 
+import { make } from "../shared/dom.js";
 import highlighter from "../vendor/highlight/highlight.js";
-import { copyButton, make } from "./dom.js";
+import { copyButton } from "./buttons.js";
 
 /** Characters. A longer block is not coloured: that would hold up the page. */
 const LONGEST = 50_000;
@@ -17,7 +18,7 @@ class ElementEmitter {
   }
 
   startScope(scope) {
-    const element = make("span", { className: `code-${scope.split(".")[0]}` });
+    const element = make("span", { class: `code-${scope.split(".")[0]}` });
     this.#open.at(-1).append(element);
     this.#open.push(element);
   }
@@ -60,10 +61,10 @@ export function commandsOf(commands) {
 /** A block of code. `language`: as the answer names it, perhaps not at all. */
 export function codeBlock(text, language) {
   const shown = text.replace(/\n$/, "");
-  const block = make("pre", { tabIndex: 0 }, make("code", {}, coloured(shown, language)));
-  block.setAttribute("role", "region"); // a wide one is scrolled with the keyboard
-  block.setAttribute("aria-label", language ? `Code, ${language}` : "Code");
-  const head = make("div", { className: "code-head" }, make("span", { textContent: language || "text" }));
+  const label = language ? `Code, ${language}` : "Code";
+  const scrolled = { role: "region", tabindex: 0, "aria-label": label }; // a wide one, with the keyboard
+  const block = make("pre", scrolled, make("code", {}, coloured(shown, language)));
+  const head = make("div", { class: "code-head" }, make("span", { text: language || "text" }));
   head.append(copyButton("Copy this code", () => shown));
-  return make("div", { className: "code" }, head, block);
+  return make("div", { class: "code" }, head, block);
 }

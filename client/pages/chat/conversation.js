@@ -1,4 +1,4 @@
-/** The conversation on the page: a view for each message, drawn anew as an answer grows. */
+// The conversation on the page: a view for each message, drawn anew as an answer grows.
 
 import { AnswerView, QuestionView } from "./turn.js";
 

@@ -1,8 +1,8 @@
-/** Markdown as elements. markdown-it reads it; what it finds becomes elements of a few kinds, and never HTML. */
+// Markdown as elements. markdown-it reads it; what it finds becomes elements of a few kinds, and never HTML.
 
+import { make } from "../shared/dom.js";
 import MarkdownIt from "../vendor/markdown-it/markdown-it.js";
 import { codeBlock } from "./code.js";
-import { make } from "./dom.js";
 
 const LINK = /^(https?:|mailto:)/i;
 const HEADING = /^h[1-6]$/;
@@ -17,33 +17,27 @@ const LEAVES = {
   softbreak: () => make("br"),
   hardbreak: () => make("br"),
   hr: () => make("hr"),
-  code_inline: (token) => make("code", { textContent: token.content }),
+  code_inline: (token) => make("code", { text: token.content }),
   code_block: (token) => codeBlock(token.content, ""),
   fence: (token) => codeBlock(token.content, token.info.trim().split(/\s/)[0]),
   image: (token) => link(token.attrGet("src"), token.content || token.attrGet("src")), // nothing is fetched
 };
 
 function link(address, text = "") {
-  return make("a", { href: address, textContent: text, target: "_blank", rel: "noopener noreferrer nofollow" });
+  return make("a", { href: address, text, target: "_blank", rel: "noopener noreferrer nofollow" });
 }
 
 /** The element that a token opens. */
 function opened(token) {
   if (token.tag === "a") return link(token.attrGet("href"));
   if (HEADING.test(token.tag)) return make(`h${Math.min(6, Number(token.tag[1]) + 2)}`); // below the page's own
-  const element = make(token.tag);
-  if (token.attrGet("start")) element.start = Number(token.attrGet("start"));
-  const aligned = /^text-align:(\w+)$/.exec(token.attrGet("style") || "");
-  if (aligned) element.classList.add(`align-${aligned[1]}`);
-  return element;
+  const aligned = /^text-align:(\w+)$/.exec(token.attrGet("style") ?? "");
+  return make(token.tag, { start: token.attrGet("start") ?? undefined, class: aligned ? `align-${aligned[1]}` : undefined });
 }
 
 /** A table that may be wider than the page. */
 function wide(table) {
-  const frame = make("div", { className: "wide", tabIndex: 0 }, table);
-  frame.setAttribute("role", "region");
-  frame.setAttribute("aria-label", "Table");
-  return frame;
+  return make("div", { class: "wide", role: "region", tabindex: 0, "aria-label": "Table" }, table);
 }
 
 function build(tokens, parent) {
@@ -78,7 +72,7 @@ function* blocks(text) {
 /** Show a text that grows. Blocks that have not changed stay the elements that they are, and so keep what a
  * reader has selected, scrolled or focused. */
 export class MarkdownView {
-  element = make("div", { className: "text" });
+  element = make("div", { class: "text" });
   #sources = [];
 
   show(text) {
@@ -86,7 +80,7 @@ export class MarkdownView {
     for (const { source, tokens } of blocks(text)) {
       if (this.#sources[number] !== source) {
         this.#sources[number] = source;
-        const holder = make("div", { className: "block" });
+        const holder = make("div", { class: "block" });
         build(tokens, holder);
         if (this.element.children[number]) this.element.children[number].replaceWith(holder);
         else this.element.append(holder);

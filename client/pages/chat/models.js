@@ -1,5 +1,6 @@
-/** The models of the gateway, and which of them the swarm can serve now. */
+// The models of the gateway, and which of them the swarm can serve now.
 
+import { shortId } from "../shared/dom.js";
 import { request } from "./api.js";
 
 /** Milliseconds between two looks at a model that cannot be served yet. */
@@ -21,13 +22,8 @@ export async function readModels(signal) {
 function waitsFor(swarm) {
   if (swarm.available) return "";
   const blocks = swarm.missing_blocks.join(", ");
-  const loading = (swarm.loading ?? []).map(({ peer_id: peer, blocks: held }) => `${short(peer)} is loading ${held}`);
+  const loading = (swarm.loading ?? []).map(({ peer_id: peer, blocks: held }) => `${shortId(peer)} is loading ${held}`);
   return `Waiting for blocks ${blocks}` + (loading.length ? `; ${loading.slice(0, 3).join(" and ")}` : ", which nobody serves");
-}
-
-/** A peer as people tell it from others. */
-export function short(peer) {
-  return `…${peer.slice(-6)}`;
 }
 
 /** Resolves once the model can be served. `told(model)` while it cannot. Rejects as `signal` says. */

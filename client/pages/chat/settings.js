@@ -1,6 +1,7 @@
-/** The sheet of settings. They hold for all chats; the system prompt belongs to one. */
+// The sheet of settings. They hold for all chats; the system prompt belongs to one.
 
-import { forgetKey } from "./api.js";
+import { at } from "../shared/dom.js";
+import { forgetKey } from "../shared/key.js";
 import { loadSettings, saveSettings } from "./chats.js";
 
 /** Fields of a request, and the numbers that a person gave for them. Without one, the model's own default holds. */
@@ -11,18 +12,18 @@ export class Settings {
 
   /** `systemChanged(text)`: the chat's system prompt is another. */
   constructor(systemChanged) {
-    this.sheet = document.getElementById("settings");
-    this.system = document.getElementById("system");
-    const opener = document.getElementById("open-settings");
+    this.sheet = at("settings");
+    this.system = at("system");
+    const opener = at("open-settings");
     opener.addEventListener("click", () => this.sheet.showModal());
     this.sheet.addEventListener("click", (event) => {
       if (event.target === this.sheet) this.sheet.close(); // beside the sheet
     });
     this.sheet.addEventListener("close", () => opener.focus());
     this.system.addEventListener("change", () => systemChanged(this.system.value.trim()));
-    document.getElementById("forget-key").addEventListener("click", forgetKey);
+    at("forget-key").addEventListener("click", forgetKey);
     for (const name of NUMBERS) {
-      const field = document.getElementById(name);
+      const field = at(name);
       field.value = Number.isFinite(this.#kept[name]) ? this.#kept[name] : "";
       field.addEventListener("change", () => this.#keep(name, field));
     }
@@ -43,7 +44,7 @@ export class Settings {
 
   /** What holds where a person gave nothing: the model's own, as the gateway tells it. */
   showDefaults(sampling) {
-    for (const name of NUMBERS) document.getElementById(name).placeholder = sampling[name] ?? "";
+    for (const name of NUMBERS) at(name).placeholder = sampling[name] ?? "";
   }
 
   /** Fields for a request to a model with these defaults. */

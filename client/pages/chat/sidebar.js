@@ -1,17 +1,18 @@
-/** The list of chats that this browser keeps. On a narrow screen it slides over the conversation. */
+// The list of chats that this browser keeps. On a narrow screen it slides over the conversation.
 
+import { at, make } from "../shared/dom.js";
+import { iconButton } from "./buttons.js";
 import { deleteAllChats, deleteChat, listChats } from "./chats.js";
-import { iconButton, make } from "./dom.js";
 
 export class Sidebar {
   /** `actions`: `open(id)`, and `gone` once the chat that is open may be deleted. */
   constructor(actions) {
     this.actions = actions;
-    this.panel = document.getElementById("chats");
-    this.list = document.getElementById("list");
-    this.opener = document.getElementById("open-chats");
+    this.panel = at("chats");
+    this.list = at("list");
+    this.opener = at("open-chats");
     this.opener.addEventListener("click", () => this.slide(!this.isOpen));
-    document.getElementById("shade").addEventListener("click", () => this.slide(false));
+    at("shade").addEventListener("click", () => this.slide(false));
     this.panel.addEventListener("keydown", (event) => {
       if (event.key === "Escape" && this.isOpen) {
         event.stopPropagation();
@@ -19,7 +20,7 @@ export class Sidebar {
         this.opener.focus();
       }
     });
-    document.getElementById("delete-all").addEventListener("click", () => {
+    at("delete-all").addEventListener("click", () => {
       if (!confirm("Delete all chats that this browser keeps?")) return;
       deleteAllChats();
       this.actions.gone();
@@ -39,12 +40,16 @@ export class Sidebar {
   /** `current`: id of the chat on the page. */
   draw(current) {
     const chats = listChats();
-    document.getElementById("delete-all").hidden = !chats.length;
+    at("delete-all").hidden = !chats.length;
     this.list.replaceChildren(
       ...chats.map(({ id, title }) => {
-        const open = make("button", { type: "button", className: "title", textContent: title || "A chat" });
-        open.addEventListener("click", () => this.actions.open(id));
-        if (id === current) open.setAttribute("aria-current", "true");
+        const open = make("button", {
+          type: "button",
+          class: "title",
+          text: title || "A chat",
+          "aria-current": id === current || undefined,
+          onclick: () => this.actions.open(id),
+        });
         const remove = iconButton("delete", `Delete the chat “${title}”`, () => {
           deleteChat(id);
           this.actions.gone();

@@ -1,7 +1,7 @@
-/** What a screen reader says. Of an answer it hears whole sentences as they are complete: one that is told every
- * token says none of them. */
+// What a screen reader says. Of an answer it hears whole sentences as they are complete: one that is told every
+// token says none of them.
 
-import { make } from "./dom.js";
+import { make } from "../shared/dom.js";
 
 /** A sentence's end, or a line's. Marks of Markdown are not read out, and neither is code. */
 const END = /[.!?。！？…](?=\s)|\n/g;
@@ -22,7 +22,7 @@ export class Speech {
   say(text) {
     const words = text.replace(MARKS, " ").trim();
     if (!words) return;
-    this.#region.append(make("p", { textContent: words }));
+    this.#region.append(make("p", { text: words }));
     while (this.#region.children.length > KEPT) this.#region.firstChild.remove();
   }
 

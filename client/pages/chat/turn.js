@@ -1,30 +1,29 @@
-/** One message of the conversation as it is seen. */
+// One message of the conversation as it is seen.
 
+import { make, number, plural, write } from "../shared/dom.js";
 import { STATES } from "./answer.js";
+import { copyButton, icon, iconButton } from "./buttons.js";
 import { commandsOf } from "./code.js";
-import { copyButton, icon, iconButton, make } from "./dom.js";
 import { MarkdownView } from "./markdown.js";
 
 /** A question: its text as it was typed. `actions`: what its buttons do. */
 export class QuestionView {
   constructor(message, actions) {
     this.message = message;
-    this.text = make("div", { className: "bubble", textContent: message.content });
+    this.text = make("div", { class: "bubble", text: message.content });
     this.buttons = make(
       "div",
-      { className: "buttons" },
+      { class: "buttons" },
       iconButton("edit", "Edit this message", () => this.#edit(actions.edit)),
       copyButton("Copy this message", () => message.content),
     );
-    this.element = make("article", { className: "turn question" }, this.text, this.buttons);
-    this.element.setAttribute("aria-label", "You");
+    this.element = make("article", { class: "turn question", "aria-label": "You" }, this.text, this.buttons);
   }
 
   /** A field in place of the text. */
   #edit(send) {
     if (this.element.querySelector("form")) return;
-    const field = make("textarea", { value: this.message.content, rows: 3 });
-    field.setAttribute("aria-label", "Your message");
+    const field = make("textarea", { rows: 3, "aria-label": "Your message", text: this.message.content });
     const close = () => {
       form.replaceWith(this.text, this.buttons);
       this.buttons.querySelector("button").focus();
@@ -32,7 +31,7 @@ export class QuestionView {
     const form = make(
       "form",
       {
-        className: "editor",
+        class: "editor",
         onsubmit: (event) => {
           event.preventDefault();
           if (field.value.trim()) send(field.value.trim());
@@ -48,9 +47,9 @@ export class QuestionView {
         },
       },
       field,
-      make("p", { className: "dim", textContent: "The answers below it are made anew." }),
-      make("button", { type: "button", textContent: "Cancel", onclick: close }),
-      make("button", { className: "main", textContent: "Send" }),
+      make("p", { class: "dim", text: "The answers below it are made anew." }),
+      make("button", { type: "button", text: "Cancel", onclick: close }),
+      make("button", { class: "main", text: "Send" }),
     );
     this.text.replaceWith(form);
     this.buttons.remove();
@@ -72,16 +71,15 @@ export class AnswerView {
   constructor(message, actions) {
     this.message = message;
     this.actions = actions;
-    this.thinking = make("details", { className: "thinking", hidden: true }, make("summary"), this.#thought.element);
-    this.status = make("p", { className: "status", hidden: true });
-    this.status.setAttribute("aria-hidden", "true"); // what is worth hearing is said apart
-    this.notes = make("div", { className: "notes" });
-    this.facts = make("details", { className: "facts", hidden: true }, make("summary"), make("div"));
-    this.buttons = make("div", { className: "buttons" });
+    this.thinking = make("details", { class: "thinking", hidden: true }, make("summary"), this.#thought.element);
+    this.status = make("p", { class: "status", hidden: true, "aria-hidden": true }); // what is worth it is said apart
+    this.notes = make("div", { class: "notes" });
+    this.facts = make("details", { class: "facts", hidden: true }, make("summary"), make("div"));
+    this.buttons = make("div", { class: "buttons" });
     this.element = make(
       "article",
-      { className: "turn answer" },
-      make("p", { className: "who", textContent: message.model ?? "" }),
+      { class: "turn answer", "aria-label": message.model || "Answer" },
+      make("p", { class: "who", text: message.model ?? "" }),
       this.thinking,
       this.#markdown.element,
       this.status,
@@ -89,7 +87,6 @@ export class AnswerView {
       this.facts,
       this.buttons,
     );
-    this.element.setAttribute("aria-label", message.model || "Answer");
   }
 
   /** `answer`: while it is made. `isLast`: it may be gone on with. */
@@ -121,7 +118,7 @@ export class AnswerView {
     if (!reasoning) return;
     const now = answer && !content;
     this.thinking.classList.toggle("now", Boolean(now));
-    setText(this.thinking.firstChild, now ? "Thinking" : "What it thought");
+    write(this.thinking.firstChild, now ? "Thinking" : "What it thought");
     if (this.thinking.open || !answer) this.#thought.show(reasoning);
     this.thinking.ontoggle = () => this.#thought.show(this.message.reasoning);
   }
@@ -130,7 +127,7 @@ export class AnswerView {
     this.status.hidden = !answer || (answer.stage === "answering" && Boolean(this.message.content));
     if (this.status.hidden) return;
     this.status.className = `status ${answer.stage}`;
-    setText(this.status, answer.status);
+    write(this.status, answer.status);
   }
 
   #drawFacts(isLast) {
@@ -138,7 +135,7 @@ export class AnswerView {
     this.facts.hidden = !facts?.tokens && !facts?.route;
     if (this.facts.hidden) return;
     const [summary, inside] = this.facts.children;
-    setText(summary, summaryOf(facts));
+    write(summary, summaryOf(facts));
     if (inside.about === undefined) this.facts.open = isLast;
     this.#redraw(inside, [facts.route, facts.repairs], () => [
       ...(facts.route ? [routeOf(facts.route)] : []),
@@ -158,19 +155,13 @@ export class AnswerView {
   }
 }
 
-function setText(element, text) {
-  if (element.textContent !== text) element.textContent = text;
-}
-
-const COUNT = new Intl.NumberFormat("en");
-
 function summaryOf({ tokens, rate, firstMs, route, repairs }) {
   return [
-    `${COUNT.format(tokens ?? 0)} ${tokens === 1 ? "token" : "tokens"}`,
+    plural(tokens ?? 0, "token"),
     rate && `${rate.toFixed(1)} tokens/s`,
     firstMs && `first after ${(firstMs / 1000).toFixed(1)} s`,
-    route && `${route.length} ${route.length === 1 ? "node" : "nodes"}`,
-    repairs.length && `${repairs.length} ${repairs.length === 1 ? "repair" : "repairs"}`,
+    route && plural(route.length, "node"),
+    repairs.length && plural(repairs.length, "repair"),
   ]
     .filter(Boolean)
     .join(" · ");
@@ -178,30 +169,28 @@ function summaryOf({ tokens, rate, firstMs, route, repairs }) {
 
 /** The hops as a bar, each as long as it has blocks. */
 function routeOf(route) {
-  const bar = make("ol", { className: "route" });
-  bar.setAttribute("aria-label", "Route");
-  route.forEach(({ peer, blocks, n_blocks: count }, number) => {
-    const hop = make("li", { className: `hop hop-${number % 6}`, title: `${peer} holds blocks ${blocks}` });
+  const bar = make("ol", { class: "route", "aria-label": "Route" });
+  route.forEach(({ peer, blocks, n_blocks: count }, place) => {
+    const hop = make("li", { class: `hop hop-${place % 6}`, title: `${peer} holds blocks ${blocks}` });
     hop.style.flexGrow = count;
-    hop.append(make("b", { textContent: peer }), make("span", { textContent: blocks }));
+    hop.append(make("b", { text: peer }), make("span", { text: blocks }));
     bar.append(hop);
   });
   return bar;
 }
 
 function repairOf(text) {
-  return make("p", { className: "repair" }, icon("repair"), text);
+  return make("p", { class: "repair" }, icon("repair"), text);
 }
 
 function notesOf({ state, facts, content }, answer) {
   const notes = [];
   if (facts?.forgotten) {
-    const messages = facts.forgotten === 1 ? "message was" : "messages were";
-    notes.push(note("info", `The context is full: the ${facts.forgotten} oldest ${messages} not sent with this question.`));
+    notes.push(note("info", `The context is full: this question went without the ${plural(facts.forgotten, "oldest message")}.`));
   }
   if (answer) notes.push(...commandsOf(answer.commands));
   else if (state === STATES.cut) {
-    const why = facts.full ? "the model's context is full" : `${COUNT.format(facts.tokens)} tokens is the longest allowed`;
+    const why = facts.full ? "the model's context is full" : `${number(facts.tokens)} tokens is the longest allowed`;
     notes.push(note("warn", `The answer was cut: ${why}.`));
   } else if (state === STATES.stopped) notes.push(note("info", content ? "Stopped." : "Stopped before the first word."));
   else if (state === STATES.failed) {
@@ -215,7 +204,7 @@ function notesOf({ state, facts, content }, answer) {
 }
 
 function note(kind, text) {
-  return make("p", { className: `note ${kind}`, textContent: text });
+  return make("p", { class: `note ${kind}`, text });
 }
 
 /** With a capital letter and a full stop. */

@@ -1,11 +1,11 @@
 // The stream of events from the server, for as long as the page is open: it comes back by itself when it breaks.
-// Not by EventSource, which cannot send a key.
+
+import { eventsOf } from "../shared/events.js";
+import { authorization, forgetKey, keepKey, key } from "../shared/key.js";
 
 const FIRST_WAIT_MS = 500;
 const LONGEST_WAIT_MS = 15000;
 const SILENT_MS = 30000; // the server says something every ten seconds
-
-const KEY = "swarm-node key"; // of this tab's storage
 
 export class Connection {
   /** `on`: `event(name, data)`, `up()`, `down(why)`, `key(problem)` where one is needed. */
@@ -15,8 +15,8 @@ export class Connection {
     this.wait = FIRST_WAIT_MS;
   }
 
-  useKey(key) {
-    sessionStorage.setItem(KEY, key);
+  useKey(given) {
+    keepKey(given);
     this.run();
   }
 
@@ -34,28 +34,23 @@ export class Connection {
 
   /** Until the stream ends. False where asking again is of no use. */
   async listen() {
-    const key = sessionStorage.getItem(KEY);
     const aborting = new AbortController();
     let silence = setTimeout(() => aborting.abort(), SILENT_MS);
     try {
       const response = await fetch(this.path, {
-        headers: key ? { Authorization: `Bearer ${key}` } : {},
+        headers: authorization(),
         cache: "no-store",
         signal: aborting.signal,
       });
-      if (!response.ok) return await this.refused(response, key);
-      const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+      if (!response.ok) return await this.refused(response);
       this.on.up();
       this.wait = FIRST_WAIT_MS;
-      let text = "";
-      for (;;) {
-        const { done, value } = await reader.read();
+      const heard = () => {
         clearTimeout(silence);
-        if (done) break;
         silence = setTimeout(() => aborting.abort(), SILENT_MS);
-        const events = (text + value).split("\n\n");
-        text = events.pop();
-        for (const event of events) this.take(event);
+      };
+      for await (const { event, data } of eventsOf(response, heard)) {
+        if (event) this.on.event(event, JSON.parse(data));
       }
       this.on.down("it ended the stream");
       return true;
@@ -64,21 +59,15 @@ export class Connection {
     }
   }
 
-  async refused(response, key) {
+  async refused(response) {
     const problem = (await response.json().catch(() => null))?.error;
     if (response.status === 401) {
-      sessionStorage.removeItem(KEY);
-      this.on.key(key ? "That key is not one of this server's." : "");
+      const was = key();
+      forgetKey();
+      this.on.key(was ? "That key is not one of this server's." : "");
       return false;
     }
     this.on.down(problem?.message ?? `it answered with status ${response.status}`);
     return response.status === 429 || response.status >= 500;
-  }
-
-  take(event) {
-    const fields = Object.fromEntries(
-      event.split("\n").map((line) => [line.slice(0, line.indexOf(":")), line.slice(line.indexOf(":") + 2)]),
-    );
-    if (fields.event) this.on.event(fields.event, JSON.parse(fields.data));
   }
 }

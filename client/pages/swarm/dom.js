@@ -1,26 +1,8 @@
-// Elements and words. Every text goes in as text: nothing that a peer chose is ever read as HTML.
+// Lists, commands and quantities as this page shows them.
 
-export const at = (id) => document.getElementById(id);
+import { few, make, write } from "../shared/dom.js";
 
-/** An element with attributes and children. `class` and `text` are what they say; undefined ones are left out. */
-export function make(tag, attributes = {}, ...children) {
-  return fill(document.createElement(tag), attributes, children);
-}
-
-export function draw(tag, attributes = {}, ...children) {
-  return fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
-}
-
-function fill(element, { text, ...attributes }, children) {
-  for (const [name, value] of Object.entries(attributes)) if (value !== undefined) element.setAttribute(name, value);
-  if (text !== undefined) element.textContent = text;
-  element.append(...children);
-  return element;
-}
-
-export function write(element, text) {
-  if (element.textContent !== text) element.textContent = text;
-}
+export * from "../shared/dom.js";
 
 /** Let `parent` have one child for each of `entries` ([key, value]), in their order. Children are kept, so that
  * focus and selection stay: `create(key)` makes one, `update(child, value, key)` writes it. */
@@ -54,14 +36,7 @@ export function commandBox() {
   return box;
 }
 
-const few = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
-const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
-const compact = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
-
-export const number = (value) => (value >= 10000 ? compact : value >= 100 ? whole : few).format(value);
 export const percent = (part) => `${Math.round(100 * part)} %`;
-export const plural = (count, one, many = `${one}s`) => `${number(count)} ${count === 1 ? one : many}`;
-export const shortId = (peer) => `…${peer.slice(-6)}`;
 export const blocks = (first, last) => (first === last ? `${first}` : `${first}-${last}`);
 
 export function bytes(count) {

@@ -229,7 +229,7 @@ async def test_a_full_context_forgets_the_oldest_and_says_so(serve: Serve, brows
     for question in ("a", "b", "c"):
         await chat.say(question * 130)
     await expect(chat.answer.locator(".note")).to_have_text(
-        "The context is full: the 2 oldest messages were not sent with this question."
+        "The context is full: this question went without the 2 oldest messages."
     )
     await expect(chat.page.locator(".question")).to_have_count(3)
     await chat.say("d" * 2000)
