@@ -12,7 +12,7 @@ from ..swarm.errors import UsageError
 from ..swarm.membership.membership import Membership
 from ..swarm.transport.addresses import EVERY_INTERFACE
 from ..swarm.transport.direct_maddrs import DirectOptions
-from ..swarm.types import Span
+from ..swarm.types import MAX_NODE_NAME, Span
 from .engine.scheduler import DECODE_TOKENS
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class NetworkConfig:
     """How a node is in its swarm. ``identity``: None makes a new identity that is forgotten at the end.
     ``port``: 0 takes a free one. ``membership``: of the swarm to be in, None for the unnamed one.
     ``may_meet``: addresses of peers to join through that need not answer, as ``initial_peers`` must.
-    ``mdns``: find peers on this LAN, and be found.
+    ``mdns``: find peers on this LAN, and be found. ``name``: what people call the node.
     """
 
     identity: Path | None = None
@@ -41,8 +41,14 @@ class NetworkConfig:
     may_meet: tuple[str, ...] = ()
     membership: Membership | None = None
     mdns: bool = True
+    name: str = ""
 
     def __post_init__(self) -> None:
+        if len(self.name) > MAX_NODE_NAME or not self.name.isprintable():
+            raise UsageError(
+                f"a node's name has at most {MAX_NODE_NAME} printable characters",
+                hint="Give a shorter one, such as --name kitchen.",
+            )
         if not 0 <= self.port <= 65535:
             raise UsageError(f"port {self.port} is not between 0 and 65535")
 

@@ -173,6 +173,7 @@ class Node:
             span=self._span,
             state=self._state,
             version=self._version,
+            name=self.config.name,
             links=self.presence.probe.links(),
             direct_maddrs=self.presence.direct_maddrs,
         )

@@ -26,9 +26,14 @@ _HALF_OPEN = re.compile(r"^(\d{1,4}):(\d{1,4})$")
 _SINGLE = re.compile(r"^(\d{1,4})$")
 
 
-def short_peer_id(peer_id: str) -> str:
-    """The end of a PeerID, where they differ: as people see peers, in tables and messages alike."""
-    return f"…{peer_id[-6:]}"
+MAX_NODE_NAME = 32
+"""Characters of the name that a person gives a node."""
+
+
+def short_peer_id(peer_id: str, name: str = "") -> str:
+    """The end of a PeerID, where they differ: as people see peers, in tables and messages alike. Behind the
+    ``name`` of a node that has one: anybody may take any name, so it never stands alone."""
+    return f"{name} …{peer_id[-6:]}" if name else f"…{peer_id[-6:]}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -163,6 +168,7 @@ class NodeInfo:
     SHA-256 of their piece manifest; else "". ``weights_whole``: it has hashed every byte of them itself, and
     no peer sent them: its root bears witness. ``shares_weights``: it gives others what it has of them.
     ``direct_maddrs``: where it listens itself, beside its daemon; each is marked as that.
+    ``name``: what a person calls it, printable and MAX_NODE_NAME characters at most; nobody vouches for it.
     ``incarnation``: which process says this, put in by the directory that announces it.
     ``record``: what all this was read from, to be handed on.
     """
@@ -193,6 +199,7 @@ class NodeInfo:
     shares_weights: bool = False
     direct_maddrs: tuple[str, ...] = ()
     device: str = ""
+    name: str = ""
     incarnation: Incarnation | None = field(default=None, compare=False)
     record: SignedRecord | None = field(default=None, compare=False, repr=False)
 
@@ -204,12 +211,14 @@ class NodeInfo:
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """A node and the sub-span of it that a route uses. ``record``: which proves ``maddrs`` to other nodes."""
+    """A node and the sub-span of it that a route uses. ``record``: which proves ``maddrs`` to other nodes.
+    ``name``: what a person calls the node."""
 
     peer_id: str
     span: Span
     maddrs: tuple[str, ...] = ()
     record: SignedRecord | None = field(default=None, compare=False, repr=False)
+    name: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,7 +105,7 @@ class HopClient:
         self.link = link
         self.deadline_ms = deadline_ms
         self.state = HopState()
-        self.trace = HopTimings(plan.hop.peer_id, plan.hop.span, plan.codec.kind)
+        self.trace = HopTimings(plan.hop.peer_id, plan.hop.span, plan.codec.kind, name=plan.hop.name)
         self.listener: Listener | None = None
         self.max_step_tokens = 0
         self.length = 0

@@ -201,6 +201,7 @@ class HopTimings(_Traced):
     span: Span
     codec: str
     ways: Ways = field(default_factory=Ways)
+    name: str = ""
 
     @property
     def ms_per_token(self) -> float:
@@ -222,6 +223,7 @@ class HopTimings(_Traced):
         phase = self._phase
         return {
             "peer_id": self.peer_id,
+            "name": self.name,
             "blocks": str(self.span),
             "codec": self.codec,
             "way": self.ways.here,

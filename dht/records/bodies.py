@@ -4,7 +4,7 @@
              "prefill_tps", "kv_free", "kv_total", "codecs", "weights", "agent",
              "queue_ms", "tps", "sessions", "links", "journal", "journal_max", "row_check", "coarse",
              "max_blocks", "weights_root", "weights_whole", "shares_weights",
-             "direct", "incarnation", "device"}                     those from "queue_ms" on may be absent
+             "direct", "label", "incarnation", "device"}            those from "queue_ms" on may be absent
     model   {"v": 1, "kind": "model", "name", "digest", "n_blocks", "parts"}      "parts" may be absent
     wanted  {"v": 1, "kind": "wanted", "models"}          a list of [name, digest or ""]
     gone    {"v": 1, "kind": "gone"}                      the owner withdrew; kept until the old entry is dead
@@ -54,6 +54,7 @@ from ...swarm.protocol.wire import refuse_extension
 from ...swarm.transport.direct_maddrs import mark_direct, without_mark
 from ...swarm.types import (
     MAX_BLOCKS,
+    MAX_NODE_NAME,
     MAX_PEER_LINKS,
     MAX_RECORD_BYTES,
     Incarnation,
@@ -204,6 +205,7 @@ _NODE_FIELDS: dict[str, FieldType] = _MODEL_FIELDS | {
     "weights_whole": Boolean(),
     "shares_weights": Boolean(),
     "direct": Sequence(Word(_MADDR, "an address"), 0, MAX_DIRECT_MADDRS),
+    "label": Prose(MAX_NODE_NAME),
     "incarnation": IncarnationField(),
     "device": Prose(16),
 }
@@ -223,6 +225,7 @@ _OPTIONAL: dict[str, object] = {
     "weights_whole": False,
     "shares_weights": False,
     "direct": (),
+    "label": "",
     "incarnation": None,
     "device": "",
 }
@@ -274,6 +277,7 @@ def encode_node(info: NodeInfo) -> bytes:
                 "weights_whole": info.weights_whole,
                 "shares_weights": info.shares_weights,
                 "direct": direct,
+                "label": info.name,
                 "incarnation": info.incarnation,
                 "device": info.device,
             },
@@ -356,6 +360,7 @@ def _node(owner: str, values: dict[str, Any]) -> NodeInfo:
         weights_whole=values["weights_whole"],
         shares_weights=values["shares_weights"],
         direct_maddrs=tuple(map(mark_direct, _plain_direct(values["direct"], owner))),
+        name=values["label"],
         incarnation=values["incarnation"],
         device=values["device"],
     )

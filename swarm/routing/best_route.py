@@ -234,7 +234,7 @@ def find_route(
             spread,
             **ends,
         )
-    hops = tuple(Hop(node.peer_id, span, node.dial_maddrs, node.record) for node, span in picks)
+    hops = tuple(Hop(node.peer_id, span, node.dial_maddrs, node.record, node.name) for node, span in picks)
     return price_route(hops, by_peer, edges, request)
 
 
@@ -291,12 +291,12 @@ def why_unusable(node: NodeInfo, request: RouteRequest) -> str:
         return "another model"
     if request.digest and node.model.digest != request.digest:
         return "another model"
+    if node.state is not NodeState.ONLINE:
+        return str(node.state)
     if node.peer_id in request.banned:
         return "failed lately"
     if node.peer_id in request.used:
         return "in use"
-    if node.state is not NodeState.ONLINE:
-        return str(node.state)
     if node.free_kv_tokens < request.kv_tokens:
         return f"full, {node.free_kv_tokens} of {node.total_kv_tokens} tokens free"
     return ""

@@ -273,7 +273,7 @@ def _ways(hops: Sequence[dict[str, Any]]) -> str:
     edges: list[str] = []
     before, passed_on = "", ""
     for hop in hops:
-        name = short_peer_id(hop["peer_id"])
+        name = short_peer_id(hop["peer_id"], hop.get("name", ""))
         way = passed_on or hop.get("way", "")
         if way:
             edges.append(f"{before if passed_on else 'client'} → {name} {way}")

@@ -20,7 +20,9 @@ from ....swarm.names import DIGEST_CHARS, ModelName, digest_prefix, is_same_name
 from ....swarm.placement.demand import Demand, tally
 from ....swarm.routing.best_route import missing_blocks
 from ....swarm.types import ModelRef, NodeInfo, NodeState
-from ..network.status import SwarmListing, demand_lines, demand_report, networks_of, read_swarm
+from ..network.report import demand_report, networks_of
+from ..network.status import SwarmListing, read_swarm
+from ..network.tables import demand_lines
 from ..shared.arguments import entry_of
 from ..shared.output import answers, console, format_bytes, plural, print_json, print_table, shown
 from .catalogue import show_catalogue

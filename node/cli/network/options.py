@@ -6,9 +6,7 @@ import argparse
 import math
 import re
 
-from ..shared.arguments import (
-    add_peers,
-)
+from ..shared.arguments import above_zero, add_peers
 
 INVITE_EXAMPLES = """\
 examples:
@@ -24,12 +22,23 @@ join until it ends.
 STATUS_EXAMPLES = """\
 examples:
   swarm-node status --initial-peers ADDR
+  swarm-node status --watch                     again every two seconds
   swarm-node status --initial-peers ADDR --json | jq '.models[].missing'
 """
 
 
 def add_status(command: argparse.ArgumentParser) -> None:
     add_peers(command)
+    command.add_argument(
+        "--watch",
+        nargs="?",
+        type=above_zero,
+        const=2.0,
+        default=None,
+        metavar="SECONDS",
+        help="look again and again, this many seconds apart (default: 2), until Ctrl-C; with --json a line "
+        "each time",
+    )
 
 
 _SECONDS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}

@@ -10,6 +10,7 @@ import argparse
 from ....shards.models.devices import DEVICES
 from ....swarm.transport.addresses import EVERY_INTERFACE
 from ....swarm.transport.direct_maddrs import PORT_ABOVE
+from ....swarm.types import MAX_NODE_NAME
 from ...config import KERNELS, KV_DTYPES
 from ..dashboard.options import DASHBOARD_PORT
 from ..metrics.options import add_metrics
@@ -93,6 +94,13 @@ def add_bootstrap(command: argparse.ArgumentParser) -> None:
 
 
 def add_serve(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--name",
+        default="",
+        metavar="TEXT",
+        help=f"what others see beside this node's id: {MAX_NODE_NAME} printable characters at most "
+        "(default: no name)",
+    )
     command.add_argument("--model", default="", metavar="PATH_OR_NAME", help=MODEL_HELP)
     command.add_argument(
         "--models",

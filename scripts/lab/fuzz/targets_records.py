@@ -13,7 +13,8 @@ from swarm_node.dht.records.bodies import decode, encode_gone, encode_model, enc
 from swarm_node.dht.records.entry_check import EntryCheck
 from swarm_node.dht.records.envelope import seal, subkey_of
 from swarm_node.dht.records.keys import key_hash, node_key
-from swarm_node.node.cli.network import status
+from swarm_node.node.cli.network import report as reports
+from swarm_node.node.cli.network import tables
 from swarm_node.swarm.discovery.mdns_records import read_txt, txt_record
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.membership.invite import Invite, make_invite
@@ -94,7 +95,7 @@ def run(body: bytes) -> str:
     elif isinstance(said, tuple):
         wanted = Wanted(IDENTITY.peer_id, said)
         demand = tally([wanted], OTHERS)
-        status.build_report(OTHERS, demand)
+        reports.build_report(OTHERS, demand)
     return type(said).__name__
 
 
@@ -119,8 +120,8 @@ def use_node(info: NodeInfo) -> None:
     plan_join(nodes, offer, shape)
     plan_move([*nodes, honest("me", Span(0, 3))], offer, shape, now=0.0)
     demand = tally([Wanted("someone", (WantedModel(info.model.name, info.model.digest),))], nodes)
-    report = status.build_report(nodes, demand)
-    Console(file=io.StringIO(), width=100).print(status._table(report["models"][0]))
+    report = reports.build_report(nodes, demand)
+    Console(file=io.StringIO(), width=100).print(tables._table(report["models"][0]))
 
 
 def check_finite(*numbers: float) -> None:

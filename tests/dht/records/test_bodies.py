@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import cast
 
 import msgpack
 import pytest
@@ -33,6 +34,7 @@ from swarm_node.swarm.figures import (
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.types import (
     MAX_BLOCKS,
+    MAX_NODE_NAME,
     MAX_PEER_LINKS,
     MAX_RECORD_BYTES,
     Incarnation,
@@ -144,6 +146,7 @@ def node_infos(draw: st.DrawFn) -> NodeInfo:
         shares_weights=draw(st.booleans()),
         max_blocks=draw(st.integers(0, MAX_BLOCKS)),
         direct_maddrs=tuple(draw(st.lists(st.sampled_from(DIRECT), max_size=MAX_DIRECT_MADDRS))),
+        name=draw(st.text(printable, max_size=MAX_NODE_NAME)),
         incarnation=draw(
             st.none()
             | st.builds(
@@ -172,9 +175,19 @@ def test_model_and_gone_round_trip() -> None:
     assert decode(OWNER, encode_gone()) == Gone()
 
 
+@pytest.mark.parametrize("name", ["x" * (MAX_NODE_NAME + 1), "a\nb", "\x1b[2J", "\u202egnp", 7, None])
+def test_a_name_that_no_line_can_show_is_refused(name: object) -> None:
+    record = msgpack.unpackb(encode_node(dataclasses.replace(NODE, name="kitchen")))
+    assert cast(NodeInfo, decode(OWNER, msgpack.packb(record))).name == "kitchen"
+    with pytest.raises(RemoteProtocolError, match="label"):
+        decode(OWNER, msgpack.packb({**record, "label": name}))
+    del record["label"]
+    assert cast(NodeInfo, decode(OWNER, msgpack.packb(record))).name == ""
+
+
 def test_usual_record_is_small() -> None:
     marked = dataclasses.replace(NODE, coarse=(), incarnation=Incarnation(1.8e9, "0123456789abcdef"))
-    assert len(encode_node(marked)) < 770
+    assert len(encode_node(marked)) < 780
 
 
 @given(st.binary(max_size=300))

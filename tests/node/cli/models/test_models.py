@@ -15,7 +15,8 @@ import pytest
 from swarm_node.node.cli.models import models
 from swarm_node.node.cli.models.models import run_models
 from swarm_node.node.cli.network import status
-from swarm_node.node.cli.network.status import SwarmListing, demand_lines
+from swarm_node.node.cli.network.status import SwarmListing
+from swarm_node.node.cli.network.tables import demand_lines
 from swarm_node.node.cli.parser import build_parser
 from swarm_node.node.cli.shared import output
 from swarm_node.shards.checkpoint.known_models import KnownModels

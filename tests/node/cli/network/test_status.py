@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from argparse import Namespace
 from dataclasses import replace
 
 import pytest
+from rich.text import Text
 
 from swarm_node.dht.left_out import LeftOut
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node.cli.network import status
-from swarm_node.node.cli.network.status import build_report, print_tables, run_status
+from swarm_node.node.cli.network.report import build_report
+from swarm_node.node.cli.network.status import run_status
+from swarm_node.node.cli.network.tables import parts, print_tables
 from swarm_node.node.cli.parser import build_parser
 from swarm_node.swarm.codecs.names import KINDS
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
@@ -32,6 +36,7 @@ def test_nodes_are_listed_by_block_and_holes_are_named() -> None:
     assert set(model["nodes"][0]) == {
         *(
             "peer_id",
+            "name",
             "blocks",
             "state",
             "announced_state",
@@ -203,3 +208,57 @@ async def test_status_asks_the_directory_whether_it_is_alone(
     for store.is_alone in (False, True):
         await run_status(build_parser().parse_args(["status", "--json"]))
         assert json.loads(capsys.readouterr().out)["alone"] is store.is_alone
+
+
+def test_a_name_stands_beside_the_id_and_cannot_style_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    named = replace(_node("12D3KooWbusy", 0, 30), name="[red]kitchen[/] of the long name", coarse=("f8",))
+    print_tables(build_report([named]))
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("[red]kitchen ") for line in lines)
+    assert any(line.startswith("…oWbusy") for line in lines)
+    assert (
+        "  [red]kitchen[/] of the long name …oWbusy loses much in f8: new sessions send it finer rows"
+        in lines
+    )
+    assert all(len(line.rstrip()) <= 80 for line in lines if "loses" not in line)
+
+
+def test_on_a_narrow_terminal_each_line_fits_40_columns() -> None:
+    node = replace(
+        _node("12D3KooWbusy", 10, 20),
+        name="kitchen",
+        decode_ms_per_block=123.4,
+        prefill_tokens_per_s=2500.0,
+        free_kv_tokens=12_345,
+        total_kv_tokens=65_536,
+        sessions=128,
+        tokens_per_s=1234.5,
+        queue_ms=123.4,
+    )
+    found = [str(part) for part in parts(build_report([node]), (), say=str, narrow=True)]
+    assert found[2] == "[bold]kitchen …oWbusy[/]"
+    assert all(len(Text.from_markup(line)) <= 40 for line in found[:8]), found
+
+
+async def test_watching_prints_a_line_each_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = MemoryStore()
+    directory = MemoryDirectory(store)
+    joined: list[None] = []
+
+    async def join(*_: object) -> Namespace:
+        joined.append(None)
+        return Namespace(directory=directory, transport=None, close=directory.close)
+
+    monkeypatch.setattr(status, "join_as_client", join)
+    words = build_parser().parse_args(["status", "--json", "--watch", "0.001"])
+    watching = asyncio.create_task(run_status(words))
+    told = ""
+    while told.count("\n") < 3:
+        await asyncio.sleep(0)
+        told += capsys.readouterr().out
+    watching.cancel()
+    await asyncio.wait([watching])
+    assert {line["alone"] for line in map(json.loads, told.splitlines())} == {False}
+    assert len(joined) == 1

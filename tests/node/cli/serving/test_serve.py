@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from swarm_node.node.cli.parser import build_parser
-from swarm_node.node.cli.serving.serve import _Display, node_config
+from swarm_node.node.cli.serving.display import Display
+from swarm_node.node.cli.serving.serve import node_config
 from swarm_node.node.cli.shared.arguments import byte_size
 from swarm_node.node.config import NodeConfig, NodeEvent
 from swarm_node.shards.models import devices
@@ -23,7 +24,7 @@ def test_the_next_peer_is_told_the_name_of_files_that_it_can_fetch(
 ) -> None:
     path = tmp_path / "tiny.Q4_1.gguf"
     path.touch()
-    display = _Display(build_parser().parse_args(["serve", "--model", str(path)]))
+    display = Display(build_parser().parse_args(["serve", "--model", str(path)]))
     display.on_event(NodeEvent("sharing", details={"bytes": 1}))
     if not shares:
         display.on_event(NodeEvent("not_sharing", details={"message": "the files changed"}))
@@ -115,7 +116,7 @@ def test_every_option_reaches_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_remarks_are_one_line_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
-    display = _Display(build_parser().parse_args(["serve", "--model", "m"]))
+    display = Display(build_parser().parse_args(["serve", "--model", "m"]))
     details = {"message": "m holds no [red]tokenizer.json", "hint": "Have it written: python -c 'x'"}
     display.on_event(NodeEvent("tokenizer_unreadable", details=details))
     display.on_event(NodeEvent("waiting", details={"message": "nobody has m", "hint": "Did you mean 'n'?"}))
@@ -139,7 +140,7 @@ def test_what_never_ran_is_not_said_to_have_stopped(
     events: list[str], told: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The error is said last, and alone."""
-    display = _Display(build_parser().parse_args(["serve", "--model", "m"]))
+    display = Display(build_parser().parse_args(["serve", "--model", "m"]))
     for name in events:
         display.on_event(NodeEvent(name, details={"message": "there is no model at m", "hint": ""}))
     assert ("Stopped." in capsys.readouterr().err) == told
@@ -161,7 +162,7 @@ def test_direct_options_that_contradict(words: list[str], hint: str) -> None:
 
 
 def test_where_the_direct_listener_is_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    display = _Display(build_parser().parse_args(["serve", "--model", "m"]))
+    display = Display(build_parser().parse_args(["serve", "--model", "m"]))
     direct = "/ip4/192.168.1.5/tcp/32331/direct"
     display.on_event(NodeEvent("listening", peer_id="12D3", details={"direct": [direct]}))
     assert direct in capsys.readouterr().err

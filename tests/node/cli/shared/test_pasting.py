@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from swarm_node.node.cli.main import main
-from swarm_node.node.cli.network.status import print_tables
+from swarm_node.node.cli.network.tables import print_tables
 from swarm_node.node.cli.parser import build_parser
 from swarm_node.node.cli.shared.pasting import pasteable
 from swarm_node.swarm.routing.best_route import NoRouteError, RouteRequest, find_route
