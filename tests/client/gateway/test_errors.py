@@ -159,14 +159,18 @@ async def test_bodies_that_are_none(serve: Serve, body: bytes, status: int, word
     assert words in response.json()["error"]["message"]
 
 
-async def test_other_content_types_are_refused(serve: Serve) -> None:
-    """A web page may send those anywhere without being allowed to."""
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+async def test_web_pages_send_json_or_nothing(serve: Serve, kind: str) -> None:
+    """A web page may send other types anywhere without being allowed to; ``curl -d`` and others name one that
+    is wrong, or none."""
     served = await serve()
-    for kind in ("text/plain", "application/x-www-form-urlencoded"):
-        response = await served.http.post(
-            "/v1/chat/completions", content=json.dumps(CHAT), headers={"content-type": kind}
-        )
+    told = {"content-type": kind} if kind else {}
+    body = json.dumps({**CHAT, "max_tokens": 1})
+    for page in ({"origin": "https://page.example"}, {"origin": "null"}, {"sec-fetch-site": "cross-site"}):
+        response = await served.http.post("/v1/chat/completions", content=body, headers={**told, **page})
         assert response.status_code == 415
+    response = await served.http.post("/v1/chat/completions", content=body, headers=told)
+    assert response.status_code == 200
 
 
 async def test_paths_and_methods(serve: Serve) -> None:
