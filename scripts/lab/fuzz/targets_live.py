@@ -321,13 +321,111 @@ def _requests(model: str) -> list[bytes]:
     guided = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
     plain = {"model": model, "prompt": "hello", "max_tokens": 3, "logit_bias": {"5": 1.5}, "echo": True}
+    others = [
+        *(("/v1/messages", body) for body in _messages(model, schema)),
+        ("/v1/messages/count_tokens", _messages(model, schema)[1]),
+        *(("/v1/responses", body) for body in _responses(model, schema)),
+        ("/v1/responses/input_tokens", _responses(model, schema)[1]),
+        *(("/api/chat", body) for body in _ollama_chats(model, schema)),
+        ("/api/generate", {"model": model, "prompt": "hi", "system": "x", "options": {"num_predict": 3}}),
+        ("/api/generate", {"model": model, "prompt": "hi", "raw": True, "options": {"num_predict": 3}}),
+        ("/api/show", {"model": model}),
+        ("/api/pull", {"model": model, "stream": False}),
+    ]
     return [
+        *(f"{path}\n{json.dumps(body)}".encode() for path, body in others),
         b"/v1/chat/completions\n" + json.dumps(chat).encode(),
         b"/v1/chat/completions\n" + json.dumps(streamed).encode(),
         b"/v1/chat/completions\n" + json.dumps({**chat, "response_format": guided}).encode(),
         b"/v1/chat/completions\n" + json.dumps({**chat, "tools": tools, "tool_choice": "auto"}).encode(),
         b"/v1/completions\n" + json.dumps(plain).encode(),
         b"/v1/completions\n" + json.dumps({**plain, "prompt": [[1, 2, 3], [4]], "echo": False}).encode(),
+    ]
+
+
+def _messages(model: str, schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of Anthropic's API."""
+    said: dict[str, Any] = {"role": "user", "content": [{"type": "text", "text": "hi"}]}
+    used = {"type": "tool_use", "id": "a", "name": "f", "input": {"a": 1}}
+    result = {"type": "tool_result", "tool_use_id": "a", "content": "1", "is_error": True}
+    chat = {
+        "model": model,
+        "max_tokens": 3,
+        "system": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}],
+        "messages": [said],
+        "stop_sequences": ["\n\n"],
+        "temperature": 0.7,
+        "thinking": {"type": "enabled", "budget_tokens": 1024},
+        "metadata": {"user_id": "x"},
+        "stream": True,
+    }
+    called = {
+        **chat,
+        "stream": False,
+        "messages": [
+            said,
+            {"role": "assistant", "content": [{"type": "thinking", "thinking": "?", "signature": ""}, used]},
+            {"role": "user", "content": [result, said["content"][0]]},
+        ],
+        "tools": [{"name": "f", "description": "x", "input_schema": schema}],
+        "tool_choice": {"type": "auto", "disable_parallel_tool_use": True},
+    }
+    form = {"type": "json_schema", "schema": schema}
+    return [chat, called, {**chat, "output_config": {"effort": "low", "format": form}}]
+
+
+def _responses(model: str, schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of OpenAI's responses API."""
+    ask = {
+        "model": model,
+        "input": "hi",
+        "instructions": "x",
+        "max_output_tokens": 3,
+        "temperature": 0.7,
+        "reasoning": {"effort": "low"},
+        "include": ["message.output_text.logprobs"],
+        "stream": True,
+    }
+    called = {
+        **ask,
+        "stream": False,
+        "input": [
+            {"role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+            {
+                "type": "reasoning",
+                "id": "r",
+                "summary": [],
+                "content": [{"type": "reasoning_text", "text": "?"}],
+            },
+            {"type": "function_call", "call_id": "a", "name": "f", "arguments": '{"a": 1}'},
+            {"type": "function_call_output", "call_id": "a", "output": "1"},
+        ],
+        "tools": [{"type": "function", "name": "f", "parameters": schema, "strict": True}],
+        "tool_choice": "auto",
+    }
+    form = {"type": "json_schema", "name": "x", "schema": schema}
+    return [ask, called, {**ask, "text": {"format": form}, "truncation": "auto", "store": False}]
+
+
+def _ollama_chats(model: str, schema: dict[str, Any]) -> list[dict[str, Any]]:
+    said = {"role": "user", "content": "hi"}
+    options = {"num_predict": 3, "temperature": 0.7, "top_k": 5, "stop": ["x"], "num_ctx": 64, "seed": 1}
+    called = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"function": {"name": "f", "arguments": {}}}],
+    }
+    return [
+        {"model": model, "messages": [said], "options": options, "think": False, "keep_alive": "5m"},
+        {
+            "model": model,
+            "messages": [said, called, {"role": "tool", "tool_name": "f", "content": "1"}],
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}],
+            "options": options,
+            "stream": False,
+        },
+        {"model": model, "messages": [said], "options": options, "format": schema, "logprobs": True},
+        {"model": model, "messages": [], "keep_alive": 0},
     ]
 
 
@@ -385,6 +483,9 @@ def _said(body: bytes) -> str:
         error = json.loads(body).get("error") or {}
     except ValueError:
         return "events"
+    if isinstance(error, str):  # Ollama's
+        return error.partition(":")[0][:20]
+    error = {**error, **error.get("details", {})}  # Anthropic's
     return f"{error.get('code')} {str(error.get('param'))[:20]}"
 
 
