@@ -6,6 +6,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from ....shards.chat.template_set import texts_of
+from ....shards.tokenizer.tokenizer import Tokenizer
+from ...parsing.dialect import dialect_of
 from ..answers.offered import Offered, rfc3339
 from ..requests.fields import BodyFields
 from ..requests.request import MAX_MODEL_NAME
@@ -46,8 +49,7 @@ def ollama_running(models: Sequence[Offered]) -> dict[str, Any]:
 
 def ollama_model(offered: Offered) -> dict[str, Any]:
     model, facts = offered.model, offered.model.facts
-    tokenizer, family = model.tokenizer, facts.family or "model"
-    takes_tools = tokenizer.has_chat_template and "tools" in tokenizer.chat_variables
+    family = facts.family or "model"
     return {
         **dict.fromkeys(("license", "modelfile", "parameters", "template"), ""),
         "details": _details(offered),
@@ -59,9 +61,19 @@ def ollama_model(offered: Offered) -> dict[str, Any]:
             f"{family}.context_length": model.context,
             f"{family}.embedding_length": facts.hidden_size,
         },
-        "capabilities": ["completion", *(["tools"] if takes_tools else [])],
+        "capabilities": _capabilities(model.tokenizer),
         "modified_at": offered.offered_at,
     }
+
+
+def _capabilities(tokenizer: Tokenizer) -> list[str]:
+    found = ["completion"]
+    if not tokenizer.has_chat_template:
+        return found
+    if "tools" in tokenizer.chat_variables:
+        found.append("tools")
+    dialect = dialect_of(texts_of(tokenizer.chat_template), tokenizer.hidden_texts.values())
+    return [*found, "thinking"] if dialect.thinks or dialect.has_channels else found
 
 
 def _entry(offered: Offered) -> dict[str, Any]:

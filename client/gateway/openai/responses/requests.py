@@ -138,8 +138,6 @@ def _format(body: BodyFields, tools: Tools) -> tuple[Guide | None, str]:
     guide, field = _guide(form) if form is not None else (None, "")
     if text is not None and text.one_of("verbosity", ("low", "medium", "high")) in ("low", "high"):
         raise refused("text.verbosity", "is nothing that a model can be told here; say it in instructions")
-    if guide is not None and tools.definitions:
-        raise refused(field, 'cannot be given beside tools, unless tool_choice is "none"')
     return (tools.forced, "tools") if tools.forced is not None else (guide, field)
 
 

@@ -9,7 +9,7 @@ import anthropic
 import pytest
 from anthropic import AsyncAnthropic
 
-from tests.client.gateway.gateway_case import Serve, Served, TemplateTokenizer, text_of
+from tests.client.gateway.gateway_case import TOOL_TEMPLATE, Serve, Served, TemplateTokenizer, text_of
 from tests.doubles.fake_swarm import EOS, expected
 from tests.doubles.toy_model import CONTEXT, ScriptedHead
 
@@ -127,6 +127,48 @@ async def test_tools_may_be_left_alone(serve: Serve) -> None:
     request: dict[str, Any] = {**QUESTION, "max_tokens": 200, "tools": [WEATHER]}
     message = await client_of(served).messages.create(**request, tool_choice={"type": "none"})
     assert [block.type for block in message.content] == ["text"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("shown", [True, False])
+async def test_thoughts_are_blocks_of_their_own(serve: Serve, stream: bool, shown: bool) -> None:
+    thinks = TOOL_TEMPLATE + "{# <think></think> #}"
+    says = b"<think>Hm.</think>Hi"
+    served = await serve(head=ScriptedHead([*says, EOS]), tokenizer=TemplateTokenizer(thinks))
+    thinking = {"type": "adaptive", "display": "summarized" if shown else "omitted"}
+    request: dict[str, Any] = {**QUESTION, "max_tokens": 50, "thinking": thinking}
+    if stream:
+        async with client_of(served).messages.stream(**request) as streamed:
+            message = await streamed.get_final_message()
+    else:
+        message = await client_of(served).messages.create(**request)
+    thought, said = message.content
+    assert (thought.type, thought.thinking, said.text) == ("thinking", "Hm." if shown else "", "Hi")
+    again = await client_of(served).messages.count_tokens(
+        model="toy", messages=[HELLO, message.to_param(), HELLO]
+    )
+    answered = {"role": "assistant", "content": "Hi"}
+    assert again.input_tokens == len(served.model.tokenizer.apply_chat_template([HELLO, answered, HELLO]))
+
+
+@pytest.mark.parametrize(
+    ("thinking", "output", "told"),
+    [
+        (None, None, "[none,none]"),
+        ({"type": "adaptive"}, None, "[True,none]"),
+        ({"type": "enabled", "budget_tokens": 2000}, {"effort": "max"}, "[True,high]"),
+        ({"type": "disabled"}, {"effort": "max"}, "[False,low]"),
+    ],
+)
+async def test_what_is_wished_of_thinking_is_told_to_the_template(
+    serve: Serve, thinking: Any, output: Any, told: str
+) -> None:
+    wishes = "[{{ enable_thinking|default('none') }},{{ reasoning_effort|default('none') }}]"
+    served = await serve(tokenizer=TemplateTokenizer(wishes))
+    counted = await served.http.post(
+        "/v1/messages/count_tokens", json={**_body(), "thinking": thinking, "output_config": output}
+    )
+    assert counted.json()["input_tokens"] == 1 + len(told)
 
 
 @pytest.mark.parametrize("stream", [False, True])

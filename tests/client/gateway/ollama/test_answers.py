@@ -11,7 +11,7 @@ import ollama
 import pytest
 from ollama import AsyncClient
 
-from tests.client.gateway.gateway_case import Serve, Served, TemplateTokenizer, text_of
+from tests.client.gateway.gateway_case import TOOL_TEMPLATE, Serve, Served, TemplateTokenizer, text_of
 from tests.doubles.fake_swarm import EOS, expected
 from tests.doubles.toy_model import ScriptedHead
 
@@ -150,6 +150,23 @@ async def test_calls_without_ids_get_some_and_results_find_theirs(serve: Serve) 
     async with client_of(served) as client:
         response = await client.chat("toy", messages, options=GREEDY)
     assert response.prompt_eval_count == len(shown)
+
+
+@pytest.mark.parametrize("path", ["chat", "generate"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_thoughts_are_apart(serve: Serve, path: str, stream: bool) -> None:
+    thinks = TOOL_TEMPLATE + "{# <think></think> #}"
+    says = b"<think>Hm.</think>Hi"
+    served = await serve(head=ScriptedHead([*says, EOS]), tokenizer=TemplateTokenizer(thinks))
+    async with client_of(served) as client:
+        assert "thinking" in ((await client.show("toy")).capabilities or ())
+        asked: Any = {"messages": [SKY]} if path == "chat" else {"prompt": "Why?"}
+        answer = await getattr(client, path)("toy", **asked, think=True, stream=stream)
+        parts = [part async for part in answer] if stream else [answer]
+    said = [part.message if path == "chat" else part for part in parts]
+    assert "".join(part.thinking or "" for part in said) == "Hm."
+    texts = [part.content if path == "chat" else part.response for part in said]
+    assert "".join(texts) == "Hi"
 
 
 @pytest.mark.parametrize(

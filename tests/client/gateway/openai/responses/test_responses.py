@@ -9,7 +9,7 @@ import openai
 import pytest
 from openai.types.responses import Response
 
-from tests.client.gateway.gateway_case import Serve, Served, TemplateTokenizer, text_of
+from tests.client.gateway.gateway_case import TOOL_TEMPLATE, Serve, Served, TemplateTokenizer, text_of
 from tests.doubles.fake_swarm import EOS, expected
 from tests.doubles.toy_model import ScriptedHead
 
@@ -139,6 +139,22 @@ async def test_a_function_must_be_called(serve: Serve, choice: Any) -> None:
     (called,) = response.output
     assert (called.type, called.name) == ("function_call", "get_weather")
     assert json.loads(called.arguments) == {"warm": True}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_thoughts_are_an_item_of_their_own(serve: Serve, stream: bool) -> None:
+    thinks = TOOL_TEMPLATE + "{# <think></think> #}"
+    says = b"<think>Hm.</think>Hi"
+    served = await serve(head=ScriptedHead([*says, EOS, *says, EOS]), tokenizer=TemplateTokenizer(thinks))
+    response = await _ask(served, stream, model="toy", input=STORY)
+    thought, said = response.output
+    assert (thought.type, thought.content[0].text, thought.summary) == ("reasoning", "Hm.", [])
+    assert (said.type, response.output_text) == ("message", "Hi")
+    assert response.usage.output_tokens == len(says) + 1
+    assert 0 < response.usage.output_tokens_details.reasoning_tokens < len(says)
+    again = await served.openai.responses.create(model="toy", input=[ASKED, *response.output, ASKED])
+    prompt = served.prompt_of(ASKED, {"role": "assistant", "content": "Hi"}, ASKED)
+    assert again.usage.input_tokens == len(prompt)
 
 
 async def test_a_schema_is_kept_to(serve: Serve) -> None:
