@@ -21,7 +21,7 @@ export function renderTiles(element, state, history) {
 }
 
 function makeTile() {
-  return make("div", { class: "tile card" }, make("h3"),
+  return make("div", { class: "tile card" }, make("h2"),
     make("p", { class: "figure" }, make("span"), make("small")), make("p", { class: "dim note" }),
     draw("svg", { "aria-hidden": "true", viewBox: `0 0 ${LINE.width} ${LINE.height}`, preserveAspectRatio: "none" },
       draw("polygon"), draw("polyline")));

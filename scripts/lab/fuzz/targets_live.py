@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from swarm_node.client.gateway.gateway import Gateway, GatewayLimits
 from swarm_node.client.gateway.models import Offers
 from swarm_node.client.local_model import LocalModel, load_local_model
 from swarm_node.client.network import ClientNetwork
+from swarm_node.client.pages.pages import page_files
 from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node.config import NodeConfig
@@ -286,21 +287,57 @@ def _http() -> Target:
 
     def prepare() -> Prepared:
         swarm = Swarm()
-        offers = Offers([swarm.client], swarm.network("client").directory)
-        limits = GatewayLimits(default_max_tokens=4)
-        gateway = Gateway(offers, limits)
-        dashboard = Dashboard(swarm.network("client").directory, gateway.figures, complete=str)
-        app = create_app(gateway, dashboard, local_only=True)
+        app = _gateway_of(swarm)
 
         def run(data: bytes) -> str:
             path, _, body = data.partition(b"\n")
-            outcome = swarm.run(_post(app, path.decode("latin-1"), body))
+            outcome = swarm.run(_asked(app, "POST", path.decode("latin-1"), body))
             swarm.counted()
             return outcome
 
         return Prepared(_requests(swarm.client.model.name), run, swarm.close)
 
     return Target("http", prepare, mutate=_mutate_request, slow_s=10.0, largest=64 * 1024)
+
+
+def _paths() -> Target:
+    """The same, asked by GET for whatever path with whatever headers: pages, the dashboard's state and
+    events."""
+
+    def prepare() -> Prepared:
+        swarm = Swarm()
+        app = _gateway_of(swarm)
+
+        def run(data: bytes) -> str:
+            path, _, value = data.partition(b"\n")
+            headers = [(name, value) for name in (b"if-none-match", b"authorization", b"accept")]
+            outcome = swarm.run(_asked(app, "GET", path.decode("latin-1"), headers=headers))
+            swarm.counted()
+            return outcome
+
+        seeds = [f"{path}\n{etag}".encode() for path in _PATHS for etag in ("", page_files()[_PAGE].etag)]
+        return Prepared(seeds, run, swarm.close)
+
+    return Target("paths", prepare, largest=4096)
+
+
+_PAGE = "swarm/index.html"
+_PATHS = (
+    "/",
+    "/swarm",
+    "/swarm/state",
+    "/swarm/events",
+    f"/pages/{_PAGE}",
+    "/pages/../pages.py",
+    "/v1/models/x",
+)
+
+
+def _gateway_of(swarm: Swarm) -> Any:
+    """An ASGI application."""
+    directory = swarm.network("client").directory
+    gateway = Gateway(Offers([swarm.client], directory), GatewayLimits(default_max_tokens=4))
+    return create_app(gateway, Dashboard(directory, gateway.figures, complete=str), local_only=True)
 
 
 def _requests(model: str) -> list[bytes]:
@@ -434,14 +471,16 @@ def _mutate_request(rng: Random, data: bytes) -> bytes:
     return path + b"\n" + json_tree(rng, body)
 
 
-async def _post(app: Any, path: str, body: bytes) -> str:
+async def _asked(
+    app: Any, method: str, path: str, body: bytes = b"", headers: Sequence[tuple[bytes, bytes]] = ()
+) -> str:
     scope = {
         "type": "http",
-        "method": "POST",
+        "method": method,
         "path": path,
-        "raw_path": path.encode(),
+        "raw_path": path.encode("latin-1"),
         "query_string": b"",
-        "headers": [(b"content-type", b"application/json"), (b"host", b"localhost")],
+        "headers": [(b"content-type", b"application/json"), (b"host", b"localhost"), *headers],
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 2),
         "scheme": "http",
@@ -459,8 +498,9 @@ async def _post(app: Any, path: str, body: bytes) -> str:
 
     async def send(message: dict[str, Any]) -> None:
         told.append(message)
-        # A client that has heard enough goes: what a guide may take, nobody waits for.
-        if sum(len(each.get("body", b"")) for each in told) > 1_000_000:
+        # A client that has heard enough goes: what a guide may take, nobody waits for, and the dashboard's
+        # events never end.
+        if sum(len(each.get("body", b"")) for each in told) > (0 if method == "GET" else 1_000_000):
             over.set()
 
     call: Awaitable[None] = app(scope, receive, send)
@@ -489,4 +529,4 @@ def _said(body: bytes) -> str:
     return f"{error.get('code')} {str(error.get('param'))[:20]}"
 
 
-TARGETS = [_node(), _client(), _http()]
+TARGETS = [_node(), _client(), _http(), _paths()]

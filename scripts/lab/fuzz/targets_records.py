@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 
 from rich.console import Console
 
+from swarm_node.client.dashboard.history import History
+from swarm_node.client.dashboard.picture import Reading, swarm_sections
 from swarm_node.dht.records.bodies import decode, encode_gone, encode_model, encode_node, encode_wanted
 from swarm_node.dht.records.entry_check import EntryCheck
 from swarm_node.dht.records.envelope import seal, subkey_of
@@ -99,6 +102,16 @@ def run(body: bytes) -> str:
     return type(said).__name__
 
 
+def show_nodes(nodes: Sequence[NodeInfo]) -> None:
+    """The state that dashboards send to browsers is JSON, of bounded size, and so is their history."""
+    history = History()
+    history.note(NOW, nodes, None)
+    state = {**swarm_sections(Reading(nodes), str), "history": history.items}
+    size = len(json.dumps(state, allow_nan=False))
+    if size > 4096 * (1 + len(nodes)):
+        raise AssertionError(f"{len(nodes)} nodes make {size} bytes of JSON")
+
+
 def use_node(info: NodeInfo) -> None:
     """What clients, nodes and people do with an announcement among honest ones of the same model."""
     nodes = [*OTHERS, info]
@@ -115,6 +128,7 @@ def use_node(info: NodeInfo) -> None:
             predicted = predict_route(route.hops, {node.peer_id: node for node in nodes}, edges, request)
             check_finite(predicted.token_s, route.seconds_per_token)
     missing_blocks(nodes, MODEL.n_blocks)
+    show_nodes(nodes)
     shape = ModelShape(info.model.n_blocks, 1_000_000, 100, 1024, 600)
     offer = NodeOffer("me", 6_000_000, 0.5, 900.0, (PeerLink(info.peer_id, 0.003, 1e8),))
     plan_join(nodes, offer, shape)
