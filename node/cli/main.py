@@ -140,6 +140,10 @@ def _command(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
             from .settings.show import run_config
 
             return run_config(arguments, build_parser())
+        case "service":
+            from .service.service import run_service
+
+            return run_service(arguments, build_parser())
         case "completion":
             from .settings.completion import run_completion
 

@@ -14,8 +14,9 @@ from .generate.options import GENERATE_EXAMPLES, add_generate
 from .models.options import MODELS_EXAMPLES, PLAN_EXAMPLES, PULL_EXAMPLES, add_models, add_plan, add_pull
 from .network.options import INVITE_EXAMPLES, STATUS_EXAMPLES, add_invite, add_status
 from .run.options import RUN_EXAMPLES, add_run
+from .service.options import SERVICE_EXAMPLES, add_service
 from .serving.options import BOOTSTRAP_EXAMPLES, SERVE_EXAMPLES, add_bootstrap, add_serve
-from .settings.options import COMPLETION_EXAMPLES, CONFIG_EXAMPLES, add_completion, add_config
+from .settings.options import COMPLETION_EXAMPLES, CONFIG_EXAMPLES, WORDS, add_completion, add_config
 from .shared.logs import add_logging
 
 _MAIN_EXAMPLES = """\
@@ -46,7 +47,10 @@ class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """A command refuses the words that it does not know itself, since it knows which ones are near.
         argparse would hand them back to the program, which knows none."""
+        args, words = self._apart(list(args)) if self.get_default(WORDS) is not None else (args, [])
         known, unknown = super().parse_known_args(args, namespace)
+        if words:
+            setattr(known, WORDS, words)
         if not unknown:
             return known, unknown
         option = next((word.partition("=")[0] for word in unknown if word.startswith("-")), "")
@@ -54,6 +58,12 @@ class _Parser(argparse.ArgumentParser):
         did_you_mean = f"Did you mean {near[0]}? " if near else ""
         what = f"there is no option {option}" if option else f"unexpected: {' '.join(unknown)}"
         raise UsageError(what, hint=f"{did_you_mean}See {self.prog} --help.")
+
+    @staticmethod
+    def _apart(args: list[str]) -> tuple[list[str], list[str]]:
+        """What is before the first ``--``, and what is behind it."""
+        at = args.index("--") if "--" in args else len(args)
+        return args[:at], args[at + 1 :]
 
 
 class _Version(argparse.Action):
@@ -93,6 +103,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_pull(_command(commands, "pull", "fetch a whole model to this machine", PULL_EXAMPLES))
     add_plan(_command(commands, "plan", "say which blocks this machine would serve", PLAN_EXAMPLES))
     add_status(_command(commands, "status", "list nodes, and the blocks that nobody serves", STATUS_EXAMPLES))
+    add_service(
+        _command(commands, "service", "have a command run from the machine's start on", SERVICE_EXAMPLES)
+    )
     add_config(
         _command(commands, "config", "show options in force, and where they come from", CONFIG_EXAMPLES)
     )

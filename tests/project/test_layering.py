@@ -82,6 +82,7 @@ FLOORS = {
         ("node/cli/dashboard", "node/cli/metrics"),
         ("node/cli/chat", "node/cli/network", "node/cli/generate", "node/cli/gateway", "node/cli/serving"),
         ("node/cli/models", "node/cli/run", "node/cli/settings"),
+        ("node/cli/service",),
         ("node/cli",),
     ),
 }

@@ -12,6 +12,9 @@ VARIABLE = "SWARM_NODE_"
 UNSETTABLE = ("help", "config")
 """Options that only a command line has: ``--config`` says where the others are."""
 
+WORDS_ALONE = ("config", "service", "completion")
+"""Commands about the other commands: only their own words count for them, no file and no variable."""
+
 NOT_OPTIONS = ("CC", "CONFIG", "HOME", "NATIVE", "SCREENSHOTS", "TEST_MODEL")
 """Our environment variables that are no options, without what all begin with."""
 
@@ -97,6 +100,11 @@ def options_of(command: argparse.ArgumentParser) -> dict[str, Option]:
 
 def commands_of(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
     return next(each.choices for each in parser._actions if isinstance(each, argparse._SubParsersAction))
+
+
+def settable(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Commands whose options a file and variables may say."""
+    return {name: each for name, each in commands_of(parser).items() if name not in WORDS_ALONE}
 
 
 def common_keys(commands: Iterable[argparse.ArgumentParser]) -> dict[str, list[Option]]:

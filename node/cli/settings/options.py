@@ -20,6 +20,10 @@ examples:
   swarm-node completion zsh > ~/.zfunc/_swarm-node             a folder of zsh's fpath
   swarm-node completion fish > ~/.config/fish/completions/swarm-node.fish
 """
+WORDS = "words"
+"""A command that is about another one has a default of this name. What follows ``--`` is put there: options
+of the other command."""
+
 SHELLS = ("bash", "zsh", "fish")
 
 
@@ -27,7 +31,7 @@ def add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "what", nargs="?", metavar="COMMAND", help="show every option of this command; init: write a file"
     )
-    command.add_argument("words", nargs="*", metavar="OPTION", help="options of the command, after --")
+    command.set_defaults(**{WORDS: []})
     command.add_argument("--check", action="store_true", help="say all that is wrong in the file")
 
 

@@ -16,16 +16,13 @@ from .keys import (
     VARIABLE,
     Option,
     ValueRefusedError,
-    commands_of,
     common_keys,
     options_of,
+    settable,
     variables_of,
 )
 
 CONFIG_VARIABLE = f"{VARIABLE}CONFIG"
-
-WORDS_ALONE = ("config", "service", "completion")
-"""Commands about the other commands: only their own words count for them."""
 
 _SEE = "See swarm-node config --check for all that is wrong, and swarm-node COMMAND --help for what there is."
 
@@ -76,8 +73,8 @@ def parse_words(
     """Read a command line with all that is in force beside it. Unless it must be ``whole``, options that a
     call needs may be missing. Raises UsageError."""
     name = next(iter(words), "")
-    command = commands_of(parser).get(name)
-    if command is None or name in WORDS_ALONE:
+    command = settable(parser).get(name)
+    if command is None:
         return Settings(parser.parse_args(words))
     options = options_of(command)
     with _none_needed(command):  # a file may say it
@@ -97,7 +94,7 @@ def parse_words(
 
 def problems_of(parser: argparse.ArgumentParser, file: ConfigFile) -> list[str]:
     """All that is wrong in a file, for any command."""
-    commands = {name: each for name, each in commands_of(parser).items() if name not in WORDS_ALONE}
+    commands = settable(parser)
     problems = list(_unknown(parser, file))
     for key, options in common_keys(commands.values()).items():
         if key in file.common:
@@ -115,7 +112,7 @@ def other_variables(
     parser: argparse.ArgumentParser, environ: Mapping[str, str], known: Iterable[str]
 ) -> list[str]:
     """Variables that begin as ours do, and set nothing."""
-    commands = commands_of(parser)
+    commands = settable(parser)
     common = common_keys(commands.values())
     ours = {VARIABLE + name for name in known}
     for name, command in commands.items():
@@ -144,7 +141,7 @@ def _layers(
     """From the strongest to the weakest. Raises UsageError for a key that there is not."""
     if file is None and not any(variable.startswith(VARIABLE) for variable in environ):
         return
-    common = common_keys(commands_of(parser).values())
+    common = common_keys(settable(parser).values())
     by_name: list[dict[str, Found]] = [{}, {}]
     for key, option in options.items():
         for layer, variable in zip(by_name, variables_of(name, option, common), strict=False):
@@ -211,7 +208,7 @@ def _refusals(options: Iterable[Option], found: Found) -> Iterator[str]:
 
 def _unknown(parser: argparse.ArgumentParser, file: ConfigFile) -> Iterator[str]:
     """Tables and keys above them that no command has."""
-    commands = {name: each for name, each in commands_of(parser).items() if name not in WORDS_ALONE}
+    commands = settable(parser)
     for table in file.tables:
         if table not in commands:
             yield f"{file.path}: there is no command for [{table}]{_near(table, commands)}"

@@ -16,8 +16,8 @@ from ....swarm.membership.invite import PREFIX
 from ....swarm.runtime.state_files import create_file
 from ..shared.output import answers, plural, print_json, print_table, shown
 from .config_file import ConfigFile, default_path, read_config
-from .keys import NOT_OPTIONS, commands_of, options_of
-from .resolve import CONFIG_VARIABLE, WORDS_ALONE, Settings, other_variables, parse_words, problems_of
+from .keys import NOT_OPTIONS, options_of, settable
+from .resolve import CONFIG_VARIABLE, Settings, other_variables, parse_words, problems_of
 from .template import config_template
 
 INIT = "init"
@@ -25,7 +25,7 @@ INIT = "init"
 
 async def run_config(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     given = arguments.config or os.environ.get(CONFIG_VARIABLE) or None
-    commands = {name: each for name, each in commands_of(parser).items() if name not in WORDS_ALONE}
+    commands = settable(parser)
     if arguments.what == INIT:
         _write(given, commands, as_json=arguments.json)
     elif arguments.check:
@@ -120,9 +120,7 @@ def _show_command(
 def _settings(parser: argparse.ArgumentParser, name: str, given: str | None, words: list[str]) -> Settings:
     """Of a call with these options, whatever its other words are."""
     chosen = [f"--config={given}"] if given else []
-    others = [
-        each for each in commands_of(parser)[name]._actions if not each.option_strings and each.required
-    ]
+    others = [each for each in settable(parser)[name]._actions if not each.option_strings and each.required]
     needed = [next(iter(each.choices or "-")) for each in others]
     return parse_words(parser, [name, *chosen, *words, *needed], os.environ, whole=False)
 
@@ -132,7 +130,7 @@ def _rows(
 ) -> dict[str, dict[str, object]]:
     """By key: the value, its source as a word that is stable, and where exactly it stands."""
     rows: dict[str, dict[str, object]] = {}
-    for key, option in options_of(commands_of(parser)[name]).items():
+    for key, option in options_of(settable(parser)[name]).items():
         found = settings.found.get(key)
         if key in settings.given:
             source, place = "command_line", "command line"

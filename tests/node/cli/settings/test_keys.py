@@ -12,15 +12,15 @@ from swarm_node.node.cli.settings.keys import (
     NOT_OPTIONS,
     Option,
     ValueRefusedError,
-    commands_of,
     common_keys,
     options_of,
+    settable,
     variables_of,
 )
-from swarm_node.node.cli.settings.resolve import WORDS_ALONE, parse_words
+from swarm_node.node.cli.settings.resolve import parse_words
 from tests import ROOT
 
-COMMANDS = {name: each for name, each in commands_of(build_parser()).items() if name not in WORDS_ALONE}
+COMMANDS = settable(build_parser())
 EVERY_OPTION = [(name, key) for name, command in COMMANDS.items() for key in options_of(command)]
 SAMPLES = ("7", "0.5", "0-3", "8GiB", "12h", "any-text", "22:00-06:30", "a=b")
 """Of these each option takes one. Whoever adds an option that takes none adds one here."""

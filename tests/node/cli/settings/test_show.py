@@ -12,8 +12,8 @@ import pytest
 
 from swarm_node.node.cli.parser import build_parser
 from swarm_node.node.cli.settings.config_file import read_config
-from swarm_node.node.cli.settings.keys import commands_of, common_keys, options_of
-from swarm_node.node.cli.settings.resolve import WORDS_ALONE, problems_of
+from swarm_node.node.cli.settings.keys import common_keys, options_of, settable
+from swarm_node.node.cli.settings.resolve import problems_of
 from swarm_node.node.cli.settings.show import run_config
 from swarm_node.node.cli.settings.template import config_template
 from swarm_node.swarm.errors import UsageError
@@ -42,7 +42,7 @@ def test_what_is_in_force_and_where_it_comes_from(
     monkeypatch.setenv("SWARM_NODE_SERVE_THREADS", "3")
     shown = json.loads(said(capsys, "--json", "serve", "--", "--blocks", "0-14", "--join", "swn1secret"))
     options = shown["options"]
-    assert list(options) == list(options_of(commands_of(build_parser())["serve"]))
+    assert list(options) == list(options_of(settable(build_parser())["serve"]))
     assert options["port"] == {
         "value": 4000,
         "source": "file",
@@ -76,7 +76,7 @@ def test_the_written_file_has_every_option_and_sets_none(
 ) -> None:
     said(capsys, "init")
     path = home / "config.toml"
-    assert tomllib.loads(path.read_text()).keys() <= commands_of(build_parser()).keys()
+    assert tomllib.loads(path.read_text()).keys() <= settable(build_parser()).keys()
     assert not problems_of(build_parser(), read_config(None))  # type: ignore[arg-type]
     assert said(capsys).count("default") == 1  # "every option has its default"
     with pytest.raises(UsageError, match="is there already"):
@@ -85,7 +85,7 @@ def test_the_written_file_has_every_option_and_sets_none(
 
 def test_in_the_written_file_each_option_stands_once_and_defaults_are_values() -> None:
     parser = build_parser()
-    commands = {name: each for name, each in commands_of(parser).items() if name not in WORDS_ALONE}
+    commands = settable(parser)
     text = config_template(commands)
     above, *tables = re.split(r"^\[(\w+)\]$", text, flags=re.MULTILINE)
     for name, command in commands.items():

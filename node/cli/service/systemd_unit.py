@@ -1,0 +1,81 @@
+"""The text of a systemd unit. Pure."""
+
+from __future__ import annotations
+
+import re
+
+from .definition import Service
+
+RESTART_S, RESTART_EVENLY_S = 5, 20
+"""Seconds until the first new start, where each later one waits longer, and where all wait alike."""
+
+RESTART_MOST_S = 300
+"""Seconds until a new start when many have failed, where systemd can wait longer each time."""
+
+RESTART_STEPS_SINCE = 254
+"""The version of systemd since which it can."""
+
+NOT_AGAIN = (2, 8)
+"""Exit codes after which another start would end in the same way: wrong usage, a copied identity."""
+
+_SHELTER = """\
+NoNewPrivileges=yes
+ProtectSystem=full
+ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+PrivateTmp=yes
+RestrictSUIDSGID=yes
+RestrictRealtime=yes
+LockPersonality=yes
+"""
+"""For a service of the system. Not among them: PrivateDevices and what implies it (graphics cards),
+MemoryDenyWriteExecute (torch compiles), ProtectHome (models and keys are there)."""
+
+_USER_SHELTER = "NoNewPrivileges=yes\n"
+"""A user's manager has no rights to set up more, and fails to start what asks for it."""
+
+
+def unit_text(service: Service, *, system: bool, version: int) -> str:
+    """``version``: of systemd, 0 if unknown."""
+    restarts = (
+        f"RestartSec={RESTART_S}\nRestartSteps=6\nRestartMaxDelaySec={RESTART_MOST_S}"
+        if version >= RESTART_STEPS_SINCE
+        else f"RestartSec={RESTART_EVENLY_S}"
+    )
+    online = "Wants=network-online.target\nAfter=network-online.target\n" if system else ""
+    user = f"User={service.user}\n" if system and service.user else ""
+    variables = "".join(
+        f"Environment={_quoted(f'{name}={value}')}\n" for name, value in service.environment.items()
+    )
+    return f"""\
+# `swarm-node service install {service.command}` writes this file, and `uninstall` removes it.
+[Unit]
+Description={service.title}
+StartLimitIntervalSec=0
+{online}
+[Service]
+Type=exec
+ExecStart={" ".join(_quoted(word.replace("$", "$$")) for word in service.words)}
+WorkingDirectory={str(service.folder).replace("%", "%%")}
+{variables}{user}Restart=on-failure
+{restarts}
+RestartPreventExitStatus={" ".join(map(str, NOT_AGAIN))}
+# The process drains; its daemon, in the same group, is not told before it.
+KillMode=mixed
+KillSignal=SIGTERM
+TimeoutStopSec={service.stop_s:.0f}
+LimitNOFILE=65536
+SyslogIdentifier={service.title.replace(" ", "-")}
+{_SHELTER if system else _USER_SHELTER}
+[Install]
+WantedBy={"multi-user.target" if system else "default.target"}
+"""
+
+
+def _quoted(word: str) -> str:
+    if re.fullmatch(r"[\w@/:.,=+-]+", word, re.ASCII):
+        return word
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("\n", "\\n")
+    return f'"{escaped}"'
