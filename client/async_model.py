@@ -25,7 +25,7 @@ from .hops.plan import RouteSettings, SessionSettings
 from .local_model import LocalModel, OnProgress
 from .model_facts import ModelFacts
 from .network import ClientNetwork
-from .params import GenerateOptions, GenerationParams, Prompt, Raw, fit_context
+from .params import GenerateOptions, GenerationParams, Prompt, Raw, chat_sampling, fit_context
 from .prompt_reader import PromptReader
 from .routing.prefix import PrefixKey, new_salt
 from .routing.route_finder import Need
@@ -132,6 +132,11 @@ class AsyncSwarmModel:
     def model(self) -> ModelRef:
         """Name and digest of the model; every hop serves the same."""
         return self._local.ref
+
+    @property
+    def chat_sampling(self) -> GenerateOptions:
+        """How a chat samples where its user says nothing: as the model's makers advise."""
+        return chat_sampling(self._local.facts.sampling)
 
     @property
     def facts(self) -> ModelFacts:

@@ -1,10 +1,12 @@
-"""What people ask of a model that they do not compute: of what kind it is, and how large."""
+"""What people ask of a model that they do not compute: of what kind it is, how large, how it is sampled."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
+
+from ..shards.formats.config import NO_ADVICE, SamplingAdvice
 
 if TYPE_CHECKING:
     from ..shards.checkpoint.checkpoint import Checkpoint
@@ -13,13 +15,14 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
     """``family``: transformers' ``model_type``. ``weights``: their main type, such as ``Q4_1``. ``nbytes``:
-    of all tensors. Empty and 0 where it is not known."""
+    of all tensors. Empty and 0 where it is not known. ``sampling``: by its makers' advice."""
 
     family: str = ""
     weights: str = ""
     hidden_size: int = 0
     parameters: int = 0
     nbytes: int = 0
+    sampling: SamplingAdvice = NO_ADVICE
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> ModelFacts:
@@ -30,6 +33,7 @@ class ModelFacts:
             hidden_size=config.hidden_size,
             parameters=sum(prod(tensor.shape) for tensor in tensors),
             nbytes=sum(tensor.nbytes for tensor in tensors),
+            sampling=config.sampling,
         )
 
 

@@ -15,10 +15,13 @@ from .guided.guide_start import GuideStart
 from .routing.route_wait import OnWaiting
 
 if TYPE_CHECKING:
+    from ..shards.formats.config import SamplingAdvice
     from ..shards.tokenizer.tokenizer import Tokenizer
 
 DEFAULT_MAX_NEW_TOKENS = 256
 SPECULATE = ("auto", "off")
+_CHAT_SAMPLING = {"temperature": 0.7, "top_p": 0.95}
+"""Of a chat whose user says nothing, for a model whose makers advise nothing: as in most chats."""
 
 Message = Mapping[str, Any]
 """A chat message, such as ``{"role": "user", "content": "Hello"}``."""
@@ -51,6 +54,12 @@ class GenerateOptions(TypedDict, total=False):
     guide_start: GuideStart | None
     speculate: Literal["auto", "off"]
     on_wait: OnWaiting | None
+
+
+def chat_sampling(advice: SamplingAdvice) -> GenerateOptions:
+    """How a chat samples where its user says nothing, in a terminal and on a page alike: the same question
+    then gets another answer when it is asked again."""
+    return cast(GenerateOptions, {**_CHAT_SAMPLING, **advice.given()})
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,6 +160,11 @@ class SwarmModel:
         return self._core.context
 
     @property
+    def chat_sampling(self) -> GenerateOptions:
+        """How a chat samples where its user says nothing: as the model's makers advise."""
+        return self._core.chat_sampling
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer, with its chat template."""
         return self._core.tokenizer

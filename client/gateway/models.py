@@ -112,6 +112,7 @@ class Offers:
             "created": self._created,
             "owned_by": "swarm",
             "max_model_len": model.context,
+            "default_sampling": dict(model.chat_sampling),
             "swarm": self._swarm(model.model, coverage),
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -11,7 +12,7 @@ from ...swarm.boundaries import may_serve, span_around
 from ...swarm.errors import CheckpointError, UnsupportedModelError, UsageError
 from ...swarm.runtime.extras import install_extra
 from ...swarm.types import ModelRef, Span
-from ..formats.config import ModelConfig
+from ..formats.config import ModelConfig, SamplingAdvice
 from ..formats.foreign_config import refuse_unfit
 from ..formats.hf.config import hf_config, is_known, read_json
 from ..formats.not_a_model import no_model_error
@@ -105,12 +106,14 @@ def directory_config(directory: Path) -> ModelConfig:
     generation = directory / "generation_config.json"
     more = read_json(generation) if generation.is_file() else {}
     if is_known(document):
-        return hf_config(document, more, where)
-    refuse_unfit(document, where)
-    _require_transformers(document["model_type"])
-    from ..formats.transformers.config import foreign_config  # here: it imports torch and transformers
+        config = hf_config(document, more, where)
+    else:
+        refuse_unfit(document, where)
+        _require_transformers(document["model_type"])
+        from ..formats.transformers.config import foreign_config  # here: it imports torch and transformers
 
-    return foreign_config(document, more, where)
+        config = foreign_config(document, more, where)
+    return replace(config, sampling=SamplingAdvice.of_generation_config(more))
 
 
 def _document(directory: Path) -> tuple[dict[str, Any], str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from ....swarm.errors import CheckpointError, UnsupportedModelError
@@ -19,7 +20,7 @@ from ...families.rows.table import BY_GGUF, unsupported_family
 from ...families.settings import FULL, SLIDING, Settings
 from ..block_config import AttentionConfig, ExpertsConfig, RouterConfig
 from ..bounds import MAX_CONTEXT, MAX_VOCAB, MAX_WIDTH, SCALES
-from ..config import ModelConfig
+from ..config import ModelConfig, SamplingAdvice
 from ..fields import Fields
 from ..rope_config import THETAS
 from ..tensors import main_qtype
@@ -155,7 +156,7 @@ def gguf_config(source: GGUFSource) -> ModelConfig:
         native_dtype=main_qtype({name: info for name, info in source.manifest.items() if ".weight" in name}),
     )
     _check_unread(own, settings, config, family)
-    return config
+    return replace(config, sampling=SamplingAdvice.of_gguf(header.metadata))
 
 
 def _refuse_other_kinds(file: Fields, architecture: str, source: GGUFSource) -> None:

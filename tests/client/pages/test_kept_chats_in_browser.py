@@ -78,8 +78,14 @@ async def test_settings_hold_and_reach_the_gateway(serve: Serve, browser: Browse
     served = await serve(head=SureHead("one", "two"))
     chat = await ChatPage.open(browser, served)
     page = chat.page
+    async with page.expect_request("**/v1/chat/completions") as sent:
+        await chat.say("Hi")
+    body = json.loads((await sent.value).post_data or "")
+    assert (body["temperature"], body["top_p"]) == (0.7, 0.95)  # as a chat in a terminal
+    await chat.button("New chat").click()
     await chat.button("Settings").click()
     sheet = page.get_by_role("dialog", name="Settings")
+    await expect(sheet.get_by_label("Temperature")).to_have_attribute("placeholder", "0.7")
     await sheet.get_by_label("System prompt of this chat").fill("Be brief.")
     for label, value in (("Temperature", "0.5"), ("Top p", "0.8"), ("Longest answer", "2")):
         await sheet.get_by_label(label).fill(value)
