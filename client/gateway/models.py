@@ -125,7 +125,8 @@ class Offers:
             "available": not missing,
             "missing_blocks": missing,
             "loading": [
-                {"peer_id": node.peer_id, "blocks": str(node.span)} for node in coverage.loading[:MAX_LOADING]
+                {"peer_id": node.peer_id, "name": node.name, "blocks": str(node.span)}
+                for node in coverage.loading[:MAX_LOADING]
             ],
             "serve_commands": serve_commands(missing, ref.name, self.initial_peers),
         }

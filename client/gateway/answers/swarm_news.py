@@ -67,5 +67,6 @@ def _waiting(waiting: Waiting) -> dict[str, Any]:
 
 def _route(route: Route) -> list[dict[str, Any]]:
     return [
-        {"peer_id": hop.peer_id, "blocks": str(hop.span), "n_blocks": len(hop.span)} for hop in route.hops
+        {"peer_id": hop.peer_id, "name": hop.name, "blocks": str(hop.span), "n_blocks": len(hop.span)}
+        for hop in route.hops
     ]

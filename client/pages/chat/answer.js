@@ -128,7 +128,7 @@ export class Answer {
     if (waiting) this.#wait(waiting.text);
     else if (waiting === null) this.#tell("busy", "Going on");
     if (queued) this.#tell("busy", "Waiting for a turn at the gateway");
-    if (route) facts.route = route.map((hop) => ({ ...hop, peer: hop.name || shortId(hop.peer_id) }));
+    if (route) facts.route = route.map((hop) => ({ ...hop, peer: shortId(hop.peer_id, hop.name) }));
     if (repaired) facts.repairs.push(...repaired.map(({ text }) => text));
     if (forgotten) facts.forgotten = forgotten;
     if (timings?.decode_s > 0) facts.rate = (timings.new_tokens - 1) / timings.decode_s;

@@ -22,7 +22,7 @@ export async function readModels(signal) {
 function waitsFor(swarm) {
   if (swarm.available) return "";
   const blocks = swarm.missing_blocks.join(", ");
-  const loading = (swarm.loading ?? []).map(({ peer_id: peer, blocks: held }) => `${shortId(peer)} is loading ${held}`);
+  const loading = swarm.loading.map((node) => `${shortId(node.peer_id, node.name)} is loading ${node.blocks}`);
   return `Waiting for blocks ${blocks}` + (loading.length ? `; ${loading.slice(0, 3).join(" and ")}` : ", which nobody serves");
 }
 

@@ -49,7 +49,8 @@ export class Settings {
 
   /** Fields for a request to a model with these defaults. */
   options(sampling) {
-    return { ...sampling, ...Object.fromEntries(NUMBERS.map((name) => [name, this.#kept[name]])) };
+    const chosen = NUMBERS.filter((name) => name in this.#kept).map((name) => [name, this.#kept[name]]);
+    return { ...sampling, ...Object.fromEntries(chosen) };
   }
 
   #keep(name, field) {

@@ -32,5 +32,5 @@ const compact = new Intl.NumberFormat("en", { notation: "compact", maximumSignif
 export const number = (value) => (value >= 10000 ? compact : value >= 100 ? whole : few).format(value);
 export const plural = (count, one, many = `${one}s`) => `${number(count)} ${count === 1 ? one : many}`;
 
-/** A peer as people tell it from others. */
-export const shortId = (peer) => `…${peer.slice(-6)}`;
+/** A peer as people tell it from others. Its name never stands alone: anybody may take any. */
+export const shortId = (peer, name = "") => `${name} …${peer.slice(-6)}`.trim();

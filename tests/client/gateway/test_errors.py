@@ -216,7 +216,7 @@ async def test_no_route_says_what_is_missing_and_what_would_fill_it(serve: Serve
     assert listing["unavailable"][0]["swarm"]["serve_commands"] == [command]
     served.gateway.offers._read_at = float("-inf")
     one = (await served.http.get("/v1/models/toy")).json()["swarm"]
-    assert (one["available"], one["loading"]) == (False, [{"peer_id": "b", "blocks": "3-5"}])
+    assert (one["available"], one["loading"]) == (False, [{"peer_id": "b", "name": "", "blocks": "3-5"}])
 
 
 async def test_prompts_that_do_not_fit(serve: Serve) -> None:

@@ -109,7 +109,7 @@ async def test_the_route_and_its_repairs_are_told(serve: Serve) -> None:
             served.swarm.network.kill(used)
     other = "c" if used == "b" else "b"
     first, repaired, last = told
-    assert first["route"][0] == {"peer_id": "a", "blocks": "0-2", "n_blocks": 3}
+    assert first["route"][0] == {"peer_id": "a", "name": "", "blocks": "0-2", "n_blocks": 3}
     assert [hop["peer_id"] for hop in repaired["route"]] == ["a", other]
     (repair,) = repaired["repaired"]
     assert (repair["kind"], repair["lost"]) == ("replay", [used])
