@@ -35,7 +35,8 @@ async def chat_prompt(
     if not tokenizer.has_chat_template:
         raise ApiError(
             400,
-            f"{request.chat_field}: this model has no chat template; use /v1/completions",
+            f"{request.chat_field}: this model has no chat template; use /v1/completions, or /api/generate "
+            "with raw: true",
             param=request.chat_field,
         )
 

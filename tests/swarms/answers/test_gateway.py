@@ -9,8 +9,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import ollama
 import openai
 import pytest
+from anthropic import AsyncAnthropic
 
 from scripts.lab.local_swarm import LocalSwarm
 from scripts.lab.processes.event_process import EventProcess
@@ -96,6 +98,31 @@ async def test_structured_output(client: openai.AsyncOpenAI) -> None:
     found = json.loads(answer.choices[0].message.content)
     assert set(found) == {"city", "large"}
     assert isinstance(found["large"], bool)
+
+
+async def test_other_apis_say_the_same(gateway: EventProcess, client: openai.AsyncOpenAI) -> None:
+    url, key = gateway.events[-1]["url"], "sk-of-the-tests"
+    answer = await client.chat.completions.create(
+        model=MODEL, messages=QUESTION, temperature=0, max_completion_tokens=20
+    )
+    text, prompt_tokens = answer.choices[0].message.content, answer.usage.prompt_tokens
+    asked: Any = QUESTION[0]["content"]
+    response = await client.responses.create(model=MODEL, input=asked, temperature=0, max_output_tokens=20)
+    assert (response.output_text, response.usage.input_tokens) == (text, prompt_tokens)
+    async with AsyncAnthropic(base_url=url, api_key=key, max_retries=0) as anthropic:
+        greedy = {"temperature": 0}
+        async with anthropic.messages.stream(
+            model=MODEL, max_tokens=20, messages=QUESTION, extra_body=greedy
+        ) as stream:
+            message = await stream.get_final_message()
+    assert [block.text for block in message.content] == [text]
+    async with ollama.AsyncClient(host=url, headers={"authorization": f"Bearer {key}"}) as client_of_ollama:
+        (listed,) = (await client_of_ollama.list()).models
+        assert (listed.model, listed.details.family) == (f"{MODEL}:latest", "llama")
+        said = await client_of_ollama.chat(
+            listed.model, QUESTION, options={"temperature": 0, "num_predict": 20}
+        )
+    assert (said.message.content, said.prompt_eval_count) == (text, prompt_tokens)
 
 
 async def test_a_peer_that_dies_costs_no_token(swarm: LocalSwarm, client: openai.AsyncOpenAI) -> None:
