@@ -74,7 +74,7 @@ FLOORS = {
     ),
     "node": (
         ("node/figures",),
-        ("node/engine", "node/limits", "node/presence"),
+        ("node/engine", "node/limits", "node/presence", "node/volunteering"),
         ("node/sessions",),
         ("node",),
         ("node/auto", "node/weights"),

@@ -15,7 +15,7 @@ from ...auto.machine import room_for
 from ...config import NodeEvent
 from ...node import Node
 from ..shared.network_lines import print_addresses, print_direct, print_join, print_network
-from ..shared.output import console, events, plural, shown
+from ..shared.output import NO_NODE, console, events, plural, shown
 from .board import Board
 
 STATUS_LINE_S = 1.0
@@ -106,6 +106,23 @@ class Display:
 
     def on_hashing(self, done: int, total: int, label: str) -> None:
         self._board.transfer("Hashing", done, total, label)
+
+    def on_rest(self, why: str) -> None:
+        """The node rests, or may serve again (no reason)."""
+        if self._as_json:
+            events.print({"event": "resting" if why else "rested", "why": why, **NO_NODE})
+        elif why:
+            console.print(f"[yellow]Resting[/]: {shown(why)}. It serves again by itself.")
+            self._board.status("Resting")
+        else:
+            console.print("Serving again.")
+
+    def stopped(self) -> None:
+        """The command ended while the node rested."""
+        if self._as_json:
+            events.print({"event": "stopped", **NO_NODE})
+        else:
+            console.print("Stopped.")
 
     def on_event(self, event: NodeEvent) -> None:
         self._stands_by = event.event == "standing_by" or (self._stands_by and event.event != "loading")

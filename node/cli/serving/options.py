@@ -12,6 +12,7 @@ from ....swarm.transport.addresses import EVERY_INTERFACE
 from ....swarm.transport.direct_maddrs import PORT_ABOVE
 from ....swarm.types import MAX_NODE_NAME
 from ...config import KERNELS, KV_DTYPES
+from ...volunteering.hours import Hours
 from ..dashboard.options import DASHBOARD_PORT
 from ..metrics.options import add_metrics
 from ..shared.arguments import (
@@ -187,6 +188,7 @@ def add_serve(command: argparse.ArgumentParser) -> None:
     _add_cache(command)
     _add_sharing(command)
     _add_weights(command)
+    _add_volunteering(command)
     add_metrics(command)
     command.add_argument(
         "--drain-seconds",
@@ -284,3 +286,49 @@ def _add_weights(command: argparse.ArgumentParser) -> None:
         help="megabits a second that weights may take, in each direction (default: no bound)",
     )
     add_cache_size(command)
+
+
+def _add_volunteering(command: argparse.ArgumentParser) -> None:
+    """When the node serves. It drains and rests at other times, and serves again by itself."""
+    command.add_argument(
+        "--hours",
+        type=hours,
+        action="extend",
+        default=None,
+        metavar="FROM-TO",
+        help="serve at these hours of the day only, such as 22:00-07:00 (repeatable, or with commas)",
+    )
+    command.add_argument(
+        "--only-idle",
+        action="store_true",
+        help="serve only while nobody uses the machine: other programs take little of its processors, and "
+        "nobody types",
+    )
+    command.add_argument(
+        "--only-mains", action="store_true", help="serve only while the machine does not run on its battery"
+    )
+    command.add_argument(
+        "--max-temperature",
+        type=above_zero,
+        default=None,
+        metavar="DEGREES",
+        help="rest when a sensor of the machine shows this many degrees Celsius",
+    )
+    command.add_argument(
+        "--nice",
+        type=niceness,
+        default=0,
+        metavar="N",
+        help="let other programs go first: 1 a little, 19 as much as can be (default: %(default)s)",
+    )
+
+
+def hours(text: str) -> list[Hours]:
+    """``22:00-07:00,12-13``."""
+    return [Hours.parse(part) for part in text.split(",")]
+
+
+def niceness(text: str) -> int:
+    if text.isdecimal() and int(text) <= 19:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 19")

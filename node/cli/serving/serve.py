@@ -19,6 +19,7 @@ from ...auto.wanted_models import WantedModels
 from ...config import NodeConfig
 from ...identity_files import IdentityClaim
 from ...node import Node, Service
+from ...volunteering.policy import RestPolicy
 from ...weights.found_model import FoundModel
 from ...weights.sharing import WeightOptions, WeightService
 from ..metrics.node import node_metrics
@@ -26,45 +27,65 @@ from ..shared.arguments import entry_of
 from ..shared.output import console, shown
 from ..shared.signals import at_end_of_input, on_stop_signals
 from .display import Display
+from .serving_times import ServingTimes, StopRequest, lower_priority, volunteer_limits
 
 
 async def run_serve(arguments: argparse.Namespace) -> None:
+    lower_priority(arguments.nice)
     with IdentityClaim(arguments.identity, "serve") as identity, Display(arguments) as display:
         config = node_config(arguments, Path(identity.path))
         if not arguments.json and (note := device_of(arguments).note):
             console.print(f"[yellow]{shown(note)}[/]")
-        weights = WeightService(weight_options(arguments), display.on_hashing)
-        source = FoundModel(config.model, weights, display.on_progress)
-        if config.model:
-            await source.locate()
-
-        def on_demand(node: Node) -> OnDemand:
-            return OnDemand(
-                node,
-                WantedModels(
-                    node.directory,
-                    node.peer_id,
-                    config.models,
-                    witnesses=Witnesses(node.transport),
-                    known=default_known(),
-                ),
-                lambda place: FoundModel(place.name, weights, display.on_progress, location=place),
-                home=source if config.model else None,
-            )
-
-        node = Node(
-            config,
-            display.on_event,
-            on_progress=display.on_progress,
-            source=source,
-            services=[weights, *_dashboard(arguments)],
-            begin_auto=begin_auto,
-            on_demand=on_demand if config.models else None,
-        )
+        limits = volunteer_limits(arguments)
+        times = ServingTimes(RestPolicy(limits), display.on_rest) if limits else None
+        stop = StopRequest()
         at_end = at_end_of_input if arguments.until_eof else contextlib.nullcontext
-        with on_stop_signals(node.request_stop), at_end(node.request_stop):
-            async with display.status_line(node), node_metrics(arguments, node, weights):
-                await node.run()
+        with on_stop_signals(stop), at_end(stop):
+            while not stop.requested:
+                if times is not None and not await times.may_serve(stop.wait()):
+                    display.stopped()
+                    return
+                node, weights = await _open_node(arguments, config, display)
+                stop.calls(node.request_stop)
+                async with display.status_line(node), node_metrics(arguments, node, weights):
+                    if times is None:
+                        await node.run()
+                        return
+                    await times.serve(node.run(), node.request_stop)
+
+
+async def _open_node(
+    arguments: argparse.Namespace, config: NodeConfig, display: Display
+) -> tuple[Node, WeightService]:
+    weights = WeightService(weight_options(arguments), display.on_hashing)
+    source = FoundModel(config.model, weights, display.on_progress)
+    if config.model:
+        await source.locate()
+
+    def on_demand(node: Node) -> OnDemand:
+        return OnDemand(
+            node,
+            WantedModels(
+                node.directory,
+                node.peer_id,
+                config.models,
+                witnesses=Witnesses(node.transport),
+                known=default_known(),
+            ),
+            lambda place: FoundModel(place.name, weights, display.on_progress, location=place),
+            home=source if config.model else None,
+        )
+
+    node = Node(
+        config,
+        display.on_event,
+        on_progress=display.on_progress,
+        source=source,
+        services=[weights, *_dashboard(arguments)],
+        begin_auto=begin_auto,
+        on_demand=on_demand if config.models else None,
+    )
+    return node, weights
 
 
 def _dashboard(arguments: argparse.Namespace) -> list[Service]:

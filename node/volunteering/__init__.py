@@ -1,0 +1,1 @@
+"""When a volunteer's machine serves: hours, power, temperature, idleness. Knows no network."""
