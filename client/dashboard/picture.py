@@ -126,6 +126,7 @@ def with_peer(address: str, command: str) -> str:
 def node_item(node: NodeInfo) -> Item:
     links = sorted(node.links, key=lambda link: link.rtt_s)[:MOST_LINKS]
     return {
+        "name": text(node.name, NAME_CHARS),
         "model": node.model.digest,
         "first": node.span.start,
         "last": node.span.end - 1,

@@ -116,6 +116,8 @@ export class ModelMap {
   /** Returns where each node's bar is: its lane, by peer. */
   renderBars(lanes, height, perBlock) {
     const lost = lostLately(this.state);
+    const own = this.state.item("own", "work")?.peer_id;
+    this.key.lastChild.hidden = !own;
     const busiest = Math.max(1, ...this.nodes.map(([, node]) => node.tokens_per_s));
     const places = new Map();
     const bars = lanes.flatMap((lane, number) => lane.map(([peer, node]) => [peer, { node, number }]));
@@ -127,7 +129,7 @@ export class ModelMap {
         const top = STRIP + RULER + lane * height;
         const wide = (node.last - node.first + 1) * perBlock - 2;
         places.set(peer, top + (thick > 24 ? thick - 8 : thick / 2)); // below a label, where there is room
-        group.setAttribute("class", ["bar", node.state, peer === this.chosen && "chosen", lost.has(peer) && "lost"].filter(Boolean).join(" "));
+        group.setAttribute("class", ["bar", node.state, peer === own && "own", peer === this.chosen && "chosen", lost.has(peer) && "lost"].filter(Boolean).join(" "));
         group.style.setProperty("--load", `${Math.round(100 * (node.tokens_per_s / busiest))}%`);
         const shape = { x: node.first * perBlock + 1, y: top, width: Math.max(2, wide), height: thick };
         for (const [name, value] of Object.entries({ ...shape, rx: Math.min(6, thick / 2) })) rect.setAttribute(name, value);
@@ -202,10 +204,12 @@ export class Colours {
 
 export const nodeName = (peer, node) => (node?.name ? `${node.name} (${shortId(peer)})` : shortId(peer));
 
-/** Peers that routes lost a moment ago. What they announced may outlive them for LOST_S. */
+/** Peers that routes lost a moment ago and none has taken again. What they announced may outlive them for LOST_S. */
 function lostLately(state) {
   const now = Date.now() / 1000;
-  return new Set(state.items("repairs").flatMap(([, repair]) => (now - repair.at < LOST_S ? repair.lost : [])));
+  const lost = state.items("repairs").flatMap(([, repair]) => (now - repair.at < LOST_S ? repair.lost : []));
+  const used = new Set(state.items("answers").flatMap(([, answer]) => answer.hops.map(([peer]) => peer)));
+  return new Set(lost.filter((peer) => !used.has(peer)));
 }
 
 function peerAt(event) {
@@ -256,7 +260,7 @@ function updateGap(line, { servers, command }, span) {
 function legend() {
   const entry = (kind, text) => make("li", {}, make("span", { class: `swatch ${kind}`, "aria-hidden": "true" }), text);
   return make("ul", { class: "plain legend" }, entry("none", "nobody"), entry("one", "one server"),
-    entry("some", "more"), entry("idle", "idle node"), entry("busy", "busy node"), entry("joining", "loading"), entry("lost", "just lost by a route"));
+    entry("some", "more"), entry("idle", "idle node"), entry("busy", "busy node"), entry("joining", "loading"), entry("lost", "just lost by a route"), entry("own", "this node"));
 }
 
 /** A line along the bars of a route, which goes from lane to lane where one hop hands over to the next. */
