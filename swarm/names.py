@@ -106,6 +106,13 @@ def digest_prefix(digest: str, others: Iterable[str]) -> str:
     return digest[:length]
 
 
+def told_apart(name: str, digest: str, known: Iterable[tuple[str, str]]) -> str:
+    """What ``--model`` takes for this one of the ``known`` models (name and digest): its name, with the
+    digest if another model has that name too."""
+    alike = [other for known_name, other in known if known_name == name]
+    return name if len(alike) == 1 else f"{name}@{digest_prefix(digest, alike)}"
+
+
 def ambiguous(wanted: ModelName, refs: Sequence[ModelRef], where: str) -> UsageError:
     """The error for a name that several different models have."""
     choices = " or ".join(f"{ref.name}@{ref.digest[:PREFIX]}" for ref in refs[:_LISTED])

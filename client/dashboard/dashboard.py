@@ -71,7 +71,7 @@ class Dashboard:
         self._sampled_at = float("-inf")
         self._state: State = {}
         self._version = 0
-        self._whole: str | None = None
+        self._whole: str | None = None  # the state as JSON, once somebody needs it
         self._changes = ""
         self._changed = asyncio.Event()
         self._watchers: Counter[str] = Counter()
@@ -99,7 +99,7 @@ class Dashboard:
         """All of the state, as JSON."""
         self._asked.set()
         self._look()
-        return to_json(self._state)
+        return self._as_json()
 
     async def events(self, caller: str) -> AsyncGenerator[str, None]:
         """Server-sent events: the whole state, and then what changes. Raises ApiError 429 before the first
@@ -113,7 +113,7 @@ class Dashboard:
                     continue
                 is_next = seen == self._version - 1
                 seen = self._version
-                yield self._changes if is_next else self._whole_event()
+                yield self._changes if is_next else _event("state", self._as_json())
 
     @contextmanager
     def _watching(self, caller: str) -> Iterator[None]:
@@ -136,9 +136,9 @@ class Dashboard:
             return ": still here\n\n"
         return ""
 
-    def _whole_event(self) -> str:
+    def _as_json(self) -> str:
         if self._whole is None:
-            self._whole = _event("state", to_json(self._state))
+            self._whole = to_json(self._state)
         return self._whole
 
     def _look(self) -> None:

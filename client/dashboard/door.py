@@ -7,14 +7,15 @@ from contextlib import aclosing
 from ...swarm.runtime.tasks import first
 from ..http.admission import ApiKeys
 from ..http.call import HttpCall
-from ..http.callers import Check, only_with_key
+from ..http.callers import only_with_key
 from ..http.endpoint import Handler
 from ..pages.pages import PREFIX, page, send_file
 from .dashboard import Dashboard
 
 
-def dashboard_handlers(dashboard: Dashboard, check: Check) -> dict[str, Handler]:
+def dashboard_handlers(dashboard: Dashboard, keys: ApiKeys) -> dict[str, Handler]:
     """By path. The page itself needs no key: it holds nothing of the swarm, and asks for the key."""
+    check = only_with_key(keys, "the swarm is", "--api-key-file")
 
     async def state(call: HttpCall) -> None:
         check(call)
@@ -29,11 +30,6 @@ def dashboard_handlers(dashboard: Dashboard, check: Check) -> dict[str, Handler]
         "/swarm/events": events,
         f"{PREFIX}/{{file:path}}": send_file,
     }
-
-
-def key_holders(keys: ApiKeys) -> Check:
-    """Who sees the swarm."""
-    return only_with_key(keys, "the swarm is", "--api-key-file")
 
 
 async def _tell(call: HttpCall, dashboard: Dashboard, caller: str) -> None:

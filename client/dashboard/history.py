@@ -10,7 +10,7 @@ from itertools import accumulate
 
 from ...swarm.runtime.histogram import Distribution
 from ...swarm.types import NodeInfo, NodeState
-from .coverage import coverage, throughput
+from .coverage import by_model, coverage, model_of, throughput
 from .picture import number
 from .source import Counters
 
@@ -73,10 +73,7 @@ class History:
         before, now = self._counters, counters or Counters()
         known = peers if self._peers is None else self._peers
         total = sum(node.total_kv_tokens for node in online)
-        by_model: dict[str, list[NodeInfo]] = {}
-        for node in nodes:
-            by_model.setdefault(node.model.digest, []).append(node)
-        blocks = [(found, found[0].model.n_blocks) for found in by_model.values()]
+        blocks = [(found, model_of(found).n_blocks) for found in by_model(nodes).values()]
         sample = Sample(
             at=at,
             seconds=STEP_S,

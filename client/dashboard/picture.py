@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...dht.left_out import LeftOut
-from ...swarm.names import digest_prefix
+from ...swarm.names import told_apart
 from ...swarm.placement.demand import Demand, Wanted, tally
 from ...swarm.terminal_text import visible_line
 from ...swarm.transport.address_groups import networks
-from ...swarm.types import Hop, ModelRef, NodeInfo, NodeState, short_peer_id
-from .coverage import coverage, throughput
+from ...swarm.types import Hop, ModelRef, NodeInfo, NodeState, Span, short_peer_id
+from .coverage import by_model, coverage, model_of, throughput
 from .source import Counters, OwnWork, RunningAnswer, SeenRepair
 
 MOST_NODES = 2000
@@ -57,14 +57,18 @@ class Reading:
 
 def swarm_sections(reading: Reading, complete: Complete) -> dict[str, dict[str, Any]]:
     """What one reading of the directory shows."""
-    by_model: dict[str, list[NodeInfo]] = {}
-    for node in reading.nodes:
-        by_model.setdefault(node.model.digest, []).append(node)
-    names = {digest: found[0].model for digest, found in by_model.items()}
-    largest = sorted(by_model, key=lambda digest: (-len(by_model[digest]), digest))[:MOST_MODELS]
-    shown = [node for digest in largest for node in by_model[digest]][:MOST_NODES]
+    found = by_model(reading.nodes)
+    models = {digest: model_of(nodes) for digest, nodes in found.items()}
+    largest = sorted(found, key=lambda digest: (-len(found[digest]), digest))[:MOST_MODELS]
+    shown = [node for digest in largest for node in found[digest]][:MOST_NODES]
+    known = [(model.name, model.digest) for model in models.values()]
+
+    def fill(model: ModelRef, span: Span) -> str:
+        which = shlex.quote(told_apart(model.name, model.digest, known))
+        return complete(f"swarm-node serve --model {which} --blocks {span}")
+
     return {
-        "models": {digest: _model(by_model[digest], names, complete) for digest in largest},
+        "models": {digest: _model(models[digest], found[digest], fill) for digest in largest},
         "nodes": {node.peer_id: node_item(node) for node in shown},
         "wanted": {each.key: _wanted(each) for each in tally(reading.wanted, reading.nodes)[:MOST_WANTED]},
         "left_out": {
@@ -74,7 +78,7 @@ def swarm_sections(reading: Reading, complete: Complete) -> dict[str, dict[str, 
             "nodes": len(reading.nodes),
             "online": sum(node.state is NodeState.ONLINE for node in reading.nodes),
             "not_shown": len(reading.nodes) - len(shown),
-            "models": len(by_model),
+            "models": len(found),
             "networks": networks(maddr for node in reading.nodes for maddr in node.maddrs),
             "alone": reading.alone,
         },
@@ -164,10 +168,8 @@ def number(value: float, digits: int = 0) -> float:
     return round(value, digits) if math.isfinite(value) else 0.0
 
 
-def _model(nodes: Sequence[NodeInfo], models: Mapping[str, ModelRef], complete: Complete) -> Item:
-    model = nodes[0].model
+def _model(model: ModelRef, nodes: Sequence[NodeInfo], fill: Callable[[ModelRef, Span], str]) -> Item:
     stretches = coverage(nodes, model.n_blocks)
-    which = _said(model, models)
     online = [node for node in nodes if node.state is NodeState.ONLINE]
     return {
         "name": text(model.name, NAME_CHARS),
@@ -179,17 +181,11 @@ def _model(nodes: Sequence[NodeInfo], models: Mapping[str, ModelRef], complete: 
         "sessions": max((node.sessions for node in online), default=0),
         "coverage": [[each.span.start, each.span.end - 1, each.servers] for each in stretches],
         "commands": {
-            str(each.span): complete(f"swarm-node serve --model {shlex.quote(which)} --blocks {each.span}")
+            str(each.span): fill(model, each.span)
             for each in sorted(stretches, key=lambda each: each.servers)[:MOST_COMMANDS]
             if each.servers <= 1
         },
     }
-
-
-def _said(model: ModelRef, models: Mapping[str, ModelRef]) -> str:
-    """What names it for ``--model``: its name, with the digest if another model has that name too."""
-    alike = [other.digest for other in models.values() if other.name == model.name]
-    return model.name if len(alike) == 1 else f"{model.name}@{digest_prefix(model.digest, alike)}"
 
 
 def _way(node: NodeInfo) -> str:

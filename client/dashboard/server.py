@@ -11,7 +11,7 @@ from ..http.errors import ApiError
 from ..http.server import HttpServer, Listener, is_local
 from ..pages.pages import page
 from .dashboard import Dashboard
-from .door import dashboard_handlers, key_holders
+from .door import dashboard_handlers
 
 STALL_S = 30.0
 """Seconds for which a browser may take nothing before it is given up."""
@@ -28,7 +28,7 @@ class DashboardServer(HttpServer):
         def endpoint(method: str, handler: Handler) -> Endpoint:
             return Endpoint(method, handler, STALL_S, local_only)
 
-        handlers = {"/": page("swarm/index.html"), **dashboard_handlers(dashboard, key_holders(keys))}
+        handlers = {"/": page("swarm/index.html"), **dashboard_handlers(dashboard, keys)}
         app = Router(
             [Route(path, endpoint("GET", handler)) for path, handler in handlers.items()],
             default=endpoint("", _no_such_path),

@@ -12,7 +12,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..dashboard.dashboard import Dashboard
-from ..dashboard.door import dashboard_handlers, key_holders
+from ..dashboard.door import dashboard_handlers
 from ..http.call import HttpCall
 from ..http.callers import only_with_key
 from ..http.endpoint import Endpoint, Handler
@@ -74,7 +74,7 @@ def create_app(
         return Route(path, _Either(asks, endpoint(path, *first), endpoint(path, *other)))
 
     figures_for = only_with_key(gateway.metrics_keys, "the figures are", "--metrics-key-file")
-    seen = dashboard_handlers(dashboard, key_holders(gateway.keys))
+    seen = dashboard_handlers(dashboard, gateway.keys)
     answers, lists, shows = gateway.answers, gateway.lists, gateway.shows
     stored = StoredResponses()
     read_response = response_reader(stored)

@@ -110,7 +110,7 @@ function renderOwn(work) {
     ["Tokens computed", number(work.tokens)],
     ["of prompts", number(work.prompt_tokens)],
     ["Peers served", number(work.peers)],
-    ["Sessions", number(work.sessions)],
+    ["Sessions open", number(work.sessions)],
     ["Running for", duration(work.uptime_s)],
     ["Bytes received", bytes(work.bytes_in)],
     ["Bytes sent", bytes(work.bytes_out)],

@@ -13,17 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ....swarm.codecs.names import KINDS
-from ....swarm.names import digest_prefix
+from ....swarm.names import digest_prefix, told_apart
 from ....swarm.placement.demand import Demand, is_open
 from ....swarm.types import short_peer_id
 from ..shared.output import answers, plural, print_table, shown
-
-
-def _said(model: dict[str, Any], models: Sequence[dict[str, Any]]) -> str:
-    """What names it for ``--model``: its name, with the digest if another model has that name too."""
-    alike = [other["digest"] for other in models if other["name"] == model["name"]]
-    return model["name"] if len(alike) == 1 else f"{model['name']}@{digest_prefix(model['digest'], alike)}"
-
 
 NARROW = 80
 """Columns that the table needs. On a narrower terminal a node has a few short lines in its place."""
@@ -102,7 +95,8 @@ def parts(
         remarks = (_deterministic, _silent, _by_daemons, _fewer_codecs, _coarse)
         yield from (line for remark in remarks for line in remark(model))
         if model["missing"]:
-            which = quote(_said(model, report["models"]))
+            known = [(other["name"], other["digest"]) for other in report["models"]]
+            which = quote(told_apart(model["name"], model["digest"], known))
             fill = say(f"`swarm-node serve --model {which} --blocks {model['missing'][0]}`")
             yield f"  [bold red]no peer serves blocks {', '.join(model['missing'])}[/]: {shown(fill)}"
         else:

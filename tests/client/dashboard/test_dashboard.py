@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from contextlib import aclosing
 from typing import Any
 
 import pytest
 
 from swarm_node.client.dashboard import dashboard as module
+from swarm_node.client.dashboard.door import dashboard_handlers
 from swarm_node.client.dashboard.source import RunningAnswer
+from swarm_node.client.http.admission import ApiKeys
+from swarm_node.client.http.call import HttpCall
+from swarm_node.client.http.errors import ApiError
 from tests.client.dashboard.conftest import Show, Shown
 from tests.client.dashboard.simulated import SMOL, route_over, simulated_swarm, three_nodes
 from tests.doubles.fake_swarm import until
@@ -147,25 +151,28 @@ async def test_a_key_is_needed_where_there_is_one(show: Show) -> None:
     assert right.status_code == 200
 
 
-async def test_others_see_nothing_without_a_key() -> None:
+async def test_others_see_nothing_without_a_key(show: Show) -> None:
     """A server that was told to answer everybody without keys still shows the swarm to this computer only."""
-    from swarm_node.client.dashboard.door import key_holders
-    from swarm_node.client.http.admission import ApiKeys
-    from swarm_node.client.http.errors import ApiError
+    shown = await show(three_nodes())
+    handlers = dashboard_handlers(shown.dashboard, ApiKeys())
+    told: list[MutableMapping[str, Any]] = []
 
-    class Call:
-        headers: tuple[()] = ()
+    async def send(message: MutableMapping[str, Any]) -> None:
+        told.append(message)
 
-        def __init__(self, host: str) -> None:
-            self.scope = {"client": (host, 1)}
+    def call_of(host: str) -> HttpCall:
+        scope = {"type": "http", "method": "GET", "headers": [], "client": (host, 1)}
+        return HttpCall(scope, asyncio.Event().wait, send, stall_s=1.0)  # type: ignore[arg-type]
 
-    check = key_holders(ApiKeys())
-    for host in ("127.0.0.1", "::1"):
-        check(Call(host))  # type: ignore[arg-type]
     for host in ("192.168.1.4", "8.8.8.8", "fe80::1%eth0", "nonsense"):
-        with pytest.raises(ApiError, match="--api-key-file") as refused:
-            check(Call(host))  # type: ignore[arg-type]
-        assert refused.value.status == 403
+        for path in ("/swarm/state", "/swarm/events"):
+            with pytest.raises(ApiError, match="--api-key-file") as refused:
+                await handlers[path](call_of(host))
+            assert refused.value.status == 403
+    assert told == []
+    for host in ("127.0.0.1", "::1"):
+        await handlers["/swarm/state"](call_of(host))
+    assert [message["status"] for message in told if "status" in message] == [200, 200]
 
 
 async def test_names_of_other_computers_are_refused(show: Show) -> None:

@@ -50,6 +50,12 @@ def test_two_models_of_one_name_are_told_apart_in_commands() -> None:
     assert " --model SmolLM2-135M-Instruct@efefefef" in command
 
 
+def test_what_one_node_says_of_a_model_counts_less_than_what_most_say() -> None:
+    liar = replace(three_nodes()[0], peer_id="a", model=replace(SMOL, name="other", n_blocks=4096))
+    model = swarm_sections(Reading([liar, *three_nodes()]), str)["models"][SMOL.digest]
+    assert (model["name"], model["blocks"]) == (SMOL.name, SMOL.n_blocks)
+
+
 def test_what_is_wanted_and_left_out_is_told() -> None:
     reading = Reading(three_nodes(), [wanted_by("p", "gemma-3")], [LeftOut("q", "a bad record")], alone=True)
     sections = swarm_sections(reading, str)
