@@ -13,10 +13,13 @@ from prometheus_client.core import (
     HistogramMetricFamily,
     Metric,
 )
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
 
 from ...swarm.runtime.histogram import Distribution
 from ...swarm.terminal_text import exact
+
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 Family = Metric
 """One figure, with all its labels and what it is."""
@@ -78,5 +81,6 @@ class _Once:
 
 def exposition(families: Iterable[Family], accept: str) -> tuple[str, str]:
     """Text and media type of a scrape whose header Accept is ``accept``."""
-    encode, media_type = choose_encoder(accept)
-    return encode(_Once(families)).decode(), media_type
+    if "application/openmetrics-text" in accept:  # the package's own choice repeats what the header says
+        return openmetrics.generate_latest(_Once(families)).decode(), openmetrics.CONTENT_TYPE_LATEST
+    return generate_latest(_Once(families)).decode(), TEXT

@@ -38,6 +38,15 @@ def test_a_scrape_has_every_figure(accept: str) -> None:
     assert (found["took_seconds_count x"], found["took_seconds_sum x"]) == (4, 4.0)
 
 
+@pytest.mark.parametrize("accept", [f"{TEXT};version=9\r\nx: y", f"{OPEN_METRICS};escaping=\r\nx: y", "\0"])
+def test_a_scrape_repeats_nothing_of_what_it_is_asked_with(accept: str) -> None:
+    _, media_type = exposition([], accept)
+    assert media_type in (
+        "text/plain; version=0.0.4; charset=utf-8",
+        "application/openmetrics-text; version=1.0.0; charset=utf-8",
+    )
+
+
 def test_a_scrape_tells_of_the_process_too() -> None:
     names = {name.split()[0] for name in samples(TEXT)}
     assert {"swarm_node_build_info", "process_resident_memory_bytes", "process_cpu_seconds_total"} <= names
