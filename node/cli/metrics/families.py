@@ -21,8 +21,8 @@ def families(node: Node, weights: WeightService) -> Iterator[Family]:
     yield gauge(
         "swarm_node_info",
         "What the node serves, or is about to.",
-        {(node.peer_id, model, blocks): 1},
-        ("peer_id", "model", "blocks"),
+        {(node.peer_id, node.config.name, model, blocks): 1},
+        ("peer_id", "name", "model", "blocks"),
     )
     yield gauge(
         "swarm_node_state",

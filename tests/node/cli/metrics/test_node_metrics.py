@@ -29,7 +29,9 @@ def arguments(words: str, command: str = "serve --model x") -> argparse.Namespac
 class Case:
     def __init__(self, model: str) -> None:
         self.events: list[NodeEvent] = []
-        config = NodeConfig(model=model, blocks=Span(1, 3), threads=1, kv_cache_tokens=300, quantize="none")
+        config = NodeConfig(
+            model=model, blocks=Span(1, 3), threads=1, kv_cache_tokens=300, quantize="none", name="kitchen"
+        )
         network = GivenNetwork(MemoryNetwork().transport("node"), MemoryDirectory(MemoryStore()))
         self.node = Node(config, self.events.append, network=network)
         self.weights = WeightService(WeightOptions())
@@ -71,7 +73,7 @@ async def test_a_node_is_alive_before_it_is_ready_and_tells_what_it_does(case: C
         case.weights.fetched_bytes = 5
         found = await scraped(http)
         assert found["swarm_node_ready"] == found["swarm_node_state online"] == 1
-        assert found["swarm_node_info 1-2 x node".replace("x", case.node.model.name)] == 1
+        assert found[f"swarm_node_info 1-2 {case.node.model.name} kitchen node"] == 1
         assert found["swarm_node_kv_tokens"] == found["swarm_node_kv_free_tokens"] == 320
         assert found["swarm_node_loads_total"] == 1
         assert found["swarm_node_weights_bytes_total received"] == 5
