@@ -57,7 +57,6 @@ KINDS = {
     ),
     "targets_quantized": ("family-quantized",),
     "targets_live": ("node", "client", "http", "paths"),
-    "targets_scrapes": ("scrape",),
 }
 NAMES = tuple(name for names in KINDS.values() for name in names)
 

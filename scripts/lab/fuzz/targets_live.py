@@ -302,7 +302,7 @@ def _http() -> Target:
 
 def _paths() -> Target:
     """The same, asked by GET for whatever path with whatever headers: pages, the dashboard's state and
-    events."""
+    events, figures."""
 
     def prepare() -> Prepared:
         swarm = Swarm()
@@ -315,18 +315,21 @@ def _paths() -> Target:
             swarm.counted()
             return outcome
 
-        seeds = [f"{path}\n{etag}".encode() for path in _PATHS for etag in ("", page_files()[_PAGE].etag)]
+        values = ("", page_files()[_PAGE].etag, _SCRAPES)
+        seeds = [f"{path}\n{value}".encode() for path in _PATHS for value in values]
         return Prepared(seeds, run, swarm.close)
 
     return Target("paths", prepare, largest=4096)
 
 
 _PAGE = "swarm/index.html"
+_SCRAPES = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8,text/plain;version=1.0.0;q=0.5"
 _PATHS = (
     "/",
     "/swarm",
     "/swarm/state",
     "/swarm/events",
+    "/metrics",
     f"/pages/{_PAGE}",
     "/pages/../pages.py",
     "/v1/models/x",
