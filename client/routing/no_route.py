@@ -67,7 +67,7 @@ def nobody_opens(tried: Collection[str], cause: SwarmError, blocks: Span | None 
         f"{some} not serve{f' blocks {blocks}' if blocks else ''}; the last one: {cause.message}",
         hint=start_a_peer(blocks)
         if blocks
-        else "Try again, or ask the people who run the swarm; swarm-node status lists the announced nodes.",
+        else "Try again, or ask the people who run the swarm; `swarm-node status` lists the announced nodes.",
         missing=(blocks,) if blocks else (),
         seen=(),
     )

@@ -94,10 +94,13 @@ class Meetings:
         for refusal in self._directory.refusals:
             return refusal
         where = " and ".join(["at the invite's addresses"] * tried + ["on this network"] * mdns)
-        why = f" ({self._discovery.problem})" if mdns and self._discovery.problem else ""
+        why = self._discovery.remark if mdns else ""
         return PeerUnreachableError(
-            f"no peer of the swarm was found {where}{why}",
-            hint="Start one (swarm-node serve), check --swarm and its key (or --join), or give "
+            f"no peer of the swarm was found {where}{f' ({why})' if why else ''}",
+            hint="Give --initial-peers with an address that swarm-node serve prints where it runs, or --join "
+            "with an invite: mDNS does not speak in such networks."
+            if why
+            else "Start one (swarm-node serve), check --swarm and its key (or --join), or give "
             "--initial-peers where multicast is blocked.",
         )
 

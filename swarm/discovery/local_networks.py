@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ..transport.addresses import parse_socket_maddr
 
@@ -40,21 +40,35 @@ def is_near(address: str, own: Sequence[str]) -> bool:
 def lan_addresses() -> list[str]:
     """This computer's own addresses on private networks, of interfaces that are up and take multicast, in
     order. A network is private by an address of ours there; or it has no IPv4, which says nothing else."""
+    found: set[str] = set()
+    for fours, sixes in _interfaces():
+        private = set(filter(is_lan, fours | sixes))
+        if private or not fours:
+            found.update(private, (each for each in sixes if _is_public(each)))
+    return sorted(found, key=lambda text: (":" in text, not is_lan(text), text))
+
+
+def fours_apart() -> list[str]:
+    """This computer's IPv4 addresses on networks that are not private, in order: public ones, and those of
+    carriers (100.64.0.0/10). mDNS does not speak there."""
+    fours = {four for each, _ in _interfaces() for four in each}
+    return sorted(four for four in fours if not is_lan(four) and not ipaddress.ip_address(four).is_loopback)
+
+
+def _interfaces() -> Iterator[tuple[set[str], set[str]]]:
+    """The addresses of IPv4 and of IPv6 of each interface that is up and takes multicast."""
     import psutil  # here: most clients are told an address
 
     states = psutil.net_if_stats()
-    found: set[str] = set()
     for name, addresses in psutil.net_if_addrs().items():
         state = states.get(name)
         flags = getattr(state, "flags", "")  # empty where the system does not tell
         if state is None or not state.isup or (flags and "multicast" not in flags.split(",")):
             continue
-        fours = {each.address for each in addresses if each.family == socket.AF_INET}
-        sixes = {each.address for each in addresses if each.family == socket.AF_INET6}
-        private = set(filter(is_lan, fours | sixes))
-        if private or not fours:
-            found.update(private, (each for each in sixes if _is_public(each)))
-    return sorted(found, key=lambda text: (":" in text, not is_lan(text), text))
+        yield (
+            {each.address for each in addresses if each.family == socket.AF_INET},
+            {each.address for each in addresses if each.family == socket.AF_INET6},
+        )
 
 
 def _is_public(address: str) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ..errors import LocalProtocolError
 from ..faults import Faults
 from ..runtime.tasks import cancel_all
-from .local_networks import dialable_maddrs, lan_addresses
+from .local_networks import dialable_maddrs, fours_apart, lan_addresses
 from .mdns_records import LanPeer, peer_name, read_txt, service_type, txt_record
 
 if TYPE_CHECKING:
@@ -78,6 +78,15 @@ class LanDiscovery:
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._watching: asyncio.Task[None] | None = None
         self._faults = Faults("mDNS")
+
+    @property
+    def remark(self) -> str:
+        """Why peers of this network may not be found, for people; "" where nothing is known to be in the
+        way."""
+        if self.problem or not self._addresses or not all(":" in address for address in self._addresses):
+            return self.problem
+        apart = fours_apart()
+        return f"over IPv6 alone: {' and '.join(apart)} is on no private network" if apart else ""
 
     @property
     def peers(self) -> list[LanPeer]:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import pairwise
+from shlex import quote
 
 from ..boundaries import may_serve, span_inside
 from ..errors import RouteError, UsageError
@@ -100,9 +101,9 @@ class NoRouteError(RouteError):
         self.seen = seen
 
 
-def start_a_peer(blocks: Span) -> str:
-    """The hint where nobody serves these."""
-    return f"Start a peer with: `swarm-node serve --model … --blocks {blocks} --initial-peers …`"
+def start_a_peer(blocks: Span, model: str = "NAME") -> str:
+    """The hint where nobody serves these blocks of ``model``, as the swarm calls it, if that is known."""
+    return f"Start a peer with: `swarm-node serve --model {quote(model)} --blocks {blocks}`"
 
 
 class Prices:
@@ -362,5 +363,5 @@ def _no_route(nodes: Sequence[NodeInfo], request: RouteRequest, missing: tuple[S
             f"Ask for fewer tokens than {request.kv_tokens}, or let another peer serve --blocks {missing[0]}."
         )
     else:
-        hint = start_a_peer(missing[0])
+        hint = start_a_peer(missing[0], *(node.model.name for node in nodes[:1]))
     return NoRouteError(message, hint=hint, missing=missing, seen=tuple(nodes))

@@ -10,8 +10,9 @@ import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from shlex import quote
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -24,12 +25,14 @@ from ....client import Generation, SwarmModel, SyncTextStream
 from ....client.hops.trace import repair_sentence
 from ....client.params import GenerationParams
 from ....swarm.errors import ChatTemplateError, OutputError, SwarmError, UsageError
+from ....swarm.routing.best_route import NoRouteError
 from ....swarm.runtime.extras import install_extra
 from ....swarm.runtime.given_files import read_given
 from ....swarm.runtime.state_files import replace_file
 from ....swarm.types import Route
 from ..shared.arguments import client_options
 from ..shared.output import route_table
+from ..shared.pasting import pasteable
 from .commands import COMMANDS, DEFAULT_MAX_NEW_TOKENS, SETTINGS, Command, parse, parse_setting
 from .conversation import Conversation, Message
 from .input import EditorSource, History, InputSource, PipeSource, ReadlineSource, default_history
@@ -63,13 +66,18 @@ def run_chat(arguments: argparse.Namespace) -> None:
             ),
         )
     with model:
-        chat = Chat(model, screen, conversation, survives=at_terminal)
+        chat = Chat(
+            model,
+            screen,
+            conversation,
+            survives=at_terminal,
+            say=lambda hint, gone: pasteable(hint, arguments, gone),
+        )
         if not model.tokenizer.has_chat_template:
-            named = " --model …" if arguments.model else ""
             raise ChatTemplateError(
                 f"{model.model} has no chat template, so it cannot hold a chat",
                 hint="Use an instruct model, or "
-                f"`swarm-node generate{named} --raw 'Once upon a time' --initial-peers …`.",
+                f"`swarm-node generate --model {quote(model.model.name)} --raw 'Once upon a time'`.",
             )
         source = _source(arguments, at_terminal, chat, screen)
         chat.greet()
@@ -77,15 +85,23 @@ def run_chat(arguments: argparse.Namespace) -> None:
 
 
 class Chat:
-    """Lines in, answers and what commands do out. ``survives``: an error or Ctrl-C does not end it."""
+    """Lines in, answers and what commands do out. ``survives``: an error or Ctrl-C does not end it. ``say``
+    completes the commands in a hint; not by way of peers that are gone."""
 
     def __init__(
-        self, model: SwarmModel, screen: Screen, conversation: Conversation, *, survives: bool
+        self,
+        model: SwarmModel,
+        screen: Screen,
+        conversation: Conversation,
+        *,
+        survives: bool,
+        say: Callable[[str, Collection[str]], str] = lambda hint, gone: hint,
     ) -> None:
         self.conversation = conversation
         self._model = model
         self._screen = screen
         self._survives = survives
+        self._say = say
         self._last: Generation | None = None
         self._route: Route | None = None  # of an answer that was stopped, which has no figures
         self._used = 0  # tokens of the context after it
@@ -119,6 +135,7 @@ class Chat:
             except SwarmError as error:
                 if not self._survives or isinstance(error, OutputError):
                     raise
+                error.hint = self._say(error.hint, error.gone if isinstance(error, NoRouteError) else ())
                 self._screen.error(error)
 
     def take(self, line: str) -> bool:

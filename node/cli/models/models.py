@@ -152,7 +152,7 @@ async def _change_pin(arguments: argparse.Namespace, known: KnownModels) -> dict
     if not arguments.name:
         raise UsageError(
             f"models {arguments.action} needs the name of a model",
-            hint="swarm-node models pin NAME@DIGEST, swarm-node models unpin NAME",
+            hint="`swarm-node models pin NAME@DIGEST`, `swarm-node models unpin NAME`",
         )
     wanted = ModelName.parse(arguments.name)
     if arguments.action == "unpin":

@@ -89,7 +89,7 @@ def _own_span(outlook: Outlook) -> Span:
     missing = ", ".join(map(str, outlook.missing))
     raise RouteError(
         f"nobody serves blocks {missing} of {outlook.model.name}, and not all of them fit here: {needs}",
-        hint="On each of them: `swarm-node serve --model …`. Or take a smaller model: "
+        hint="On each of them: `swarm-node serve --model NAME`. Or take a smaller model: "
         "`swarm-node models --catalogue`",
     )
 

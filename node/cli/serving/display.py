@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
 from typing import cast
 
 from ....swarm.placement.types import gigabytes
@@ -157,9 +156,7 @@ class Display:
                         "[yellow]The swarm has not taken the announcement yet. The node tries again.[/]"
                     )
                 model = self._arguments.model or event.model
-                if self._shares and Path(model).exists():
-                    model = event.model  # other machines have no such path, and get the files by name
-                print_join(self._arguments, event, model)
+                print_join(self._arguments, event, model, shares=self._shares)
                 console.print("Ctrl-C stops it.")
             case "dashboard":
                 console.print(f"[green]Dashboard[/] at {shown(str(details['url']))}")

@@ -12,16 +12,13 @@ from ....swarm.membership.invite import PREFIX
 _COMMAND = re.compile(
     r"`(swarm-node (?:serve|run|plan|pull|generate|chat|gateway|status|models|invite)\b[^`]*)`"
 )
-_NEEDS_NO_SWARM = ("models unpin",)
-MODEL = "--model …"
-"""In a message's command this stands for the model of the command that failed."""
-PEERS = " --initial-peers …"
-"""The same for the options by which it joined the swarm. It stays in the text if they are not known."""
+_NEEDS_NO_SWARM = ("models unpin", "models --catalogue")
+_MODEL = re.compile(r"--model (?:'[^']*'|\S+)")
 
 
 def pasteable(text: str, arguments: argparse.Namespace, gone: Collection[str] = ()) -> str:
-    """``text`` of an error whose commands in backticks lead into the swarm that ``arguments`` say; not by way
-    of the peers with the ids ``gone``."""
+    """``text`` of an error whose commands in backticks are about the model, and lead into the swarm, that
+    ``arguments`` say; not by way of the peers with the ids ``gone``."""
     options = swarm_options(arguments, gone)
     model = getattr(arguments, "model", None)
 
@@ -30,8 +27,7 @@ def pasteable(text: str, arguments: argparse.Namespace, gone: Collection[str] = 
         if any(words in command for words in _NEEDS_NO_SWARM):
             return found[0]
         if isinstance(model, str) and model:
-            command = command.replace(MODEL, f"--model {shlex.quote(model)}")
-        command = command.replace(PEERS, "")
+            command = _MODEL.sub(lambda _: f"--model {shlex.quote(model)}", command)
         # What the message says itself stays.
         words = [option for option in options if option.split(" ")[0] not in command.split()]
         return f"`{' '.join([command, *words])}`"

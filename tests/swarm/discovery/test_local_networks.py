@@ -10,7 +10,13 @@ from typing import Any
 import psutil
 import pytest
 
-from swarm_node.swarm.discovery.local_networks import dialable_maddrs, is_lan, is_near, lan_addresses
+from swarm_node.swarm.discovery.local_networks import (
+    dialable_maddrs,
+    fours_apart,
+    is_lan,
+    is_near,
+    lan_addresses,
+)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +62,7 @@ def test_of_the_interfaces_those_that_are_up_and_take_multicast(monkeypatch: pyt
     monkeypatch.setattr(psutil, "net_if_addrs", fixed(addresses))
     monkeypatch.setattr(psutil, "net_if_stats", fixed(states))
     assert lan_addresses() == ["10.0.0.7", "192.168.1.7", "fd00::7", "2a01:4f8:1:2::7", "2a01:4f8:1:3::7"]
+    assert fours_apart() == ["203.0.113.4", "203.0.113.5"], "where mDNS does not speak"
 
 
 def test_a_public_address_is_near_if_the_same_router_gave_it() -> None:

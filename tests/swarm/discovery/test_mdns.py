@@ -103,6 +103,23 @@ async def test_a_new_network_is_taken_up_and_a_lost_one_given_up(
     assert await bob.next() == ALICE  # what was heard on a network that is gone counts no more
 
 
+async def test_what_may_keep_peers_from_being_found_is_told(
+    begin: Callable[..., Party], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where IPv4 is not private, mDNS speaks over IPv6 alone."""
+    discovery = begin(secrets.token_hex(16), ALICE, 4001).discovery
+    apart = ["100.64.0.9"]
+    monkeypatch.setattr("swarm_node.swarm.discovery.mdns.fours_apart", lambda: apart)
+    discovery._addresses = ["fd00::9"]
+    assert discovery.remark == "over IPv6 alone: 100.64.0.9 is on no private network"
+    discovery._addresses = ["192.168.1.9", "fd00::9"]
+    assert discovery.remark == ""
+    discovery._addresses, apart[:] = ["fd00::9"], []
+    assert discovery.remark == ""
+    discovery.problem = "this computer is on no private network"
+    assert discovery.remark == discovery.problem
+
+
 async def test_what_a_flood_of_names_can_take_is_bounded(
     begin: Callable[..., Party], monkeypatch: pytest.MonkeyPatch
 ) -> None:

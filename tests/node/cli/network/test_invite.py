@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from swarm_node.node.cli.main import main
-from swarm_node.node.cli.network.invite import MOST_MADDRS, MOST_PEERS, choose_addresses
+from swarm_node.node.cli.network.invite import MOST_MADDRS, MOST_PEERS, REACHES, choose_addresses, reach
 from swarm_node.node.cli.network.options import duration
 from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.membership.entry import swarm_entry
@@ -132,3 +132,35 @@ def test_an_invite_that_is_passed_on_cannot_be_given_another_end(capsys: pytest.
     given = invite(capsys, "--swarm", "den")["invite"]
     assert main(["invite", "--no-mdns", "--join", given, "--lasts", "60d"]) == 2
     assert "Leave --lasts out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("maddrs", "by_mdns", "where"),
+    [
+        (["/ip4/192.168.1.5/tcp/1", "/ip4/8.8.8.8/tcp/1"], True, "anywhere"),
+        (["/dns4/home.example/tcp/1"], False, "anywhere"),
+        ([f"/ip4/8.8.8.8/tcp/1/p2p/{PEERS[1]}/p2p-circuit"], False, "anywhere"),
+        (["/ip4/192.168.1.5/tcp/1", "/ip4/127.0.0.1/tcp/1"], True, "network"),
+        (["/ip4/100.64.0.5/tcp/1"], False, "network"),
+        (["/ip4/127.0.0.1/tcp/1"], False, "computer"),
+        ([], True, "mdns"),
+        ([], False, "nowhere"),
+    ],
+)
+def test_from_where_it_leads_in(maddrs: list[str], by_mdns: bool, where: str) -> None:
+    assert reach([PeerAddress(PEERS[0], maddr) for maddr in maddrs], by_mdns=by_mdns) == where
+    assert where in REACHES
+
+
+def test_an_invite_without_an_address_says_that_it_leads_nowhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invite(capsys, "--swarm-key", str(tmp_path / "k"))["reach"] == "nowhere"
+    assert main(["invite", "--no-mdns", "--swarm", "den"]) == 0
+    assert "no address: it leads nobody in. Give --initial-peers" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_node_behind_a_relay_is_named_by_its_circuit_and_for_its_own_network() -> None:
+    circuit = f"/ip4/9.9.9.9/tcp/2/p2p/{PEERS[1]}/p2p-circuit"
+    there = node(0, "/ip4/127.0.0.1/tcp/1", "/ip4/192.168.1.5/tcp/1", "/ip4/192.168.1.6/tcp/1", circuit)
+    assert [peer.maddr for peer in choose_addresses([], [there])] == [circuit, "/ip4/192.168.1.5/tcp/1"]

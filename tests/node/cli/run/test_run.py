@@ -42,7 +42,7 @@ def test_only_what_closes_the_gap_is_started() -> None:
     assert run._own_span(outlook(Span(10, 30), Span(0, 10))) == Span(10, 30)
     with pytest.raises(RouteError, match=r"blocks 0-29 of tiny, .*: 2 machines like this one") as caught:
         run._own_span(outlook(Span(0, 20)))
-    assert "swarm-node serve --model …" in caught.value.hint
+    assert "`swarm-node serve --model NAME`" in caught.value.hint
     with pytest.raises(RouteError, match="blocks 10-29 of tiny"):
         run._own_span(outlook(None, Span(0, 10)))
 

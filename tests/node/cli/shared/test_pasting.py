@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,8 @@ from swarm_node.node.cli.parser import build_parser
 from swarm_node.node.cli.shared.pasting import pasteable
 from swarm_node.swarm.routing.best_route import NoRouteError, RouteRequest, find_route
 from swarm_node.swarm.routing.edges import Edges
+from tests import ROOT
+from tests.project.test_layering import PACKAGES
 
 ADDR = "/ip4/192.0.2.7/tcp/31330/p2p/12D3KooWx"
 
@@ -28,7 +33,7 @@ ADDR = "/ip4/192.0.2.7/tcp/31330/p2p/12D3KooWx"
         ),
         (
             f"generate hi --model 'a b.gguf' --initial-peers {ADDR},{ADDR}",
-            "`swarm-node serve --model … --blocks 1-2 --initial-peers …`",
+            "`swarm-node serve --model NAME --blocks 1-2`",
             f"`swarm-node serve --model 'a b.gguf' --blocks 1-2 --initial-peers {ADDR},{ADDR}`",
         ),
         ("status --join me.txt", "`swarm-node invite`", "`swarm-node invite --join me.txt`"),
@@ -40,7 +45,7 @@ ADDR = "/ip4/192.0.2.7/tcp/31330/p2p/12D3KooWx"
         ),
         (
             f"chat --model base --swarm den --initial-peers {ADDR}",
-            "`swarm-node generate --model … --raw 'Once upon a time' --initial-peers …`",
+            "`swarm-node generate --model 'a b' --raw 'Once upon a time'`",
             f"`swarm-node generate --model base --raw 'Once upon a time' --swarm den --initial-peers {ADDR}`",
         ),
         ("models unpin x --swarm a", "`swarm-node models unpin y`", "`swarm-node models unpin y`"),
@@ -86,8 +91,50 @@ def test_status_names_the_model_whose_blocks_are_missing(capsys: pytest.CaptureF
 def test_a_peer_that_is_gone_is_no_way_into_the_swarm() -> None:
     peers = ["/ip4/192.0.2.7/tcp/31330/p2p/QmDead", "/ip4/192.0.2.8/tcp/31330/p2p/QmAlive"]
     arguments = build_parser().parse_args(["generate", "--initial-peers", ",".join(peers), "Hello"])
-    text = "`swarm-node serve --model M --initial-peers …`"
+    text = "`swarm-node serve --model M`"
     assert (
         pasteable(text, arguments, {"QmDead"}) == f"`swarm-node serve --model M --initial-peers {peers[1]}`"
     )
     assert pasteable(text, arguments, {"QmDead", "QmAlive"}) == "`swarm-node serve --model M`"
+
+
+FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+COMMAND = re.compile(r"`(swarm-node [^`]*)`")
+FIELD = "12-13"
+"""In place of what a message fills in: a span, and a name, file, and address of a model's."""
+
+
+def texts(tree: ast.AST) -> Iterator[str]:
+    """What a module may show: its strings, with FIELD where something is filled in. No docstrings."""
+    documentation = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(
+                str(part.value) if isinstance(part, ast.Constant) else FIELD for part in node.values
+            )
+        elif (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and id(node) not in documentation | parts
+        ):
+            yield node.value
+
+
+def test_every_command_in_a_message_is_one() -> None:
+    """It is taken as it stands, and leaves nothing to be guessed."""
+    found = [
+        (path, command)
+        for path in FILES
+        for text in texts(ast.parse(path.read_text(encoding="utf-8")))
+        for command in COMMAND.findall(text)
+    ]
+    assert len(found) >= 30
+    for path, command in found:
+        assert "…" not in command, path
+        words = shlex.split(command.replace("ADDR", ADDR).replace(f"invite{FIELD}", "invite"))[1:]
+        assert build_parser().parse_args(words).command == words[0], path
