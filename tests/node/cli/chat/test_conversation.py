@@ -140,8 +140,9 @@ def test_a_file_without_end_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPat
 def test_a_model_without_a_template_is_the_problem_of_a_chat(monkeypatch: pytest.MonkeyPatch) -> None:
     model = MagicMock()
     model.tokenizer.has_chat_template = False
+    model.model.name = "base"
     monkeypatch.setattr(cli_chat.SwarmModel, "connect", lambda **options: model)
     with pytest.raises(ChatTemplateError, match="has no chat template") as caught:
         cli_chat.run_chat(build_parser().parse_args(["chat", "--model", "base"]))
     assert caught.value.exit_code == 3
-    assert "--raw" in caught.value.hint
+    assert "`swarm-node generate --model base --raw" in caught.value.hint
