@@ -18,9 +18,9 @@ from swarm_node.swarm.identity import Identity
 from swarm_node.swarm.types import Span
 
 
-@pytest.mark.parametrize(("shares", "model"), [(True, "tiny.Q4_1"), (False, "{path}")])
-def test_the_next_peer_is_told_the_name_of_files_that_it_can_fetch(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], shares: bool, model: str
+@pytest.mark.parametrize("shares", [True, False])
+def test_the_next_peer_is_told_a_name_and_whether_it_can_fetch_the_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], shares: bool
 ) -> None:
     path = tmp_path / "tiny.Q4_1.gguf"
     path.touch()
@@ -30,7 +30,9 @@ def test_the_next_peer_is_told_the_name_of_files_that_it_can_fetch(
         display.on_event(NodeEvent("not_sharing", details={"message": "the files changed"}))
     details = {"decode_ms_per_block": 1.0, "prefill_tokens_per_s": 1.0}
     display.on_event(NodeEvent("online", model="tiny.Q4_1", blocks="0-2", details=details))
-    assert f"serve --model {model.format(path=path)}\n" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "serve --model tiny.Q4_1\n" in told
+    assert ("this node does not share them" in told) == (not shares)
 
 
 KEY = Path("k.key")
