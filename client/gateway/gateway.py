@@ -144,13 +144,13 @@ class Gateway:
 
         return answer
 
-    def kept(self, tell: Callable[[str, str], object]) -> Handler:
-        """A path that ends with the name of something that is kept for its caller, whom ``tell`` gets
-        first."""
+    def kept(self, tell: Callable[[str, str], str]) -> Handler:
+        """A path that ends with the name of something that is kept for its caller. ``tell`` makes the body,
+        of both."""
 
         async def answer(call: HttpCall) -> None:
             caller = self._check(call)
-            await call.reply(to_json(tell(caller, call.scope["path_params"]["name"])))
+            await call.reply(tell(caller, call.scope["path_params"]["name"]))
 
         return answer
 

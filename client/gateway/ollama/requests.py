@@ -133,7 +133,7 @@ def _thinking(body: BodyFields) -> Thinking:
 
 
 def _sampling(options: BodyFields) -> Sampling:
-    """As Ollama's own where an option is not given."""
+    """Options that are not given follow the model, as they do there."""
     for name, neutral in _OFF.items():
         options.refuse(name, *neutral)
     penalties = {name: options.number(name, -2, 2) for name in ("frequency_penalty", "presence_penalty")}
@@ -141,24 +141,24 @@ def _sampling(options: BodyFields) -> Sampling:
     if repeat not in (None, 1.0) or any(penalties.values()):
         options.refuse("repeat_last_n", -1, why="penalties count the whole text here, which -1 asks for")
     options.raw("repeat_last_n")
-    temperature, top_p, top_k = (
-        options.number("temperature", 0, 2),
-        options.number("top_p", 0, 1),
-        options.integer("top_k", -1, MAX_LENGTH),
-    )
     chosen: GenerateOptions = {
-        "temperature": 0.8 if temperature is None else temperature,
-        "top_p": 0.9 if top_p is None else top_p or LEAST_TOP_P,
-        "top_k": 40 if top_k is None else max(0, top_k),
-        "min_p": options.number("min_p", 0, 1) or 0.0,
         "repetition_penalty": repeat or 1.0,
         "frequency_penalty": penalties["frequency_penalty"] or 0.0,
         "presence_penalty": penalties["presence_penalty"] or 0.0,
         "stop": tuple(filter(None, options.texts("stop", most=MAX_STOPS, longest=MAX_STOP_LENGTH))),
     }
+    if (temperature := options.number("temperature", 0, 2)) is not None:
+        chosen["temperature"] = temperature
+    if (top_p := options.number("top_p", 0, 1)) is not None:
+        chosen["top_p"] = top_p or LEAST_TOP_P
+    if (top_k := options.integer("top_k", -1, MAX_LENGTH)) is not None:
+        chosen["top_k"] = max(0, top_k)
+    if (min_p := options.number("min_p", 0, 1)) is not None:
+        chosen["min_p"] = min_p
     length = options.raw("num_predict")
     return Sampling(
         chosen,
+        advised=True,
         seed=options.integer("seed", -MAX_SEED, MAX_SEED - 1),
         # Less than 1 is no limit: the answer is as long as the gateway lets one be that names none.
         max_tokens=None if length in (-1, -2) else options.integer("num_predict", 1, MAX_LENGTH),

@@ -158,6 +158,7 @@ def wanted(
         for number in range(sampling.n):
             seed = None if sampling.seed is None else sampling.seed + number
             options: GenerateOptions = {
+                **(model.chat_sampling if sampling.advised else {}),
                 **sampling.options,
                 **extra,
                 "max_new_tokens": tokens,

@@ -22,12 +22,14 @@ LEAST_TOP_P = 1e-9
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """``options``: for ``AsyncSwarmModel.stream``, without ``max_new_tokens`` and ``seed``, which depend on
-    the prompt and on the number of the choice. ``n``: answers to each prompt. ``max_tokens``: None where the
+    the prompt and on the number of the choice; ``advised``: where they say nothing, the model's makers do.
+    ``n``: answers to each prompt. ``max_tokens``: None where the
     request names none; ``length_field``: how it calls it; ``fits``: one that the context has no room for is
     cut to that room, and not wrong. ``default_tokens``: what the API takes where none is named, None for what
     the gateway does."""
 
     options: GenerateOptions
+    advised: bool = False
     n: int = 1
     seed: int | None = None
     max_tokens: int | None = None

@@ -48,11 +48,11 @@ _ECHOED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseRequest(ChatRequest):
-    """``said``: the chat without instructions. ``nbytes``: about what it takes. ``echoed``: what the response
-    repeats of the request. ``store``: keep it."""
+    """``turns``: the chat before, as it is stored; ``said``: what this request adds. ``echoed``: what the
+    response repeats of the request. ``store``: keep it."""
 
+    turns: tuple[str, ...]
     said: Messages
-    nbytes: int
     echoed: Mapping[str, Any]
     store: bool
 
@@ -74,14 +74,14 @@ def _read(body: BodyFields, stored: StoredResponses) -> ResponseRequest:
     body.refuse("prompt", why="is not kept here; write it as instructions")
     for field in ("context_management", "moderation", "image", "access_programs"):
         body.refuse(field, [])
-    before: Messages = ()
-    nbytes = ASKER.get().nbytes
+    turns: tuple[str, ...] = ()
+    before: list[Mapping[str, Any]] = []
     if previous := body.text("previous_response_id", longest=NAME_LENGTH):
         earlier = stored.get(ASKER.get().name, previous)
-        before, nbytes = earlier.messages, nbytes + earlier.nbytes
-    said = read_input(body, before)
+        turns, before = earlier.turns, earlier.messages()
+    messages = read_input(body, before)
     instructions = body.text("instructions", longest=MAX_TEXT)
-    shown = [{"role": "system", "content": instructions}, *said] if instructions else said
+    shown = [{"role": "system", "content": instructions}, *messages] if instructions else messages
     forgets = body.one_of("truncation", ("auto", "disabled")) == "auto"
     tools = read_tools(body)
     guide, field = _format(body, tools)
@@ -97,8 +97,8 @@ def _read(body: BodyFields, stored: StoredResponses) -> ResponseRequest:
         guide=guide,
         guide_field=field,
         thinking=_thinking(body),
-        said=said,
-        nbytes=nbytes,
+        turns=turns,
+        said=messages[len(before) :],
         echoed={name: body.raw(name) for name in _ECHOED},
         store=body.flag("store") is not False,
         ignored=passed_over(body, HARMLESS),

@@ -5,30 +5,42 @@ They lie in memory alone, and are bounded for each caller and together; the olde
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ....http.body import to_json
 from ....http.errors import ApiError
 
 KEPT_S = 3600.0
 MAX_BYTES = 64 * 2**20
-"""Of all callers' responses. What each says of the chat before it is counted anew."""
+"""Of all callers' responses. What each has of the chat before it is counted anew."""
 MAX_CALLER_BYTES = 16 * 2**20
+MAX_ONE_BYTES = 4 * 2**20
+"""Of one, which is read again in some ten milliseconds. A larger one is not kept."""
 MAX_RESPONSES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    """``body``: as it was sent. ``messages``: the chat up to its end, without instructions."""
+    """``body``: the JSON that was sent. ``turns``: the chat up to its end, without instructions; each is a
+    JSON list of messages, and those of earlier responses are shared with them. Text takes the bytes that it
+    has; what it stands for may take ten times as many."""
 
     caller: str
-    body: Mapping[str, Any]
-    messages: Sequence[Mapping[str, Any]]
-    nbytes: int
+    body: str
+    turns: tuple[str, ...]
     until: float
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.body) + sum(map(len, self.turns))
+
+    def messages(self) -> list[Mapping[str, Any]]:
+        return [message for turn in self.turns for message in json.loads(turn)]
 
 
 class StoredResponses:
@@ -42,14 +54,14 @@ class StoredResponses:
     def __len__(self) -> int:
         return len(self._stored)
 
-    def put(
-        self, caller: str, body: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], nbytes: int
-    ) -> None:
-        """``body``: with an ``id`` that is new. ``nbytes``: about what it takes. Too large a one is not
-        kept."""
+    def put(self, caller: str, response_id: str, body: str, turns: tuple[str, ...]) -> None:
+        """``response_id``: a new one. ``body``, ``turns``: ASCII."""
         now = self._clock()
-        self._stored[body["id"]] = StoredResponse(caller, body, messages, nbytes, now + KEPT_S)
-        self._bytes[caller] += nbytes
+        stored = StoredResponse(caller, body, turns, now + KEPT_S)
+        if stored.nbytes > MAX_ONE_BYTES:
+            return
+        self._stored[response_id] = stored
+        self._bytes[caller] += stored.nbytes
         while self._stored and next(iter(self._stored.values())).until <= now:
             self._forget(next(iter(self._stored)))
         while self._bytes[caller] > MAX_CALLER_BYTES:
@@ -70,15 +82,15 @@ class StoredResponses:
             )
         return found
 
-    def body(self, caller: str, response_id: str) -> Mapping[str, Any]:
+    def body(self, caller: str, response_id: str) -> str:
         """What is told of it. Raises ApiError 404."""
         return self.get(caller, response_id).body
 
-    def delete(self, caller: str, response_id: str) -> Mapping[str, Any]:
+    def delete(self, caller: str, response_id: str) -> str:
         """What is told of that. Raises ApiError 404."""
         self.get(caller, response_id)
         self._forget(response_id)
-        return {"id": response_id, "object": "response", "deleted": True}
+        return to_json({"id": response_id, "object": "response", "deleted": True})
 
     def _forget_oldest_of(self, caller: str) -> None:
         self._forget(next(key for key, each in self._stored.items() if each.caller == caller))

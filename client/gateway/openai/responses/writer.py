@@ -54,14 +54,16 @@ class ResponseWriter(Writer):
                 return self._into("reasoning") + self._delta(text, tokens)
             case Call(call):
                 return self._close() + self._call(call)
-            case Finish(reason, _, tokens):
+            case Finish(_, _, tokens):
                 self._tokens += tokens
                 self._finish = part
-                return self._close("incomplete" if reason == "length" else "completed")
+                return self._close(self._status())
 
     def end(self, usage: Usage) -> str:
-        response = self._response(usage)
-        return self._event(response["status"], response=response)
+        body = self._body(usage)
+        kind = f"response.{self._status()}"
+        told = f'{{"type":"{kind}","sequence_number":{self._sent},"response":{body}}}'
+        return f"event: {kind}\ndata: {told}\n\n"
 
     def whole(self, choices: Sequence[Said], usage: Usage) -> str:
         (said,) = choices
@@ -72,7 +74,7 @@ class ResponseWriter(Writer):
         for call in said.calls:
             self.part(0, Call(call), usage)
         self.part(0, said.finish, usage)
-        return to_json(self._response(usage))
+        return self._body(usage)
 
     def _into(self, kind: str) -> str:
         """Events after which an item of that kind is open."""
@@ -140,22 +142,26 @@ class ResponseWriter(Writer):
         self._sent += 1
         return f"event: {kind}\ndata: {to_json(told)}\n\n"
 
-    def _response(self, usage: Usage) -> dict[str, Any]:
-        """The whole of it; it is stored, where that is asked for."""
-        cut = self._finish is not None and self._finish.reason == "length"
+    def _status(self) -> str:
+        is_cut = self._finish is not None and self._finish.reason == "length"
+        return "incomplete" if is_cut else "completed"
+
+    def _body(self, usage: Usage) -> str:
+        """The whole response, as JSON; it is stored, where that is asked for."""
+        status = self._status()
         response = {
             **self._head,
-            "status": "incomplete" if cut else "completed",
-            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "status": status,
+            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
             "completed_at": int(time.time()),
             "output": self.items,
             "usage": _usage(usage),
         }
+        body = to_json(response)
         if self._request.store:
-            said = [*self._request.said, _message(self.items)]
-            nbytes = self._request.nbytes + len(to_json(response))
-            self._stored.put(self._caller, response, said, nbytes)
-        return response
+            turn = to_json([*self._request.said, _message(self.items)])
+            self._stored.put(self._caller, self._head["id"], body, (*self._request.turns, turn))
+        return body
 
     def _failure(self, error: ApiError) -> str:
         """That it failed, as those want it who follow its state, and an error that nobody passes over."""

@@ -11,13 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
+import ollama
 import pytest
+from anthropic import AsyncAnthropic
 
 from tests.client.gateway.gateway_case import Serve, Served
 from tests.doubles.fake_swarm import until
 from tests.doubles.toy_model import ScriptedHead
 
-SAID = {"role": "user", "content": "hi"}
+OLLAMA_PULSE = '{"message":{"role":"assistant","content":""},"response":"","done":false}'
+SAID: Any = {"role": "user", "content": "hi"}
 LONG = 400
 """Tokens of an answer that is not over soon."""
 OPTIONS = {"num_predict": LONG}
@@ -84,6 +87,42 @@ async def test_a_stream_comes_to_its_end(serve: Serve, api: Api) -> None:
     served = await _serve(serve)
     response = await _ask(served, api, stream=True)
     assert (response.status_code, response.text.count(api.last)) == (200, 1)
+
+
+@EVERY
+async def test_a_stream_that_waits_says_so_in_its_form(serve: Serve, api: Api) -> None:
+    served = await _serve(serve, limits={"beat_s": 0.01}, wait=30.0)
+    served.swarm.store.remove("a")
+    body = {"model": "toy", **api.body, "stream": True}
+    async with served.http.stream("POST", api.path, json=body) as response:
+        lines = response.aiter_lines()
+        assert (await anext(lines)) in (": waiting", "event: ping", OLLAMA_PULSE)
+        served.swarm.announce("a")
+        assert "\n".join([line async for line in lines]).count(api.last) == 1
+
+
+async def test_the_real_clients_wait_with_it(serve: Serve) -> None:
+    async def announce(_: object) -> None:
+        served.swarm.announce("a")  # the stream has begun, without a token
+
+    served = await _serve(serve, limits={"beat_s": 0.01}, wait=30.0)
+    served.http.event_hooks["response"] = [announce]
+    said: list[str] = []
+    served.swarm.store.remove("a")
+    async with served.openai.responses.stream(model="toy", input="hi", max_output_tokens=5) as events:
+        said += [event.delta async for event in events if event.type == "response.output_text.delta"]
+    served.swarm.store.remove("a")
+    anthropic = AsyncAnthropic(base_url=served.server.url, api_key="none", http_client=served.http)
+    async with anthropic.messages.stream(model="toy", max_tokens=5, messages=[SAID]) as stream:
+        said += [text async for text in stream.text_stream]
+    hooks = {"response": [announce]}
+    async with ollama.AsyncClient(served.server.url, verify=False, event_hooks=hooks) as client:
+        for path, asked in (("chat", {"messages": [SAID]}), ("generate", {"prompt": "hi"})):
+            served.swarm.store.remove("a")
+            ask = getattr(client, path)
+            parts = await ask("toy", **asked, options={"num_predict": 5}, stream=True)
+            said += [part.message.content if path == "chat" else part.response async for part in parts]
+    assert [text for text in said if text] == ["a"] * 20
 
 
 @EVERY

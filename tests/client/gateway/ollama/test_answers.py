@@ -11,6 +11,8 @@ import ollama
 import pytest
 from ollama import AsyncClient
 
+from swarm_node.client.gateway.ollama.requests import read_ollama_text
+from swarm_node.client.gateway.requests.prompts import wanted
 from tests.client.gateway.gateway_case import TOOL_TEMPLATE, Serve, Served, TemplateTokenizer, text_of
 from tests.doubles.fake_swarm import EOS, expected
 from tests.doubles.toy_model import ScriptedHead
@@ -184,6 +186,15 @@ async def test_options_change_the_answer(serve: Serve) -> None:
     async with client_of(served) as client:
         response = await client.chat("toy", [SKY], options={"stop": ["two"], "num_ctx": 8192, "seed": 7})
     assert (response.message.content, response.done_reason) == ("one ", "stop")
+
+
+async def test_what_options_leave_open_is_as_the_model_is_advised(serve: Serve) -> None:
+    served = await serve()
+    for given in ({}, {"temperature": 0.2, "top_k": 7}):
+        sampling = read_ollama_text({"model": "toy", "prompt": "hi", "options": given}).sampling
+        (choice,) = wanted(served.model, [(1,)], sampling, {}, default_tokens=5)
+        assert choice.options.items() >= {**served.model.chat_sampling, **given}.items()
+        assert choice.options["max_new_tokens"] == 5
 
 
 async def test_logprobs_come_with_their_tokens(serve: Serve) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 
 import pytest
@@ -12,12 +13,12 @@ from swarm_node.client.http.errors import ApiError
 
 
 def _put(stored: StoredResponses, caller: str, name: str, nbytes: int = 1) -> None:
-    stored.put(caller, {"id": name}, ({"role": "user", "content": name},), nbytes)
+    stored.put(caller, name, name, ("x" * (nbytes - len(name)),))
 
 
 def _has(stored: StoredResponses, caller: str, name: str) -> bool:
     with suppress(ApiError):
-        return stored.body(caller, name)["id"] == name
+        return stored.body(caller, name) == name
     return False
 
 
@@ -39,7 +40,7 @@ def test_deleted_ones_are_gone_and_others_stay() -> None:
     stored = StoredResponses()
     _put(stored, "ann", "a")
     _put(stored, "ann", "b")
-    assert stored.delete("ann", "a") == {"id": "a", "object": "response", "deleted": True}
+    assert json.loads(stored.delete("ann", "a")) == {"id": "a", "object": "response", "deleted": True}
     assert not _has(stored, "ann", "a")
     assert _has(stored, "ann", "b")
     with pytest.raises(ApiError):
@@ -53,9 +54,24 @@ def test_a_caller_loses_its_oldest_first(monkeypatch: pytest.MonkeyPatch) -> Non
         _put(stored, "ann", name, 4)
     _put(stored, "bob", "d", 4)
     assert [_has(stored, "ann", name) for name in ("a", "b", "c")] == [False, True, True]
-    _put(stored, "ann", "e", 11)  # alone too large
-    assert [_has(stored, "ann", name) for name in ("b", "c", "e")] == [False] * 3
     assert _has(stored, "bob", "d")
+
+
+def test_one_that_is_too_large_alone_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_ONE_BYTES", 10)
+    stored = StoredResponses()
+    _put(stored, "ann", "a", 10)
+    _put(stored, "ann", "b", 11)
+    assert [_has(stored, "ann", name) for name in ("a", "b")] == [True, False]
+
+
+def test_a_chat_is_its_turns() -> None:
+    stored = StoredResponses()
+    first = json.dumps([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}])
+    stored.put("ann", "a", "{}", (first,))
+    stored.put("ann", "b", "{}", (*stored.get("ann", "a").turns, '[{"role": "user"}]'))
+    stored.delete("ann", "a")
+    assert [message["role"] for message in stored.get("ann", "b").messages()] == ["user", "assistant", "user"]
 
 
 def test_together_who_has_most_loses_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,6 +88,6 @@ def test_their_number_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_RESPONSES", 2)
     stored = StoredResponses()
     for name in ("a", "b", "c"):
-        _put(stored, "ann", name, 0)
+        _put(stored, "ann", name)
     assert len(stored) == 2
     assert not _has(stored, "ann", "a")
