@@ -68,12 +68,16 @@ class Answer:
         stops = self._stops
         self.choices.append(choice)
         text, before = "", stops.n_shown
+        controls: tuple[tuple[int, str], ...] = ()
         if choice.token in self._eos_ids:
             self.reason = "stop"
         else:
             text = stops.push(self._detokenizer.push(choice.token))
             if spelled := self._detokenizer.hidden(choice.token):
-                text += stops.push(spelled, hidden=True)
+                if stops.is_empty:
+                    controls = ((len(text), spelled),)
+                else:
+                    text += stops.push(spelled, hidden=True)
             if last:
                 self.reason = "stop"
             elif len(self.choices) >= self._max_tokens:
@@ -84,6 +88,6 @@ class Answer:
             self.reason = "stop_string"
         if text:
             self._shown.append(text)
-        if controls := stops.controls():
-            controls = tuple((place - before, spelled) for place, spelled in controls)
+        if not stops.is_empty:
+            controls = tuple((place - before, spelled) for place, spelled in stops.controls())
         return TokenEvent(choice.token, text, choice.logprob, choice.top, controls)

@@ -45,7 +45,7 @@ class StopStrings:
         if self.matched is not None:
             return ""
         if not self._stops:
-            return self._told(text) if hidden else self._counted(text)
+            return "" if hidden else text
         if hidden:
             self._hidden.append((range(len(self._held), len(self._held) + len(text)), text))
         self._held += text

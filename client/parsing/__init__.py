@@ -1,2 +1,2 @@
-"""What a model writes, while it writes it: tool calls apart from text. It knows nothing of tokens' making, of
-transports, or of HTTP."""
+"""What a model writes, read while it writes it: thoughts and tool calls apart from text, in the form that the
+model has for them. It knows nothing of tokens' making, of transports, or of HTTP."""

@@ -17,6 +17,8 @@ _ENDS = [control(word) for word in ("<|end|>", "<|call|>", "<|return|>")]
 _CONTROL = re.compile(f"{BEGIN}[^{END}]*{END}")
 _THOUGHT = ending(_ENDS, [control("<|start|>"), CHANNEL])
 _FUNCTION = "functions."
+MAX_HEADER = 1024
+"""Characters of a header; some ten are usual."""
 
 
 class ChannelReader(Reader):
@@ -48,14 +50,24 @@ class ChannelReader(Reader):
             try:
                 header = yield from self._header()
             except Mismatch:
-                self._say(self._feed.take(len(self._feed.rest)))
-                return
-            yield from self._message(header.split())
+                if self._feed.is_over and self._feed.left <= MAX_HEADER:
+                    self._say(self._feed.take(self._feed.left))
+                    return
+                place, found = self._feed.search(_CONTROL)
+                self._feed.take(len(found[0]) if found and not place else 0)
+                yield from self._words()
+            else:
+                yield from self._message(header.split())
 
     def _header(self) -> Reading[str]:
-        """Up to where the message begins, without control tokens. Raises Mismatch at the end."""
-        while (found := self._feed.rest.find(MESSAGE)) < 0:
+        """Up to where the message begins, without control tokens. Raises Mismatch at the end, and for what is
+        too long."""
+        while (found := self._feed.find(MESSAGE)) < 0:
+            if self._feed.left > MAX_HEADER:
+                raise Mismatch
             yield from self._feed.more()
+        if found > MAX_HEADER:
+            raise Mismatch
         return _CONTROL.sub(" ", self._feed.take(found + len(MESSAGE)))
 
     def _message(self, header: list[str]) -> Reading[None]:
@@ -85,12 +97,10 @@ class ChannelReader(Reader):
         feed = self._feed
         while True:
             feed.forget()
-            rest = feed.rest
-            place = rest.find(BEGIN)
-            self._say(feed.take(len(rest) if place < 0 else place))
-            if place >= 0:
-                end = next((end for end in _ENDS if feed.rest.startswith(end)), "")
-                feed.take(len(end))
+            place, found = feed.search(_CONTROL)
+            self._say(feed.take(place))
+            if found:
+                feed.take(len(found[0]) if found[0] in _ENDS else 0)
                 return
             if feed.is_over:
                 return

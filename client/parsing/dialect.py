@@ -14,12 +14,13 @@ from .reader import AnswerReader, Reader
 from .typed import KnownTools
 
 _THINKS = {
-    "<think>": "</think>",
-    "[THINK]": "[/THINK]",
-    "<seed:think>": "</seed:think>",
-    "<|START_THINKING|>": "<|END_THINKING|>",
+    ("<think>",): "</think>",
+    ("[THINK]",): "[/THINK]",
+    ("<seed:think>",): "</seed:think>",
+    ("<|START_THINKING|>",): "<|END_THINKING|>",
+    ("<|channel>", "thought"): "<channel|>",  # Gemma 4
 }
-"""The tags around thoughts."""
+"""What is around thoughts; the first word of what opens them tells whether a model knows it."""
 
 Ids = Literal["usual", "nine", "numbered"]
 """Kinds of ids of calls: OpenAI's; Mistral's templates take nine letters and digits; Kimi's show the function
@@ -44,6 +45,10 @@ class Dialect:
         tokens are spelled out in it."""
         end = end.rstrip()
         return next((closes for opens, closes in self.thinks.items() if end.endswith(plain(opens))), "")
+
+    def closed(self, end: str) -> bool:
+        """Whether a prompt with this ``end`` says that there are no thoughts to come."""
+        return end.rstrip().endswith(tuple(map(plain, self.thinks.values())))
 
     def continued(self, text: str) -> str:
         """As ``opened``, of an assistant's ``text`` that is gone on with."""
@@ -100,7 +105,9 @@ def dialect_of(template: str, special: Iterable[str]) -> Dialect:
     elif shows("[TOOL_CALLS]"):
         ids = "nine"
     thinks = {
-        spell(opens): spell(closes) for opens, closes in _THINKS.items() if shows(opens) or shows(closes)
+        "".join(map(spell, opens)): spell(closes)
+        for opens, closes in _THINKS.items()
+        if shows(opens[0]) or shows(closes)
     }
     forms = tuple(forms_of(shows, spell))
     begins = tuple(begin for form in forms if shows(begin := plain(form.opens)))
@@ -113,4 +120,4 @@ _BESIDE_JSON = {"<|python_tag|>"}
 
 def plain(word: str) -> str:
     """As it is spelled outside a feed."""
-    return word.strip(BEGIN + END)
+    return word.replace(BEGIN, "").replace(END, "")

@@ -21,6 +21,7 @@ Reading = Generator[None, None, T]
 
 BEGIN, END = "\ud800", "\ud801"
 """Around a control token."""
+_SPACE = re.compile(r"\s*")
 _CONTROL = re.compile(f"{BEGIN}[^{END}]*{END}?")
 
 
@@ -54,19 +55,31 @@ class Feed:
         self.at = 0
         self.is_over = False
         self._text = ""
+        self._absent: set[str] = set()  # what an ``until`` has looked for in vain, up to the end of all
 
     def push(self, text: str) -> None:
         self._text += text
 
     def forget(self) -> None:
         """What is read already is not needed any more."""
-        if self.at:
+        if 2 * self.at > len(self._text):  # else cutting it off would take longer than reading it did
             self._text = self._text[self.at :]
             self.at = 0
 
     @property
-    def rest(self) -> str:
-        return self._text[self.at :]
+    def left(self) -> int:
+        """Characters that are here and not read."""
+        return len(self._text) - self.at
+
+    def find(self, text: str) -> int:
+        """How many characters are before ``text``; -1 where it is not here."""
+        found = self._text.find(text, self.at)
+        return found - self.at if found >= 0 else -1
+
+    def search(self, expression: re.Pattern[str]) -> tuple[int, re.Match[str] | None]:
+        """How many characters are before what ``expression`` finds, or are left; and what it found."""
+        found = expression.search(self._text, self.at)
+        return (self.left, None) if found is None else (found.start() - self.at, found)
 
     def read_from(self, start: int) -> str:
         """What was read since ``at`` was ``start``."""
@@ -86,31 +99,29 @@ class Feed:
     def space(self) -> Reading[None]:
         """Pass over space, up to what is none or to the end."""
         while True:
-            rest = self.rest
-            self.at += len(rest) - len(rest.lstrip())
-            if self.at < len(self._text) or self.is_over:
+            self.at = self._after_space()
+            if self.left or self.is_over:
                 return
             yield
 
     def end(self) -> Reading[None]:
         """Only space may follow, and nothing after it."""
         yield from self.space()
-        if self.at < len(self._text):
+        if self.left:
             raise Mismatch
 
     def literal(self, *choices: str, at_end: bool = False) -> Reading[str]:
         """The one of ``choices`` that follows, which is taken. ``at_end``: the text may be over instead, or
         in the middle of one; then it is the last."""
         while True:
-            rest = self.rest
             for choice in choices:
-                if rest.startswith(choice):
+                if self._text.startswith(choice, self.at):
                     self.at += len(choice)
                     return choice
-            if not any(choice.startswith(rest) for choice in choices):
+            if not self._is_begun(choices, self.at):
                 raise Mismatch
             if self.is_over and at_end:
-                self.at += len(rest)
+                self.at = len(self._text)
                 return choices[-1]
             yield from self.more()
 
@@ -127,8 +138,10 @@ class Feed:
         ``then`` follows it, space before that or not, nor the end of all."""
         start = self.at
         while True:
-            found = self._text.find(end, self.at)
+            found = -1 if end in self._absent else self._text.find(end, self.at)
             while found < 0:
+                if self.is_over:
+                    self._absent.add(end)
                 seen = max(self.at, len(self._text) - len(end) + 1)
                 yield from self.more()
                 found = self._text.find(end, seen)
@@ -139,20 +152,32 @@ class Feed:
     def is_next(self, *choices: str) -> Reading[bool]:
         """Whether one of them follows, space before it or not, or the end. Nothing is taken."""
         while True:
-            rest = self.rest.lstrip()
-            if rest.startswith(choices):
+            at = self._after_space()
+            if self._text.startswith(choices, at):
                 return True
-            if rest and not any(choice.startswith(rest) for choice in choices):
+            if not self._is_begun(choices, at):
                 return False
             if self.is_over:
                 return True
             yield
 
+    def _after_space(self) -> int:
+        found = _SPACE.match(self._text, self.at)
+        return found.end() if found else self.at
+
+    def _is_begun(self, choices: Iterable[str], at: int) -> bool:
+        """Whether the text from there on may become one of ``choices``."""
+        if len(self._text) - at >= max(map(len, choices), default=0):
+            return False
+        rest = self._text[at:]
+        return any(choice.startswith(rest) for choice in choices)
+
     def json(self, text: JsonText) -> Reading[str]:
         """The JSON that follows, which ``text`` expects."""
         start = self.at
         while True:
-            for character in self.rest:
+            while self.left:
+                character = self._text[self.at]
                 if character == BEGIN or not text.push(character):
                     raise Mismatch
                 self.at += 1

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import json_calls, token_calls, xml_calls
+from . import gemma_calls, json_calls, token_calls, xml_calls
 from .feed import Feed, Reading, Spelling
 from .pieces import ToolCall
 from .typed import KnownTools
@@ -37,6 +37,10 @@ def forms_of(shows: Callable[[str], bool], spell: Spelling) -> list[Form]:
         forms.append(_deepseek(spell))
     if shows("<|tool_calls_section_begin|>"):
         forms.append(_kimi(spell))
+    if shows("<|tool_call>") and shows('<|"|>'):
+        forms.append(Form(spell("<|tool_call>"), _gemma(spell('<|"|>'), spell("<tool_call|>"))))
+    if shows("<seed:tool_call>"):
+        forms.append(Form(spell("<seed:tool_call>"), _in_tag(spell("</seed:tool_call>"))))
     forms += (
         Form(spell(opens), _json(spell(closes))) for opens, closes in _JSON_TAGS.items() if shows(opens)
     )
@@ -63,11 +67,7 @@ def _tool_call(shows: Callable[[str], bool], spell: Spelling) -> Form:
             return (yield from json_calls.tagged(feed, tools.names, close))
         if glm:
             return (yield from xml_calls.key_values(feed, tools, keys, values, close))
-        yield from feed.literal("<function=")
-        call = yield from xml_calls.function(feed, tools)
-        yield from feed.space()
-        yield from feed.literal(close, at_end=True)
-        return [call]
+        return (yield from _in_tag(close)(feed, tools))
 
     return Form(spell("<tool_call>"), read)
 
@@ -83,6 +83,24 @@ def _function(close: str) -> Read:
         return [call]
 
     return read
+
+
+def _in_tag(close: str) -> Read:
+    """A function as Qwen3-Coder and Seed-OSS write it, up to the outer tag's end."""
+
+    def read(feed: Feed, tools: KnownTools) -> Reading[list[ToolCall]]:
+        yield from feed.space()
+        yield from feed.literal("<function=")
+        call = yield from xml_calls.function(feed, tools)
+        yield from feed.space()
+        yield from feed.literal(close, at_end=True)
+        return [call]
+
+    return read
+
+
+def _gemma(quote: str, close: str) -> Read:
+    return lambda feed, tools: gemma_calls.call(feed, tools.names, quote, close)
 
 
 def _json(close: str) -> Read:

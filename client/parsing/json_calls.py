@@ -29,7 +29,7 @@ def whole(feed: Feed, names: AbstractSet[str]) -> Reading[list[ToolCall]]:
     calls = yield from _calls(feed, names)
     while True:
         yield from feed.space()
-        if not feed.rest:
+        if not feed.left:
             return calls
         yield from feed.literal(";")
         calls += yield from _calls(feed, names)

@@ -20,6 +20,8 @@ _NUMBER_BEGIN = re.compile(r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?(?:(?<=[0-9])[eE
 _LONGEST = 1024
 """A number, or a name or key with escapes, has at most this many characters: it is read anew with every
 character."""
+_DEEPEST = 66
+"""At most this many objects and lists are in each other: as many as in a request, and a call in a list."""
 _WORDS = ("true", "false", "null")
 Role = Literal["calls", "call", "name", "object", "anything"]
 """What a value must be: one call or a list of them, a call, a tool's name, an object; or it may be
@@ -61,6 +63,8 @@ class JsonText:
         if character in _SPACE:
             return True
         role = self._role
+        if character in "{[" and len(self._open) >= _DEEPEST:
+            return False
         if character == "{" and role != "name":
             self._open.append(_Container(False, "call" if role in ("calls", "call") else "anything"))
             return self._then(self._key_or_end)

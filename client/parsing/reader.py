@@ -61,17 +61,15 @@ class Reader(ABC):
         yield from feed.space()
         while True:
             feed.forget()
-            rest = feed.rest
-            found = end.search(rest)
-            place = found.start() if found else len(rest)
+            place, found = feed.search(end)
             self._think(feed.take(place))
             if found and found["end"] is not None:
-                feed.take(found.end() - place)
+                feed.take(len(found[0]))
                 return
             if found and found["before"] is not None:
                 return
             if feed.is_over:
-                self._think(feed.take(len(rest) - place).rstrip())
+                self._think(feed.take(feed.left).rstrip())
                 return
             yield
 
@@ -182,9 +180,8 @@ class AnswerReader(Reader):
         opens = opening(self._opens)
         while True:
             feed.forget()
-            rest = feed.rest
-            found = opens.search(rest)
-            self._say(feed.take(found.start() if found else len(rest)))
+            place, found = feed.search(opens)
+            self._say(feed.take(place))
             if found and not (yield from self._block(feed.at)):
                 self._say(feed.take(1))  # it only looked like a beginning
             elif not found and feed.is_over:

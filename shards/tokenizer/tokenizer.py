@@ -251,6 +251,7 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer, skip_special: bool = True, context: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._skip_special = skip_special
+        self._hidden = tokenizer.hidden_texts if skip_special else {}
         # A window of ids: [context | held back]. The context decides how the next is spelled (leading space).
         self._ids = list(context)
         self._n_context = len(self._ids)
@@ -269,7 +270,7 @@ class Detokenizer:
 
     def hidden(self, token: int) -> str:
         """What a token spells that the text leaves out; "" for any other."""
-        return self._tokenizer.hidden_texts.get(token, "") if self._skip_special else ""
+        return self._hidden.get(token, "")
 
     def flush(self) -> str:
         """What is still held back: the rest of a character that was never finished."""

@@ -23,7 +23,9 @@ class ChatReading:
     def __init__(self, tokenizer: Tokenizer, request: ChatRequest, prompt: Sequence[int]) -> None:
         self._request = request
         self._dialect = dialect_of(texts_of(tokenizer.chat_template), tokenizer.hidden_texts.values())
-        self._thinking = self._opened(tokenizer, prompt)
+        end = tokenizer.decode(prompt[-END_TOKENS:], skip_special=False)
+        self._thinking = self._opened(end)
+        self._closed = self._dialect.closed(end)
         self.guide = self._guide()
         self.start = self._start(tokenizer) if self.guide is not None else None
 
@@ -43,12 +45,13 @@ class ChatReading:
             parallel=tools.parallel,
         )
 
-    def _opened(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> str:
-        """What ends the thoughts in whose middle the answer begins; "" for none."""
+    def _opened(self, end: str) -> str:
+        """What ends the thoughts in whose middle the answer begins after a prompt with this ``end``; "" for
+        none."""
         chat = self._request.chat
         if chat.continued:
             return self._dialect.continued(chat.messages[-1]["content"])
-        return self._dialect.opened(tokenizer.decode(prompt[-END_TOKENS:], skip_special=False))
+        return self._dialect.opened(end)
 
     def _guide(self) -> Guide | None:
         request, dialect = self._request, self._dialect
@@ -68,7 +71,8 @@ class ChatReading:
 
         dialect, tools = self._dialect, self._request.tools
         may_call = bool(tools.names) and tools.forced is None
-        thinks = () if self._thinking or self._request.chat.continued else dialect.thinks.items()
+        may_think = not self._thinking and not self._closed and not self._request.chat.continued
+        thinks = dialect.thinks.items() if may_think else ()
         start = GuideStart(
             thinking=ids(self._thinking) if self._thinking else (),
             thinks=tuple((ids(opens), ids(closes)) for opens, closes in thinks),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ....shards.chat.template_set import texts_of
 from ....swarm.errors import PromptTooLongError, UsageError
 from ...async_model import AsyncSwarmModel
 from ...forgetting import forget_oldest
@@ -57,6 +58,8 @@ async def chat_prompt(
             return tokenizer.apply_chat_template(messages, chat.turn, most=model.context, **more)
 
         messages: Sequence[Mapping[str, Any]] = chat.messages
+        if _CHANNELS in texts_of(tokenizer.chat_template):
+            messages = [_with_analysis(message) for message in messages]
         if request.forgets:
             messages = forget_oldest(
                 messages,
@@ -71,6 +74,17 @@ async def chat_prompt(
 
     ids, forgotten = await aside(model, request.chat_field, read)
     return _checked(ids, model, request.chat_field), forgotten
+
+
+_CHANNELS = "message.thinking"
+"""How gpt-oss's template calls the thoughts of a message. It refuses those beside other text and calls."""
+
+
+def _with_analysis(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    thoughts = message.get("reasoning_content")
+    if not thoughts or (message.get("tool_calls") and message.get("content")):
+        return message
+    return {**message, "thinking": thoughts}
 
 
 def _check_calls_are_shown(

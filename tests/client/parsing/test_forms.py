@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,11 @@ GPT_OSS = Family(
     (*("<|channel|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>", "<|start|>", "<|constrain|>"),),
     "<|start|>assistant",
 )
+GEMMA = Family(
+    "<|channel>thought <|tool_call>call:",
+    ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>'),
+)
+SEED = Family("<seed:think></seed:think><seed:tool_call><function=")
 GRANITE = Family("<|tool_call|>", ("<|tool_call|>",))
 
 KOELN = '{"city": "Köln"}'
@@ -172,6 +178,25 @@ CASES: dict[str, tuple[Family, str, Heard]] = {
         Heard("Hello  all", "Easy."),
     ),
     "gpt-oss without channels": (GPT_OSS, '{"a": 1}', Heard('{"a": 1}')),
+    "gemma": (
+        GEMMA,
+        "<|channel>thought\nRain?<channel|>I look.<|tool_call>"
+        'call:weather{city:<|"|>Köln, {am} Rhein<|"|>,days:3,exact:false,more:{a:[1,<|"|>x<|"|>],b:{}}}'
+        "<tool_call|><|tool_call>call:time{}<tool_call|>",
+        Heard(
+            *("I look.", "Rain?"),
+            [
+                call(city="Köln, {am} Rhein", days=3, exact=False, more={"a": [1, "x"], "b": {}}),
+                call("time"),
+            ],
+        ),
+    ),
+    "seed": (
+        SEED,
+        "<seed:think>Rain?</seed:think><seed:tool_call>\n<function=weather>\n"
+        "<parameter=city>Köln</parameter>\n</function>\n</seed:tool_call>",
+        Heard("", "Rain?", [call(city="Köln")]),
+    ),
     "granite": (
         GRANITE,
         f'<|tool_call|>[{{"name": "weather", "arguments": {KOELN}}}]',
@@ -208,48 +233,22 @@ def test_how_it_is_cut_makes_no_difference(case: tuple[Family, str, Heard], data
     assert _same(heard(_reader(family), pieces), expected)
 
 
+_WORDS = """
+<tool_call> </tool_call> <function= </function> weather time > <parameter= city </parameter> <think> </think>
+<arg_key> </arg_key> <arg_value> </arg_value> { } [ ] , : ; functions. final <minimax:tool_call> call:
+<seed:tool_call> to=functions.time
+"""
+WORDS = [*re.findall(r"\S+", _WORDS), '"', " ", "\n", '{"name": "time"}', '<invoke name="', '">', "x" * 1500]
+
+
 @given(
-    family=st.sampled_from([HERMES, CODER, GLM, LLAMA, MISTRAL, MINIMAX, DEEPSEEK, KIMI, GPT_OSS]),
+    family=st.sampled_from(
+        [HERMES, CODER, GLM, LLAMA, MISTRAL, MINIMAX, DEEPSEEK, KIMI, GPT_OSS, GEMMA, SEED]
+    ),
     data=st.data(),
 )
 def test_nonsense_is_text_and_is_read_alike(family: Family, data: st.DataObject) -> None:
-    words = [
-        *family.special,
-        *(
-            "<tool_call>",
-            "</tool_call>",
-            "<function=",
-            "weather",
-            "time",
-            ">",
-            "<parameter=",
-            "city",
-            "</parameter>",
-        ),
-        *(
-            "<think>",
-            "</think>",
-            "<arg_key>",
-            "</arg_key>",
-            "<arg_value>",
-            "</arg_value>",
-            "{",
-            "}",
-            '"',
-            ":",
-            " ",
-        ),
-        *(
-            "\n",
-            "</function>",
-            '{"name": "time"}',
-            "<minimax:tool_call>",
-            '<invoke name="',
-            '">',
-            "functions.",
-            ";",
-        ),
-    ]
+    words = [*WORDS, *family.special]
     said = spelled("".join(data.draw(st.lists(st.sampled_from(words), max_size=20))), family.special)
     pieces = data.draw(st.composite(cut)(said))
     assert _same(heard(_reader(family), pieces), heard(_reader(family), [said]))
@@ -300,4 +299,6 @@ def test_an_answer_that_is_gone_on_with_has_no_thoughts_at_its_beginning() -> No
 def test_what_the_prompt_has_closed_is_no_thought() -> None:
     dialect = dialect_of(HERMES.shown, ())
     assert dialect.opened("<|im_start|>assistant\n<think>\n\n</think>\n\n") == ""
+    assert dialect.closed("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert dialect.opened("<|im_start|>assistant\n") == ""
+    assert not dialect.closed("<|im_start|>assistant\n")

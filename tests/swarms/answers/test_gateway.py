@@ -125,6 +125,21 @@ async def test_other_apis_say_the_same(gateway: EventProcess, client: openai.Asy
     assert (said.message.content, said.prompt_eval_count) == (text, prompt_tokens)
 
 
+async def test_control_tokens_are_hidden_shown_and_stopped_at(client: openai.AsyncOpenAI) -> None:
+    async def answer(**fields: Any) -> tuple[str, str]:
+        whole = await client.chat.completions.create(
+            model=MODEL, messages=QUESTION, temperature=0, max_tokens=16, extra_body=fields
+        )
+        return whole.choices[0].message.content, whole.choices[0].finish_reason
+
+    said, _ = await answer()
+    end = {"ignore_eos": True}
+    assert await answer(**end, stop="<|im_end|>") == (said, "stop")
+    assert await answer(**end, stop_token_ids=[2]) == (said, "stop")  # the same, by its id
+    shown, reason = await answer(**end, skip_special_tokens=False)
+    assert (shown.startswith(f"{said}<|im_end|>"), reason) == (True, "length")
+
+
 async def test_a_peer_that_dies_costs_no_token(swarm: LocalSwarm, client: openai.AsyncOpenAI) -> None:
     request: dict[str, Any] = {
         "model": MODEL,
