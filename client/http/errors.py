@@ -100,7 +100,7 @@ def from_swarm(error: SwarmError, model: str = "", initial_peers: str = "ADDR") 
         blocks = [str(span) for span in error.missing]
         return ApiError(
             503,
-            text,
+            error.message if blocks else text,  # the commands are told apart
             kind="server_error",
             code="no_route",
             headers=_retry(RETRY_S),

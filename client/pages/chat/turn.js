@@ -124,7 +124,8 @@ export class AnswerView {
   }
 
   #drawStatus(answer) {
-    this.status.hidden = !answer || (answer.stage === "answering" && Boolean(this.message.content));
+    const { content, reasoning } = this.message;
+    this.status.hidden = !answer || (answer.stage === "answering" && Boolean(content || reasoning));
     if (this.status.hidden) return;
     this.status.className = `status ${answer.stage}`;
     write(this.status, answer.status);

@@ -74,6 +74,21 @@ async def test_a_chat_by_keyboard(serve: Serve, browser: Browser, tmp_path: Path
     await chat.page.screenshot(path=picture(f"chat-{scheme}.png", tmp_path))
 
 
+async def test_thoughts_are_folded(serve: Serve, browser: Browser) -> None:
+    thinks = CONTINUES + "{# <think></think> #}"
+    head = SureHead("<think>\nHm, **hm**.\n</think>\n\nYes.")
+    chat = await ChatPage.open(browser, await serve(head=head, tokenizer=TemplateTokenizer(thinks)))
+    await chat.say("Well?")
+    await expect(chat.text).to_have_text("Yes.")
+    thoughts = chat.answer.locator(".thinking .text")
+    await expect(thoughts).to_be_hidden()
+    await chat.answer.get_by_text("What it thought").click()
+    await expect(thoughts).to_have_text("Hm, hm.")
+    await chat.page.reload()
+    await chat.answer.get_by_text("What it thought").click()
+    await expect(thoughts.locator("strong")).to_have_text("hm")
+
+
 async def test_code_and_answers_are_copied(serve: Serve, browser: Browser) -> None:
     served = await serve(head=SureHead("So:\n```\na\n  b\n```"))
     chat = await ChatPage.open(browser, served, permissions=["clipboard-read", "clipboard-write"])
