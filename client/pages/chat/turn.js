@@ -17,7 +17,8 @@ export class QuestionView {
       iconButton("edit", "Edit this message", () => this.#edit(actions.edit)),
       copyButton("Copy this message", () => message.content),
     );
-    this.element = make("article", { class: "turn question", "aria-label": "You" }, this.text, this.buttons);
+    const head = make("h2", { class: "hidden", text: "You" });
+    this.element = make("article", { class: "turn question", "aria-label": "You" }, head, this.text, this.buttons);
   }
 
   /** A field in place of the text. */
@@ -79,7 +80,7 @@ export class AnswerView {
     this.element = make(
       "article",
       { class: "turn answer", "aria-label": message.model || "Answer" },
-      make("p", { class: "who", text: message.model ?? "" }),
+      make("h2", { class: "who", text: message.model || "Answer" }),
       this.thinking,
       this.#markdown.element,
       this.status,
