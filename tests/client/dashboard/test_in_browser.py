@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.async_api import expect
 
 from swarm_node.client.dashboard.source import Counters, OwnWork, RunningAnswer, SeenRepair
 from swarm_node.swarm.types import NodeState
@@ -196,7 +197,7 @@ async def test_a_key_is_asked_for_and_kept_in_the_tab(show: Show, browser: Brows
     shown = await show(three_nodes(), keys=(KEY,))
     page = await browser.open(shown.url)
     await page.get_by_role("heading", name="This server asks for a key").wait_for()
-    await page.wait_for_function("document.activeElement.id === 'key'")
+    await expect(page.locator("#key")).to_be_focused()
     await page.keyboard.type("sk-wrong-key-1")
     await page.keyboard.press("Enter")
     await page.get_by_text("That key is not one of this server's.").wait_for()

@@ -11,10 +11,14 @@ from typing import Any
 
 import pytest
 from playwright.async_api import Browser as Engine
-from playwright.async_api import Page, Request, async_playwright
+from playwright.async_api import Page, Request, async_playwright, expect
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ("--no-sandbox", "--disable-gpu")
+PATIENCE_MS = 30_000
+"""A busy machine is slow, and nothing is waited for that does not come."""
+
+expect.set_options(timeout=PATIENCE_MS)
 
 
 class Browser:
@@ -37,7 +41,7 @@ class Browser:
         page.on("console", lambda said: self.complaints.append(said.text) if said.type == "error" else None)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("request", on_request)
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(PATIENCE_MS)
         await page.goto(url)
         return page
 

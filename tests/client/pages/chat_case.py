@@ -12,8 +12,6 @@ from tests.client.gateway.gateway_case import Served
 from tests.client.pages.browser import Browser
 from tests.doubles.fake_swarm import EOS, ScriptedHead
 
-expect.set_options(timeout=30_000)  # a busy machine is slow, and nothing is waited for that does not come
-
 
 class SureHead(ScriptedHead):
     """Says texts one after another, however it is sampled."""

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Error, expect
 
 from swarm_node.swarm.types import NodeState
 from tests.client.gateway.gateway_case import Serve, TemplateTokenizer
@@ -65,6 +65,9 @@ async def test_a_chat_by_keyboard(serve: Serve, browser: Browser, tmp_path: Path
     assert links == ["https://example.org/x?a=b", "https://example.org/i.png"]
     assert await text.locator("img, b").count() == 0  # what a model writes is text
     await expect(chat.page).to_have_title("Chat · swarm-node")
+    with pytest.raises(Error, match="TrustedHTML"):  # the browser itself refuses to read any text as HTML
+        await chat.page.locator("#hello").evaluate("element => { element.innerHTML = '<b>'; }")
+    browser.complaints.clear()
     await expect(chat.answer.locator(".facts summary")).to_have_text(
         re.compile(rf"^{len(ANSWER) + 1} tokens · [\d.]+ tokens/s · first after [\d.]+ s · 2 nodes$")
     )
