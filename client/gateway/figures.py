@@ -12,23 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ...swarm.errors import SwarmError
-from ...swarm.runtime.histogram import Distribution, Histogram
+from ...swarm.runtime.histogram import Distribution
 from ..dashboard.source import Counters, OwnWork, RunningAnswer, SeenRepair
-from ..generation import Generation
 from ..http.body import ClientGoneError
 from ..http.call import HttpCall
 from ..http.errors import ApiError, from_swarm
 from ..streams import TextStream
+from .answer_counts import AnswerCounts, AnswerTotals
 from .answers.generations import Answering
-
-# The buckets of OpenTelemetry's conventions for generative AI.
-REQUEST_BOUNDS_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
-FIRST_TOKEN_BOUNDS_S = (
-    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1),
-    *(0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
-)
-TOKEN_BOUNDS_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
-USAGE_BOUNDS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864)
 
 LOOK_S = 1.0
 """The speed of a running answer is measured over at least this many seconds."""
@@ -36,20 +27,6 @@ KEPT_REPAIRS = 64
 
 CLIENT_GONE = "client_gone"
 """In place of an error's code: the client hung up."""
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerTotals:
-    """Answers of one kind, of one model. ``seconds``: of each, by its error's code, "" for none. Tokens and
-    times are of answers that began, also if they failed then. ``prompt``: tokens of each prompt, of which the
-    peers held ``cached_tokens`` from before; ``answer``: of each answer."""
-
-    seconds: Mapping[str, Distribution]
-    first_token_s: Distribution
-    token_s: Distribution
-    prompt: Distribution
-    answer: Distribution
-    cached_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,42 +40,6 @@ class GatewayTotals:
     answers: Mapping[tuple[str, str], AnswerTotals]
     tokens: Mapping[str, int]
     repairs: Mapping[tuple[str, str, str], int]
-
-
-class _Answers:
-    """AnswerTotals in the making."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[str, Histogram] = {}
-        self._first_token_s = Histogram(FIRST_TOKEN_BOUNDS_S)
-        self._token_s = Histogram(TOKEN_BOUNDS_S)
-        self._prompt = Histogram(USAGE_BOUNDS)
-        self._answer = Histogram(USAGE_BOUNDS)
-        self._cached_tokens = 0
-
-    def ended(self, seconds: float, error: str) -> None:
-        self._seconds.setdefault(error, Histogram(REQUEST_BOUNDS_S)).add(seconds)
-
-    def began(self, first_token_s: float, prompt_tokens: int) -> None:
-        self._first_token_s.add(first_token_s)
-        self._prompt.add(prompt_tokens)
-
-    def made(self, result: Generation) -> None:
-        tokens, timings = len(result.token_ids), result.timings
-        self._answer.add(tokens)
-        self._cached_tokens += result.cached_tokens
-        if tokens > 1:
-            self._token_s.add(timings.decode_s / (tokens - 1))
-
-    def totals(self) -> AnswerTotals:
-        return AnswerTotals(
-            {error: histogram.totals() for error, histogram in self._seconds.items()},
-            self._first_token_s.totals(),
-            self._token_s.totals(),
-            self._prompt.totals(),
-            self._answer.totals(),
-            self._cached_tokens,
-        )
 
 
 @dataclass(eq=False, slots=True)
@@ -133,7 +74,7 @@ class Figures:
         self._wall = wall
         self._requests: Counter[tuple[str, int]] = Counter()
         self._failures: Counter[str] = Counter()
-        self._answers: dict[tuple[str, str], _Answers] = {}
+        self._answers: dict[tuple[str, str], AnswerCounts] = {}
         self._tokens: Counter[str] = Counter()
         self._repairs: Counter[tuple[str, str, str]] = Counter()
         self._running: dict[str, _Running] = {}
@@ -179,7 +120,7 @@ class Figures:
         notes: MutableMapping[str, object],
     ) -> None:
         answering = running.answering
-        answers = self._answers.setdefault((running.model, operation), _Answers())
+        answers = self._answers.setdefault((running.model, operation), AnswerCounts())
         answers.ended(self._clock() - running.began, error)
         self._tokens[running.model] += answering.tokens
         results = [result for stream in answering.streams if (result := stream.so_far) is not None]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from ..metrics.exposition import Family, counter, gauge, histogram
-from .figures import AnswerTotals
+from .answer_counts import AnswerTotals
 
 if TYPE_CHECKING:
     from ...swarm.runtime.histogram import Distribution

@@ -25,7 +25,7 @@ FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")
 TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
-_PIECE = re.compile(r"(?:(?P<name>[a-z_]+)=)?(?P<value>%[-+#0-9.]*[a-zA-Z]|\S+?)(?=\s|$)")
+_PIECE = re.compile(r"(?:(?P<name>[a-z][a-z0-9_]*)=)?(?P<value>%[-+#0-9.]*[a-zA-Z]|\S+?)(?=\s|$)")
 _CONVERSION = re.compile(r"%[-+#0-9.]*[a-zA-Z]")
 
 

@@ -35,13 +35,14 @@ def test_addresses_invites_and_keys(command: list[str], tmp_path: Path) -> None:
         assert message in done.stderr
 
 
+@pytest.mark.parametrize("option", ["--port", "--metrics"])
 @pytest.mark.parametrize("command", ["serve", "bootstrap"])
-def test_a_port_that_is_taken(command: str) -> None:
+def test_a_port_that_is_taken(command: str, option: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        done = run(command, "--host", "127.0.0.1", "--port", port)
+        done = run(command, "--host", "127.0.0.1", "--port", "0", option, port)
     assert done.returncode == 4, done.stderr
     assert f"port {port} on 127.0.0.1 is in use" in done.stderr
 
