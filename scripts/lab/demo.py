@@ -93,6 +93,8 @@ def run(arguments: argparse.Namespace) -> None:
         )
         console.print("\nStopping everything ...")
     console.print(f"Done in {time.perf_counter() - began:.1f} s.")
+    if not chosen.is_base:
+        console.print(f"Talk with it yourself: .venv/bin/swarm-node run {chosen.path.stem}")
 
 
 def _keep(swarm: LocalSwarm) -> None:

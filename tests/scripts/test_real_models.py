@@ -78,3 +78,22 @@ def test_the_demo_asks_a_base_model_for_a_few_tokens_only() -> None:
     assert (base.prompt, base.max_new_tokens) == (demo.BEGINNING, 48)
     own = demo.parse(["--model", "gemma3-270m", "--max-new-tokens", "7", "In 1900"])
     assert (own.prompt, own.max_new_tokens) == ("In 1900", 7)
+
+
+def test_a_fetched_model_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link into a checkout that is gone is made anew; what its owner put there stays."""
+    monkeypatch.setenv("SWARM_NODE_HOME", str(tmp_path / "home"))
+    file, link = tmp_path / "Tiny.Q4_1.gguf", tmp_path / "home" / "models" / "Tiny.Q4_1.gguf"
+    file.touch()
+    real_models._give_name(file)
+    assert link.resolve() == file
+    link.unlink()
+    link.symlink_to(tmp_path / "gone")
+    real_models._give_name(file)
+    assert link.resolve() == file
+    link.unlink()
+    link.write_text("mine")
+    real_models._give_name(file)
+    assert link.read_text() == "mine"
+    monkeypatch.setenv("SWARM_NODE_HOME", "/proc/none")
+    real_models._give_name(file)  # the file has its path in any case
