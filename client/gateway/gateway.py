@@ -24,6 +24,7 @@ from .answers.replies import Reply, StreamedReply, WholeReply
 from .answers.writer import Writer
 from .figures import Figures
 from .models import Offers
+from .requests.prompts import aside
 from .requests.request import ChatRequest, TextRequest
 
 R = TypeVar("R", bound=ChatRequest | TextRequest)
@@ -126,7 +127,9 @@ class Gateway:
             else:
                 with self._readings.of(caller) as reading:
                     name = await reading.until(call.read(self.limits.max_body_bytes, read, reading))
-            await call.reply(to_json(write(self.offers.offered(name))))
+            offered = self.offers.offered(name)
+            # Beside the event loop: what a chat template takes is asked of the template.
+            await call.reply(to_json(await aside(offered.model, "model", lambda: write(offered))))
 
         return answer
 

@@ -19,7 +19,7 @@ from .tools import read_tools
 EFFORTS = ("low", "medium", "high", "xhigh", "max")
 HARMLESS = frozenset(
     ("metadata", "service_tier", "inference_geo", "user_profile_id", "workspace_id", "diagnostics")
-    + ("cache_control", "citations", "caller", "toolset_name", "eager_input_streaming", "context_hint")
+    + ("cache_control", "citations", "caller", "toolset_name", "eager_input_streaming")
 )
 """These concern billing, caching and tracing, and do not change an answer."""
 

@@ -31,13 +31,14 @@ class _Calls:
         self._open.append((call_id, name))
         return tool_call(call_id, name, arguments.raw_all() if arguments is not None else {})
 
-    def answered(self, call_id: str | None, name: str | None) -> tuple[str, str] | None:
-        """Id and name of the call that a result is of: the first that fits. None where there is none."""
+    def answered(self, call_id: str, name: str) -> tuple[str, str]:
+        """Id and name of the call that a result is of: the first that fits what is said of it. The client may
+        have left the call out."""
         for call in self._open:
-            if call_id in (None, call[0]) and name in (None, call[1]):
+            if call_id in ("", call[0]) and name in ("", call[1]):
                 self._open.remove(call)
                 return call
-        return None
+        return call_id, name
 
 
 def read_chat(body: BodyFields) -> Chat:
@@ -66,12 +67,9 @@ def _message(item: BodyFields, calls: _Calls) -> dict[str, Any]:
             message["tool_calls"] = made
             message["content"] = message["content"] or None  # templates ask whether it is none
     elif role == "tool":
-        call_id = item.text("tool_call_id", longest=NAME_LENGTH) or None
-        name = item.text("tool_name", longest=NAME_LENGTH) or item.text("name", longest=NAME_LENGTH) or None
-        found = calls.answered(call_id, name)
-        if found is None:
-            raise item.wrong("tool_name", "no call of such a tool waits for a result")
-        message["tool_call_id"], message["name"] = found
+        call_id = item.text("tool_call_id", longest=NAME_LENGTH)
+        name = item.text("tool_name", longest=NAME_LENGTH) or item.text("name", longest=NAME_LENGTH)
+        message["tool_call_id"], message["name"] = calls.answered(call_id or "", name or "")
     return message
 
 

@@ -31,17 +31,8 @@ HARMLESS = frozenset(
 _LOGPROBS = "message.output_text.logprobs"
 _ECHOED = (
     *("instructions", "max_output_tokens", "metadata", "parallel_tool_calls", "previous_response_id"),
-    *(
-        "reasoning",
-        "temperature",
-        "text",
-        "tool_choice",
-        "tools",
-        "top_logprobs",
-        "top_p",
-        "truncation",
-        "user",
-    ),
+    *("reasoning", "temperature", "text", "tool_choice", "tools", "top_logprobs", "top_p", "truncation"),
+    "user",
 )
 """What a response repeats of its request."""
 

@@ -34,7 +34,7 @@ def _chosen(choice: BodyFields, tools: Sequence[Tool]) -> tuple[str | None, list
     mode = "required" if kind == "function" else choice.one_of("mode", ("auto", "required"), required=True)
     names = []
     for each in given:
-        each.one_of("type", ("function", "allowed_tools"))
+        each.one_of("type", ("function",), required=True)
         name = each.required_text("name", longest=NAME_LENGTH)
         if name not in [tool.name for tool in tools]:
             raise each.wrong("name", f"{name!r} is not one of the tools")

@@ -29,7 +29,6 @@ class ResponseWriter(Writer):
     """``items``: those that are complete. One more may be open, whose texts and tokens are kept."""
 
     def __init__(self, stored: StoredResponses, request: ResponseRequest, job: Prepared) -> None:
-        self.failure = self._failure
         self.items: list[dict[str, Any]] = []
         self._stored = stored
         self._request = request
@@ -163,7 +162,7 @@ class ResponseWriter(Writer):
             self._stored.put(self._caller, self._head["id"], body, (*self._request.turns, turn))
         return body
 
-    def _failure(self, error: ApiError) -> str:
+    def failure(self, error: ApiError) -> str:
         """That it failed, as those want it who follow its state, and an error that nobody passes over."""
         code = "rate_limit_exceeded" if error.status == 429 else "server_error"
         failed = {"code": code, "message": error.message}
