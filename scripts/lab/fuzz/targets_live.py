@@ -333,6 +333,10 @@ _PATHS = (
     f"/pages/{_PAGE}",
     "/pages/../pages.py",
     "/v1/models/x",
+    "/v1/responses/resp_x",
+    "/api/tags",
+    "/api/ps",
+    "/api/blobs/sha256:x",
 )
 
 
