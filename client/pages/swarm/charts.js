@@ -4,6 +4,7 @@ import { duration, keyed, make, number, write } from "./dom.js";
 
 const HEIGHT = 160;
 const POINTS = 90; // of a line at most
+const STEPS = [10, 20, 40, 120, 480]; // seconds between them
 const LEAST_S = 600; // of time that a chart shows
 const seconds = (value) => (value == null ? "–" : duration(value));
 const plain = (value) => (value == null ? "–" : number(value));
@@ -41,7 +42,8 @@ export class Charts {
     if (!history) return;
     [this.history, this.hasOwn] = [history, hasOwn];
     const since = (history.at(-1)?.at ?? 0) - this.hours * 3600;
-    const samples = thinned(history.filter((sample) => sample.at >= since), (this.hours * 3600) / POINTS);
+    const shown = history.filter((sample) => sample.at >= since);
+    const samples = thinned(shown, STEPS.find((step) => shown.at(-1)?.at - shown[0]?.at <= step * POINTS) ?? STEPS[0]);
     const wanted = CHARTS.filter((chart) => hasOwn || !chart.own);
     keyed(this.element, wanted.map((chart) => [chart.id, chart]), (id) => this.makeFigure(id), (figure, chart) => {
       const series = chart.series.filter(([, , , own]) => hasOwn || !own);
@@ -108,7 +110,8 @@ function options(chart, series, width) {
 
 function timeShown({ data: [times] }) {
   const last = times.at(-1) ?? Date.now() / 1000;
-  return [Math.min(times[0] ?? last, last - LEAST_S), last];
+  const first = Math.min(times[0] ?? last, last - LEAST_S);
+  return [first, last + (last - first) / 50]; // so that the last bar is seen whole
 }
 
 /** Samples of `step` seconds: sums of what is counted, means of all else. */
