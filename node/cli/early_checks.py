@@ -23,3 +23,5 @@ def check_words(arguments: argparse.Namespace) -> None:
         listenable(listen_maddrs(arguments.host, arguments.port))
         if arguments.metrics is not None:
             listenable(listen_maddrs(arguments.metrics_host, arguments.metrics))
+    if arguments.command == "serve" and arguments.dashboard is not None:
+        listenable(listen_maddrs("127.0.0.1", arguments.dashboard))

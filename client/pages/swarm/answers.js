@@ -1,7 +1,7 @@
 // The answers that this server makes now, each with its route.
 
 import { blocks, duration, keyed, make, number, plural, write } from "./dom.js";
-import { nodeName } from "./map.js";
+import { nodeName } from "./labels.js";
 
 export function renderAnswers(list, state, colours) {
   const answers = state.items("answers");

@@ -19,7 +19,8 @@ const CHARTS = [
   { id: "token", title: "Time of each further token", say: seconds, own: true,
     series: [["median", "token_p50", 0], ["95 of 100 below", "token_p95", 2]] },
   { id: "nodes", title: "Nodes", say: plain, series: [["online", "nodes", 0]] },
-  { id: "churn", title: "Nodes that came and went", say: plain, bars: true, series: [["joined", "joined", 3], ["left", "left", 4]] },
+  { id: "churn", title: "Nodes that came and went", say: plain, bars: true,
+    series: [["joined", "joined", 3], ["left", "left", 4]] },
   { id: "failures", title: "Failed answers and repairs", say: plain, bars: true, own: true,
     series: [["failed", "failed", 4], ["repairs", "repairs", 2]] },
 ];
@@ -79,7 +80,8 @@ function options(chart, series, width) {
   const style = getComputedStyle(document.documentElement);
   const colour = (name) => style.getPropertyValue(name).trim();
   const lines = [0, 1, 2, 3, 4].map((i) => colour(`--chart-${i}`));
-  const axis = { stroke: colour("--dim"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: `12px ${colour("--sans")}` };
+  const grid = { stroke: colour("--line"), width: 1 };
+  const axis = { stroke: colour("--dim"), grid, ticks: { show: false }, font: `12px ${colour("--sans")}` };
   return {
     width,
     height: HEIGHT,

@@ -1,7 +1,7 @@
 // What happened since the page was opened, and the repairs before it. What matters most is said to screen readers.
 
 import { at, blocks, clock, duration, keyed, make, write } from "./dom.js";
-import { nodeName } from "./map.js";
+import { nodeName } from "./labels.js";
 import { servedBy } from "./state.js";
 
 const MOST = 60;
@@ -39,7 +39,8 @@ export class Feed {
     if (this.entries.some(([key]) => key === id)) return;
     const lost = repair.lost.map((peer) => nodeName(peer, state.item("nodes", peer))).join(", ");
     const what = lost ? `Route repaired: ${lost} was replaced` : "Route repaired";
-    this.add(id, repair.at, "repaired", `${what} in ${duration(repair.seconds)}${repair.cause ? ` (${repair.cause})` : ""}`);
+    const why = repair.cause ? ` (${repair.cause})` : "";
+    this.add(id, repair.at, "repaired", `${what} in ${duration(repair.seconds)}${why}`);
     this.say(`${what}.`);
   }
 

@@ -1,15 +1,15 @@
 // The map of one model: its blocks from left to right, a bar for each node over the blocks it serves, a strip that
 // says how many serve each block, and a line for the route of each answer.
 
-import { blocks, commandBox, draw, keyed, make, number, percent, plural, shortId, write } from "./dom.js";
+import { blocks, draw, keyed, make, number, plural, write } from "./dom.js";
+import { Gaps, listed } from "./gaps.js";
+import { holdWords, label, nodeName, speedWords, stripText } from "./labels.js";
 import { laneHeight, lanesOf, rulerStep } from "./lanes.js";
+import { lostLately, routePath } from "./routes.js";
 import { servedBy } from "./state.js";
 
 const STRIP = 22;
 const RULER = 20;
-const PER_LETTER = 6.9; // pixels, at the most
-const ROUTE_COLOURS = 6;
-const LOST_S = 60;
 
 export class ModelMap {
   constructor(colours, onChosen) {
@@ -18,7 +18,7 @@ export class ModelMap {
     this.chosen = null;
     this.name = make("h2");
     this.summary = make("p", { class: "summary" });
-    this.gaps = make("ul", { class: "plain gaps" });
+    this.gaps = new Gaps();
     this.strip = draw("g");
     this.ruler = draw("g", { class: "ruler" });
     this.bars = draw("g");
@@ -28,7 +28,7 @@ export class ModelMap {
     this.frame = make("div", { class: "map", tabindex: "0", role: "group" }, this.picture, this.tip);
     this.key = legend();
     this.element = make("article", { class: "card model" }, make("div", { class: "head" }, this.name, this.summary),
-      this.gaps, this.frame, this.key);
+      this.gaps.element, this.frame, this.key);
     this.frame.addEventListener("keydown", (event) => this.onKey(event));
     this.frame.addEventListener("blur", () => this.choose(null));
     this.picture.addEventListener("pointerover", (event) => this.choose(peerAt(event)));
@@ -66,31 +66,19 @@ export class ModelMap {
     const said = [plural(model.online, "node"), plural(model.blocks, "block"), `${number(model.tokens_per_s)} tokens/s`];
     const networks = model.networks > 1 ? [`${model.networks} networks`] : [];
     write(this.summary, [...said, ...networks].join(" · "));
-    const list = (stretches) => stretches.map(([first, last]) => blocks(first, last)).join(", ");
     this.frame.setAttribute("aria-label",
       `Map of ${model.name}: ${plural(model.online, "node")} over ${plural(model.blocks, "block")}. ` +
-      (missing.length ? `Nobody serves blocks ${list(missing)}. ` : "All blocks are served. ") +
-      (single.length ? `One node alone serves blocks ${list(single)}. ` : "") +
+      (missing.length ? `Nobody serves blocks ${listed(missing)}. ` : "All blocks are served. ") +
+      (single.length ? `One node alone serves blocks ${listed(single)}. ` : "") +
       "Arrow keys go from node to node, Enter goes to its line in the table.");
-    const shown = [...missing.map((each) => [...each, 0]), ...single.map((each) => [...each, 1])]
-      .map(([first, last, servers]) => [`${first}-${last}`, { servers, command: model.commands[`${first}-${last}`] }])
-      .filter(([, { command }]) => command)
-      .slice(0, 8);
-    keyed(this.gaps, shown.filter(([, { servers }]) => !servers), gapLine, updateGap);
-    this.single ??= make("details", { class: "singles" }, make("summary"), make("ul", { class: "plain gaps" }));
-    const alone = shown.filter(([, { servers }]) => servers);
-    if (alone.length && !this.single.isConnected) this.gaps.after(this.single);
-    this.single.hidden = !alone.length;
-    write(this.single.firstChild, single.length === 1
-      ? `Blocks ${list(single)} have one server: if it leaves, answers stop`
-      : `${single.length} stretches of blocks have one server each: if it leaves, answers stop`);
-    keyed(this.single.lastChild, alone, gapLine, updateGap);
+    this.gaps.render(model, missing, single);
   }
 
   renderStrip(model, perBlock) {
     const most = Math.max(...model.coverage.map(([, , servers]) => servers), 1);
     keyed(this.strip, model.coverage.map(([first, last, servers]) => [first, { last, servers }]),
-      () => draw("g", {}, draw("rect", { height: STRIP - 4, rx: 3 }), draw("text", { y: STRIP - 9, class: "strip-text" })),
+      () => draw("g", {}, draw("rect", { height: STRIP - 4, rx: 3 }),
+        draw("text", { y: STRIP - 9, class: "strip-text" })),
       (group, { last, servers }, first) => {
         const [rect, text] = group.children;
         const wide = (last - first + 1) * perBlock;
@@ -129,7 +117,9 @@ export class ModelMap {
         const top = STRIP + RULER + lane * height;
         const wide = (node.last - node.first + 1) * perBlock - 2;
         places.set(peer, top + (thick > 24 ? thick - 8 : thick / 2)); // below a label, where there is room
-        group.setAttribute("class", ["bar", node.state, peer === own && "own", peer === this.chosen && "chosen", lost.has(peer) && "lost"].filter(Boolean).join(" "));
+        const kinds = { own: peer === own, chosen: peer === this.chosen, lost: lost.has(peer) };
+        const marks = Object.keys(kinds).filter((kind) => kinds[kind]);
+        group.setAttribute("class", ["bar", node.state, ...marks].join(" "));
         group.style.setProperty("--load", `${Math.round(100 * (node.tokens_per_s / busiest))}%`);
         const shape = { x: node.first * perBlock + 1, y: top, width: Math.max(2, wide), height: thick };
         for (const [name, value] of Object.entries({ ...shape, rx: Math.min(6, thick / 2) })) rect.setAttribute(name, value);
@@ -168,7 +158,7 @@ export class ModelMap {
     if (!node || !bar) return this.choose(null);
     this.tip.replaceChildren(make("strong", { text: nodeName(this.chosen, node) }),
       make("span", { class: "dim", text: ` blocks ${blocks(node.first, node.last)} · ${node.state}` }),
-      make("br"), make("span", { text: speedWords(node) }), make("br"), make("span", { class: "dim", text: holdWords(node) }));
+      make("div", { text: speedWords(node) }), make("div", { class: "dim", text: holdWords(node) }));
     const left = Number(bar.getAttribute("x"));
     const room = this.frame.clientWidth - this.tip.offsetWidth;
     this.tip.style.left = `${Math.max(0, Math.min(left, room))}px`;
@@ -178,7 +168,8 @@ export class ModelMap {
   onKey(event) {
     const order = [...(this.bars.keyed?.keys() ?? [])];
     const now = order.indexOf(this.chosen);
-    const to = { ArrowRight: now + 1, ArrowDown: now + 1, ArrowLeft: now - 1, ArrowUp: now - 1, Home: 0, End: order.length - 1 };
+    const [next, before] = [now + 1, now - 1];
+    const to = { ArrowRight: next, ArrowDown: next, ArrowLeft: before, ArrowUp: before, Home: 0, End: order.length - 1 };
     if (event.key in to && order.length) {
       event.preventDefault();
       this.choose(order[Math.max(0, Math.min(order.length - 1, to[event.key]))]);
@@ -187,98 +178,13 @@ export class ModelMap {
   }
 }
 
-/** Which colour an answer has everywhere, from when it is seen first. */
-export class Colours {
-  known = new Map();
-  next = 0;
-
-  of(id) {
-    if (!this.known.has(id)) this.known.set(id, this.next++ % ROUTE_COLOURS);
-    return this.known.get(id);
-  }
-
-  keep(ids) {
-    for (const id of this.known.keys()) if (!ids.has(id)) this.known.delete(id);
-  }
-}
-
-export const nodeName = (peer, node) => (node?.name ? `${node.name} (${shortId(peer)})` : shortId(peer));
-
-/** Peers that routes lost a moment ago and none has taken again. What they announced may outlive them for LOST_S. */
-function lostLately(state) {
-  const now = Date.now() / 1000;
-  const lost = state.items("repairs").flatMap(([, repair]) => (now - repair.at < LOST_S ? repair.lost : []));
-  const used = new Set(state.items("answers").flatMap(([, answer]) => answer.hops.map(([peer]) => peer)));
-  return new Set(lost.filter((peer) => !used.has(peer)));
-}
-
 function peerAt(event) {
   return event.target.closest?.("[data-peer]")?.dataset.peer ?? null;
 }
 
-/** As much as fits into a bar; "" where not even the name does. */
-function label(peer, node, wide) {
-  const name = node.name || peer.slice(-6);
-  const speed = node.tokens_per_s >= 0.1 ? ` · ${number(node.tokens_per_s)} tok/s` : "";
-  const within = `${name} · ${blocks(node.first, node.last)}`;
-  return [within + speed, within, name].find((words) => words.length * PER_LETTER <= wide - 14) ?? "";
-}
-
-function stripText(servers, wide) {
-  const words = servers ? `${servers}` : wide < 60 ? "0" : "nobody";
-  return words.length * PER_LETTER <= wide - 4 ? words : "";
-}
-
-function speedWords(node) {
-  const parts = [`${number(node.tokens_per_s)} tokens/s now`, plural(node.sessions, "session")];
-  if (node.queue_ms) parts.push(`${number(node.queue_ms)} ms queue`);
-  if (node.ms_per_token) parts.push(`${number(node.ms_per_token)} ms a token`);
-  return parts.join(" · ");
-}
-
-function holdWords(node) {
-  const parts = [node.device, node.weights, node.version && `version ${node.version}`].filter(Boolean);
-  if (node.kv_total) parts.push(`KV ${percent(1 - node.kv_free / node.kv_total)} used`);
-  return parts.join(" · ");
-}
-
-function gapLine() {
-  const box = commandBox();
-  const line = make("li", {}, make("span", { class: "gap-what" }), box);
-  line.box = box;
-  return line;
-}
-
-function updateGap(line, { servers, command }, span) {
-  const [first, last] = span.split("-").map(Number);
-  write(line.firstChild, `${servers ? "Only one node serves" : "Nobody serves"} blocks ${blocks(first, last)}.` +
-    (servers ? " One more:" : " Start a node for them:"));
-  line.classList.toggle("missing", !servers);
-  line.box.show(command);
-}
-
 function legend() {
-  const entry = (kind, text) => make("li", {}, make("span", { class: `swatch ${kind}`, "aria-hidden": "true" }), text);
-  return make("ul", { class: "plain legend" }, entry("none", "nobody"), entry("one", "one server"),
-    entry("some", "more"), entry("idle", "idle node"), entry("busy", "busy node"), entry("joining", "loading"), entry("lost", "just lost by a route"), entry("own", "this node"));
-}
-
-/** A line along the bars of a route, which goes from lane to lane where one hop hands over to the next. */
-function routePath(hops, places, perBlock, aside) {
-  const curve = Math.min(18, 2 * perBlock);
-  const parts = [];
-  let end = null; // of the hop before
-  for (const [peer, first, last] of hops) {
-    if (!places.has(peer)) continue;
-    const y = places.get(peer) + aside;
-    const from = first * perBlock + (end ? curve : 4);
-    const to = Math.max(from, (last + 1) * perBlock - curve);
-    if (end) {
-      const middle = (end.x + from) / 2;
-      parts.push(`C${middle} ${end.y} ${middle} ${y} ${from} ${y}`);
-    } else parts.push(`M${from} ${y}`);
-    parts.push(`L${to} ${y}`);
-    end = { x: to, y };
-  }
-  return parts.join(" ");
+  const entries = [["none", "nobody"], ["one", "one server"], ["some", "more"], ["idle", "idle node"], ["busy", "busy node"],
+    ["joining", "loading"], ["lost", "just lost by a route"], ["own", "this node"]];
+  return make("ul", { class: "plain legend" }, ...entries.map(([kind, text]) =>
+    make("li", {}, make("span", { class: `swatch ${kind}`, "aria-hidden": "true" }), text)));
 }

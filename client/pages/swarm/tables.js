@@ -1,7 +1,7 @@
 // Nodes and links as tables: all that the map shows, for those who read it, and in the order they choose.
 
 import { blocks, duration, keyed, make, number, percent, plural, write } from "./dom.js";
-import { nodeName } from "./map.js";
+import { nodeName } from "./labels.js";
 
 const STEP = matchMedia("(max-width: 40rem)").matches ? 25 : 200; // lines that are shown at once
 const MOST_LINKS = 200;

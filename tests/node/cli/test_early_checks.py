@@ -35,8 +35,11 @@ def test_addresses_invites_and_keys(command: list[str], tmp_path: Path) -> None:
         assert message in done.stderr
 
 
-@pytest.mark.parametrize("option", ["--port", "--metrics"])
-@pytest.mark.parametrize("command", ["serve", "bootstrap"])
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [(command, option) for command in ("serve", "bootstrap") for option in ("--port", "--metrics")]
+    + [("serve", "--dashboard")],
+)
 def test_a_port_that_is_taken(command: str, option: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
