@@ -24,23 +24,15 @@ MAX_HEADER = 1024
 class ChannelReader(Reader):
     """Messages of the channel analysis are thoughts, those to functions are calls, all others are text.
 
-    ``continues``: the answer goes on with a message that the prompt began. ``call_id``: as in AnswerReader.
+    ``continues``: the answer goes on with a message that the prompt began.
     """
 
     def __init__(
-        self,
-        tools: KnownTools,
-        call_id: Callable[[str, int], str],
-        *,
-        continues: bool = False,
-        parallel: bool = True,
+        self, call_id: Callable[[str, int], str], *, tools: KnownTools, continues: bool, parallel: bool
     ) -> None:
-        super().__init__()
+        super().__init__(call_id, parallel=parallel)
         self._tools = tools
-        self._call_id = call_id
         self._continues = continues
-        self._parallel = parallel
-        self._calls = 0
 
     def _read(self) -> Reading[None]:
         if self._continues or not (yield from self._feed.is_next(CHANNEL, "to=")):
@@ -87,10 +79,8 @@ class ChannelReader(Reader):
         except Mismatch:
             self._say(self._feed.read_from(start))
             yield from self._words()
-            return
-        if self._parallel or not self._calls:
-            self._out.append(ToolCall(name, arguments, self._call_id(name, self._calls)))
-        self._calls += 1
+        else:
+            self._called([ToolCall(name, arguments)])
 
     def _words(self) -> Reading[None]:
         """Text up to a control token, which is taken if it is an end, or to the end of all."""

@@ -68,17 +68,17 @@ class Dialect:
         parallel: bool = True,
     ) -> Reader:
         """``schemas``: of the tools' arguments, by name. ``thinking``: what ends the thoughts that the prompt
-        has opened. ``guided``: a guide makes the answer, and knows of no channels. ``forced``: all
-        but thoughts is a call. ``continues``: the prompt ends within a message."""
+        has opened. ``guided``: a guide makes the answer, and knows of no channels. ``forced``: all but
+        thoughts is a call. ``continues``: the prompt ends within a message."""
         tools = KnownTools(schemas)
         if self.has_channels and not guided:
-            return ChannelReader(tools, self._call_id, continues=continues, parallel=parallel)
+            return ChannelReader(self._call_id, tools=tools, continues=continues, parallel=parallel)
         return AnswerReader(
+            self._call_id,
             thinks={} if continues else self.thinks,
             thinking=thinking,
             forms=self.forms,
             tools=tools,
-            call_id=self._call_id,
             forced=forced,
             parallel=parallel,
         )

@@ -9,6 +9,7 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from .feed import Feed, Mismatch, Reading
+from .json_text import loaded
 from .pieces import ToolCall
 
 MAX_DEPTH = 64
@@ -65,6 +66,6 @@ def _scalar(feed: Feed) -> Reading[Any]:
             break
         yield from feed.more()
     try:
-        return json.loads(feed.take(place))
+        return loaded(feed.take(place))
     except ValueError:
         raise Mismatch from None

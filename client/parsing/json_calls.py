@@ -4,35 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Set as AbstractSet
-from typing import Any, NoReturn
+from typing import Any
 
 from .feed import Feed, Mismatch, Reading
-from .json_text import KEYS, JsonText
+from .json_text import KEYS, JsonText, loaded
 from .pieces import ToolCall
 
 
 def tagged(feed: Feed, names: AbstractSet[str], close: str) -> Reading[list[ToolCall]]:
     """What follows an opening tag; the end of all may take the closing one's place."""
-    calls = yield from _calls(feed, names)
+    calls = yield from listed(feed, names)
     yield from feed.space()
     yield from feed.literal(close, at_end=True)
     return calls
 
 
-def listed(feed: Feed, names: AbstractSet[str]) -> Reading[list[ToolCall]]:
-    """What follows a mark that nothing closes."""
-    return (yield from _calls(feed, names))
-
-
 def whole(feed: Feed, names: AbstractSet[str]) -> Reading[list[ToolCall]]:
     """An answer that is nothing but calls, up to its end. Llama puts semicolons between several."""
-    calls = yield from _calls(feed, names)
+    calls = yield from listed(feed, names)
     while True:
         yield from feed.space()
         if not feed.left:
             return calls
         yield from feed.literal(";")
-        calls += yield from _calls(feed, names)
+        calls += yield from listed(feed, names)
 
 
 def arguments(feed: Feed) -> Reading[str]:
@@ -47,7 +42,8 @@ def calls_of(text: str, names: AbstractSet[str]) -> list[ToolCall]:
     return [_call(item, names) for item in (value if isinstance(value, list) else [value])]
 
 
-def _calls(feed: Feed, names: AbstractSet[str]) -> Reading[list[ToolCall]]:
+def listed(feed: Feed, names: AbstractSet[str]) -> Reading[list[ToolCall]]:
+    """One call, or a list of them."""
     return calls_of((yield from feed.json(JsonText("calls", names))), names)
 
 
@@ -60,19 +56,11 @@ def _call(value: Any, names: AbstractSet[str]) -> ToolCall:
         raise Mismatch
     if not all(isinstance(arguments, dict) for arguments in given):
         raise Mismatch
-    try:
-        arguments = json.dumps(given[-1] if given else {}, ensure_ascii=False, allow_nan=False)
-    except (ValueError, RecursionError):
-        raise Mismatch from None
-    return ToolCall(name, arguments)
+    return ToolCall(name, json.dumps(given[-1] if given else {}, ensure_ascii=False))
 
 
 def _loaded(text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_no_number)
-    except (ValueError, RecursionError):
+        return loaded(text)
+    except ValueError:
         raise Mismatch from None
-
-
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")

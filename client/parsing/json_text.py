@@ -8,10 +8,13 @@ A call is a JSON object of the keys in ``KEYS`` alone: ``name`` is that of a too
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+from ...shards.formats.bounded_json import is_deeper
 
 KEYS = frozenset({"name", "arguments", "parameters", "id", "type"})
 _SPACE = " \t\n\r"
@@ -184,3 +187,21 @@ class JsonText:
     def _then(self, step: Callable[[str], bool]) -> bool:
         self._step = step
         return True
+
+
+def loaded(text: str) -> Any:
+    """What the JSON says. Raises ValueError for what is none, such as NaN, and what is too large or deep."""
+    try:
+        value = json.loads(text, parse_constant=_finite, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    if is_deeper(value, _DEEPEST):
+        raise ValueError("it is nested too deep")
+    return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no number in JSON")
+    return number

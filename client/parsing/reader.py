@@ -19,9 +19,16 @@ MAX_SPACE = 256
 
 class Reader(ABC):
     """``push`` text, control tokens in it as ``control`` has them; it gives what is certain by then.
-    ``flush`` at the end gives the rest. How the text was cut makes no difference to all of it together."""
+    ``flush`` at the end gives the rest. How the text was cut makes no difference to all of it together.
 
-    def __init__(self) -> None:
+    ``call_id``: of a call that has none, by its name and its number. ``parallel``: False lets the first call
+    through alone.
+    """
+
+    def __init__(self, call_id: Callable[[str, int], str], *, parallel: bool) -> None:
+        self._call_id = call_id
+        self._parallel = parallel
+        self._calls = 0
         self._feed = Feed()
         self._out: list[Piece] = []
         self._reading = self._read()
@@ -53,6 +60,12 @@ class Reader(ABC):
     def _think(self, text: str) -> None:
         if text := without_controls(text):
             self._out.append(Thoughts(text))
+
+    def _called(self, calls: Iterable[ToolCall]) -> None:
+        for call in calls:
+            if self._parallel or not self._calls:
+                self._out.append(replace(call, id=call.id or self._call_id(call.name, self._calls)))
+            self._calls += 1
 
     def _thoughts(self, end: re.Pattern[str]) -> Reading[None]:
         """Thoughts, up to what ``end`` (of ``ending``) finds; an end is taken. Space around them is none of
@@ -100,33 +113,29 @@ class AnswerReader(Reader):
     calls.
 
     ``thinks``: the tags around thoughts. ``thinking``: the end of what the prompt has opened, or "".
-    ``tools``: calls of any other are shown as text. ``forced``: the answer is one call by its guide.
-    ``parallel``: False lets the first call through alone. ``call_id``: of a call that has none, by its name
-    and its number. Nothing is held back that can no longer be a call.
+    ``tools``: calls of any other are shown as text. ``forced``: the answer is one call by its guide. Nothing
+    is held back that can no longer be a call.
     """
 
     def __init__(
         self,
+        call_id: Callable[[str, int], str],
         *,
         thinks: Mapping[str, str],
         thinking: str,
         forms: Iterable[Form],
         tools: KnownTools,
-        call_id: Callable[[str, int], str],
-        forced: bool = False,
-        parallel: bool = True,
+        forced: bool,
+        parallel: bool,
     ) -> None:
-        super().__init__()
+        super().__init__(call_id, parallel=parallel)
         self._thinks = thinks
         self._thinking = thinking
         self._forms = {form.opens: form for form in forms} if tools.names else {}
         # A text may speak of <think>; it cannot write a control token.
         self._opens = [*self._forms, *(opens for opens in thinks if opens.startswith(BEGIN))]
         self._tools = tools
-        self._call_id = call_id
         self._forced = forced
-        self._parallel = parallel
-        self._calls = 0
 
     def _read(self) -> Reading[None]:
         thought = bool(self._thinking)
@@ -206,9 +215,3 @@ class AnswerReader(Reader):
         except Mismatch:
             self._say(feed.read_from(start))
         return True
-
-    def _called(self, calls: Iterable[ToolCall]) -> None:
-        for call in calls:
-            if self._parallel or not self._calls:
-                self._out.append(replace(call, id=call.id or self._call_id(call.name, self._calls)))
-            self._calls += 1

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
+
+from .json_text import loaded
 
 MAX_DEPTH = 8
 """Schemas in schemas that are looked into for the types of one argument."""
@@ -54,8 +55,8 @@ def _value(text: str) -> Any:
     if word.lower() in _WORDS:  # as in Python, which many models write
         return _WORDS[word.lower()]
     try:
-        return json.loads(word, parse_constant=_no_number)
-    except (ValueError, RecursionError):
+        return loaded(word)
+    except ValueError:
         return text
 
 
@@ -89,7 +90,3 @@ def _referred(reference: str, root: Any) -> Any:
             return None
         root = root.get(step.replace("~1", "/").replace("~0", "~"))
     return root
-
-
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")

@@ -156,3 +156,16 @@ async def test_control_tokens_are_shown_to_who_asks(serve: Serve) -> None:
     assert answer.json()["choices"][0]["message"]["content"] == "a</s>b"
     answer = await served.chat(skip_special_tokens=False, tools=[WEATHER])
     assert answer.json()["error"]["param"] == "skip_special_tokens"
+
+
+async def test_thoughts_go_back_as_the_template_calls_them(serve: Serve) -> None:
+    template = (
+        "{% for message in messages %}<{{ message.role }}>{{ message.thinking or '' }}{{ message.content }}"
+        "{% endfor %}"
+    )
+    served = await serve(tokenizer=TemplateTokenizer(template))
+    said = {"role": "assistant", "content": "Hi", "reasoning_content": "Hm."}
+    answer = await served.openai.chat.completions.create(
+        **{**GREEDY, "max_tokens": 1, "messages": [USER, said, USER]}
+    )
+    assert answer.usage.prompt_tokens == 1 + len("<user>hi<assistant>Hm.Hi<user>hi")
