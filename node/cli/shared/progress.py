@@ -180,7 +180,7 @@ class TransferBar:
                 console=console,
                 transient=True,
             )
-            self._task = self._bar.add_task("", total=None)
+            self._task = self._bar.add_task(shown(label), total=total)
             self._bar.start()
         self._bar.update(self._task, completed=done, total=total, description=shown(label))
 
