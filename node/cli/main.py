@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from ...swarm.errors import SwarmError
+from ...swarm.errors import SwarmError, UsageError
 from ...swarm.runtime.tasks import new_event_loop
 from .early_checks import check_words
 from .parser import build_parser
@@ -36,7 +36,7 @@ def _answer(words: list[str], streams: StandardStreams) -> int:
     as_json = "--json" in words
     settings = Settings(arguments := argparse.Namespace())
     try:
-        settings = parse_words(build_parser(), words, os.environ)
+        settings = _settings(words)
         arguments = settings.arguments
         as_json = arguments.json
         speak = not (as_json or getattr(arguments, "quiet", False))
@@ -73,6 +73,17 @@ def _answer(words: list[str], streams: StandardStreams) -> int:
     return 0
 
 
+def _settings(words: list[str]) -> Settings:
+    """Raises UsageError. A file that cannot be used does not keep the doctor from saying so itself."""
+    parser = build_parser()
+    try:
+        return parse_words(parser, words, os.environ)
+    except UsageError:
+        if words[:1] != ["doctor"]:
+            raise
+        return Settings(parser.parse_args(words))
+
+
 def _all_is_imported() -> None:
     """Python looks for garbage again, and not in what stays to the end."""
     if not gc.isenabled():
@@ -90,7 +101,7 @@ def _talk(arguments: argparse.Namespace) -> Callable[[argparse.Namespace], None]
     return run_chat
 
 
-def _command(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
+def _command(arguments: argparse.Namespace) -> Coroutine[Any, Any, int | None]:
     # Each command imports what it needs: --help and a wrong option answer at once. It does so before there is
     # an event loop, in which Ctrl-C would have to wait for the imports.
     match arguments.command:
@@ -136,6 +147,10 @@ def _command(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
             from .dashboard.dashboard import run_dashboard
 
             return run_dashboard(arguments)
+        case "doctor":
+            from .doctor.doctor import run_doctor
+
+            return run_doctor(arguments, build_parser())
         case "config":
             from .settings.show import run_config
 

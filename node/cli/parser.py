@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from ...swarm.errors import UsageError
 from .chat.commands import CHAT_EXAMPLES, add_chat
 from .dashboard.options import DASHBOARD_EXAMPLES, add_dashboard
+from .doctor.options import DOCTOR_EXAMPLES, add_doctor
 from .gateway.options import GATEWAY_EXAMPLES, add_gateway
 from .generate.options import GENERATE_EXAMPLES, add_generate
 from .models.options import MODELS_EXAMPLES, PLAN_EXAMPLES, PULL_EXAMPLES, add_models, add_plan, add_pull
@@ -103,6 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_pull(_command(commands, "pull", "fetch a whole model to this machine", PULL_EXAMPLES))
     add_plan(_command(commands, "plan", "say which blocks this machine would serve", PLAN_EXAMPLES))
     add_status(_command(commands, "status", "list nodes, and the blocks that nobody serves", STATUS_EXAMPLES))
+    add_doctor(_command(commands, "doctor", "say what is wrong here, and what to do", DOCTOR_EXAMPLES))
     add_service(
         _command(commands, "service", "have a command run from the machine's start on", SERVICE_EXAMPLES)
     )

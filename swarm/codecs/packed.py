@@ -90,6 +90,10 @@ class PackedCodec(Codec):
             if (payload := kernels.encode(self.native_format, rows, size, self.exponents)) is None:
                 raise not_finite()
             return payload
+        return self.plain_payload(rows)
+
+    def plain_payload(self, rows: np.ndarray) -> memoryview:
+        """The payload of ``rows`` (tokens, width) float32 as numpy makes it: the kernels make the same."""
         out = np.empty(len(rows), row_type(rows.shape[1]))
         for first in range(0, len(rows), _ROWS_AT_ONCE):
             self._encode_rows(rows[first : first + _ROWS_AT_ONCE], out[first : first + _ROWS_AT_ONCE])

@@ -77,12 +77,13 @@ FLOORS = {
         ("node/engine", "node/limits", "node/presence", "node/volunteering"),
         ("node/sessions",),
         ("node",),
-        ("node/auto", "node/weights"),
+        ("node/auto", "node/weights", "node/doctor"),
         ("node/cli/shared",),
         ("node/cli/dashboard", "node/cli/metrics"),
         ("node/cli/chat", "node/cli/network", "node/cli/generate", "node/cli/gateway", "node/cli/serving"),
         ("node/cli/models", "node/cli/run", "node/cli/settings"),
         ("node/cli/service",),
+        ("node/cli/doctor",),
         ("node/cli",),
     ),
 }
@@ -96,6 +97,7 @@ ONLY_IN = {
     "libp2p": (),  # a peer of tests
     "trio": (),
     "torch": (
+        "node/doctor/computing.py",
         *("shards/torch", "shards/transformers", "shards/formats/transformers", "shards/models/devices.py"),
         *("shards/checkpoint/checkpoint.py", "client/hf"),
     ),

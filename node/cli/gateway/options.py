@@ -21,6 +21,9 @@ from ..shared.arguments import (
     seconds,
 )
 
+GATEWAY_PORT = 8000
+"""The gateway's TCP port by default."""
+
 GATEWAY_EXAMPLES = """\
 examples:
   swarm-node gateway --model PATH --initial-peers ADDR           http://127.0.0.1:8000, this computer only
@@ -42,7 +45,7 @@ def add_gateway(command: argparse.ArgumentParser) -> None:
         help=f"{MODEL_HELP} (repeat it to offer several; default: the one model that the swarm serves)",
     )
     add_peers(command)
-    add_http(command, port=8000, without_keys="all that reach the port may ask")
+    add_http(command, port=GATEWAY_PORT, without_keys="all that reach the port may ask")
     add_metrics_keys(command, "what the API asks for")
     command.add_argument(
         "--cors-origin",

@@ -60,9 +60,10 @@ def at_end_of_input(stop: Callable[[], object]) -> Iterator[None]:
     yield
 
 
-async def until_ended(command: Coroutine[Any, Any, None]) -> int:
-    """Run a command in the event loop; returns its exit code. SIGTERM and a hang-up cancel it, so that it
-    closes what it opened, and their exit code is that of a program that such a signal ended."""
+async def until_ended(command: Coroutine[Any, Any, int | None]) -> int:
+    """Run a command in the event loop; returns its exit code, 0 unless it says another. SIGTERM and a hang-up
+    cancel it, so that it closes what it opened, and their exit code is that of a program that such a signal
+    ended."""
     running = asyncio.ensure_future(command)
     ended_by: list[int] = []
 
@@ -73,12 +74,11 @@ async def until_ended(command: Coroutine[Any, Any, None]) -> int:
 
     try:
         with _in_loop(_heeded(signal.SIGTERM, HANG_UP), end):
-            await running
+            return await running or 0
     except asyncio.CancelledError:
         if not ended_by:
             raise
         return 128 + ended_by[0]
-    return 0
 
 
 @contextlib.contextmanager
