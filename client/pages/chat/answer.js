@@ -7,8 +7,10 @@ import { pause, untilAvailable } from "./models.js";
 /** Milliseconds until a question that found no route is asked again, and for how long that goes on. */
 const AGAIN_MS = 3000;
 const PATIENCE_MS = 10 * 60_000;
-/** Tokens over which the speed is measured. */
+/** The speed is measured over this many arrivals of tokens, which are as many milliseconds apart at least: tokens
+ * may come in heaps. */
 const WINDOW = 32;
+const APART_MS = 50;
 
 /** What a person can do about a problem that does not say it. */
 const HINTS = {
@@ -101,6 +103,7 @@ export class Answer {
       reason = choice?.finish_reason ?? reason;
       this.changed();
     }
+    this.message.facts.rate = this.speed ?? this.message.facts.rate; // as it was measured where it was made
     return reason === "length" ? STATES.cut : STATES.complete;
   }
 
@@ -115,9 +118,11 @@ export class Answer {
     facts.firstMs ??= now - this.began;
     facts.tokens = this.tokensBefore + usage.completion_tokens;
     facts.full = usage.total_tokens >= this.context;
-    this.#arrivals = [...this.#arrivals, [now, facts.tokens]].slice(-WINDOW);
-    const [[from, before]] = this.#arrivals;
-    if (facts.tokens > before) facts.rate = ((facts.tokens - before) * 1000) / (now - from);
+    if (now - (this.#arrivals.at(-1)?.[0] ?? -Infinity) >= APART_MS) {
+      this.#arrivals = [...this.#arrivals, [now, facts.tokens]].slice(-WINDOW);
+      const [[from, before]] = this.#arrivals;
+      if (now > from) facts.rate = ((facts.tokens - before) * 1000) / (now - from);
+    }
     const thinks = message.reasoning && !message.content;
     this.#tell("answering", thinks ? "Thinking" : "Answering");
   }
@@ -131,7 +136,7 @@ export class Answer {
     if (route) facts.route = route.map((hop) => ({ ...hop, peer: shortId(hop.peer_id, hop.name) }));
     if (repaired) facts.repairs.push(...repaired.map(({ text }) => text));
     if (forgotten) facts.forgotten = forgotten;
-    if (timings?.decode_s > 0) facts.rate = (timings.new_tokens - 1) / timings.decode_s;
+    if (timings?.decode_s > 0) this.speed = (timings.new_tokens - 1) / timings.decode_s;
   }
 
   #wait(text, commands = []) {

@@ -360,7 +360,12 @@ def _requests(model: str) -> list[bytes]:
         "seed": 1,
         "n": 2,
     }
-    streamed = {**chat, "stream": True, "stream_options": {"include_usage": True}}
+    streamed = {
+        **chat,
+        "stream": True,
+        "stream_options": {"include_usage": True, "swarm_events": True},
+        "truncation": "auto",
+    }
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     guided = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
