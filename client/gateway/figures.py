@@ -45,7 +45,8 @@ class GatewayTotals:
 @dataclass(eq=False, slots=True)
 class _Running:
     """``since`` and ``seen``: when its tokens were looked at, and how many there were; ``rate``: tokens a
-    second, between the last two looks. ``repairs``: of each stream, how many were noted."""
+    second between the last two looks, None before there were two. ``repairs``: of each stream, how many were
+    noted."""
 
     id: str
     model: str
@@ -53,15 +54,17 @@ class _Running:
     began: float
     since: float
     seen: int = 0
-    rate: float = 0.0
+    rate: float | None = None
     repairs: dict[TextStream, int] = field(default_factory=dict)
 
     def tokens_per_s(self, now: float) -> float:
+        tokens, first_at = self.answering.tokens, self.answering.first_at
         if now - self.since >= LOOK_S:
-            tokens = self.answering.tokens
             self.rate = (tokens - self.seen) / (now - self.since)
             self.since, self.seen = now, tokens
-        return self.rate
+        if self.rate is not None:
+            return self.rate
+        return 0.0 if first_at is None or now <= first_at else (tokens - 1) / (now - first_at)
 
 
 class Figures:
