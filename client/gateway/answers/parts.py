@@ -51,12 +51,14 @@ Part = Text | Thinking | Call | Finish
 
 @dataclass(slots=True)
 class Said:
-    """A choice's parts together, once all were added."""
+    """A choice's parts together, once all were added. ``text_tokens``: those of ``tokens`` that texts came
+    with."""
 
     texts: list[str] = field(default_factory=list)
     thoughts: list[str] = field(default_factory=list)
     calls: list[ToolCall] = field(default_factory=list)
     tokens: list[TokenEvent] = field(default_factory=list)
+    text_tokens: list[TokenEvent] = field(default_factory=list)
     _finish: Finish | None = None
 
     @property
@@ -78,6 +80,7 @@ class Said:
             case Text():
                 self.texts.append(part.text)
                 self.tokens += part.tokens
+                self.text_tokens += part.tokens
             case Thinking():
                 self.thoughts.append(part.text)
                 self.tokens += part.tokens

@@ -69,7 +69,7 @@ class ResponseWriter(Writer):
         if said.thoughts:
             self.part(0, Thinking(said.thinking), usage)
         if said.texts:
-            self.part(0, Text(said.text, tuple(said.tokens)), usage)
+            self.part(0, Text(said.text, tuple(said.text_tokens)), usage)
         for call in said.calls:
             self.part(0, Call(call), usage)
         self.part(0, said.finish, usage)

@@ -146,8 +146,9 @@ async def test_thoughts_are_an_item_of_their_own(serve: Serve, stream: bool) -> 
     thinks = TOOL_TEMPLATE + "{# <think></think> #}"
     says = b"<think>Hm.</think>Hi"
     served = await serve(head=ScriptedHead([*says, EOS, *says, EOS]), tokenizer=TemplateTokenizer(thinks))
-    response = await _ask(served, stream, model="toy", input=STORY)
+    response = await _ask(served, stream, model="toy", input=STORY, top_logprobs=1)
     thought, said = response.output
+    assert "".join(entry.token for entry in said.content[0].logprobs) == "</think>Hi"
     assert (thought.type, thought.content[0].text, thought.summary) == ("reasoning", "Hm.", [])
     assert (said.type, response.output_text) == ("message", "Hi")
     assert response.usage.output_tokens == len(says) + 1
