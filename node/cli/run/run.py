@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from ....shards.models.devices import choose_device
+from ....swarm.boundaries import span_around
 from ....swarm.errors import RouteError
 from ....swarm.membership.entry import SwarmEntry
 from ....swarm.placement.types import Serve, gigabytes
@@ -74,10 +75,13 @@ async def _lacking(arguments: argparse.Namespace, entry: SwarmEntry, bar: Transf
 
 
 def _covering(outlook: Outlook) -> Span | None:
-    """The blocks that this machine would serve, if no block is missing then."""
-    verdict = outlook.verdict
-    is_whole = isinstance(verdict, Serve) and not outlook.missing_with(verdict.span)
-    return verdict.span if isinstance(verdict, Serve) and is_whole else None
+    """The missing blocks, and what may lie between them, if this machine can serve all of that."""
+    verdict, missing = outlook.verdict, outlook.missing
+    if not isinstance(verdict, Serve) or outlook.missing_with(verdict.span):
+        return None
+    if not missing:  # they have come meanwhile: another copy
+        return verdict.span
+    return span_around(Span(missing[0].start, missing[-1].end), outlook.machine.shape.cuts)
 
 
 def _own_span(outlook: Outlook) -> Span:
@@ -96,9 +100,7 @@ def _own_span(outlook: Outlook) -> Span:
 
 def _say(arguments: argparse.Namespace, outlook: Outlook, span: Span) -> None:
     """Before anything is fetched or served."""
-    verdict = outlook.verdict
-    size = verdict.memory_bytes if isinstance(verdict, Serve) else 0
-    tokens = outlook.machine.shape.context_tokens
+    size, tokens = outlook.machine.shape.room(span), outlook.machine.shape.context_tokens
     if arguments.json:
         events.print(
             {"event": "serving", "model": outlook.model.name, "blocks": str(span), "memory_bytes": size}

@@ -40,6 +40,9 @@ def outlook(span: Span | None, *served: Span) -> Outlook:
 
 def test_only_what_closes_the_gap_is_started() -> None:
     assert run._own_span(outlook(Span(10, 30), Span(0, 10))) == Span(10, 30)
+    assert run._own_span(outlook(Span(0, 30), Span(0, 10))) == Span(10, 30), "no more than is missing"
+    assert run._own_span(outlook(Span(0, 30), Span(5, 10))) == Span(0, 30)
+    assert run._own_span(outlook(Span(3, 9), Span(0, 30))) == Span(3, 9)
     with pytest.raises(RouteError, match=r"blocks 0-29 of tiny, .*: 2 machines like this one") as caught:
         run._own_span(outlook(Span(0, 20)))
     assert "`swarm-node serve --model NAME`" in caught.value.hint
