@@ -42,8 +42,8 @@ MOST_KINDS = 6
 class MeasuredMachine:
     """``shape``: what the model costs here. ``memory_bytes``: usable for weights and KV cache.
     ``decode_ms_per_block``: one token, batch 1. ``prefill_tokens_per_s``: through one block. Both are 0 where
-    no block fits, so that none was measured. ``weights``, ``kernels`` and ``kv_dtype``: how they would be
-    held and computed, for people. ``device``: where.
+    some block does not fit, so that none was measured. ``weights``, ``kernels`` and ``kv_dtype``: how they
+    would be held and computed, for people. ``device``: where.
     ``lean``: what the model costs with most experts left in the file; None where they cannot stay there."""
 
     shape: ModelShape
@@ -124,7 +124,7 @@ def measure_machine(
     """
     config = config.for_model(model)
     memory = usable_memory(config.device, config.memory)
-    if (least := _least_bytes(config, model, manifest)) > memory:
+    if max(least := _least_bytes(config, model, manifest)) > usable_memory(config.device, None):
         return _too_small(config, model, least, memory)
     kinds = _kinds(model, manifest)
     of_block: dict[int, _MeasuredKind] = {}
@@ -163,23 +163,25 @@ def measure_machine(
     )
 
 
-def _least_bytes(config: NodeConfig, model: ModelConfig, manifest: Mapping[str, TensorInfo]) -> int:
-    """What the smallest block's weights take at least, however they are held."""
+def _least_bytes(config: NodeConfig, model: ModelConfig, manifest: Mapping[str, TensorInfo]) -> list[int]:
+    """What each block's weights take at least, however they are held."""
     bits = {"int8": 8, "int4": 4}.get(config.quantize)
 
     def held(info: TensorInfo) -> int:
         return info.nbytes if bits is None else min(info.nbytes, prod(info.shape) * bits // 8)
 
-    return min(
-        sum(held(manifest[name]) for name in block_names(model, block) if name in manifest)
+    return [
+        max(1, sum(held(manifest[name]) for name in block_names(model, block) if name in manifest))
         for block in range(model.n_blocks)
-    )
+    ]
 
 
-def _too_small(config: NodeConfig, model: ModelConfig, block_bytes: int, memory: int) -> MeasuredMachine:
-    """A machine that no block fits into: it is not even tried, which might take all memory there is."""
+def _too_small(
+    config: NodeConfig, model: ModelConfig, weight_bytes: Sequence[int], memory: int
+) -> MeasuredMachine:
+    """A machine that not every block fits into: none is tried, which might take all memory there is."""
     kv_dtype = "float16" if config.kv_dtype == "auto" else config.kv_dtype
-    shape = _shape(config, model, [block_bytes] * model.n_blocks, _kv_bytes(config, model, kv_dtype))
+    shape = _shape(config, model, weight_bytes, _kv_bytes(config, model, kv_dtype))
     return MeasuredMachine(shape, memory, 0.0, 0.0, model.native_dtype, "no", kv_dtype, config.device)
 
 

@@ -31,6 +31,7 @@ _ROUTE_S = 30.0
 
 def run_run(arguments: argparse.Namespace) -> None:
     """Returns when the user leaves. Raises SwarmError."""
+    talk = argparse.Namespace(**vars(arguments))  # hints after the end do not name the node that is gone
     with ExitStack() as stack:
         with TransferBar("Looking for the swarm ...", speak=not arguments.json) as bar:
             outlook = asyncio.run(_lacking(arguments, entry_of(arguments), bar))
@@ -42,9 +43,9 @@ def run_run(arguments: argparse.Namespace) -> None:
                 bar.stage("Starting a node on this machine ...")
                 node.wait_online(lambda event: _told(event, bar))
                 if not arguments.join:
-                    arguments.initial_peers = [*(arguments.initial_peers or ()), *node.maddrs[:1]]
-                arguments.wait = max(arguments.wait, _ROUTE_S)
-        run_chat(arguments)
+                    talk.initial_peers = [*(arguments.initial_peers or ()), *node.maddrs[:1]]
+                talk.wait = max(arguments.wait, _ROUTE_S)
+        run_chat(talk)
 
 
 async def _lacking(arguments: argparse.Namespace, entry: SwarmEntry, bar: TransferBar) -> Outlook | None:

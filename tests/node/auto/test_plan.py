@@ -208,11 +208,12 @@ async def test_a_model_of_the_catalogue_is_planned_before_a_byte_of_it_is_here(s
 
 async def test_of_a_model_whose_blocks_are_too_large_nothing_is_made(swarm, monkeypatch):
     monkeypatch.setattr("swarm_node.node.auto.machine.random_checkpoint", None)
-    config = replace(swarm.config, model="kimi-k2", kv_cache_tokens=256, memory=1_000_000)
+    monkeypatch.setattr("swarm_node.node.auto.machine.usable_memory", lambda device, limit: 10**9)
+    config = replace(swarm.config, model="kimi-k2", kv_cache_tokens=256)
     outlook = await look_ahead(ALONE, config)
     assert isinstance(outlook.verdict, StandBy)
     assert outlook.alike is None
     assert outlook.machine.decode_ms_per_block == 0
     text = "\n".join(lines(outlook))
     assert "room for 0 blocks; not measured" in text
-    assert "one block takes" in text
+    assert "one block takes 11.1 GB" in text
