@@ -10,6 +10,7 @@ from ...guided.guide import Guide
 from ...guided.guide_start import GuideStart
 from ...parsing.dialect import dialect_of, plain
 from ...parsing.reader import Reader
+from ..requests.guides import made
 from ..requests.request import ChatRequest
 from ..requests.tools import format_or_call
 
@@ -60,7 +61,7 @@ class ChatReading:
             return guide
         # Beside what the answer must look like, calls are possible, in the form that the model has for them.
         if dialect.has_channels or dialect.calls_as_json:
-            return format_or_call(guide, tools)
+            return made(request.guide_field, lambda: format_or_call(guide, tools))
         return guide
 
     def _start(self, tokenizer: Tokenizer) -> GuideStart | None:

@@ -123,7 +123,8 @@ def answer_schema(calls: Mapping[str, object]) -> dict[str, Any]:
 
 def format_or_call(guide: Guide, tools: Tools) -> Guide:
     """What lets an answer be as ``guide`` says, which is for JSON, or a call of one of ``tools`` in JSON.
-    Their arguments keep to their schemas as far as types go. Raises UsageError."""
+    Their arguments keep to their schemas as far as types go. Raises UsageError for what is too
+    large."""
     form = json.loads(guide.text) if guide.text else {"type": "object"}
     calls = answer_schema({name: shape(_lenient(schema)) for name, schema in tools.schemas.items()})
     definitions = calls.pop("$defs")

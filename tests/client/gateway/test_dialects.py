@@ -169,3 +169,9 @@ async def test_thoughts_go_back_as_the_template_calls_them(serve: Serve) -> None
         **{**GREEDY, "max_tokens": 1, "messages": [USER, said, USER]}
     )
     assert answer.usage.prompt_tokens == 1 + len("<user>hi<assistant>Hm.Hi<user>hi")
+
+
+async def test_beside_a_format_any_schema_of_a_tool_will_do(serve: Serve) -> None:
+    served = await _serving(serve, NUMBER, JSON_ALONE)
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"$ref": "#/none", "type": "odd"}}}
+    assert await _asked(served, False, tools=[tool], response_format=FORM) == ("", NUMBER, [], "stop")
