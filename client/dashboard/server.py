@@ -8,7 +8,8 @@ from ..http.admission import ApiKeys
 from ..http.call import HttpCall
 from ..http.endpoint import Endpoint, Handler
 from ..http.errors import ApiError
-from ..http.server import HttpServer, Listener, is_local
+from ..http.listening import Listener, is_local
+from ..http.server import HttpServer
 from ..pages.pages import page
 from .dashboard import Dashboard
 from .door import dashboard_handlers

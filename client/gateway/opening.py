@@ -14,7 +14,7 @@ from ..connecting import ClientOptions, SessionOptions, checked_entry, open_mode
 from ..dashboard.dashboard import Dashboard
 from ..dashboard.picture import Complete, with_peer
 from ..http.admission import ApiKeys
-from ..http.server import listen
+from ..http.listening import listen
 from ..local_model import LocalModel
 from ..network import ClientNetwork
 from .gateway import Gateway, GatewayLimits

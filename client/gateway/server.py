@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..dashboard.dashboard import Dashboard
-from ..http.server import HttpServer, Listener, is_local
+from ..http.listening import Listener, is_local
+from ..http.server import HttpServer
 from .app import create_app
 from .gateway import Gateway
 

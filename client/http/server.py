@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import socket
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from ...swarm.errors import ListenError
 from ...swarm.runtime.open_files import allowed_connections
-from ...swarm.transport.addresses import bare_host
 from .connection import KEEP_ALIVE_S, HttpConnection
+from .listening import Listener, is_local
 
 BACKLOG = 2048
-
-Listener = socket.socket
-"""A socket that is bound, and whose connections come once a server takes it over."""
 
 
 class _Server(uvicorn.Server):
@@ -102,34 +97,3 @@ class HttpServer:
 
     def drop_all(self) -> None:
         """End what is being answered. Here there is nothing that does not end by itself."""
-
-
-def is_local(listener: Listener) -> bool:
-    """Whether only this computer can reach it."""
-    return ipaddress.ip_address(listener.getsockname()[0].split("%")[0]).is_loopback
-
-
-def listen(host: str, port: int) -> Listener:
-    """Bound there (0: any free port). Raises ListenError."""
-    bare = bare_host(host)
-    try:
-        found: Any = socket.getaddrinfo(bare, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.socket(found[0], socket.SOCK_STREAM)
-    except OSError as error:
-        raise _cannot_listen(host, port, error) from None
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(found[4])
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        raise _cannot_listen(host, port, error) from None
-    return listener
-
-
-def _cannot_listen(host: str, port: int, error: OSError) -> ListenError:
-    return ListenError(
-        f"cannot listen at {host} port {port}: {error.strerror or error}",
-        hint="Give an address of this machine as --host (127.0.0.1, or 0.0.0.0 for all), or another --port; "
-        "port 0 takes a free one.",
-    )

@@ -4,14 +4,20 @@ imported."""
 from __future__ import annotations
 
 import argparse
+import os
+from pathlib import Path
 
+from ...client.http.admission import ApiKeys
+from ...client.http.listening import listen
+from ...shards.formats.not_a_model import models_in, no_path_error
 from ...swarm.errors import UsageError
 from ...swarm.transport.addresses import listen_maddrs, listenable
 from .shared.arguments import entry_of
 
 
 def check_words(arguments: argparse.Namespace) -> None:
-    """Addresses, invites and key files can be read, and ports are free. Raises UsageError, ListenError."""
+    """Addresses, invites and key files can be read, ports are free, and there is something at a model's path.
+    Raises UsageError, ListenError, CheckpointError."""
     if arguments.command == "plan" and not arguments.model:
         raise UsageError(
             "plan needs the name of a model",
@@ -25,3 +31,17 @@ def check_words(arguments: argparse.Namespace) -> None:
             listenable(listen_maddrs(arguments.metrics_host, arguments.metrics))
     if arguments.command == "serve" and arguments.dashboard is not None:
         listenable(listen_maddrs("127.0.0.1", arguments.dashboard))
+    if arguments.command in ("gateway", "dashboard"):
+        for file in (arguments.api_key_file, getattr(arguments, "metrics_key_file", None)):
+            if file is not None:
+                ApiKeys.read(file)
+        listen(arguments.host, arguments.port).close()
+    _check_models(getattr(arguments, "model", None) or [])
+
+
+def _check_models(names: str | list[str]) -> None:
+    """Raises CheckpointError for what can only be a path, and leads nowhere."""
+    for name in [names] if isinstance(names, str) else names:
+        path = Path(name).expanduser()
+        if name.startswith((".", "/", "~", os.sep)) and not path.exists():
+            raise no_path_error(name, models_in(path.parent))

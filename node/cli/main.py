@@ -19,7 +19,7 @@ from .settings.resolve import Settings, parse_words
 from .shared.logs import LogOptions, set_up_logging
 from .shared.output import exit_code_of, print_error, starting_line
 from .shared.pasting import pasteable
-from .shared.signals import exiting_on_end_signals, until_ended
+from .shared.signals import dying_of_ctrl_c, exiting_on_end_signals, until_ended
 from .shared.streams import StandardStreams
 
 NODES = ("serve", "bootstrap", "gateway", "dashboard")
@@ -48,12 +48,12 @@ def _answer(words: list[str], streams: StandardStreams) -> int:
         check_words(arguments)
         if arguments.command in ("chat", "run"):  # they wait for keys in this thread, without an event loop
             with exiting_on_end_signals():
-                with starting_line(speak=speak):
+                with dying_of_ctrl_c(), starting_line(speak=speak):
                     talk = _talk(arguments)
                     _all_is_imported()
                 talk(arguments)
         else:
-            with starting_line(speak=speak):
+            with dying_of_ctrl_c(), starting_line(speak=speak):
                 command = _command(arguments)
                 _all_is_imported()
             with asyncio.Runner(loop_factory=new_event_loop) as runner:

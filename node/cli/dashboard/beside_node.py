@@ -10,7 +10,7 @@ from functools import partial
 from ....client.dashboard.dashboard import Dashboard
 from ....client.dashboard.server import DashboardServer
 from ....client.dashboard.source import NoFigures, OwnWork
-from ....client.http.server import listen
+from ....client.http.listening import listen
 from ...node import Node, Service
 from ..shared.arguments import entry_of
 from ..shared.pasting import completed

@@ -11,7 +11,7 @@ from ....client.dashboard.dashboard import Dashboard
 from ....client.dashboard.server import DashboardServer
 from ....client.dashboard.source import NoFigures
 from ....client.http.admission import ApiKeys
-from ....client.http.server import is_local, listen
+from ....client.http.listening import is_local, listen
 from ....dht.joining.client import join_as_client
 from ....swarm.errors import UsageError
 from ..shared.arguments import entry_of

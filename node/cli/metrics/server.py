@@ -14,7 +14,8 @@ from ....client.http.call import HttpCall
 from ....client.http.callers import only_with_key
 from ....client.http.endpoint import Endpoint, Handler
 from ....client.http.errors import RETRY_S, ApiError
-from ....client.http.server import HttpServer, is_local, listen
+from ....client.http.listening import is_local, listen
+from ....client.http.server import HttpServer
 from ....client.metrics.scrape import metrics_page
 
 if TYPE_CHECKING:

@@ -82,6 +82,19 @@ async def until_ended(command: Coroutine[Any, Any, int | None]) -> int:
 
 
 @contextlib.contextmanager
+def dying_of_ctrl_c() -> Iterator[None]:
+    """Ctrl-C ends the process where it is, as a signal does: for times in which nothing is open. Raised as an
+    exception, it could get lost in what Python does while it imports."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
 def exiting_on_end_signals() -> Iterator[None]:
     """The same for a command without an event loop in its main thread: SystemExit is raised there."""
 

@@ -13,7 +13,7 @@ from swarm_node.client.dashboard import dashboard as module
 from swarm_node.client.dashboard.dashboard import Dashboard
 from swarm_node.client.dashboard.server import DashboardServer
 from swarm_node.client.http.admission import ApiKeys
-from swarm_node.client.http.server import listen
+from swarm_node.client.http.listening import listen
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from tests.client.dashboard.simulated import SimulatedSource
 from tests.client.pages.conftest import browser as browser

@@ -17,7 +17,7 @@ from swarm_node.client.gateway.gateway import Gateway, GatewayLimits
 from swarm_node.client.gateway.models import Offers
 from swarm_node.client.gateway.server import GatewayServer
 from swarm_node.client.http.admission import ApiKeys
-from swarm_node.client.http.server import listen
+from swarm_node.client.http.listening import listen
 from tests.client.gateway.gateway_case import Serve, Served
 from tests.doubles.fake_swarm import FakeSwarm, ScriptedHead
 

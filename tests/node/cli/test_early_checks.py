@@ -50,6 +50,29 @@ def test_a_port_that_is_taken(command: str, option: str) -> None:
     assert f"port {port} on 127.0.0.1 is in use" in done.stderr
 
 
+@pytest.mark.parametrize("command", ["gateway", "dashboard"])
+def test_what_serves_http(command: str, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = run(command, "--port", port)
+    assert done.returncode == 4, done.stderr
+    assert f"cannot listen at 127.0.0.1 port {port}" in done.stderr
+    done = run(command, "--port", "0", "--api-key-file", str(tmp_path / "keys"))
+    assert done.returncode == 2, done.stderr
+    assert "the API keys in" in done.stderr
+
+
+@pytest.mark.parametrize("command", [["generate", "hi"], ["chat"], ["gateway", "--port", "0"], ["serve"]])
+def test_a_path_at_which_there_is_no_model(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "model-q4.gguf").touch()
+    done = run(*command, "--model", str(tmp_path / "model-q5.gguf"))
+    assert done.returncode == 3, done.stderr
+    assert f"there is no model at {tmp_path / 'model-q5.gguf'}" in done.stderr
+    assert f"Did you mean '{tmp_path / 'model-q4.gguf'}'?" in done.stderr
+
+
 def test_a_wrong_word_and_help() -> None:
     assert run("generate", "--no-such-option", "hi").returncode == 2
     assert run("--help").returncode == 0

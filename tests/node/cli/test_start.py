@@ -74,6 +74,33 @@ def test_nobody_else_sees_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(monkeypatch, terminal=False) == shown(monkeypatch, terminal=True, speak=False) == ""
 
 
+INTERRUPTED_IN_AN_IMPORT = """
+import os, signal, sys, weakref
+from importlib.abc import MetaPathFinder
+from swarm_node.node.cli.__main__ import main
+
+class Thing: pass
+
+class Interrupting(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "swarm_node.node.cli.network.status":
+            thing = Thing()
+            weakref.finalize(thing, os.kill, os.getpid(), signal.SIGINT)
+            del thing  # what is raised in a finalizer is ignored
+
+sys.meta_path.insert(0, Interrupting())
+sys.exit(main(["status", "--no-mdns", "--pure-python"]))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="its signals are others")
+def test_ctrl_c_while_a_command_is_imported_is_never_lost() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_IN_AN_IMPORT], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert (ended.returncode, ended.stdout) == (-signal.SIGINT, b"")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="its signals are others")
 def test_ctrl_c_before_the_command_line_is_there_ends_without_a_word() -> None:
     ended = subprocess.run(
