@@ -105,7 +105,13 @@ class HopClient:
         self.link = link
         self.deadline_ms = deadline_ms
         self.state = HopState()
-        self.trace = HopTimings(plan.hop.peer_id, plan.hop.span, plan.codec.kind, name=plan.hop.name)
+        self.trace = HopTimings(
+            plan.hop.peer_id,
+            plan.hop.span,
+            plan.codec.kind,
+            name=plan.hop.name,
+            codec_on=plan.reply_codec.kind,
+        )
         self.listener: Listener | None = None
         self.max_step_tokens = 0
         self.length = 0

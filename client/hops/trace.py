@@ -194,14 +194,16 @@ class Ways:
 
 @dataclass(frozen=True, slots=True)
 class HopTimings(_Traced):
-    """One hop of a route and what it cost. ``codec`` is how activations travelled to it. ``bytes_sent`` and
-    ``bytes_received`` are what went into it and came out of it, from and to any neighbour."""
+    """One hop of a route and what it cost. ``codec`` is how activations travelled to it, ``codec_on`` how
+    they went on. ``bytes_sent`` and ``bytes_received`` are what went into it and came out of it, from and to
+    any neighbour."""
 
     peer_id: str
     span: Span
     codec: str
     ways: Ways = field(default_factory=Ways)
     name: str = ""
+    codec_on: str = ""
 
     @property
     def ms_per_token(self) -> float:
@@ -226,6 +228,7 @@ class HopTimings(_Traced):
             "name": self.name,
             "blocks": str(self.span),
             "codec": self.codec,
+            "codec_on": self.codec_on,
             "way": self.ways.here,
             "way_on": self.ways.on,
             "ms_per_token": round(self.ms_per_token, 4),

@@ -206,6 +206,9 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(talks: list[Talk]) -> None:
     assert 3 <= len(pieces) < 400
     assert talk.chat.conversation.turns[-1] == {"role": "assistant", "content": "".join(pieces)}
     assert talk.screen.all("note") == ["Stopped. /retry answers again.", "Ctrl-D or /exit leaves."]
+    held = len(f"<user>hello<assistant>{''.join(pieces)}<assistant>")
+    assert f"{talk.chat._count(talk.chat.conversation.messages)} of {CONTEXT} tokens" in talk.chat.toolbar
+    assert 0 <= talk.chat._count(talk.chat.conversation.messages) - len(pieces) < held
     assert len(talk.screen.all("model")) == 1, "the chat went on"
     assert talk.sessions() == 0
     assert signal.getsignal(signal.SIGINT) is before
@@ -253,6 +256,44 @@ def test_a_failure_keeps_the_question(talks: list[Talk]) -> None:
     talk.type("hello", "/retry")
     assert [isinstance(error, SwarmError) for error in talk.screen.all("error")] == [True]
     assert [turn["content"] for turn in talk.chat.conversation.turns] == ["hello", "hi"]
+
+
+def test_a_failure_keeps_what_was_said(talks: list[Talk]) -> None:
+    talks.append(talk := Talk(ScriptedHead(b"x" * 20)))
+    for node in talk.swarm.nodes.values():
+        node.behaviour.step_delay_s = 0.01
+    record = talk.screen.piece
+
+    async def close() -> None:
+        await talk.model.core.close()
+
+    def piece(text: str) -> None:
+        record(text)
+        if len(talk.screen.all("piece")) == 5:
+            talk.loop.run(close())
+
+    talk.screen.piece = piece  # type: ignore[method-assign]
+    talk.type("hello")
+    (error,) = talk.screen.all("error")
+    assert isinstance(error, SwarmError)
+    assert talk.screen.all("note") == ["The answer so far is kept. /retry answers again."]
+    said = "".join(talk.screen.all("piece"))
+    assert talk.chat.conversation.turns[-1] == {"role": "assistant", "content": said}
+
+
+def test_an_answer_is_sampled_unless_the_user_says_otherwise(talks: list[Talk]) -> None:
+    """The same question gets another answer when it is asked again."""
+    talks.append(talk := Talk(ScriptedHead([*b"a", EOS] * 3)))
+    stream, asked = talk.model.stream, []
+
+    def noting(prompt: Any, **options: Any) -> Any:
+        asked.append(options)
+        return stream(prompt, **options)
+
+    talk.model.stream = noting  # type: ignore[method-assign]
+    talk.type("hello", "/retry", "/set temperature 0", "/retry")
+    assert [options["temperature"] for options in asked] == [0.7, 0.7, 0]
+    assert talk.model.chat_sampling == {"temperature": 0.7, "top_p": 0.95}
 
 
 def test_a_repair_is_told_with_who_took_over(talks: list[Talk]) -> None:

@@ -159,7 +159,11 @@ class Chat:
 
     def _answer(self) -> None:
         conversation, context = self.conversation, self._model.context
-        options = {"max_new_tokens": DEFAULT_MAX_NEW_TOKENS, **conversation.settings}
+        options = {
+            "max_new_tokens": DEFAULT_MAX_NEW_TOKENS,
+            **self._model.chat_sampling,
+            **conversation.settings,
+        }
         dropped = conversation.fit(self._count, context, options["max_new_tokens"])
         if dropped:
             turns = (
@@ -169,7 +173,8 @@ class Chat:
             )
             self._screen.note(f"The context of {context} tokens is full: forgot {turns}. /clear begins anew.")
         text: list[str] = []
-        result = stream = None
+        self._last = None
+        result = stream = failure = None
         stop = StopKey(self._survives)
         with stop:
             self._screen.begin(lambda: stream and stream.route)
@@ -180,19 +185,25 @@ class Chat:
                     self._screen.piece(piece)
                 if not stop.pressed:
                     result = stream.result
+            except SwarmError as error:
+                failure = error
             finally:
-                if stream is not None:
-                    if stream.route is not None:
-                        self._route = stream.route
-                    stream.close()
-                self._screen.end(result)
                 conversation.answer("".join(text))
+                if stream is not None:
+                    self._route = stream.route or self._route
+                    stream.close()
+                    self._last = stream.so_far
+                self._screen.end(result)
+        if result is not None:
+            self._used = len(result.prompt_token_ids) + len(result.token_ids)
+        else:  # more may have been made than was shown
+            self._used = self._count(conversation.messages)
+        if failure is not None:
+            if text:
+                self._screen.note("The answer so far is kept. /retry answers again.")
+            raise failure
         if result is None:
-            self._last = None
             self._screen.note("Stopped. /retry answers again.")
-            return
-        self._last = result
-        self._used = len(result.prompt_token_ids) + len(result.token_ids)
 
     def _watched(self, stream: SyncTextStream, stop: StopKey) -> Iterator[str]:
         """The pieces; repairs are told when they are done."""
@@ -242,7 +253,7 @@ class Chat:
         self._screen.show("model", data, Text(view))
 
     def _do_route(self, _: str) -> None:
-        if self._last is None:
+        if self._last is None or not self._last.hops:
             if self._route is None:
                 raise UsageError("there is no route yet", hint="Ask something first.")
             spans = [{"peer_id": hop.peer_id, "blocks": str(hop.span)} for hop in self._route.hops]
@@ -288,7 +299,7 @@ class Chat:
 
     def _do_load(self, name: str) -> None:
         self.conversation = _load(name)
-        self._used = 0
+        self._used = self._count(self.conversation.messages)
         turns = len(self.conversation.turns)
         self._screen.show("loaded", {"path": name, "messages": turns}, Text(f"{turns} messages loaded."))
 

@@ -6,12 +6,12 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from ....client import AsyncSwarmModel, Generation, Guide
+from ....client import AsyncSwarmModel, Generation, Guide, TextStream
 from ....client.params import GenerateOptions, check_options
-from ....swarm.errors import UsageError
+from ....swarm.errors import SwarmError, UsageError
 from ....swarm.runtime.given_files import read_given
 from ..shared.arguments import client_options, decoded
-from ..shared.output import console, decision_line, plural, print_json, print_text, route_table, shown
+from ..shared.output import console, decision_line, events, plural, print_json, print_text, route_table, shown
 from ..shared.progress import progress_line, repair_line
 from .trace import Trace, prefill_line, trace_of, waterfall
 
@@ -68,7 +68,7 @@ async def run_generate(arguments: argparse.Namespace) -> None:
                 console.print("[yellow]No chat template: the text is sent as it is.[/]")
             status.update("Finding a route, and feeding it the prompt ...")
             if arguments.json:
-                result = (await model.generate_detailed(prompt, **options)).as_dict()
+                result = (await _finished(model.stream(prompt, **options))).as_dict()
                 if decisions:
                     result["model_choice"] = decisions[0].as_dict()
                 if arguments.trace:
@@ -91,6 +91,17 @@ async def run_generate(arguments: argparse.Namespace) -> None:
                 print_trace(trace_of(stream.result.as_dict()))
     finally:
         status.stop()
+
+
+async def _finished(stream: TextStream) -> Generation:
+    """The answer. Raises what ended it before; the error event has what there is of it then."""
+    try:
+        async with stream:
+            return await stream.finish()
+    except SwarmError:
+        if stream.so_far is not None:
+            events.with_error["answer"] = stream.so_far.as_dict()
+        raise
 
 
 def read_prompt(text: str) -> str:
@@ -138,8 +149,8 @@ def print_trace(trace: Trace) -> None:
     if trace.stages:
         console.print(waterfall(trace))
     console.print(prefill_line(trace), highlight=False)
-    if trace.ways:
-        console.print(shown(trace.ways), highlight=False)
+    for line in filter(None, (trace.ways, trace.codecs)):
+        console.print(shown(line), highlight=False)
     for sentence in trace.disagreements:
         console.print(f"Not as predicted: {shown(sentence)}", highlight=False)
     if trace.passed_over:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -50,7 +51,8 @@ class Trace:
     prefill in seconds (None: no prediction for it); and sentences on where prediction and measurement
     disagree. A pass is one token, or several where a draft was checked: then nothing was predicted of it.
     ``passed_over``: a sentence on peers that were tried in vain; "" where there were none. ``ways``: a line
-    on how each edge's streams go; "" where nobody said."""
+    on how each edge's streams go; "" where nobody said. ``codecs``: a line on how activations are written on
+    each edge."""
 
     stages: tuple[Stage, ...]
     fed_per_pass: float
@@ -61,6 +63,7 @@ class Trace:
     disagreements: tuple[str, ...]
     passed_over: str = ""
     ways: str = ""
+    codecs: str = ""
 
     def as_dict(self) -> dict[str, object]:
         """For JSON, under ``trace``."""
@@ -74,6 +77,7 @@ class Trace:
             "disagreements": list(self.disagreements),
             "passed_over": self.passed_over,
             "ways": self.ways,
+            "codecs": self.codecs,
         }
 
 
@@ -111,6 +115,7 @@ def trace_of(result: dict[str, Any]) -> Trace:
         tuple(says),
         _passed_over(result.get("passed_over") or {}),
         _ways(hops),
+        _codecs(hops),
     )
 
 
@@ -279,6 +284,14 @@ def _ways(hops: Sequence[dict[str, Any]]) -> str:
             edges.append(f"{before if passed_on else 'client'} → {name} {way}")
         before, passed_on = name, hop.get("way_on", "")
     return f"Ways: {', '.join(edges)}" if edges else ""
+
+
+def _codecs(hops: Sequence[dict[str, Any]]) -> str:
+    """Of every edge, whether the client carries what goes there or not."""
+    names = ["client", *(short_peer_id(hop["peer_id"], hop.get("name", "")) for hop in hops), "client"]
+    kinds = [*(hop.get("codec", "") for hop in hops), hops[-1].get("codec_on", "")]
+    edges = [f"{a} → {b} {kind}" for (a, b), kind in zip(pairwise(names), kinds, strict=True) if kind]
+    return f"Codecs: {', '.join(edges)}" if edges else ""
 
 
 def _ms(value: float | None) -> str:

@@ -131,10 +131,12 @@ def _first(error: BaseException) -> BaseException:
 
 
 class EventPrinter:
-    """Prints a node's events as JSON lines; knows whether the error that ended it is among them."""
+    """Prints a node's events as JSON lines; knows whether the error that ended it is among them.
+    ``with_error``: what the error event of this process says besides."""
 
     def __init__(self) -> None:
         self.printed_error = False
+        self.with_error: dict[str, object] = {}
 
     def print(self, event: Mapping[str, object]) -> None:
         self.printed_error = self.printed_error or event.get("event") == "error"
@@ -158,7 +160,7 @@ def print_error(
         hint = say(hint, error.gone if isinstance(error, NoRouteError) else ())
     if as_json and not events.printed_error and not isinstance(error, OutputError):
         with contextlib.suppress(OutputError):
-            events.print({"event": "error", "message": message, "hint": hint, **NO_NODE})
+            events.print({"event": "error", "message": message, "hint": hint, **NO_NODE, **events.with_error})
     sys.stderr.write(f"error: {visible_line(message)}\n")
     if hint:
         sys.stderr.write(f"       {visible_line(hint)}\n")

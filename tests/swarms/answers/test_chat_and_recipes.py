@@ -97,7 +97,16 @@ def test_a_recipe_that_says_something_wrong_fails() -> None:
 
 
 def _chat(swarm: LocalSwarm, *more: str) -> list[str]:
-    return ["chat", "--model", swarm.model, "--initial-peers", swarm.initial_peers[0], *more]
+    return [
+        "chat",
+        "--model",
+        swarm.model,
+        "--initial-peers",
+        swarm.initial_peers[0],
+        "--temperature",
+        "0",
+        *more,
+    ]
 
 
 def test_chat_in_a_pipe(swarm: LocalSwarm, cli: Cli) -> None:

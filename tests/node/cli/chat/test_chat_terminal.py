@@ -65,7 +65,7 @@ def test_editor(start: Start, tmp_path: Path) -> None:
         terminal.wait_for("Stopped.")
         terminal.wait_for(READY)
         terminal.type(f"/route{ENTER}")
-        terminal.wait_for("(of the answer that was stopped)")
+        terminal.wait_for("ms/token")
         terminal.wait_for(READY)
         terminal.type(CTRL_C)
         terminal.wait_for("Ctrl-D or /exit leaves")

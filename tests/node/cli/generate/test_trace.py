@@ -71,6 +71,13 @@ def test_the_way_of_each_edge(way_on: str, told: str) -> None:
     assert trace_of(result()).ways == ""  # of an earlier version
 
 
+def test_the_codec_of_each_edge() -> None:
+    first = hop("aaaaaaaa", "0-2", 0.5, 10.0) | {"codec": "int8s", "codec_on": "f8"}
+    last = hop("bbbbbbbb", "3-5", 1.0, 20.0) | {"codec": "f8", "codec_on": "bf16"}
+    told = trace_of(result(route=[first, last])).codecs.replace("…", "")
+    assert told == "Codecs: client → aaaaaa int8s, aaaaaa → bbbbbb f8, bbbbbb → client bf16"
+
+
 def test_stages_in_the_order_of_the_route() -> None:
     trace = trace_of(result())
     assert [stage.name for stage in trace.stages] == [
