@@ -254,7 +254,7 @@ def add_wait(command: argparse.ArgumentParser) -> None:
         default=0.0,
         metavar="SECONDS",
         help="wait this long for a model that nobody has yet, and for a route that covers it (default: "
-        "do not wait)",
+        "only for blocks that nodes are loading)",
     )
 
 
