@@ -95,8 +95,9 @@ def parse_words(
 def problems_of(parser: argparse.ArgumentParser, file: ConfigFile) -> list[str]:
     """All that is wrong in a file, for any command."""
     commands = settable(parser)
-    problems = list(_unknown(parser, file))
-    for key, options in common_keys(commands.values()).items():
+    common = common_keys(commands.values())
+    problems = list(_unknown(commands, common, file))
+    for key, options in common.items():
         if key in file.common:
             problems += _refusals(options, Found(file.common[key], "file", file.place(key)))
     for name, table in file.tables.items():
@@ -126,9 +127,11 @@ def _none_needed(command: argparse.ArgumentParser) -> Iterator[None]:
     needed = [action for action in command._actions if action.option_strings and action.required]
     for action in needed:
         action.required = False
-    yield
-    for action in needed:
-        action.required = True
+    try:
+        yield
+    finally:
+        for action in needed:
+            action.required = True
 
 
 def _layers(
@@ -150,7 +153,7 @@ def _layers(
     yield from by_name
     if file is None:
         return
-    for problem in (*_unknown(parser, file), *_unknown_keys(file, name, options)):
+    for problem in (*_unknown(settable(parser), common, file), *_unknown_keys(file, name, options)):
         raise UsageError(problem, hint=_SEE)
     table = file.tables.get(name, {})
     yield {key: Found(value, "file", file.place(key, name)) for key, value in table.items()}
@@ -187,32 +190,35 @@ def _strongest(
 
 
 def _words(option: Option, found: Found) -> list[str]:
-    for problem in _refusals([option], found):
-        raise UsageError(problem, hint=_SEE)
-    return option.words(found.value)
+    """Raises UsageError. An invite is a secret, and belongs into a file of its own."""
+    try:
+        words = option.words(found.value)
+    except ValueRefusedError as error:
+        raise UsageError(f"{found.place}: {error}", hint=_SEE) from None
+    if option.key == "join" and str(found.value).lstrip().startswith(PREFIX):
+        raise UsageError(
+            f"{found.place}: an invite is a secret: save it in a file, and give that file's name"
+        )
+    return words
 
 
 def _refusals(options: Iterable[Option], found: Found) -> Iterator[str]:
-    """Why one of the options does not take the value. An invite is a secret, and belongs into a file of its
-    own."""
+    """Why one of the options does not take the value."""
     for option in options:
         try:
-            option.words(found.value)
-        except ValueRefusedError as error:
-            yield f"{found.place}: {error}"
-            return
-        if option.key == "join" and str(found.value).lstrip().startswith(PREFIX):
-            yield f"{found.place}: an invite is a secret: save it in a file, and give that file's name"
+            _words(option, found)
+        except UsageError as error:
+            yield error.message
             return
 
 
-def _unknown(parser: argparse.ArgumentParser, file: ConfigFile) -> Iterator[str]:
+def _unknown(
+    commands: Mapping[str, argparse.ArgumentParser], common: Mapping[str, object], file: ConfigFile
+) -> Iterator[str]:
     """Tables and keys above them that no command has."""
-    commands = settable(parser)
     for table in file.tables:
         if table not in commands:
             yield f"{file.path}: there is no command for [{table}]{_near(table, commands)}"
-    common = common_keys(commands.values())
     for key in file.common:
         if key in common:
             continue
