@@ -15,6 +15,9 @@ RESTART_MOST_S = 300
 RESTART_STEPS_SINCE = 254
 """The version of systemd since which it can."""
 
+ENDED = (129, 143)
+"""Exit codes of a process that was asked to end before it had begun: no failure."""
+
 NOT_AGAIN = (2, 8)
 """Exit codes after which another start would end in the same way: wrong usage, a copied identity."""
 
@@ -61,6 +64,7 @@ ExecStart={" ".join(_quoted(word.replace("$", "$$")) for word in service.words)}
 WorkingDirectory={str(service.folder).replace("%", "%%")}
 {variables}{user}Restart=on-failure
 {restarts}
+SuccessExitStatus={" ".join(map(str, ENDED))}
 RestartPreventExitStatus={" ".join(map(str, NOT_AGAIN))}
 # The process drains; its daemon, in the same group, is not told before it.
 KillMode=mixed

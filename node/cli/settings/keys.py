@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from ....swarm.errors import UsageError
+
 VARIABLE = "SWARM_NODE_"
 """How the names of our environment variables begin."""
 
@@ -52,7 +54,7 @@ class Option:
         alone._add_action(self.action)
         try:
             alone.parse_args(words, argparse.Namespace(**{self.action.dest: None}))
-        except argparse.ArgumentError as error:
+        except (argparse.ArgumentError, UsageError) as error:
             if words:
                 raise ValueRefusedError(error.message) from None
         return words
