@@ -20,7 +20,10 @@ sed -n "s/^models--//; s/--/\\//p"; echo "CATALOGUE"; } 2>/dev/null
 _FUNCTIONS = {
     "bash": """
 _swarm_node_models() {
-  compgen -W "$(sh -c 'LIST')" -- "$1"
+  local name  # not by compgen -W, which would run what stands in a name
+  while IFS= read -r name; do
+    [[ $name != "$1"* ]] || printf '%s\\n' "$name"
+  done < <(sh -c 'LIST')
   compgen -f -- "$1"
 }
 """,
@@ -52,7 +55,7 @@ def script_for(shell: str, parser: argparse.ArgumentParser) -> str:
         for action in command._actions:
             if action.metavar == "FILE":
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
-            elif action.metavar == "PATH_OR_NAME":
+            elif action.metavar == "PATH_OR_NAME" or action.dest == "model":
                 action.complete = {**_CALLS, "preamble": _preambles()}  # type: ignore[attr-defined]
     what = next(each for each in commands["config"]._actions if each.dest == "what")
     what.choices = [*commands, "init"]

@@ -77,8 +77,7 @@ def _check(parser: argparse.ArgumentParser, given: str | None, *, as_json: bool)
             what = f"There is no {name}" if file is None else f"Nothing is wrong in {name}"
             answers.print(f"{shown(what)}.")
     if problems:
-        assert file is not None
-        raise UsageError(f"{plural(len(problems), 'problem')} in {file.path}")
+        raise UsageError(f"{plural(len(problems), 'problem')} in {_name_of(file)}")
 
 
 def _show_all(

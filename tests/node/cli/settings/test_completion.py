@@ -88,6 +88,13 @@ def test_commands_options_choices_files_and_models(
     assert complete(home, "swarm-node serve --model my-m") == ["my-model.Q8_0"]
 
 
+@pytest.mark.parametrize("complete", [bash, fish])
+def test_what_stands_in_a_name_is_not_run(complete: Callable[[Path, str], list[str]], home: Path) -> None:
+    (home / "models/$(touch hurt)`touch hurt`;touch hurt.gguf").touch()
+    complete(home, "swarm-node serve --model ")
+    assert not (home / "hurt").exists()
+
+
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh: apt-get install zsh")
 def test_zsh_completes(home: Path) -> None:
     """Zsh completes only at a terminal: the keys are typed into one."""
