@@ -4,7 +4,7 @@ import { at, make } from "../shared/dom.js";
 import { Answer, STATES } from "./answer.js";
 import { onKeyNeeded } from "./api.js";
 import { commandsOf } from "./code.js";
-import { loadChat, newChat, onChatsChanged, saveChat } from "./chats.js";
+import { deleteChat, loadChat, newChat, onChatsChanged, saveChat } from "./chats.js";
 import { Conversation } from "./conversation.js";
 import { askForKey } from "./key.js";
 import { pause, readModels } from "./models.js";
@@ -22,8 +22,10 @@ const speech = new Speech(at("speech"));
 let models = [];
 let chat = newChat();
 let running = null; // the Answer that is being made
-let stage = ""; // that it was in
+let heard = { stage: "", repairs: 0 }; // what was said of it
 let savedAt = 0;
+let looking = false; // at the models, again and again
+const deleted = new Set(); // ids of chats that an answer must not bring back
 
 const conversation = new Conversation(at("conversation"), at("scroll"), {
   edit: (index, text) => ask(text, index),
@@ -32,7 +34,15 @@ const conversation = new Conversation(at("conversation"), at("scroll"), {
 });
 const sidebar = new Sidebar({
   open: (id) => show(loadChat(id) ?? newChat()),
-  gone: () => (loadChat(chat.id) || !chat.messages.length ? sidebar.draw(chat.id) : show(newChat())),
+  remove: (ids) => {
+    for (const id of ids) {
+      deleted.add(id);
+      deleteChat(id);
+    }
+    if (deleted.has(running?.chat.id)) running.stop();
+    if (deleted.has(chat.id)) show(newChat());
+    else sidebar.draw(chat.id);
+  },
 });
 const settings = new Settings((system) => {
   chat.system = system;
@@ -68,6 +78,7 @@ function allowSending() {
 }
 
 function keep(of = chat) {
+  if (deleted.has(of.id)) return;
   savedAt = performance.now();
   at("unkept").hidden = saveChat(of);
 }
@@ -76,6 +87,7 @@ function keep(of = chat) {
 
 /** A new question at the end, or in place of the message `index` and all after it. */
 function ask(text, index = chat.messages.length) {
+  if (running) return; // in another chat
   chat.messages.splice(index, Infinity, { role: "user", content: text });
   answer({ role: "assistant", content: "" });
 }
@@ -92,6 +104,7 @@ async function answer(message) {
     changed: () => grew(mine),
   });
   running = mine;
+  heard = { stage: "", repairs: mine.message.facts.repairs.length };
   history.replaceState(null, "", `#${chat.id}`);
   speech.begin(message.content.length);
   keep();
@@ -114,8 +127,10 @@ const ENDS = {
 
 function grew(mine) {
   if (mine !== running) return;
-  if (mine.stage === "waiting" && stage !== "waiting") speech.say(mine.status); // once, not every second
-  stage = mine.stage;
+  const { repairs } = mine.message.facts;
+  if (mine.stage === "waiting" && heard.stage !== "waiting") speech.say(mine.status); // once, not every second
+  if (repairs.length > heard.repairs) speech.say(repairs.at(-1));
+  heard = { stage: mine.stage, repairs: repairs.length };
   speech.follow(mine.message.content);
   if (mine.chat === chat) conversation.grow();
   if (performance.now() - savedAt > SAVE_MS) keep(mine.chat);
@@ -129,6 +144,7 @@ async function loadModels() {
     models = await readModels();
   } catch (problem) {
     notice(problem.message, problem.commands);
+    if (!problem.status) lookAgain(); // nobody is asked for a key twice without a wish
     return;
   }
   const before = select.value || settings.model;
@@ -146,7 +162,15 @@ function choose(model) {
   at("model").value = model.id;
   settings.showDefaults(model.sampling);
   notice(model.waitsFor, model.commands);
-  if (!model.available) pause(LOOK_MS).then(loadModels);
+  if (!model.available) lookAgain();
+}
+
+async function lookAgain() {
+  if (looking) return;
+  looking = true;
+  await pause(LOOK_MS);
+  looking = false;
+  loadModels();
 }
 
 /** What stands in the way, above the message field. Nothing: "". */
@@ -163,7 +187,11 @@ function notice(text, commands = []) {
 at("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = field.value.trim();
-  if (!text || running || !at("model").value) return;
+  if (!text || running) return;
+  if (!at("model").value) {
+    loadModels(); // a key may have been refused
+    return;
+  }
   field.value = "";
   fit();
   ask(text);

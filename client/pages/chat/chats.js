@@ -47,10 +47,6 @@ export function deleteChat(id) {
   localStorage.removeItem(PREFIX + id);
 }
 
-export function deleteAllChats() {
-  keys().forEach((key) => localStorage.removeItem(key));
-}
-
 /** Calls back when another tab has changed a chat. */
 export function onChatsChanged(callback) {
   addEventListener("storage", (event) => {

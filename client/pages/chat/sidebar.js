@@ -2,10 +2,10 @@
 
 import { at, make } from "../shared/dom.js";
 import { iconButton } from "./buttons.js";
-import { deleteAllChats, deleteChat, listChats } from "./chats.js";
+import { listChats } from "./chats.js";
 
 export class Sidebar {
-  /** `actions`: `open(id)`, and `gone` once the chat that is open may be deleted. */
+  /** `actions`: `open(id)` and `remove(ids)`. */
   constructor(actions) {
     this.actions = actions;
     this.panel = at("chats");
@@ -22,8 +22,7 @@ export class Sidebar {
     });
     at("delete-all").addEventListener("click", () => {
       if (!confirm("Delete all chats that this browser keeps?")) return;
-      deleteAllChats();
-      this.actions.gone();
+      this.actions.remove(listChats().map(({ id }) => id));
     });
   }
 
@@ -50,10 +49,7 @@ export class Sidebar {
           "aria-current": id === current || undefined,
           onclick: () => this.actions.open(id),
         });
-        const remove = iconButton("delete", `Delete the chat “${title}”`, () => {
-          deleteChat(id);
-          this.actions.gone();
-        });
+        const remove = iconButton("delete", `Delete the chat “${title}”`, () => this.actions.remove([id]));
         return make("li", {}, open, remove);
       }),
     );

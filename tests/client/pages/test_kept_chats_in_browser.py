@@ -9,6 +9,7 @@ from playwright.async_api import expect
 from tests.client.gateway.gateway_case import Serve
 from tests.client.pages.browser import Browser
 from tests.client.pages.chat_case import ChatPage, SureHead
+from tests.doubles.fake_swarm import until
 
 KEY = "sk-0123456789"
 
@@ -41,6 +42,24 @@ async def test_chats_survive_a_reload_and_are_deleted_one_by_one_or_all(
     await expect(titles).to_have_count(0)
     assert await page.evaluate("() => Object.keys(localStorage).filter(key => key.includes('chat'))") == []
     assert browser.complaints == []
+
+
+async def test_a_chat_that_is_deleted_while_it_is_answered_stays_deleted(
+    serve: Serve, browser: Browser
+) -> None:
+    served = await serve(a="0-5", head=SureHead("word " * 60))
+    served.swarm.nodes["a"].behaviour.step_delay_s = 0.01
+    chat = await ChatPage.open(browser, served)
+    await chat.ask("Go.")
+    await expect(chat.text).to_contain_text("word")
+    await chat.button("New chat").click()
+    await expect(chat.page.locator("#elsewhere")).to_be_visible()
+    await chat.button("Delete the chat “Go.”").click()
+    await chat.done()
+    await until(lambda: not served.swarm.open_sessions)
+    await chat.page.reload()
+    await expect(chat.page.locator("#model")).to_be_enabled()
+    await expect(chat.page.locator("#list .title")).to_have_count(0)
 
 
 async def test_little_room_costs_the_oldest_chats_and_strange_ones_are_passed_over(
@@ -133,3 +152,6 @@ async def test_without_a_key_the_page_says_what_is_missing(serve: Serve, browser
     await dialog.get_by_label("API key").press("Escape")
     await expect(page.locator("#notice")).to_contain_text("API key")
     await expect(page.locator("#send")).to_be_disabled()
+    await page.locator("#message").fill("Hi")
+    await page.keyboard.press("Enter")
+    await expect(dialog).to_be_visible()  # who wants to send is asked again
