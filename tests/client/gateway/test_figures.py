@@ -95,21 +95,23 @@ async def test_the_speed_is_of_the_time_since_the_last_look(
 
 
 async def test_repairs_are_seen_while_the_answer_goes_on(serve: Serve) -> None:
-    served = await serve(latency=0.001, a="0-2", b="3-5", c="3-5")
+    """On a busy machine the patience of tests may see more than one."""
+    served = await serve(a="0-2", b="3-5", c="3-5")
+    for name in "bc":
+        served.swarm.nodes[name].behaviour.step_delay_s = 0.01
     figures = served.gateway.figures
     asking = asyncio.create_task(served.chat(max_tokens=120, ignore_eos=True))
     await until(lambda: any(answer.tokens > 3 for answer in figures.answers()))
     lost = next(name for name in "bc" if served.swarm.nodes[name].open_sessions)
     served.swarm.network.kill(lost)
-    await until(lambda: bool(figures.repairs()))
+    await until(lambda: any(repair.lost == (lost,) for repair in figures.repairs()))
     (answer,) = figures.answers()
-    (repair,) = figures.repairs()
-    assert (answer.repairs, repair.answer, repair.model, repair.kind) == (1, answer.id, "toy", "replay")
-    assert repair.lost == (lost,)
+    repair = next(repair for repair in figures.repairs() if repair.lost == (lost,))
+    assert (repair.answer, repair.model, repair.kind) == (answer.id, "toy", "replay")
+    assert answer.repairs == len(figures.repairs())
     await asking
-    assert figures.totals().repairs == {("toy", "replay", "stream_closed"): 1}
-    assert figures.counters().repairs == 1
-    assert len(figures.repairs()) == 1  # it counts once, however often one looks
+    assert figures.totals().repairs["toy", "replay", "stream_closed"] >= 1
+    assert figures.counters().repairs == len(figures.repairs())  # each counts once, however often one looks
 
 
 async def test_what_a_client_does_not_wait_for_is_no_failure(serve: Serve) -> None:
