@@ -22,6 +22,9 @@ from .template import config_template
 
 INIT = "init"
 
+MANY = 4
+"""So many commands of which the same is set are counted, and not named."""
+
 
 async def run_config(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     given = arguments.config or os.environ.get(CONFIG_VARIABLE) or None
@@ -90,10 +93,13 @@ def _show_all(
         print_json({"file": _name_of(file), "commands": {name: each for name, each in rows.items() if each}})
         return
     _say_file(file)
-    table = _table("command", "option", "value", "from")
+    table = _table("for", "option", "value", "from")
+    alike: dict[tuple[str, str, str], list[str]] = {}
     for name, each in rows.items():
         for key, row in each.items():
-            table.add_row(name, key, _value(row["value"]), _from(row, file))
+            alike.setdefault((key, _value(row["value"]), _from(row, file)), []).append(name)
+    for line, names in alike.items():
+        table.add_row(", ".join(names) if len(names) < MANY else f"{len(names)} commands", *line)
     if table.row_count:
         print_table(table)
     else:
