@@ -20,6 +20,11 @@ export function listChats() {
     .sort((one, other) => other.updated - one.updated);
 }
 
+/** Of all that is kept, also what cannot be read. */
+export function keptIds() {
+  return keys().map((key) => key.slice(PREFIX.length));
+}
+
 export function loadChat(id) {
   return read(PREFIX + id);
 }

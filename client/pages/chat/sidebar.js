@@ -2,7 +2,7 @@
 
 import { at, make } from "../shared/dom.js";
 import { iconButton } from "./buttons.js";
-import { listChats } from "./chats.js";
+import { keptIds, listChats } from "./chats.js";
 
 export class Sidebar {
   /** `actions`: `open(id)` and `remove(ids)`. */
@@ -21,8 +21,7 @@ export class Sidebar {
       }
     });
     at("delete-all").addEventListener("click", () => {
-      if (!confirm("Delete all chats that this browser keeps?")) return;
-      this.actions.remove(listChats().map(({ id }) => id));
+      if (confirm("Delete all chats that this browser keeps?")) this.actions.remove(keptIds());
     });
   }
 

@@ -37,6 +37,7 @@ async def test_chats_survive_a_reload_and_are_deleted_one_by_one_or_all(
     await expect(page.locator(".turn")).to_have_count(0)
     assert await titles.all_inner_texts() == ["Second chat"]
     await expect(page.locator("#chats")).to_contain_text("on this computer only")
+    await page.evaluate("() => localStorage.setItem('swarm-node.chat.bad', '{')")
     page.on("dialog", lambda dialog: dialog.accept())
     await chat.button("Delete all").click()
     await expect(titles).to_have_count(0)
