@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import json
 import sys
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
@@ -12,7 +14,10 @@ import pytest
 
 from swarm_node.node.cli.generate import generate
 from swarm_node.node.cli.parser import build_parser
-from swarm_node.swarm.errors import NetworkError
+from swarm_node.node.cli.shared import output
+from swarm_node.node.cli.shared.output import EventPrinter
+from swarm_node.swarm.errors import NetworkError, SwarmError
+from tests.doubles.fake_swarm import FakeSwarm, ScriptedHead, until
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2Jhello\u202e"
 
@@ -64,3 +69,29 @@ async def test_a_text_that_no_template_frames_is_told(
     with pytest.raises(NetworkError):
         await generate.run_generate(build_parser().parse_args(words))
     assert ("No chat template: the text is sent as it is." in capsys.readouterr().err) == is_told
+
+
+async def test_an_answer_that_fails_is_in_the_error_event(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    swarm = await FakeSwarm(a="0-5").start()
+    swarm.nodes["a"].behaviour.step_delay_s = 0.01
+    model = swarm.client(ScriptedHead(b"x" * 200))
+    events = EventPrinter()
+    monkeypatch.setattr(output, "events", events)
+    monkeypatch.setattr(generate, "events", events)
+    stream = model.stream([1, 2, 3], max_new_tokens=200)
+
+    async def close_later() -> None:
+        await until(lambda: stream.so_far is not None)
+        await model.close()
+
+    closing = asyncio.create_task(close_later())
+    with pytest.raises(SwarmError) as caught:
+        await generate._finished(stream)
+    await closing
+    output.print_error(caught.value, as_json=True)
+    event = json.loads(capsys.readouterr().out)
+    assert (event["event"], event["message"]) == ("error", str(caught.value))
+    assert event["answer"]["finish_reason"] == "unfinished"
+    assert set(event["answer"]["text"]) == {"x"}
