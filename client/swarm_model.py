@@ -180,8 +180,9 @@ class SwarmModel:
     def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> SyncTextStream:
         """An iterator of pieces of the answer, whole characters each, as they are made.
 
-        ``stream.result`` is the Generation, once the iterator is at its end. ``stream.close()`` (or
-        ``with``, or leaving the loop and dropping it) stops the answer and frees the peers at once.
+        ``stream.result`` is the Generation, once the iterator is at its end; ``stream.so_far`` is what there
+        is of it before, or when it failed, and ``stream.waiting`` what it waits for now. ``stream.close()``
+        (or ``with``, or leaving the loop and dropping it) stops the answer and frees the peers at once.
         """
         return SyncTextStream(self._loop, self._core.stream(prompt, **options))
 

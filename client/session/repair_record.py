@@ -51,9 +51,11 @@ class RepairRecord:
         """The route had computed ``acked`` tokens before it broke once more."""
         self.acked = max(self.acked, acked)
 
-    def reopen(self) -> None:
-        """Nothing of the route was kept."""
+    def reopen(self, lost: str | None) -> None:
+        """Nothing of the route was kept. ``lost``: the hop to blame, if one is."""
         self._reopened = True
+        if lost is not None:
+            self.lost.append(lost)
 
     def feed_again(self, session: RouteSession, held: int) -> None:
         """A new route is about to be fed what the old one had computed."""

@@ -52,7 +52,7 @@ machine."""
 
 
 MAX_LOST = 1024
-"""It is remembered of this many lost peers when they were asked."""
+"""Of this many lost peers it is remembered when they were asked."""
 AGAIN_S = 1.0
 """A lost peer that is waited for is asked after this many seconds whether it is back, and each time so much
 later than the time before."""

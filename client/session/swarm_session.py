@@ -428,7 +428,7 @@ class SwarmSession:
         self._replaced.extend(hop.trace.timings() for hop in session.hops)
         self._retired.extend(segment.trace.timings() for segment in (*session.retired, *session.segments))
         self._session = None
-        record.reopen()
+        record.reopen(failure.peer_id if failure is not None else None)
 
     async def _look_for_slow_hops(self) -> None:
         """Replace a hop that works, where the rest of the answer pays for it. At a token's boundary."""
