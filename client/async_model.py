@@ -9,15 +9,18 @@ from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 
+import numpy as np
+
 from ..swarm.codecs.kinds import kind_row_bytes
-from ..swarm.errors import UsageError
+from ..swarm.errors import PromptTooLongError, UsageError
 from ..swarm.links.pool import LinkPool
-from ..swarm.runtime.tasks import look_at
+from ..swarm.runtime.tasks import all_of, look_at
 from ..swarm.timeouts import Patience
 from ..swarm.transport.dial_guard import DialGuard
 from ..swarm.types import ModelRef
 from .connecting import ConnectOptions, SessionOptions, check_session, checked_entry, open_models, part
 from .decoding.head_batch import HeadBatcher
+from .embedding import Embedding, embed_tokens, pooling_for
 from .generation import Generation, GenerationRun
 from .guided.token_guide import Guides
 from .hops.edge_codecs import EdgeCodecs
@@ -40,6 +43,10 @@ from .streams import TextStream
 
 if TYPE_CHECKING:
     from ..shards.tokenizer.tokenizer import Tokenizer
+
+
+EMBEDDINGS_AT_ONCE = 8
+"""Texts of one call that are computed side by side: their steps then share batches on the hops."""
 
 
 class AsyncSwarmModel:
@@ -185,6 +192,36 @@ class AsyncSwarmModel:
         """The answer with its token ids, route and timings."""
         async with self.stream(prompt, **options) as stream:
             return await stream.finish()
+
+    async def embed(self, texts: Sequence[str | Sequence[int]], *, pooling: str | None = None) -> np.ndarray:
+        """Vectors of texts, or of token ids: (texts, hidden) float32, each of length 1. ``pooling``: "mean"
+        of all tokens, or the "last" token; None: as the model's files say. Raises UsageError for a model that
+        is none for embeddings, and what ``generate`` raises."""
+        vectors: dict[int, np.ndarray] = {}
+        slots = asyncio.Semaphore(EMBEDDINGS_AT_ONCE)
+
+        async def embed(number: int, text: str | Sequence[int]) -> None:
+            async with slots:
+                vectors[number] = (await self.embedding(text, pooling=pooling)).vector
+
+        await all_of(*(embed(number, text) for number, text in enumerate(texts)))
+        return np.array([vectors[number] for number in range(len(texts))], np.float32)
+
+    async def embedding(self, text: str | Sequence[int], *, pooling: str | None = None) -> Embedding:
+        """The vector of one text, as ``embed``."""
+        self._check_open()
+        local = self._local
+        wanted = pooling_for(pooling, local.facts.pooling, local.ref.name)
+        ids = await self._reader.ids(text, raw="text")
+        if len(ids) > local.context:
+            raise PromptTooLongError(
+                f"the text has {len(ids)} tokens; the model holds {local.context}", hint="Cut it into parts."
+            )
+        session = self.session(len(ids), prompt_tokens=len(ids))
+        try:
+            return Embedding(await embed_tokens(session, local.head, ids, wanted), len(ids))
+        finally:
+            session.close()
 
     def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> TextStream:
         """The answer in pieces of whole characters, as they are made; ``result`` when it is complete.

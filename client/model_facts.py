@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
-from ..shards.formats.config import NO_ADVICE, SamplingAdvice
+from ..shards.formats.advice.pooling import Pooling
+from ..shards.formats.advice.sampling import NO_ADVICE, SamplingAdvice
 
 if TYPE_CHECKING:
     from ..shards.checkpoint.checkpoint import Checkpoint
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
     """``family``: transformers' ``model_type``. ``weights``: their main type, such as ``Q4_1``. ``nbytes``:
-    of all tensors. Empty and 0 where it is not known. ``sampling``: by its makers' advice."""
+    of all tensors. Empty and 0 where it is not known. ``sampling``: by its makers' advice. ``pooling``: of a
+    model that is one for embeddings."""
 
     family: str = ""
     weights: str = ""
@@ -23,6 +25,7 @@ class ModelFacts:
     parameters: int = 0
     nbytes: int = 0
     sampling: SamplingAdvice = NO_ADVICE
+    pooling: Pooling | None = None
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> ModelFacts:
@@ -34,6 +37,7 @@ class ModelFacts:
             parameters=sum(prod(tensor.shape) for tensor in tensors),
             nbytes=sum(tensor.nbytes for tensor in tensors),
             sampling=config.sampling,
+            pooling=config.pooling,
         )
 
 

@@ -15,7 +15,7 @@ from .guided.guide_start import GuideStart
 from .routing.route_wait import OnWaiting
 
 if TYPE_CHECKING:
-    from ..shards.formats.config import SamplingAdvice
+    from ..shards.formats.advice.sampling import SamplingAdvice
     from ..shards.tokenizer.tokenizer import Tokenizer
 
 DEFAULT_MAX_NEW_TOKENS = 256

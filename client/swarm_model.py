@@ -8,6 +8,8 @@ from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack, cast
 
+import numpy as np
+
 from ..swarm.types import ModelRef
 from .async_model import AsyncSwarmModel
 from .background import BackgroundLoop
@@ -176,6 +178,12 @@ class SwarmModel:
     def generate_detailed(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Generation:
         """The answer with its token ids, finish reason, route, timings and number of repairs."""
         return self._loop.run(self._core.generate_detailed(prompt, **options))
+
+    def embed(self, texts: Sequence[str], *, pooling: str | None = None) -> np.ndarray:
+        """Vectors of texts: (texts, hidden) float32, each of length 1; their products are their likeness.
+        ``pooling``: "mean" of all tokens, or the "last" token; None: as the model's files say. Raises
+        UsageError for a model that is none for embeddings."""
+        return self._loop.run(self._core.embed(texts, pooling=pooling))
 
     def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> SyncTextStream:
         """An iterator of pieces of the answer, whole characters each, as they are made.

@@ -25,11 +25,13 @@ from .anthropic.models import anthropic_list, anthropic_model
 from .anthropic.requests import read_message
 from .anthropic.writer import MessageWriter, counted
 from .gateway import Gateway
+from .ollama.embeddings import embed_body, old_embeddings_body, read_embed, read_old_embeddings
 from .ollama.form import OLLAMA
 from .ollama.models import ollama_list, ollama_model, ollama_pulled, ollama_running, read_ollama_name
 from .ollama.other_paths import not_here, running, version
 from .ollama.requests import read_ollama_chat, read_ollama_text
 from .ollama.writer import OllamaChatWriter, OllamaTextWriter
+from .openai.embeddings import embeddings_body, read_embeddings
 from .openai.form import OPENAI
 from .openai.requests import read_chat, read_completion
 from .openai.responses.requests import response_reader
@@ -107,10 +109,16 @@ def create_app(
                 ("DELETE", gateway.kept(stored.delete), OPENAI),
                 ("GET", gateway.kept(stored.body), OPENAI),
             ),
+            route("/v1/embeddings", "POST", gateway.embeds(read_embeddings, embeddings_body), OPENAI),
+            route("/v1/usage", "GET", gateway.used),
             route("/v1/messages", "POST", answers(read_message, MessageWriter), ANTHROPIC),
             route("/v1/messages/count_tokens", "POST", gateway.counts(read_message, counted), ANTHROPIC),
             route("/api/chat", "POST", answers(read_ollama_chat, OllamaChatWriter), OLLAMA),
             route("/api/generate", "POST", answers(read_ollama_text, OllamaTextWriter), OLLAMA),
+            route("/api/embed", "POST", gateway.embeds(read_embed, embed_body), OLLAMA),
+            route(
+                "/api/embeddings", "POST", gateway.embeds(read_old_embeddings, old_embeddings_body), OLLAMA
+            ),
             route("/api/tags", "GET", lists(ollama_list), OLLAMA),
             route("/api/ps", "GET", lists(ollama_running), OLLAMA),
             route("/api/show", "POST", shows(ollama_model, read_ollama_name), OLLAMA),

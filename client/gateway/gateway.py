@@ -11,23 +11,29 @@ from typing import Literal, TypeVar
 
 from ...swarm.errors import SwarmError, UsageError
 from ...swarm.fairness.thread import ASKER, Asker
+from ...swarm.runtime.tasks import first
+from ..embedding import Embedding
 from ..http.admission import ApiKeys, GatewayAdmission, RequestRate
 from ..http.body import ClientGoneError, to_json
 from ..http.call import HttpCall
 from ..http.endpoint import Handler, group_of_client
 from ..http.errors import RETRY_S, ApiError, from_swarm, said, wrong
 from ..http.reading import Readings
+from .answers.embeddings import embedded
 from .answers.generations import Answering
 from .answers.offered import Offered
 from .answers.preparing import Prepared, prepared
-from .answers.replies import Reply, StreamedReply, WholeReply
+from .answers.replies import Reply, StreamedReply, WholeReply, ignored_header
 from .answers.writer import Writer
 from .figures import Figures
 from .models import Offers
+from .requests.embedding import EmbeddingRequest
 from .requests.prompts import aside
 from .requests.request import ChatRequest, TextRequest
+from .usage import Usage
 
 R = TypeVar("R", bound=ChatRequest | TextRequest)
+E = TypeVar("E", bound=EmbeddingRequest)
 
 SHOWN_KEY = 8
 """Digits of a key's digest in the log."""
@@ -68,6 +74,7 @@ class Gateway:
         self.metrics_keys = metrics_keys or self.keys
         self.admission = GatewayAdmission(self.limits.max_running, self.limits.max_requests)
         self.figures = Figures()
+        self.usage = Usage()
         self.draining = False
         self._speculate = speculate
         self._readings = Readings(self.limits.max_body_bytes)
@@ -146,6 +153,43 @@ class Gateway:
             await self._answer(call, read, write)
 
         return answer
+
+    def embeds(
+        self, read: Callable[[object], E], write: Callable[[E, str, Sequence[Embedding]], object]
+    ) -> Handler:
+        """A path that makes vectors of texts. ``write``: of the request, the model's name here, and them."""
+
+        async def answer(call: HttpCall) -> None:
+            caller = self._check(call)
+            if self.draining:
+                raise _shutting_down()
+            with self.admission.request(caller):
+                ASKER.set(Asker(caller))
+                with self._readings.of(caller) as reading:
+                    request = await reading.until(call.read(self.limits.max_body_bytes, read, reading))
+                    ASKER.set(Asker(caller, reading.nbytes))
+                model_id, model = self.offers.find(request.model)
+                call.notes["model"] = model_id
+                embeddings: list[Embedding] = []
+
+                async def work() -> None:
+                    embeddings.extend(await embedded(model, request, self.admission, caller))
+
+                try:
+                    await first(work(), call.until_gone())
+                except SwarmError as error:
+                    raise from_swarm(error, model.model.name, self.offers.initial_peers) from None
+                self.usage.note(caller, model_id, sum(each.tokens for each in embeddings), 0)
+                body = write(request, model_id, embeddings)
+                await call.reply(
+                    await asyncio.to_thread(to_json, body), headers=ignored_header(request.ignored)
+                )
+
+        return answer
+
+    async def used(self, call: HttpCall) -> None:
+        """What the caller has used."""
+        await call.reply(to_json(self.usage.body(self._check(call))))
 
     def kept(self, tell: Callable[[str, str], str]) -> Handler:
         """A path that ends with the name of something that is kept for its caller. ``tell`` makes the body,
@@ -232,6 +276,7 @@ class Gateway:
             for task in beside:
                 task.cancel()
             self._answering.discard(answering)
+            self.usage.note(caller, job.model_id, job.prompt_tokens, answering.tokens)
 
 
 async def _or_fail(answering: Answering, work: Callable[[], Awaitable[None]]) -> None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...dht.directory import Directory
-from ...swarm.names import did_you_mean, listed
+from ...swarm.errors import UsageError
+from ...swarm.names import ModelName, did_you_mean, listed, matching
 from ...swarm.routing.best_route import missing_blocks
 from ...swarm.types import ModelRef, NodeInfo, NodeState, Span
 from ..async_model import AsyncSwarmModel
@@ -54,15 +55,31 @@ class Offers:
         return list(self._by_id)
 
     def find(self, name: str | None) -> tuple[str, AsyncSwarmModel]:
-        """The model's id and the model. No name will do where there is one model only. Raises ApiError."""
+        """The model's id and the model, by a name as the command line takes it. No name will do where there
+        is one model only. Raises ApiError."""
         if not name:
             if len(self._by_id) == 1:
                 return next(iter(self._by_id.items()))
             raise ApiError(400, f"model: is required; there are {listed(self.ids)}", param="model")
-        for model_id, model in self._by_id.items():
-            if name in (model_id, str(model.model)):
-                return model_id, model
-        raise self._unknown(name)
+        if name in self._by_id:
+            return name, self._by_id[name]
+        try:
+            wanted = ModelName.parse(name)
+        except UsageError:
+            raise self._unknown(name) from None
+        fits = {model_id: model for model_id, model in self._by_id.items() if wanted.fits(model.model.digest)}
+        near = matching(wanted.name, {model.model.name for model in fits.values()})
+        found = [(model_id, model) for model_id, model in fits.items() if model.model.name in near]
+        if len(found) > 1:
+            raise ApiError(
+                404,
+                f"{name[:100]!r} may be {listed([model_id for model_id, _ in found])} here: say which",
+                param="model",
+                code="model_not_found",
+            )
+        if not found or wanted.root:
+            raise self._unknown(name)
+        return found[0]
 
     async def listing(self) -> dict[str, Any]:
         """The body of /v1/models: what can be served now, under ``unavailable`` the rest, and whether peers

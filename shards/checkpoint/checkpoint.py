@@ -12,9 +12,12 @@ from ...swarm.boundaries import may_serve, span_around
 from ...swarm.errors import CheckpointError, UnsupportedModelError, UsageError
 from ...swarm.runtime.extras import install_extra
 from ...swarm.types import ModelRef, Span
-from ..formats.config import ModelConfig, SamplingAdvice
+from ..formats.advice.pooling import Pooling, pooling_folder, pooling_of_settings
+from ..formats.advice.sampling import SamplingAdvice
+from ..formats.bounded_json import read_json as read_document
+from ..formats.config import ModelConfig
 from ..formats.foreign_config import refuse_unfit
-from ..formats.hf.config import hf_config, is_known, read_json
+from ..formats.hf.config import BOUNDS, hf_config, is_known, read_json
 from ..formats.not_a_model import no_model_error
 from ..formats.raw_tensor import RawTensor
 from ..formats.shown import shown
@@ -113,7 +116,18 @@ def directory_config(directory: Path) -> ModelConfig:
         from ..formats.transformers.config import foreign_config  # here: it imports torch and transformers
 
         config = foreign_config(document, more, where)
-    return replace(config, sampling=SamplingAdvice.of_generation_config(more))
+    return replace(
+        config,
+        sampling=SamplingAdvice.of_generation_config(more),
+        pooling=_pooling(directory),
+    )
+
+
+def _pooling(directory: Path) -> Pooling | None:
+    modules = directory / "modules.json"
+    folder = pooling_folder(read_document(modules, BOUNDS)) if modules.is_file() else None
+    settings = directory / (folder or "") / "config.json"
+    return pooling_of_settings(read_json(settings)) if folder and settings.is_file() else None
 
 
 def _document(directory: Path) -> tuple[dict[str, Any], str]:

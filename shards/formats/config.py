@@ -10,13 +10,13 @@ follow.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
 
 from ...swarm.boundaries import Boundaries
 from ...swarm.errors import CheckpointError
 from ...swarm.types import MAX_BLOCKS, MAX_ROW
+from .advice.pooling import Pooling
+from .advice.sampling import NO_ADVICE, SamplingAdvice
 from .block_config import BlockConfig, NormConfig
 from .bounds import MAX_CONTEXT, MAX_VOCAB, MAX_WIDTH, SCALES, check_between, check_count, check_softcap
 from .foreign_config import ForeignConfig
@@ -51,63 +51,6 @@ class SidebandConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingAdvice:
-    """How the makers of a model advise to choose its tokens: options by their names in transformers, None
-    where nothing is advised. Values that cannot be are no advice, and no reason to refuse a model."""
-
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-
-    @classmethod
-    def of_generation_config(cls, values: Mapping[str, Any]) -> Self:
-        """Of generation_config.json; nothing where it says that nothing is drawn."""
-        return cls() if values.get("do_sample") is False else cls._of(values, {})
-
-    @classmethod
-    def of_gguf(cls, metadata: Mapping[str, Any]) -> Self:
-        return cls._of(metadata, _IN_GGUF)
-
-    def given(self) -> dict[str, float]:
-        """What is advised, by name."""
-        values = {name: getattr(self, name) for name in _ADVISED}
-        return {name: value for name, value in values.items() if value is not None}
-
-    @classmethod
-    def _of(cls, values: Mapping[str, Any], names: Mapping[str, str]) -> Self:
-        found: dict[str, Any] = {}
-        for name, (kind, least, most) in _ADVISED.items():
-            value: Any = values.get(names.get(name, name))
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if is_number and least <= value <= most and value == kind(value):
-                found[name] = round(kind(value), 6)  # a GGUF file's have 24 bits
-        return cls(**found)
-
-
-_ADVISED: Mapping[str, tuple[type[int] | type[float], float, float]] = {
-    "temperature": (float, 0.0, 2.0),
-    "top_k": (int, 0, 2**31 - 1),
-    "top_p": (float, 1e-6, 1.0),
-    "min_p": (float, 0.0, 1.0),
-    "repetition_penalty": (float, 0.01, 100.0),
-}
-"""The kind of a value, and its bounds: those of the gateway's API."""
-
-_IN_GGUF = {
-    "temperature": "general.sampling.temp",
-    "top_k": "general.sampling.top_k",
-    "top_p": "general.sampling.top_p",
-    "min_p": "general.sampling.min_p",
-    "repetition_penalty": "general.sampling.penalty_repeat",
-}
-"""Names as llama.cpp's converter writes them."""
-
-NO_ADVICE = SamplingAdvice()
-
-
-@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """``family``: transformers' ``model_type``, for people. ``blocks``: each one's settings; equal ones are
     one object.
@@ -126,6 +69,7 @@ class ModelConfig:
     What is projected is scaled to the root mean square of the first.
     ``foreign``: transformers' own layers compute the model; ``blocks`` then tell no more than what each
     caches, and the client's part is transformers' own, too. ``sampling``: for who has no wish of their own.
+    ``pooling``: of a model that is one for embeddings.
     """
 
     family: str
@@ -148,6 +92,7 @@ class ModelConfig:
     streams: int = 1
     foreign: ForeignConfig | None = None
     sampling: SamplingAdvice = NO_ADVICE
+    pooling: Pooling | None = None
 
     def __post_init__(self) -> None:
         check_count("number of blocks", len(self.blocks), MAX_BLOCKS)

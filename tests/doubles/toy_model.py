@@ -55,8 +55,11 @@ class ToyHead:
     def embed(self, ids: Sequence[int]) -> np.ndarray:
         return _EMBEDDING[np.asarray(ids, np.int64)]
 
+    def final_norm(self, hidden: np.ndarray) -> np.ndarray:
+        return np.tanh(hidden)
+
     def logits(self, hidden: np.ndarray) -> np.ndarray:
-        return np.tanh(hidden) @ _EMBEDDING.T * np.float32(0.3)
+        return self.final_norm(hidden) @ _EMBEDDING.T * np.float32(0.3)
 
 
 class ScriptedHead(ToyHead):

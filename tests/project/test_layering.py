@@ -43,6 +43,7 @@ FLOORS = {
     ),
     "dht": (("dht",), ("dht/records",), ("dht/kademlia", "dht/delegated"), ("dht/joining",)),
     "shards": (
+        ("shards/formats/advice",),
         ("shards/formats",),
         ("shards/formats/files",),
         ("shards/formats/quantized",),

@@ -68,11 +68,17 @@ class Reply(ABC):
         headers = {
             "Server-Timing": ", ".join(f"{name};dur={value * 1000:.1f}" for name, value in seconds.items())
         }
-        if ignored := self._job.request.ignored:
-            headers["X-Ignored-Fields"] = ", ".join(quote(name, safe="/[]") for name in ignored[:MAX_TOLD])
+        headers.update(ignored_header(self._job.request.ignored))
         if route is not None:
             headers["X-Swarm-Route"] = ", ".join(f"{hop.peer_id}={hop.span}" for hop in route.hops)
         return headers
+
+
+def ignored_header(fields: Sequence[str]) -> dict[str, str]:
+    """Names fields of the request that are not known; nothing where all were."""
+    if not fields:
+        return {}
+    return {"X-Ignored-Fields": ", ".join(quote(name, safe="/[]") for name in fields[:MAX_TOLD])}
 
 
 class WholeReply(Reply):

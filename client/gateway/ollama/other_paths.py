@@ -14,8 +14,6 @@ _HINTS = {
     "copy": "give the model its name where it lies",
     "delete": "it holds no models; a node drops its own",
     "blobs": "it takes no files; start it with the model: swarm-node gateway --model PATH_OR_NAME",
-    "embed": "it makes no embeddings",
-    "embeddings": "it makes no embeddings",
 }
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...http.errors import wrong
-from ..requests.fields import BodyFields, integers, kind_of, text_of
+from ..requests.fields import BodyFields
 from ..requests.request import MAX_MODEL_NAME, ChatRequest, TextRequest
 from ..requests.sampling import MAX_CHOICES, MAX_LOGPROBS
+from ..requests.texts import read_texts
 from ..requests.tools import Tools
 from .chat_messages import read_chat_messages
 from .formats import read_format
@@ -31,8 +32,6 @@ _OF_CHATS = (
     *("add_generation_prompt", "continue_final_message", "enable_thinking", "truncation"),
 )
 MAX_PROMPTS = 32
-MAX_PROMPT_TOKENS = 4 * 1024 * 1024
-MAX_PROMPT_TEXT = 16 * 1024 * 1024
 
 
 COMPLETION_TOKENS = 16
@@ -101,7 +100,7 @@ def read_completion(value: object) -> OpenAICompletion:
         raise body.wrong("logprobs", "cannot be given beside echo: the prompt's are not computed")
     sampling = read_sampling(body, ("max_tokens",), default_tokens=COMPLETION_TOKENS)
     streaming = read_streaming(body)
-    prompts = _prompts(body)
+    prompts = read_texts(body, "prompt", most=MAX_PROMPTS)
     if len(prompts) * sampling.n > MAX_CHOICES:
         raise body.wrong("n", f"times the prompts are more than {MAX_CHOICES} answers")
     all_text = body.flag("split_special_tokens") or False
@@ -139,40 +138,3 @@ def _template_variables(body: BodyFields) -> Mapping[str, Any]:
     if (thinking := body.flag("enable_thinking")) is not None:
         found["enable_thinking"] = thinking
     return found
-
-
-def _prompts(body: BodyFields) -> tuple[str | tuple[int, ...], ...]:
-    value = body.raw("prompt")
-    if isinstance(value, str):
-        return (_text(value, "prompt"),)
-    if value is None:
-        raise body.wrong("prompt", "is required")
-    if not isinstance(value, list):
-        raise body.wrong("prompt", f"must be a text, a list of texts, or token ids, not {kind_of(value)}")
-    if not value:
-        raise body.wrong("prompt", "is empty")
-    if integers(value):
-        return (_ids(value, "prompt"),)
-    if len(value) > MAX_PROMPTS:
-        raise body.wrong("prompt", f"has {len(value)} items, {MAX_PROMPTS} are possible")
-    return tuple(
-        _ids(item, f"prompt[{number}]") if isinstance(item, list) else _text(item, f"prompt[{number}]")
-        for number, item in enumerate(value)
-    )
-
-
-def _text(value: object, name: str) -> str:
-    text = text_of(value, name, MAX_PROMPT_TEXT)
-    if not text:
-        raise wrong(name, "is empty")
-    return text
-
-
-def _ids(value: list[Any], name: str) -> tuple[int, ...]:
-    if not value:
-        raise wrong(name, "is empty")
-    if len(value) > MAX_PROMPT_TOKENS:
-        raise wrong(name, f"has {len(value)} token ids, {MAX_PROMPT_TOKENS} are possible")
-    if not integers(value):
-        raise wrong(name, "must hold token ids, which are whole numbers")
-    return tuple(value)

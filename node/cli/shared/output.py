@@ -207,7 +207,7 @@ def route_table(hops: list[dict[str, Any]]) -> Table:
         table.add_column(heading, justify="right")
     for hop in hops:
         table.add_row(
-            shown(short_peer_id(hop["peer_id"], hop["name"])),
+            shown(short_peer_id(hop["peer_id"], hop.get("name", ""))),
             hop["blocks"],
             *(f"{hop[key]:.2f}" for key in ("ms_per_token", "queue_ms", "compute_ms", "codec_ms")),
             f"{hop['wire_ms']:.2f}" if hop["wire_ms"] else "-",

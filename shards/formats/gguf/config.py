@@ -18,9 +18,11 @@ from ...families.family import Family
 from ...families.model import model_config
 from ...families.rows.table import BY_GGUF, unsupported_family
 from ...families.settings import FULL, SLIDING, Settings
+from ..advice.pooling import pooling_of_gguf
+from ..advice.sampling import SamplingAdvice
 from ..block_config import AttentionConfig, ExpertsConfig, RouterConfig
 from ..bounds import MAX_CONTEXT, MAX_VOCAB, MAX_WIDTH, SCALES
-from ..config import ModelConfig, SamplingAdvice
+from ..config import ModelConfig
 from ..fields import Fields
 from ..rope_config import THETAS
 from ..tensors import main_qtype
@@ -156,7 +158,11 @@ def gguf_config(source: GGUFSource) -> ModelConfig:
         native_dtype=main_qtype({name: info for name, info in source.manifest.items() if ".weight" in name}),
     )
     _check_unread(own, settings, config, family)
-    return replace(config, sampling=SamplingAdvice.of_gguf(header.metadata))
+    return replace(
+        config,
+        sampling=SamplingAdvice.of_gguf(header.metadata),
+        pooling=pooling_of_gguf(architecture, header.metadata),
+    )
 
 
 def _refuse_other_kinds(file: Fields, architecture: str, source: GGUFSource) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from swarm_node.client.params import chat_sampling
 from swarm_node.shards.checkpoint.checkpoint import directory_config
-from swarm_node.shards.formats.config import NO_ADVICE, SamplingAdvice
+from swarm_node.shards.formats.advice.sampling import NO_ADVICE, SamplingAdvice
 from tests.shards.formats.test_config import BASE
 
 
