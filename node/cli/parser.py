@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -20,17 +21,39 @@ from .serving.options import BOOTSTRAP_EXAMPLES, SERVE_EXAMPLES, add_bootstrap, 
 from .settings.options import COMPLETION_EXAMPLES, CONFIG_EXAMPLES, WORDS, add_completion, add_config
 from .shared.logs import add_logging
 
-_MAIN_EXAMPLES = """\
-examples, on one local network, where peers find each other:
-  swarm-node plan --model PATH                     what this machine would serve
-  swarm-node serve --model PATH                    on each machine
-  swarm-node chat --model PATH                     on any of them
-  swarm-node generate --model PATH "What is the capital of France?"
-  swarm-node status
-elsewhere:
-  swarm-node bootstrap                             a meeting point; prints its address ADDR
-  swarm-node serve --model PATH --initial-peers ADDR
-  swarm-node invite --initial-peers ADDR           one line for others to give as --join
+_COMMANDS: Mapping[str, Sequence[tuple[str, str, str, Callable[[argparse.ArgumentParser], None]]]] = {
+    "talk": (
+        ("run", "find or serve a model, and talk with it", RUN_EXAMPLES, add_run),
+        ("chat", "talk with the model in the terminal", CHAT_EXAMPLES, add_chat),
+        ("generate", "answer a prompt through the swarm", GENERATE_EXAMPLES, add_generate),
+        ("gateway", "serve a chat page and APIs for programs over HTTP", GATEWAY_EXAMPLES, add_gateway),
+    ),
+    "serve": (
+        ("serve", "load some blocks of a model and serve them", SERVE_EXAMPLES, add_serve),
+        ("bootstrap", "start a meeting point for a swarm", BOOTSTRAP_EXAMPLES, add_bootstrap),
+        ("invite", "print an invite, with which another machine joins", INVITE_EXAMPLES, add_invite),
+        ("service", "have a command run from the machine's start on", SERVICE_EXAMPLES, add_service),
+    ),
+    "look": (
+        ("status", "list nodes, and the blocks that nobody serves", STATUS_EXAMPLES, add_status),
+        ("dashboard", "show a swarm live in a browser", DASHBOARD_EXAMPLES, add_dashboard),
+        ("doctor", "say what is wrong here, and what to do", DOCTOR_EXAMPLES, add_doctor),
+    ),
+    "models": (
+        ("models", "list models here and in the swarm, or pin a name", MODELS_EXAMPLES, add_models),
+        ("plan", "say which blocks this machine would serve", PLAN_EXAMPLES, add_plan),
+        ("pull", "fetch a whole model to this machine", PULL_EXAMPLES, add_pull),
+    ),
+    "options": (
+        ("config", "show options in force, and where they come from", CONFIG_EXAMPLES, add_config),
+        ("completion", "print what makes a shell complete words", COMPLETION_EXAMPLES, add_completion),
+    ),
+}
+"""Every command by what it is for: its name, what it does, its examples, and what adds its options."""
+
+_BEGIN = """\
+  swarm-node run qwen3-0.6b     a chat with a small model, to begin with
+  swarm-node COMMAND --help     options of a command, with examples
 """
 _EXIT_CODES = """
 exit codes: 0 done, 1 unexpected error, 2 wrong usage, 3 the model, 4 the network, 5 no route, 6 a peer or
@@ -67,6 +90,18 @@ class _Parser(argparse.ArgumentParser):
         return args[:at], args[at + 1 :]
 
 
+class _MainParser(_Parser):
+    """Its help is one screen: argparse would list all commands in one row, whoever needs them."""
+
+    def format_help(self) -> str:
+        lines = [
+            f"{group if not number else '':<9}{name:<12}{summary}"
+            for group, commands in _COMMANDS.items()
+            for number, (name, summary, *_) in enumerate(commands)
+        ]
+        return "\n".join([self.format_usage(), f"{self.description}\n", *lines, "", _BEGIN])
+
+
 class _Version(argparse.Action):
     """Looks for it only when it is asked for."""
 
@@ -80,40 +115,15 @@ class _Version(argparse.Action):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = _MainParser(
         prog="swarm-node",
         description="Run one large language model together: each node serves some of its blocks.",
-        epilog=_MAIN_EXAMPLES + _EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and leave")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    add_bootstrap(_command(commands, "bootstrap", "start a meeting point for a swarm", BOOTSTRAP_EXAMPLES))
-    add_serve(_command(commands, "serve", "load some blocks of a model and serve them", SERVE_EXAMPLES))
-    add_generate(_command(commands, "generate", "answer a prompt through the swarm", GENERATE_EXAMPLES))
-    add_chat(_command(commands, "chat", "talk with the model in the terminal", CHAT_EXAMPLES))
-    add_run(_command(commands, "run", "find or serve a model, and talk with it", RUN_EXAMPLES))
-    add_gateway(_command(commands, "gateway", "serve the OpenAI API over HTTP", GATEWAY_EXAMPLES))
-    add_dashboard(_command(commands, "dashboard", "show a swarm live in a browser", DASHBOARD_EXAMPLES))
-    add_invite(
-        _command(commands, "invite", "print an invite, with which another machine joins", INVITE_EXAMPLES)
-    )
-    add_models(
-        _command(commands, "models", "list models here and in the swarm, or pin a name", MODELS_EXAMPLES)
-    )
-    add_pull(_command(commands, "pull", "fetch a whole model to this machine", PULL_EXAMPLES))
-    add_plan(_command(commands, "plan", "say which blocks this machine would serve", PLAN_EXAMPLES))
-    add_status(_command(commands, "status", "list nodes, and the blocks that nobody serves", STATUS_EXAMPLES))
-    add_doctor(_command(commands, "doctor", "say what is wrong here, and what to do", DOCTOR_EXAMPLES))
-    add_service(
-        _command(commands, "service", "have a command run from the machine's start on", SERVICE_EXAMPLES)
-    )
-    add_config(
-        _command(commands, "config", "show options in force, and where they come from", CONFIG_EXAMPLES)
-    )
-    add_completion(
-        _command(commands, "completion", "print what makes a shell complete words", COMPLETION_EXAMPLES)
-    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    for group in _COMMANDS.values():
+        for name, summary, examples, add_options in group:
+            add_options(_command(commands, name, summary, examples))
     return parser
 
 
@@ -124,7 +134,7 @@ def _command(
         name,
         help=summary,
         description=summary[0].upper() + summary[1:] + ".",
-        epilog=examples,
+        epilog=examples + _EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("--json", action="store_true", help="print JSON on standard output")

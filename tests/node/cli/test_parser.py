@@ -11,6 +11,7 @@ import pytest
 
 from swarm_node.node.cli.parser import build_parser
 from swarm_node.node.cli.settings.keys import commands_of
+from swarm_node.shards.catalogue.catalogue import find_in_catalogue
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.types import Span
 
@@ -26,6 +27,17 @@ def test_each_command_has_help_with_examples(command: str, capsys: pytest.Captur
     assert "examples:" in text
     assert f"swarm-node {command}" in text
     assert "--json" in text
+
+
+def test_the_help_of_all_is_one_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 24, "a line is the shell's"
+    assert max(map(len, lines)) <= 80
+    assert [name for line in lines if (name := line[9:21].strip()) in COMMANDS] == COMMANDS
+    (begin,) = (line.split()[:3] for line in lines if line.startswith("  swarm-node run "))
+    assert find_in_catalogue(build_parser().parse_args(begin[1:]).model)
 
 
 def test_version_is_the_package_version(capsys: pytest.CaptureFixture[str]) -> None:
