@@ -10,6 +10,7 @@ from ..http.endpoint import Endpoint, Handler
 from ..http.errors import ApiError
 from ..http.listening import Listener, is_local
 from ..http.server import HttpServer
+from ..http.tls import Tls
 from ..pages.pages import page
 from .dashboard import Dashboard
 from .door import dashboard_handlers
@@ -22,7 +23,14 @@ MAX_CONNECTIONS = 256
 class DashboardServer(HttpServer):
     """``dashboard`` must be entered before."""
 
-    def __init__(self, dashboard: Dashboard, listener: Listener, keys: ApiKeys | None = None) -> None:
+    def __init__(
+        self,
+        dashboard: Dashboard,
+        listener: Listener,
+        keys: ApiKeys | None = None,
+        *,
+        tls: Tls | None = None,
+    ) -> None:
         keys = keys or ApiKeys()
         local_only = is_local(listener) and not keys.needed
 
@@ -35,7 +43,7 @@ class DashboardServer(HttpServer):
             default=endpoint("", _no_such_path),
             redirect_slashes=False,
         )
-        super().__init__(app, listener, max_connections=MAX_CONNECTIONS)
+        super().__init__(app, listener, max_connections=MAX_CONNECTIONS, tls=tls)
         self._dashboard = dashboard
 
     async def stop(self, *, drain_s: float) -> None:

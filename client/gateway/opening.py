@@ -15,6 +15,7 @@ from ..dashboard.dashboard import Dashboard
 from ..dashboard.picture import Complete, with_peer
 from ..http.admission import ApiKeys
 from ..http.listening import listen
+from ..http.tls import Tls
 from ..local_model import LocalModel
 from ..network import ClientNetwork
 from .gateway import Gateway, GatewayLimits
@@ -42,6 +43,7 @@ async def open_gateway(
     port: int = 8000,
     api_key_file: str | PathLike[str] | None = None,
     metrics_key_file: str | PathLike[str] | None = None,
+    tls: Tls | None = None,
     cors_origins: Sequence[str] = (),
     limits: Mapping[str, Any] | None = None,
     max_connections: int = 4096,
@@ -88,6 +90,11 @@ async def open_gateway(
         )
         await stack.enter_async_context(dashboard)
         server = GatewayServer(
-            gateway, dashboard, listener, max_connections=max_connections, cors_origins=cors_origins
+            gateway,
+            dashboard,
+            listener,
+            cors_origins=cors_origins,
+            max_connections=max_connections,
+            tls=tls,
         )
         yield await stack.enter_async_context(server)

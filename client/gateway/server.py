@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..dashboard.dashboard import Dashboard
 from ..http.listening import Listener, is_local
 from ..http.server import HttpServer
+from ..http.tls import Tls
 from .app import create_app
 from .gateway import Gateway
 
@@ -22,12 +23,13 @@ class GatewayServer(HttpServer):
         *,
         max_connections: int = 4096,
         cors_origins: Sequence[str] = (),
+        tls: Tls | None = None,
     ) -> None:
         self.gateway = gateway
         self._dashboard = dashboard
         local_only = is_local(listener) and not gateway.keys.needed
         app = create_app(gateway, dashboard, cors_origins=cors_origins, local_only=local_only)
-        super().__init__(app, listener, max_connections=max_connections)
+        super().__init__(app, listener, max_connections=max_connections, tls=tls)
 
     async def stop(self, *, drain_s: float) -> None:
         self.gateway.draining = True

@@ -129,6 +129,9 @@ class HttpConnection(HttpToolsProtocol):
         if len(self.connections) > self.max_connections + RESERVED // 2:
             self.transport.close()
             return
+        if not self.transport.can_write_eof():  # one that is encrypted
+            self.transport.close()
+            return
         self.transport.write_eof()
         self._timer = self.loop.call_later(LINGER_S, self._too_slow)
 

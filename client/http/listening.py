@@ -6,6 +6,7 @@ import ipaddress
 import socket
 from typing import Any
 
+from ...swarm.discovery.local_networks import fours_apart, lan_addresses
 from ...swarm.errors import ListenError
 from ...swarm.transport.addresses import bare_host
 
@@ -16,6 +17,17 @@ Listener = socket.socket
 def is_local(listener: Listener) -> bool:
     """Whether only this computer can reach it."""
     return ipaddress.ip_address(listener.getsockname()[0].split("%")[0]).is_loopback
+
+
+def open_host(host: str) -> str:
+    """How a URL names ``host``, an address that a server listens at. Every address is none to open: in its
+    place one of this computer that others reach, if it has one."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    if address.is_unspecified:
+        own = [each for each in (*lan_addresses(), *fours_apart()) if address.version == 6 or ":" not in each]
+        fours = [each for each in own if ":" not in each]
+        host = next(iter(fours or own), "127.0.0.1" if address.version == 4 else "::1")
+    return f"[{host}]" if ":" in host else host
 
 
 def listen(host: str, port: int) -> Listener:

@@ -14,14 +14,18 @@ from starlette.types import ASGIApp
 
 from ...swarm.runtime.open_files import allowed_connections
 from .connection import KEEP_ALIVE_S, HttpConnection
-from .listening import Listener, is_local
+from .listening import Listener, is_local, open_host
+from .tls import Tls
 
 BACKLOG = 2048
+REFRESH_TICKS = 600
+"""A certificate's files are looked at after so many of uvicorn's ticks, which is once a minute."""
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, tls: Tls | None) -> None:
         super().__init__(config)
+        self._tls = tls
         self.ready = asyncio.Event()
         """It listens, or cannot."""
 
@@ -31,39 +35,54 @@ class _Server(uvicorn.Server):
         finally:
             self.ready.set()
 
+    async def on_tick(self, counter: int) -> bool:
+        if self._tls is not None and counter % REFRESH_TICKS == 0:
+            self._tls.refresh()
+        return await super().on_tick(counter)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals are whose program this is."""
         yield
 
 
-class HttpServer:
-    """``async with`` serves ``app`` at ``listener``, which it takes over; ``url`` is where. ``stop`` ends it
-    once what is being answered is complete."""
+class _Config(uvicorn.Config):
+    tls: Tls | None = None
 
-    def __init__(self, app: ASGIApp, listener: Listener, *, max_connections: int = 4096) -> None:
+    def load(self) -> None:
+        super().load()
+        self.ssl = None if self.tls is None else self.tls.context
+
+
+class HttpServer:
+    """``async with`` serves ``app`` at ``listener``, which it takes over; ``url``, which a browser here can
+    open, is where. ``stop`` ends it once what is being answered is complete."""
+
+    def __init__(
+        self, app: ASGIApp, listener: Listener, *, max_connections: int = 4096, tls: Tls | None = None
+    ) -> None:
         self.max_connections = allowed_connections(max_connections)
         self._socket = listener
         self.is_local = is_local(listener)
-        bound = listener.getsockname()
-        shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
-        self.url = f"http://{shown}:{bound[1]}"
+        host, port = listener.getsockname()[:2]
+        known = "" if tls is None else tls.name
+        self.url = f"{'http' if tls is None else 'https'}://{known or open_host(host)}:{port}"
         protocol = type("_Connection", (HttpConnection,), {"max_connections": self.max_connections})
-        self._server = _Server(
-            uvicorn.Config(
-                app,
-                http=protocol,
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                log_level="error",
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                backlog=BACKLOG,
-                timeout_keep_alive=KEEP_ALIVE_S,
-            )
+        config = _Config(
+            app,
+            http=protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_S,
         )
+        config.tls = tls
+        self._server = _Server(config, tls)
         self._serving: asyncio.Task[None] | None = None
 
     @property

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ...client.http.admission import ApiKeys
 from ...client.http.listening import listen
+from ...client.http.tls import tls_of
 from ...shards.formats.not_a_model import models_in, no_path_error
 from ...swarm.errors import UsageError
 from ...swarm.transport.addresses import listen_maddrs, listenable
@@ -36,6 +37,7 @@ def check_words(arguments: argparse.Namespace) -> None:
             if file is not None:
                 ApiKeys.read(file)
         listen(arguments.host, arguments.port).close()
+        tls_of(arguments.tls_cert, arguments.tls_key)
     _check_models(getattr(arguments, "model", None) or [])
 
 

@@ -12,6 +12,7 @@ from ....client.dashboard.server import DashboardServer
 from ....client.dashboard.source import NoFigures
 from ....client.http.admission import ApiKeys
 from ....client.http.listening import is_local, listen
+from ....client.http.tls import tls_of
 from ....dht.joining.client import join_as_client
 from ....swarm.errors import UsageError
 from ..shared.arguments import entry_of
@@ -24,6 +25,7 @@ from ..shared.signals import on_stop_signals
 async def run_dashboard(arguments: argparse.Namespace) -> None:
     entry = entry_of(arguments)
     keys = ApiKeys() if arguments.api_key_file is None else ApiKeys.read(arguments.api_key_file)
+    tls = tls_of(arguments.tls_cert, arguments.tls_key)
     stop = asyncio.Event()
     joining = asyncio.current_task()
 
@@ -52,7 +54,7 @@ async def run_dashboard(arguments: argparse.Namespace) -> None:
                 name=entry.name,
             )
             await stack.enter_async_context(dashboard)
-            server = await stack.enter_async_context(DashboardServer(dashboard, listener, keys))
+            server = await stack.enter_async_context(DashboardServer(dashboard, listener, keys, tls=tls))
             joining = None
             url = f"{server.url}/swarm"
             if arguments.json:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ....client.gateway.opening import open_gateway
 from ....client.gateway.server import GatewayServer
+from ....client.http.tls import tls_of
 from ..shared.arguments import client_options
 from ..shared.output import console, decision_line, events, plural, shown
 from ..shared.pasting import completed
@@ -56,6 +57,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
         "port": arguments.port,
         "api_key_file": arguments.api_key_file,
         "metrics_key_file": arguments.metrics_key_file,
+        "tls": tls_of(arguments.tls_cert, arguments.tls_key),
         "cors_origins": tuple(arguments.cors_origin or ()),
         "limits": {
             "max_running": arguments.max_running,
@@ -114,7 +116,8 @@ class _Display:
         console.print(f"[green]Listening[/] at {shown(server.url)} for {names}")
         console.print(f"  chat page: {shown(server.url)}/")
         console.print(f"  the swarm, live: {shown(server.url)}/swarm")
-        console.print(f"  OpenAI base URL: {shown(server.url)}/v1")
+        console.print(f"  base URL for OpenAI's clients: {shown(server.url)}/v1")
+        console.print(f"  for Anthropic's and Ollama's:  {shown(server.url)}")
         if not gateway.keys.needed and not server.is_local:
             console.print(
                 "[yellow]Everybody who reaches this address can use it[/]. Ask for keys: --api-key-file."

@@ -179,6 +179,13 @@ def add_http(command: argparse.ArgumentParser, *, port: int, without_keys: str) 
         metavar="FILE",
         help=f"file of API keys, one a line, # for comments (default: {without_keys})",
     )
+    command.add_argument(
+        "--tls-cert",
+        default=None,
+        metavar="FILE",
+        help="serve HTTPS with this certificate, a PEM file with its chain; read again when it changes",
+    )
+    command.add_argument("--tls-key", default=None, metavar="FILE", help="the key of --tls-cert, a PEM file")
 
 
 def add_model(command: argparse.ArgumentParser) -> None:

@@ -69,7 +69,6 @@ async def test_what_a_gateway_does_not_do(serve: Serve) -> None:
             "/api/create": client.create("mine", from_="toy"),
             "/api/copy": client.copy("toy", "mine"),
             "/api/delete": client.delete("toy"),
-            "/api/embed": client.embed("toy", "hi"),
         }
         for path, asking in asked.items():
             with pytest.raises(ollama.ResponseError, match=path) as caught:
