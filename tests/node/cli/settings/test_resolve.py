@@ -99,7 +99,7 @@ def test_an_option_that_a_call_needs_may_come_from_the_file(tmp_path: Path) -> N
         ("\n[serve]\nport = 70000\n", "config.toml, line 3, [serve], port: '70000' is not a port"),
         ("[serve]\nprot = 1\n", "line 2, [serve], prot: `serve` has no such option; did you mean port?"),
         ("kv_dtype = 'int8'\n", "line 1, kv_dtype: no command has this option; did you mean kv-dtype?"),
-        ("port = 1\n", "line 1, port: it means something else to each command; put it into [bootstrap] or"),
+        ("port = 1\n", "line 1, port: it means something else to each command; put it into [gateway] or"),
         ("[serv]\n", "there is no command for [serv]; did you mean serve?"),
         ("[serve\n", "config.toml is not TOML: "),
         ("[serve]\nkv-dtype = 'x'\n", "line 2, [serve], kv-dtype: invalid choice: 'x' (choose from 'auto'"),
