@@ -12,6 +12,7 @@ from ..swarm.errors import UsageError
 from ..swarm.membership.membership import Membership
 from ..swarm.transport.addresses import EVERY_INTERFACE
 from ..swarm.transport.direct_maddrs import DirectOptions
+from ..swarm.transport.limited import UNLIMITED, Bandwidth
 from ..swarm.types import MAX_NODE_NAME, Span
 from .engine.scheduler import DECODE_TOKENS
 
@@ -74,7 +75,8 @@ class NodeConfig(NetworkConfig):
     or refuse to start. ``threads``: None takes the real cores this process may use. ``pure_python``: a light
     node, without p2pd and the DHT. ``direct``: how others reach this process itself, beside its p2pd; None:
     only through p2pd. ``auto_device``: ``device`` is what suits the machine, not what somebody asked for.
-    ``relays``: peers through which others reach this node, where they cannot dial it.
+    ``relays``: peers through which others reach this node, where they cannot dial it. ``bandwidth``: what all
+    its streams together may take of the line.
     Times are seconds where the name does not say otherwise, ``max_frame`` is bytes."""
 
     model: str
@@ -85,6 +87,7 @@ class NodeConfig(NetworkConfig):
     pure_python: bool = False
     direct: DirectOptions | None = field(default_factory=DirectOptions)
     relays: tuple[str, ...] = ()
+    bandwidth: Bandwidth = UNLIMITED
     device: str = "cpu"
     auto_device: bool = False
     dtype: str = "auto"

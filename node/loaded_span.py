@@ -263,6 +263,7 @@ class LoadedSpan:
                 kv_share_per_peer=config.max_kv_share_per_peer,
                 idle_session_seconds=config.idle_session_seconds,
                 idle_connection_seconds=config.idle_connection_seconds,
+                line_bytes_per_s=config.bandwidth.narrowest,
             ),
             max_frame=config.max_frame or DEFAULT_MAX_FRAME,
             transport=transport,

@@ -19,6 +19,7 @@ from ..swarm.identity import Identity
 from ..swarm.runtime.cores import default_threads
 from ..swarm.runtime.tasks import end, first
 from ..swarm.transport.interface import Stream, Transport
+from ..swarm.transport.limited import announced
 from ..swarm.types import ModelRef, NodeInfo, NodeState, Span
 from .config import NodeConfig, NodeEvent, OnEvent
 from .figures.work import WorkDone, WorkTotals
@@ -174,6 +175,8 @@ class Node:
             state=self._state,
             version=self._version,
             name=self.config.name,
+            up_bytes_per_s=announced(self.config.bandwidth.up),
+            down_bytes_per_s=announced(self.config.bandwidth.down),
             links=self.presence.probe.links(),
             direct_maddrs=self.presence.direct_maddrs,
         )
@@ -408,6 +411,7 @@ class Node:
                 pure_python=config.pure_python,
                 direct=config.direct,
                 relays=config.relays,
+                bandwidth=config.bandwidth,
             )
         self._exit.push_async_callback(self._network.close)
         presence = self._presence = await Presence.begin(

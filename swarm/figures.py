@@ -44,6 +44,8 @@ TOKENS_PER_S = Figure(0, 1e8)
 """Tokens per second that all sessions of a node together get."""
 BYTES_PER_S = Figure(100, 1e12)
 """Bytes per second of a line, from a slow modem to ten times the fastest port."""
+MAX_LINE_BYTES_PER_S = 10**12
+"""Bytes per second that a line may be limited to by a person; 0 is no limit."""
 MAX_RTT_US = 60_000_000
 """Microseconds of a round trip: every deadline is over before that minute."""
 MAX_STEP_US = 3_600_000_000

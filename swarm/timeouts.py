@@ -10,6 +10,7 @@ node that says it works (see ``work_within_s``), and bytes on their way.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 WORK_LEAST_S = 10.0
 """A step may stand still for this many seconds at a node that has answered before. Causes are the batches of
@@ -32,6 +33,10 @@ TRANSIT_LEAST_S = 0.8
 may send a lost packet again."""
 SLOW_WAY_BYTES_PER_S = 125_000.0
 """Bytes between two hops may travel as slowly as on a line of 1 Mbit/s."""
+LINE_SHARERS = 4
+"""A line that a person limits is expected to be shared by at most this many peers that send much at once."""
+LINE_TURN_S = 1.0
+"""Seconds that a few bytes may wait for their turn on a limited line."""
 DIAL_CHAIN_S = 4.0
 """Seconds that OPEN may take at a node that connects to its next hop: 3 s by the protocol, and the answer's
 way."""
@@ -45,7 +50,8 @@ class Patience:
     """Seconds to wait for a peer. ``ping_after_s``: of waiting before it is asked, by PING;
     ``pong_within_s``: more of it, or two round trips and their jitter where those are longer, before it
     counts as gone. ``hedge_s``: for a hop to open before another is opened beside it. ``step_s``: for a
-    step's result, whatever the node tells. ``own_loss_s``: while all peers are silent together."""
+    step's result, whatever the node tells. ``own_loss_s``: while all peers are silent together.
+    ``line_bytes_per_s``: what this side's own line is limited to."""
 
     dial_s: float = 6.0
     hedge_s: float = 1.2
@@ -53,6 +59,7 @@ class Patience:
     pong_within_s: float = 0.9
     step_s: float = 300.0
     own_loss_s: float = 20.0
+    line_bytes_per_s: float = inf
 
 
 def work_within_s(expected_s: float, queue_s: float, *, cold: bool, most_s: float) -> float:
@@ -73,10 +80,20 @@ def doubt_within_s(expected_s: float, queue_s: float, doubts: int) -> float:
     return (DOUBT_LEAST_S + DOUBT_FACTOR * (max(0.0, expected_s) + queue_s)) * 2.0 ** min(doubts, 16)
 
 
-def transit_within_s(payload_bytes: int, round_trip_s: float) -> float:
+def shared_line_s(payload_bytes: int, line_bytes_per_s: float) -> float:
+    """Seconds that ``payload_bytes`` may take on a line that a person limits, behind those of others. A peer
+    that claims less than SLOW_WAY_BYTES_PER_S gets no more time for that."""
+    return LINE_SHARERS * payload_bytes / max(line_bytes_per_s, SLOW_WAY_BYTES_PER_S)
+
+
+def transit_within_s(payload_bytes: int, round_trip_s: float, line_bytes_per_s: float = inf) -> float:
     """Seconds for ``payload_bytes`` to get from one hop to the next. ``round_trip_s``: the longer of this
-    side's own to the two; the way between them is no longer than that."""
-    return TRANSIT_LEAST_S + 2 * round_trip_s + payload_bytes / SLOW_WAY_BYTES_PER_S
+    side's own to the two; the way between them is no longer than that. ``line_bytes_per_s``: what the
+    narrower of their lines is limited to."""
+    way_s = payload_bytes / SLOW_WAY_BYTES_PER_S
+    if line_bytes_per_s != inf:
+        way_s = LINE_TURN_S + max(way_s, shared_line_s(payload_bytes, line_bytes_per_s))
+    return TRANSIT_LEAST_S + 2 * round_trip_s + way_s
 
 
 def is_trickle(received_bytes: int, seconds: float, within_s: float) -> bool:

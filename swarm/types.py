@@ -168,6 +168,7 @@ class NodeInfo:
     SHA-256 of their piece manifest; else "". ``weights_whole``: it has hashed every byte of them itself, and
     no peer sent them: its root bears witness. ``shares_weights``: it gives others what it has of them.
     ``direct_maddrs``: where it listens itself, beside its daemon; each is marked as that.
+    ``up_bytes_per_s`` and ``down_bytes_per_s``: what a person limits its line to; 0: nothing.
     ``name``: what a person calls it, printable and MAX_NODE_NAME characters at most; nobody vouches for it.
     ``incarnation``: which process says this, put in by the directory that announces it.
     ``record``: what all this was read from, to be handed on.
@@ -200,6 +201,8 @@ class NodeInfo:
     direct_maddrs: tuple[str, ...] = ()
     device: str = ""
     name: str = ""
+    up_bytes_per_s: int = 0
+    down_bytes_per_s: int = 0
     incarnation: Incarnation | None = field(default=None, compare=False)
     record: SignedRecord | None = field(default=None, compare=False, repr=False)
 

@@ -249,7 +249,11 @@ class Segment:
         before, hop = self.hops[number - 1], self.hops[number]
         row = hop.codec.row_bytes(hop.width)
         size = row * sum(sent.tokens for sent in self._sent)
-        return transit_within_s(size, max(before.link.round_trip_s, hop.link.round_trip_s))
+        return transit_within_s(
+            size,
+            max(before.link.round_trip_s, hop.link.round_trip_s),
+            min(before.link.line_bytes_per_s, hop.link.line_bytes_per_s),
+        )
 
     def take(self, hop: HopClient, result: Result) -> None:
         if hop is not self.last:

@@ -28,6 +28,7 @@ from ...swarm.transport.interface import (
     NetworkWatcher,
     Transport,
 )
+from ...swarm.transport.limited import UNLIMITED, Bandwidth, limited
 from ...swarm.transport.paths.transport import PathsTransport
 from ...swarm.types import NodeInfo
 from ..address_book import AddressBook, open_book
@@ -191,6 +192,7 @@ async def open_network(
     mdns: bool = False,
     pure_python: bool = False,
     direct: DirectOptions | None = None,
+    bandwidth: Bandwidth = UNLIMITED,
 ) -> Network:
     """A place in a swarm for a peer that serves: start a p2pd that listens on TCP ``host:port``, and join the
     DHT through ``initial_peers``. ``host`` may be EVERY_INTERFACE.
@@ -201,7 +203,8 @@ async def open_network(
     find the swarm's peers on this LAN and be found, now and later; not where ``host`` is this machine only.
     ``pure_python``: be a light peer, without p2pd and the DHT, which asks nodes that have them; so is every
     peer where there is no p2pd. ``direct``: dial others from process to process where they listen for that,
-    and listen for it; a light peer always does.
+    and listen for it; a light peer always does. ``bandwidth``: of all streams together; what a daemon says by
+    itself, such as for the DHT or as a relay, is not among them.
 
     Raises ListenError (port in use, no address), PeerUnreachableError, NotAdmittedError, UsageError and other
     NetworkErrors. For a light peer it is an error if no peer is found.
@@ -244,7 +247,7 @@ async def open_network(
             listener = await open_direct(identity, direct, listen_at=(host, port) if listens else None)
             transport = paths = PathsTransport(listener, {Way.DAEMON: p2pd})
             p2pd.watch(paths.on_network)
-        transport = among_members(transport, membership)
+        transport = among_members(limited(transport, bandwidth), membership)
         if not await transport.maddrs():
             raise no_own_address(host)
         if p2pd is None:

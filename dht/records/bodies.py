@@ -28,6 +28,7 @@ from ...swarm.figures import (
     DECODE_MS,
     MAX_JOURNAL_BYTES,
     MAX_KV_TOKENS,
+    MAX_LINE_BYTES_PER_S,
     MAX_RTT_US,
     MAX_SESSIONS,
     PREFILL_TOKENS_PER_S,
@@ -208,6 +209,8 @@ _NODE_FIELDS: dict[str, FieldType] = _MODEL_FIELDS | {
     "label": Prose(MAX_NODE_NAME),
     "incarnation": IncarnationField(),
     "device": Prose(16),
+    "up": Count(MAX_LINE_BYTES_PER_S),
+    "down": Count(MAX_LINE_BYTES_PER_S),
 }
 _WANTED_FIELDS: dict[str, FieldType] = {"models": Sequence(WantedField(), 1, MAX_WANTED)}
 _OPTIONAL: dict[str, object] = {
@@ -228,6 +231,8 @@ _OPTIONAL: dict[str, object] = {
     "label": "",
     "incarnation": None,
     "device": "",
+    "up": 0,
+    "down": 0,
 }
 """The fields that an entry may leave out, and the values that they then have."""
 
@@ -280,6 +285,8 @@ def encode_node(info: NodeInfo) -> bytes:
                 "label": info.name,
                 "incarnation": info.incarnation,
                 "device": info.device,
+                "up": info.up_bytes_per_s,
+                "down": info.down_bytes_per_s,
             },
         )
         if len(body) <= _MAX_BODY_BYTES or not (links or direct or maddrs):
@@ -363,6 +370,8 @@ def _node(owner: str, values: dict[str, Any]) -> NodeInfo:
         name=values["label"],
         incarnation=values["incarnation"],
         device=values["device"],
+        up_bytes_per_s=values["up"],
+        down_bytes_per_s=values["down"],
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ class Limits:
     ``dials_per_minute_per_group``: for all clients of one address group; ``dials`` under way for all of them.
     ``link_seconds``: for one of them, from dial to WELCOME.
 
+    ``line_bytes_per_s``: what a person limits the node's line to.
     ``kv_share_per_peer``: the part of the KV cache that one peer may ever hold. ``queued_tokens_per_peer``
     and ``queued_bytes_per_peer``: of steps without an answer, over all streams of a peer; above, they are not
     read. ``queued_bytes``: of all peers; above, no peer is read that has more than an equal part.
@@ -44,6 +46,7 @@ class Limits:
     dials_per_minute_per_peer: int = 60
     dials_per_minute_per_group: int = 240
     link_seconds: float = 3.0
+    line_bytes_per_s: float = math.inf
     hello_seconds: float = 10.0
     rest_seconds: float = 10.0
     idle_session_seconds: float = 600.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from ...swarm.errors import ErrorCode, PeerError, RemoteProtocolError, other_roo
 from ...swarm.protocol.field_types import MAX_MEMBERS
 from ...swarm.protocol.messages import Hello, Welcome
 from ...swarm.protocol.wire import FIXED_HEADER, MAX_HEADER
+from ...swarm.transport.limited import announced
 from ...swarm.types import ModelRef, Span
 
 PROTOCOL_VERSION = 1
@@ -28,7 +30,8 @@ ScalesFor = Callable[[str], ScaleTable | None]
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What this node tells every client. ``codecs``: the kinds in which it wants rows. ``page_tokens``: 0
-    without a prefix cache. ``scales``: of the rows that enter at its first block."""
+    without a prefix cache. ``scales``: of the rows that enter at its first block. ``line_bytes_per_s``:
+    what a person limits its line to."""
 
     model: ModelRef
     span: Span
@@ -39,6 +42,7 @@ class Terms:
     page_tokens: int
     agent: str
     scales: ScalesFor = lambda group: None
+    line_bytes_per_s: float = math.inf
 
 
 def answer_hello(hello: Hello, terms: Terms, group: str) -> Welcome:
@@ -102,4 +106,5 @@ def answer_hello(hello: Hello, terms: Terms, group: str) -> Welcome:
         row_width=widths[span.start],
         reply_width=widths[span.end],
         scales=b"" if scales is None else scales.exponents,
+        line=announced(terms.line_bytes_per_s),
     )

@@ -133,7 +133,7 @@ class NextHops:
         self._dials: dict[str, _Dial] = {}  # under way, by peer id
         self.dialler: Dialler | None = None
         if transport is not None:
-            patience = Patience(dial_s=limits.link_seconds)
+            patience = Patience(dial_s=limits.link_seconds, line_bytes_per_s=limits.line_bytes_per_s)
             self.dialler = Dialler(transport, model, agent, patience=patience, clock=clock)
         self._on_link = on_link
         self._work = work or WorkDone()

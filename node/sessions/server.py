@@ -83,6 +83,7 @@ class NodeServer:
             max_step_tokens=limits.max_step_tokens,
             page_tokens=PAGE_TOKENS if engine.settings.prefix_cache else 0,
             agent=agent,
+            line_bytes_per_s=limits.line_bytes_per_s,
         )
         self.ledger = Ledger(limits)
         self._work = engine.work

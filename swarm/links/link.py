@@ -15,6 +15,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from math import inf
 from time import perf_counter
 from time import time as wall_clock
 from typing import Protocol
@@ -159,6 +160,11 @@ class NodeLink:
         return self._timers.round_trip_s
 
     @property
+    def line_bytes_per_s(self) -> float:
+        """What a person limits the line to, on this side or the node's; ``inf``: nobody does."""
+        return self._timers.line_bytes_per_s
+
+    @property
     def bytes_sent(self) -> int:
         return self._connection.bytes_sent
 
@@ -194,7 +200,8 @@ class NodeLink:
         if not self._outbox and len(self._users) > 1:
             self._loop.call_soon(self._flush_turn)
         self._outbox.add(message)
-        self._timers.posted(len(message.payload) if isinstance(message, Step) else 0, self.heard_at)
+        size = len(message.payload) if isinstance(message, Step) else 0
+        self._timers.posted(size, perf_counter(), self.heard_at)
         if len(self._users) <= 1:
             self._flush()
 
@@ -283,7 +290,7 @@ class NodeLink:
                 self._check(message)
                 self._connection.peer_max_frame = self._outbox.max_frame = message.max_frame
                 self._outbox.members = message.members
-                self._timers.welcomed(perf_counter())
+                self._timers.welcomed(perf_counter(), message.line or inf)
                 self.welcome.set_result(message)
             case _:
                 name = type(message).__name__.upper()

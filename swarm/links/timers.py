@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf
 
-from ..timeouts import Patience, is_trickle
+from ..timeouts import LINE_TURN_S, Patience, is_trickle, shared_line_s
 
 SLOW_LINE_BYTES_PER_S = 1.25e6
 """A PING may wait behind what was posted before it, which goes at 10 Mbit/s on a slow line."""
@@ -133,6 +134,10 @@ class LinkTimers:
         self._wall_ahead = wall - now
         self._posted = 0  # bytes since the peer was heard
         self._posted_at = 0.0
+        self.line_bytes_per_s = patience.line_bytes_per_s
+        """What this side's line is limited to, or the peer's."""
+        self._line_free_at = now  # when a limited line has taken all that was posted, at the latest
+        self._behind_s = 0.0  # what was left of that at the oldest question
 
     @property
     def round_trip_s(self) -> float:
@@ -152,7 +157,7 @@ class LinkTimers:
     def answer_within_s(self) -> float:
         """Seconds for an answer to PING."""
         usual = self._round_trips.answer_within(self._patience.pong_within_s, self._posted)
-        return max(self._excused_s, usual)
+        return max(self._excused_s, usual + self._behind_s)
 
     # What happens on the link.
 
@@ -162,14 +167,18 @@ class LinkTimers:
     def unused(self, now: float) -> None:
         self._unused_since = now
 
-    def posted(self, size: int, heard_at: float) -> None:
+    def posted(self, size: int, now: float, heard_at: float) -> None:
         """``size`` bytes were sent, after the peer's last bytes came at ``heard_at``. Called for each
         step."""
+        if self.line_bytes_per_s != inf:
+            self._line_free_at = max(self._line_free_at, now) + shared_line_s(size, self.line_bytes_per_s)
         if self._posted_at < heard_at:
             self._posted, self._posted_at = 0, heard_at
         self._posted += size
 
-    def welcomed(self, now: float) -> None:
+    def welcomed(self, now: float, line_bytes_per_s: float = inf) -> None:
+        """The peer has answered HELLO. ``line_bytes_per_s``: what it says that its line is limited to."""
+        self.line_bytes_per_s = min(self.line_bytes_per_s, line_bytes_per_s)
         self._round_trips.measured(now - self._began)
 
     def asked(self, now: float, heard: Heard, *, of_sessions: bool = False) -> int:
@@ -178,6 +187,8 @@ class LinkTimers:
         self._questions[self._nonce] = _Question(now, now, heard.received, of_sessions)
         if self._pinged_at is None or heard.at > self._pinged_at:
             self._pinged_at = now
+            if self.line_bytes_per_s != inf:
+                self._behind_s = LINE_TURN_S + max(0.0, self._line_free_at - now)
         return self._nonce
 
     def looked_at_sessions(self, now: float, *, wait: bool) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from ..errors import ErrorCode
-from ..figures import MAX_RTT_US, MAX_SESSIONS, MAX_STEP_US
+from ..figures import MAX_LINE_BYTES_PER_S, MAX_RTT_US, MAX_SESSIONS, MAX_STEP_US
 from ..types import MAX_RECORD_BYTES, MAX_SCALES, SignedRecord, Span
 from .fields import (
     Blob,
@@ -80,6 +80,7 @@ Blocks = Annotated[Span, SpanField()]
 OptionalPeerId = Annotated[
     str, Word(re.compile(r"[1-9A-HJ-NP-Za-km-z]{0,128}"), "a peer id in base58, or empty")
 ]
+LineRate = Annotated[int, Count(MAX_LINE_BYTES_PER_S)]
 RowWidth = Annotated[int, Integer(0, MAX_ROW)]
 Members = Annotated[int, Integer(0, 0xFFFF)]
 Flag = Annotated[bool, Boolean()]

@@ -37,6 +37,7 @@ from .field_types import (
     EdgeScales,
     Flag,
     FrameSize,
+    LineRate,
     Members,
     OptionalPeerId,
     OptionalRoot,
@@ -116,7 +117,8 @@ class Welcome:
     ``root``: as in HELLO. ``members``: as many steps it takes in one STEPS frame; 0: none. ``row_width``
     and ``reply_width``: values of a row that enters at the span's start, and of one that leaves at its end; 0
     where it does not say. ``scales``: the table with which it wants rows that enter at the span's start,
-    empty for none.
+    empty for none. ``line``: bytes a second that its line is limited to, up or down, whichever is less; 0: it
+    is not.
     """
 
     version: Annotated[int, Integer(1, 0xFFFF)]
@@ -133,6 +135,7 @@ class Welcome:
     row_width: RowWidth = 0
     reply_width: RowWidth = 0
     scales: Scales = b""
+    line: LineRate = 0
 
     def problem(self) -> str:
         return f"span {self.span} is outside {self.n_blocks} blocks" if self.span.end > self.n_blocks else ""

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from math import inf
 
 from ..errors import UsageError
 from ..types import NodeInfo
@@ -42,6 +43,8 @@ class Link:
 
 UNMEASURED_LINK = Link(rtt_s=0.1, bytes_per_s=1.25e6)
 """The link assumed to a peer not met yet: a middling wide-area line of 100 ms and 10 Mbit/s."""
+
+_NO_LIMITS = (inf, inf)
 
 Pair = tuple[str, str]
 """Peer ids of two nodes, in the order in which activations go from one to the other."""
@@ -74,6 +77,11 @@ class Edges:
         for (a, b), measured in (known or {}).items():
             if a in present and b in present:
                 self._told[a, b] = self._told[b, a] = (measured.rtt_s, measured.bytes_per_s)
+        self._lines = {  # what people limit some nodes' lines to: up, down
+            node.peer_id: (node.up_bytes_per_s or inf, node.down_bytes_per_s or inf)
+            for node in nodes
+            if node.up_bytes_per_s or node.down_bytes_per_s
+        }
         self._guessed: dict[str, Link] = {}  # the client's links to peers that it has not met
         for (a, b), (rtt_s, bytes_per_s) in self._told.items():
             if a in links and b not in links:
@@ -87,8 +95,10 @@ class Edges:
         return self._told
 
     def client_link(self, peer_id: str) -> Link:
-        """The client's own link to a peer, as far as it is known."""
-        return self._links.get(peer_id) or self._guessed.get(peer_id, UNMEASURED_LINK)
+        """The client's own link to a peer, as far as it is known. It is used in both directions, so that the
+        narrower bound of the peer's line counts."""
+        link = self._links.get(peer_id) or self._guessed.get(peer_id, UNMEASURED_LINK)
+        return _within(min(self._lines[peer_id]), link) if peer_id in self._lines else link
 
     def may_chain(self, a: str, b: str) -> bool:
         return (a, b) not in self.unchained
@@ -113,7 +123,11 @@ class Edges:
         one, other = self.client_link(a).rtt_s, self.client_link(b).rtt_s
         rtt_s = min(max(told[0], abs(one - other)), one + other)
         rate = min(told[1], MAX_BYTES_PER_S)
-        return Link(rtt_s, rate if rate > 0 else self.estimate(a, b, payload_bytes).bytes_per_s)
+        link = Link(rtt_s, rate if rate > 0 else self.estimate(a, b, payload_bytes).bytes_per_s)
+        if self._lines:
+            most = min(self._lines.get(a, _NO_LIMITS)[0], self._lines.get(b, _NO_LIMITS)[1])
+            return _within(most, link)
+        return link
 
     def one_way_s(self, a: str, b: str, payload_bytes: float) -> float:
         """Seconds from ``a`` to ``b``; "" is the client."""
@@ -134,3 +148,7 @@ class Edges:
             rates = [rate for rate in (bytes_per_s, earlier[1]) if rate > 0]
             bytes_per_s = min(rates, default=0.0)
         self._told[a, b] = self._told[b, a] = (rtt_s, bytes_per_s)
+
+
+def _within(most_bytes_per_s: float, link: Link) -> Link:
+    return link if link.bytes_per_s <= most_bytes_per_s else Link(link.rtt_s, most_bytes_per_s)

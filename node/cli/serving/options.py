@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 
 from ....shards.models.devices import DEVICES
+from ....swarm.timeouts import SLOW_WAY_BYTES_PER_S
 from ....swarm.transport.addresses import EVERY_INTERFACE
 from ....swarm.transport.direct_maddrs import PORT_ABOVE
+from ....swarm.transport.limited import BYTES_PER_MBIT
 from ....swarm.types import MAX_NODE_NAME
 from ...config import KERNELS, KV_DTYPES
 from ...volunteering.hours import Hours
@@ -33,6 +35,9 @@ from ..shared.arguments import (
 
 BOOTSTRAP_PORT = 31330
 """The port of a bootstrap node by default. It is fixed, so that its address survives a restart."""
+
+LEAST_MBIT = round(SLOW_WAY_BYTES_PER_S / BYTES_PER_MBIT)
+"""Megabits a second. With less a node misses the deadlines of its peers."""
 
 BOOTSTRAP_EXAMPLES = f"""\
 examples:
@@ -289,7 +294,17 @@ def _add_weights(command: argparse.ArgumentParser) -> None:
 
 
 def _add_volunteering(command: argparse.ArgumentParser) -> None:
-    """When the node serves. It drains and rests at other times, and serves again by itself."""
+    """What the node may take of the line, and when it serves. It drains and rests at other times, and serves
+    again by itself."""
+    for way, does in (("up", "sends to"), ("down", "takes from")):
+        command.add_argument(
+            f"--bandwidth-{way}",
+            type=bandwidth,
+            default=None,
+            metavar="MBIT",
+            help=f"megabits a second that the node {does} all peers together, activations and weights; "
+            f"{LEAST_MBIT} at least (default: no bound)",
+        )
     command.add_argument(
         "--hours",
         type=hours,
@@ -321,6 +336,16 @@ def _add_volunteering(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="let other programs go first: 1 a little, 19 as much as can be (default: %(default)s)",
     )
+
+
+def bandwidth(text: str) -> float:
+    """Megabits a second."""
+    value = above_zero(text)
+    if value < LEAST_MBIT:
+        raise argparse.ArgumentTypeError(
+            f"with {text} Mbit/s a node is slower than peers wait for; give {LEAST_MBIT} or more"
+        )
+    return value
 
 
 def hours(text: str) -> list[Hours]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ....shards.models.devices import DeviceChoice, choose_device
 from ....swarm.errors import UsageError
 from ....swarm.naming.witnesses import Witnesses
 from ....swarm.transport.direct_maddrs import DirectOptions
+from ....swarm.transport.limited import BYTES_PER_MBIT, Bandwidth
 from ....swarm.types import Span
 from ...auto.blocks import begin_auto
 from ...auto.on_demand import OnDemand
@@ -104,8 +106,17 @@ def weight_options(arguments: argparse.Namespace) -> WeightOptions:
     megabits = arguments.weights_bandwidth
     return WeightOptions(
         share=arguments.share_weights,
-        bytes_per_s=None if megabits is None else megabits * 125_000,
+        bytes_per_s=None if megabits is None else megabits * BYTES_PER_MBIT,
         cache_bytes=arguments.cache_size,
+    )
+
+
+def bandwidth_of(arguments: argparse.Namespace) -> Bandwidth:
+    return Bandwidth(
+        *(
+            math.inf if megabits is None else megabits * BYTES_PER_MBIT
+            for megabits in (arguments.bandwidth_up, arguments.bandwidth_down)
+        )
     )
 
 
@@ -135,6 +146,7 @@ def node_config(arguments: argparse.Namespace, identity: Path) -> NodeConfig:
         announce_maddrs=tuple(arguments.announce or ()),
         direct=direct_options(arguments, pure_python=entry.pure_python),
         relays=tuple(arguments.relay or ()),
+        bandwidth=bandwidth_of(arguments),
         device=device_of(arguments).name,
         auto_device=arguments.device == "auto",
         dtype=arguments.dtype,

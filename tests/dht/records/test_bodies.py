@@ -25,6 +25,7 @@ from swarm_node.swarm.errors import LocalProtocolError, RemoteProtocolError
 from swarm_node.swarm.figures import (
     BYTES_PER_S,
     DECODE_MS,
+    MAX_LINE_BYTES_PER_S,
     MAX_SESSIONS,
     PREFILL_TOKENS_PER_S,
     QUEUE_MS,
@@ -146,6 +147,8 @@ def node_infos(draw: st.DrawFn) -> NodeInfo:
         shares_weights=draw(st.booleans()),
         max_blocks=draw(st.integers(0, MAX_BLOCKS)),
         direct_maddrs=tuple(draw(st.lists(st.sampled_from(DIRECT), max_size=MAX_DIRECT_MADDRS))),
+        up_bytes_per_s=draw(st.integers(0, MAX_LINE_BYTES_PER_S)),
+        down_bytes_per_s=draw(st.integers(0, MAX_LINE_BYTES_PER_S)),
         name=draw(st.text(printable, max_size=MAX_NODE_NAME)),
         incarnation=draw(
             st.none()

@@ -44,6 +44,12 @@ def test_a_node_says_how_wide_rows_are_at_the_ends_of_its_span() -> None:
         answer_hello(hello(MODEL), small, "")
 
 
+def test_a_node_says_what_its_line_is_limited_to() -> None:
+    assert answer_hello(hello(MODEL), terms(MODEL), "").line == 0
+    limited = replace(terms(MODEL), line_bytes_per_s=250_000.0)
+    assert answer_hello(hello(MODEL), limited, "").line == 250_000
+
+
 def test_a_client_that_counts_other_values_says_so() -> None:
     welcome = answer_hello(hello(MODEL), terms(MODEL), "")
     assert width_problem(welcome, Boundaries.alike(4, 64), "peer x") is None

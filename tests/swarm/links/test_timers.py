@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import inf
 
 import pytest
 from hypothesis import given
@@ -21,7 +22,7 @@ from swarm_node.swarm.links.timers import (
     PeerGone,
     Unused,
 )
-from swarm_node.swarm.timeouts import Patience
+from swarm_node.swarm.timeouts import LINE_TURN_S, SLOW_WAY_BYTES_PER_S, Patience
 
 PATIENCE = Patience(ping_after_s=0.5, pong_within_s=0.9, own_loss_s=20.0)
 ENOUGH = 1 << 20
@@ -121,14 +122,14 @@ def test_a_peer_that_answers_in_time_is_never_gone(
     answers_after_s: float, waits: bool, posted: int, seconds: float
 ) -> None:
     peer = Peer(answers_after_s, waiting_since=100.0 if waits else None)
-    peer.timers.posted(posted, peer.heard.at)
+    peer.timers.posted(posted, peer.now, peer.heard.at)
     assert isinstance(peer.run(seconds), LookAgain | AskNow)
 
 
 @given(others=st.lists(st.floats(0.0, 200.0), max_size=4), posted=st.integers(0, 1 << 24))
 def test_a_mute_peer_is_gone_at_last_whatever_others_do(others: list[float], posted: int) -> None:
     peer = Peer(waiting_since=100.0, others=others)
-    peer.timers.posted(posted, peer.heard.at)
+    peer.timers.posted(posted, peer.now, peer.heard.at)
     assert isinstance(peer.run(3 * PATIENCE.own_loss_s), PeerGone)
 
 
@@ -185,3 +186,30 @@ def test_answers_that_were_not_asked_for_are_passed_over() -> None:
     assert peer.timers.answered(nonce, peer.now + 0.25) == 0.25
     assert peer.timers.answered(nonce, peer.now + 0.25) is None
     assert peer.timers.round_trip_s == 0.25
+
+
+def test_a_limited_line_has_the_time_that_all_its_bytes_need() -> None:
+    """Whichever side limits it; but a peer that claims to be slower than any line gets no more for that."""
+    prompt, slow = 1_000_000, SLOW_WAY_BYTES_PER_S
+
+    def answer_within_s(patience: Patience, welcome: float) -> float:
+        timers = LinkTimers(patience, 0.0, 0.0)
+        timers.welcomed(0.01, welcome)
+        timers.posted(prompt, 1.0, 0.0)
+        timers.posted(prompt, 2.0, 1.5)  # the peer was heard, and the first may still be on its way
+        timers.asked(2.0, Heard(1.5, 100))
+        return timers.answer_within_s()
+
+    ours = replace(PATIENCE, line_bytes_per_s=2 * slow)
+    assert answer_within_s(PATIENCE, inf) < 2.0
+    assert answer_within_s(ours, inf) == answer_within_s(PATIENCE, 2 * slow) > 2 * prompt / (2 * slow)
+    assert answer_within_s(ours, 4 * slow) == answer_within_s(ours, inf)
+    assert answer_within_s(PATIENCE, 1) == answer_within_s(PATIENCE, slow)
+
+
+def test_a_limited_line_that_rests_is_soon_asked() -> None:
+    timers = LinkTimers(replace(PATIENCE, line_bytes_per_s=250_000.0), 0.0, 0.0)
+    for second in range(100):
+        timers.posted(10_000, float(second), second - 0.5)
+    timers.asked(200.0, Heard(99.5, 100))
+    assert timers.answer_within_s() == pytest.approx(PATIENCE.pong_within_s + LINE_TURN_S, abs=0.1)

@@ -216,6 +216,7 @@ EXAMPLES: list[Message] = [
     Hello((1,), "", ("int8",), 1 << 20, "test"),
     Welcome(1, DIGEST, Span(0, 3), ("int8",), 1 << 20, "test", 512, 30),
     Welcome(1, DIGEST, Span(0, 3), ("int8s",), 1 << 20, "test", 512, 30, scales=b"\0\1\xff"),
+    Welcome(1, DIGEST, Span(0, 3), ("int8",), 1 << 20, "test", 512, 30, line=250_000),
     Open(SESSION, Span(3, 9), 100, "int8s.0123456789abcdef", "f8", scales=(b"\0\1\xff", b"")),
     Open(
         SESSION,

@@ -141,6 +141,7 @@ def test_patience_with_what_is_on_its_way(size: int, round_trip: float) -> None:
     allowed = transit_within_s(size, round_trip)
     assert allowed >= TRANSIT_LEAST_S + round_trip
     assert transit_within_s(size + 1, round_trip) > allowed
+    assert transit_within_s(size, round_trip, 1e6) >= allowed
 
 
 def test_a_trickle() -> None:

@@ -60,6 +60,18 @@ def test_what_the_client_learned_itself_comes_first_but_within_the_triangle() ->
     ).rtt_s == pytest.approx(0.02)
 
 
+def test_no_link_is_faster_than_what_people_allow_their_nodes() -> None:
+    links = {name: Link(0.01, 1e7) for name in "abc"}
+    told = replace(node("a", PeerLink("b", 0.002, 8e6)), up_bytes_per_s=10**6, down_bytes_per_s=4 * 10**6)
+    edges = Edges([told, node("b"), node("c")], links)
+    assert edges.client_link("a") == Link(0.01, 1e6)  # there and back
+    assert edges.client_link("b") == links["b"]
+    assert edges.between("a", "b", 1000) == Link(0.002, 1e6)
+    assert edges.between("b", "a", 1000) == Link(0.002, 4e6)
+    assert edges.between("c", "a", 1000).bytes_per_s == 1e6  # nothing was told: as the client's own
+    assert edges.between("b", "c", 1000).bytes_per_s == 1e7
+
+
 def test_a_pair_that_must_not_be_chained_goes_through_the_client() -> None:
     links = {"a": Link(0.01, 1e6), "b": Link(0.03, 1e6)}
     edges = Edges([node("a", PeerLink("b", 0.021)), node("b")], links, unchained=frozenset({("a", "b")}))

@@ -15,6 +15,7 @@ from swarm_node.node.config import NodeConfig, NodeEvent
 from swarm_node.shards.models import devices
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.identity import Identity
+from swarm_node.swarm.transport.limited import Bandwidth
 from swarm_node.swarm.types import Span
 
 
@@ -41,6 +42,14 @@ KEY = Path("k.key")
 def test_no_options_are_the_defaults_of_the_node() -> None:
     words = build_parser().parse_args(["serve", "--model", "m"])
     assert node_config(words, KEY) == NodeConfig(model="m", identity=KEY, auto=True, auto_device=True)
+
+
+def test_megabits_are_bytes_a_second() -> None:
+    parser = build_parser()
+    config = node_config(parser.parse_args(["serve", "--model", "m", "--bandwidth-up", "2.5"]), KEY)
+    assert config.bandwidth == Bandwidth(up=312_500)
+    with pytest.raises(UsageError, match="give 1 or more"):
+        parser.parse_args(["serve", "--model", "m", "--bandwidth-down", "0.5"])
 
 
 @pytest.mark.parametrize(
