@@ -8,11 +8,9 @@ import re
 import shlex
 from pathlib import Path
 
-from ....swarm.errors import UsageError
-from ....swarm.runtime.state_files import replace_file
 from .calls import ask, call
 from .definition import Service
-from .manager import ServiceStatus
+from .manager import ServiceStatus, check_installed, write_definition
 
 RESTART_S = 30
 """Seconds between two starts, at least."""
@@ -56,27 +54,14 @@ class Launchd:
         return [shlex.join(self._start(service.command))]
 
     def install(self, service: Service) -> str:
-        file = self.file_of(service.command)
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(file, self.text_of(service))
-            file.chmod(0o644)
-        except OSError as error:
-            raise UsageError(
-                f"cannot write {file}: {error.strerror or error}",
-                hint="A service of the machine is installed as root; one of yours with --user.",
-            ) from None
+        write_definition(self.file_of(service.command), self.text_of(service))
         ask(["launchctl", "bootout", self._target(service.command)])  # an earlier one, if there is one
         call(self._start(service.command))
         return ""
 
     def uninstall(self, command: str) -> None:
         file = self.file_of(command)
-        if not file.exists():
-            raise UsageError(
-                f"{_label(command)} is not installed: there is no {file}",
-                hint="`swarm-node service status` shows what is.",
-            )
+        check_installed(file, _label(command))
         ask(["launchctl", "bootout", self._target(command)])
         file.unlink()
 

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
+from ....swarm.errors import UsageError
+from ....swarm.runtime.state_files import replace_file
 from .definition import Service
 
 
@@ -50,3 +52,24 @@ class ServiceManager(Protocol):
     def status(self, command: str) -> ServiceStatus: ...
 
     def logs(self, command: str) -> str: ...
+
+
+def write_definition(file: Path, text: str) -> None:
+    """As the system reads it: of its owner, and open to all. Raises UsageError."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, text)
+        file.chmod(0o644)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {file}: {error.strerror or error}",
+            hint="A service of the machine is installed as root; one of yours with --user.",
+        ) from None
+
+
+def check_installed(file: Path, name: str) -> None:
+    """Raises UsageError where there is no such file."""
+    if not file.exists():
+        raise UsageError(
+            f"{name} is not installed: there is no {file}", hint="`swarm-node service status` shows what is."
+        )

@@ -24,6 +24,11 @@ async def run_service(arguments: argparse.Namespace, parser: argparse.ArgumentPa
             hint=f"Did you mean {near[0]}?" if near else f"These are: {', '.join(SERVICES)}.",
         )
     system = _is_root() if arguments.system is None else arguments.system
+    if arguments.run_as and not system:
+        raise UsageError(
+            "--run-as is for a service of the machine",
+            hint="Leave it out, or install with --system, as root.",
+        )
     manager = manager_of(system=system, pretend=arguments.dry_run)
     if arguments.action == "status":
         _say_status(
@@ -62,6 +67,7 @@ def _install(manager: ServiceManager, service: Service, arguments: argparse.Name
                 "".join(f"{line}\n" for line in (f"# {file}", text, *(f"# then: {step}" for step in steps)))
             )
         return
+    _check_user(service.user)
     remark = manager.install(service)
     if arguments.json:
         print_json({"file": str(file), "remark": remark, **manager.status(service.command).as_dict()})
@@ -71,6 +77,20 @@ def _install(manager: ServiceManager, service: Service, arguments: argparse.Name
         answers.print(f"[yellow]{shown(remark)}[/]")
     answers.print(f"  its log: {shown(manager.logs(service.command))}")
     answers.print(f"  how it is: swarm-node service status {service.command}")
+
+
+def _check_user(user: str) -> None:
+    """Raises UsageError. systemd would take a name that nobody has, and fail at each start."""
+    if not user:
+        return
+    import pwd  # here: Windows has none, nor such services
+
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        raise UsageError(
+            f"this machine has no user {user}", hint="Name one that it has: --run-as USER"
+        ) from None
 
 
 def _uninstall(manager: ServiceManager, command: str, arguments: argparse.Namespace) -> None:

@@ -9,11 +9,9 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from ....swarm.errors import UsageError
-from ....swarm.runtime.state_files import replace_file
 from .calls import ServiceManagerError, ask, call
 from .definition import Service, unit_name
-from .manager import ServiceStatus
+from .manager import ServiceStatus, check_installed, write_definition
 from .systemd_unit import NOT_AGAIN, unit_text
 
 SYSTEM_FOLDER = Path("/etc/systemd/system")
@@ -45,27 +43,14 @@ class Systemd:
         return [shlex.join(words) for words in self._steps(service)]
 
     def install(self, service: Service) -> str:
-        file = self.file_of(service.command)
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(file, self.text_of(service))
-            file.chmod(0o644)
-        except OSError as error:
-            raise UsageError(
-                f"cannot write {file}: {error.strerror or error}",
-                hint="A service of the machine is installed as root; one of yours with --user.",
-            ) from None
+        write_definition(self.file_of(service.command), self.text_of(service))
         for words in self._steps(service):
             call(words, hint="" if self._system else _NO_SESSION)
         return "" if self._system else _linger()
 
     def uninstall(self, command: str) -> None:
         file = self.file_of(command)
-        if not file.exists():
-            raise UsageError(
-                f"{unit_name(command)} is not installed: there is no {file}",
-                hint="`swarm-node service status` shows what is.",
-            )
+        check_installed(file, unit_name(command))
         call([*self._systemctl, "disable", "--now", unit_name(command)])
         file.unlink()
         call([*self._systemctl, "daemon-reload"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from ....swarm.errors import UsageError
 from .definition import Service
 
 RESTART_S, RESTART_EVENLY_S = 5, 20
@@ -36,12 +37,15 @@ LockPersonality=yes
 """For a service of the system. Not among them: PrivateDevices and what implies it (graphics cards),
 MemoryDenyWriteExecute (torch compiles), ProtectHome (models and keys are there)."""
 
+_BYTES = re.compile("[\x00-\x1f\x7f\udc80-\udcff]")
+"""Control characters, which may end a line, and bytes of words that are no text, as Python holds them."""
+
 _USER_SHELTER = "NoNewPrivileges=yes\n"
 """A user's manager has no rights to set up more, and fails to start what asks for it."""
 
 
 def unit_text(service: Service, *, system: bool, version: int) -> str:
-    """``version``: of systemd, 0 if unknown."""
+    """``version``: of systemd, 0 if unknown. Raises UsageError for a folder that no unit can name."""
     restarts = (
         f"RestartSec={RESTART_S}\nRestartSteps=6\nRestartMaxDelaySec={RESTART_MOST_S}"
         if version >= RESTART_STEPS_SINCE
@@ -61,7 +65,7 @@ StartLimitIntervalSec=0
 [Service]
 Type=exec
 ExecStart={" ".join(_quoted(word.replace("$", "$$")) for word in service.words)}
-WorkingDirectory={str(service.folder).replace("%", "%%")}
+WorkingDirectory={_path(str(service.folder))}
 {variables}{user}Restart=on-failure
 {restarts}
 SuccessExitStatus={" ".join(map(str, ENDED))}
@@ -78,8 +82,23 @@ WantedBy={"multi-user.target" if system else "default.target"}
 """
 
 
+def _path(folder: str) -> str:
+    """Of a path systemd takes the whole line, without quotes."""
+    if not folder.isprintable() or folder != folder.strip() or folder.endswith("\\"):
+        raise UsageError(
+            f"systemd starts nothing in the folder {folder!r}",
+            hint="Call it from a folder whose name has no control characters, and neither a space nor a "
+            "backslash at its end.",
+        )
+    return folder.replace("%", "%%")
+
+
 def _quoted(word: str) -> str:
     if re.fullmatch(r"[\w@/:.,=+-]+", word, re.ASCII):
         return word
-    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("\n", "\\n")
-    return f'"{escaped}"'
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{_BYTES.sub(_as_hex, escaped)}"'
+
+
+def _as_hex(found: re.Match[str]) -> str:
+    return f"\\x{ord(found[0]) & 0xFF:02x}"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from swarm_node.node.cli.parser import build_parser
-from swarm_node.node.cli.service import service
+from swarm_node.node.cli.service import service, systemd
 from swarm_node.node.cli.service.service import run_service
 from swarm_node.swarm.errors import UsageError
 
@@ -65,3 +65,21 @@ def test_a_service_of_the_machine_is_of_who_called_sudo(
     assert "\nUser=ada\n" in text
     assert "# /etc/systemd/system/swarm-node-bootstrap.service" in text
     assert "\nUser=eve\n" in said(capsys, "install bootstrap --dry-run --run-as eve")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs a root user")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [("--system --run-as nobody-of-this-name", "has no user"), ("--user --run-as root", "of the machine")],
+)
+def test_a_user_that_cannot_run_it_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: str, said: str
+) -> None:
+    monkeypatch.setattr(service, "runs_systemd", lambda: True)
+    monkeypatch.setattr(systemd, "SYSTEM_FOLDER", tmp_path)
+    parser = build_parser()
+    with pytest.raises(UsageError, match=said):
+        asyncio.run(
+            run_service(parser.parse_args(["service", "install", "bootstrap", *words.split()]), parser)
+        )
+    assert not list(tmp_path.iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -30,7 +31,7 @@ BOOTSTRAP = ["--host", "127.0.0.1", "--port", "0", "--no-mdns", "--json"]
 def read_unit(text: str) -> dict[str, list[str]]:
     """Keys of all sections, with values as systemd understands them."""
     found: dict[str, list[str]] = {}
-    for line in text.splitlines():
+    for line in re.split(r"[\n\r]", text):
         if line and line[0] not in "#[":
             key, _, value = line.partition("=")
             found.setdefault(key, []).append(value.replace("%%", "%"))
@@ -38,15 +39,18 @@ def read_unit(text: str) -> dict[str, list[str]]:
 
 
 def words_of(value: str) -> list[str]:
-    """Of an ExecStart or an Environment. Quotes and backslashes are those of a shell."""
-    return [word.replace("$$", "$").replace("\\n", "\n") for word in shlex.split(value)]
+    """Of an ExecStart or an Environment. Quotes are those of a shell, and escapes those of C."""
+    return [
+        re.sub(r"\\x(..)", lambda byte: os.fsdecode(bytes.fromhex(byte[1])), word.replace("$$", "$"))
+        for word in shlex.split(value)
+    ]
 
 
 def service(*words: str, user: str = "") -> Service:
     return service_of(build_parser(), "bootstrap", words, dict(os.environ), user=user)
 
 
-word = st.text(st.characters(codec="utf-8", exclude_characters="\0\n\\", exclude_categories=("Cc", "Cs")))
+word = st.text(st.characters(codec="utf-8", exclude_characters="\0\\") | st.sampled_from("\r\n\t\udcff"))
 
 
 @given(st.lists(word.filter(bool)), word)
@@ -56,6 +60,13 @@ def test_words_come_out_as_they_went_in(words: list[str], value: str) -> None:
     assert words_of(unit["ExecStart"][0]) == ["/usr/bin/python", *words]
     assert words_of(unit["Environment"][0].replace("$", "$$")) == [f"SWARM_NODE_X={value}"]
     assert unit["WorkingDirectory"] == ["/a b"]
+
+
+@pytest.mark.parametrize("folder", ["/a\nUser=root", "/a\r", "/a ", "/a\\"])
+def test_a_folder_never_adds_to_a_unit(folder: str) -> None:
+    told = Service("serve", ("/usr/bin/python",), {}, Path(folder), 50.0)
+    with pytest.raises(UsageError, match="systemd starts nothing in"):
+        unit_text(told, system=True, version=254)
 
 
 def test_it_has_time_to_drain_and_is_started_again_later_and_later() -> None:
