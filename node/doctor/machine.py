@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import stat
 import tempfile
@@ -46,7 +47,11 @@ def _disk() -> Iterator[Finding]:
         details = {"folder": str(folder)}
         if not os.access(there, os.W_OK):
             yield Finding(
-                what, Health.FAIL, "the folder cannot be written", f"Allow it: chmod u+w {there}", details
+                what,
+                Health.FAIL,
+                "the folder cannot be written",
+                f"Allow it: {shlex.join(['chmod', 'u+w', str(there)])}",
+                details,
             )
             continue
         free = shutil.disk_usage(there).free
@@ -90,7 +95,7 @@ def look_at_own_files() -> Sequence[Finding]:
                 "own files",
                 Health.WARN,
                 f"{len(open_to_others)} of keys and configuration can be read or changed by others",
-                f"Close them: chmod 600 {' '.join(open_to_others)}",
+                f"Close them: {shlex.join(['chmod', '600', *open_to_others])}",
                 {"files": ", ".join(open_to_others)},
             )
         ]

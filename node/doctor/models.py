@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from shlex import quote
 
 from ...shards.checkpoint.local_models import default_local_models
 from ...shards.checkpoint.lookup import find_local
@@ -17,7 +18,7 @@ def look_at_models() -> Sequence[Finding]:
     broken = [model for model in found if model.problem]
     says = f"{len(found) - len(broken)} can be served" if found else "none is here"
     if not broken:
-        advice = "" if found else "A node fetches what it needs: swarm-node serve --model NAME"
+        advice = "" if found else "A node fetches what it needs: `swarm-node serve --model qwen3-0.6b`"
         return [Finding("model files", Health.OK, says, advice)]
     details = {str(model.path): model.problem for model in broken}
     advice = f"Mend or delete them; the first: {broken[0].path}. {broken[0].hint}".strip()
@@ -29,7 +30,10 @@ def look_at_model(name: str) -> Sequence[Finding]:
     try:
         place = find_local(name)
         if place is None:
-            advice = f"`swarm-node models` lists what is here and in the swarm; swarm-node pull {name}"
+            advice = (
+                f"`swarm-node pull {quote(name)}` fetches it; `swarm-node models` lists what is here and in "
+                "the swarm."
+            )
             return [Finding("the model", Health.WARN, "it is not on this machine", advice)]
         with open_checkpoint(place.path) as checkpoint:
             digest = checkpoint.ref.digest

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from statistics import median
 
+from ...dht.directory import TTL_S
 from ...dht.joining.client import join_as_client
 from ...swarm.errors import NetworkError, NotAdmittedError
 from ...swarm.membership.entry import SwarmEntry
@@ -13,8 +14,6 @@ from ...swarm.routing.best_route import missing_blocks
 from ...swarm.types import NodeInfo, NodeState
 from .finding import Finding, Health
 
-RECORD_S = 60.0
-"""Seconds that a node's announcement lasts (docs/reference/protocol.md)."""
 CLOCK_S = 20.0
 """A clock that is this many seconds apart from the others' makes announcements end early, or be refused."""
 
@@ -59,12 +58,12 @@ def _directory(nodes: Sequence[NodeInfo], *, is_alone: bool, left_out: int) -> F
 
 
 def clock_of(nodes: Sequence[NodeInfo], now: float) -> Finding:
-    """``now``: seconds of Unix time. A fresh announcement ends RECORD_S after its node's own time."""
+    """``now``: seconds of Unix time. A fresh announcement ends TTL_S after its node's own time."""
     ends = [node.record.expiration for node in nodes if node.record is not None]
     if not ends:
         return Finding("clock", Health.UNKNOWN, "no node announces itself by whose clock to go")
     # Announcements are renewed at a third of their time: on average they are a sixth of it old.
-    apart = median(ends) - now - RECORD_S * 5 / 6
+    apart = median(ends) - now - TTL_S * 5 / 6
     if abs(apart) > CLOCK_S:
         way = "behind" if apart > 0 else "ahead of"
         advice = "Let the system set the clock: timedatectl set-ntp true (Linux), or Date & Time (macOS)."

@@ -34,9 +34,9 @@ async def serve_metrics(
     load: Callable[[], Callable[[], Iterable[Family]]],
     state: Callable[[], tuple[str, bool]],
 ) -> AsyncIterator[HttpServer]:
-    """/health, /ready and /metrics; the last one is for holders of one of ``keys``, or without any for this
-    computer. ``load``: see
-    ``metrics_page``. ``state``: the node's, and whether it is ready. Raises ListenError."""
+    """/health, /ready and /metrics. The last one is for holders of one of ``keys``, or without any for this
+    computer. ``load``: see ``metrics_page``. ``state``: the node's, and whether it is ready. Raises
+    ListenError."""
 
     async def health(call: HttpCall) -> None:
         call.routine = True

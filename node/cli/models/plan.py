@@ -13,7 +13,8 @@ from ...auto.machine import room_for
 from ...auto.plan import Outlook, look_ahead
 from ...config import NodeConfig
 from ..shared.arguments import entry_of
-from ..shared.output import answers, console, plural, print_json, shown
+from ..shared.output import answers, plural, print_json, shown
+from ..shared.progress import progress_shown
 
 MOST_NAMED = 8
 """A line for people names at most this many peers that do not answer: ``--json`` has all."""
@@ -33,10 +34,8 @@ async def run_plan(arguments: argparse.Namespace) -> None:
         kv_cache_tokens=arguments.kv_cache_tokens,
         kv_dtype=arguments.kv_dtype,
     )
-    with console.status("Starting ...") as line:
-        outlook = await look_ahead(
-            entry_of(arguments), config, on_stage=lambda stage: line.update(shown(stage))
-        )
+    with progress_shown("Starting ...", speak=not arguments.json) as line:
+        outlook = await look_ahead(entry_of(arguments), config, on_stage=line.update)
     if arguments.json:
         print_json(outlook.as_dict())
     else:

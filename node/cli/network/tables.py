@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from shlex import quote
 from typing import Any
 
@@ -28,11 +28,21 @@ def print_tables(
     report: dict[str, Any], demand: Sequence[Demand] = (), *, say: Callable[[str], str] = str
 ) -> None:
     """``say`` completes the commands that are named."""
-    for part in parts(report, demand, say=say, narrow=answers.is_terminal and answers.width < NARROW):
-        if isinstance(part, str):
-            answers.print(part)
+    _print(_fitting(report, demand, say))
+
+
+def _fitting(
+    report: dict[str, Any], demand: Sequence[Demand], say: Callable[[str], str]
+) -> Iterator[str | Table]:
+    return parts(report, demand, say=say, narrow=answers.is_terminal and answers.width < NARROW)
+
+
+def _print(lines: Iterable[str | Table]) -> None:
+    for line in lines:
+        if isinstance(line, str):
+            answers.print(line)
         else:
-            print_table(part)
+            print_table(line)
 
 
 class Watched:
@@ -59,21 +69,15 @@ class Watched:
         self, report: dict[str, Any], demand: Sequence[Demand], fault: str, *, say: Callable[[str], str]
     ) -> None:
         """``fault``: why this is what was known before; "" where it is new."""
-        shown_parts = list(
-            parts(report, demand, say=say, narrow=answers.is_terminal and answers.width < NARROW)
-        )
-        if fault:
-            shown_parts.insert(
-                0, f"[yellow]the swarm gave no answer[/]: {shown(fault)}; this is as it was before"
-            )
+        remark = f"[yellow]the swarm gave no answer[/]: {shown(fault)}; this is as it was before"
+        lines = [*([remark] if fault else []), *_fitting(report, demand, say)]
         if self._live is None:
-            for part in shown_parts:
-                answers.print(part)
+            _print(lines)
             return
-        lines = [
-            Text.from_markup(part, overflow="fold") if isinstance(part, str) else part for part in shown_parts
+        folded = [
+            Text.from_markup(line, overflow="fold") if isinstance(line, str) else line for line in lines
         ]
-        self._live.update(Group(*lines, Text("Ctrl-C leaves", style="dim")), refresh=True)
+        self._live.update(Group(*folded, Text("Ctrl-C leaves", style="dim")), refresh=True)
 
 
 def parts(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import re
 from pathlib import Path
@@ -41,8 +40,9 @@ async def run_serve(arguments: argparse.Namespace) -> None:
         limits = volunteer_limits(arguments)
         times = ServingTimes(RestPolicy(limits), display.on_rest) if limits else None
         stop = StopRequest()
-        at_end = at_end_of_input if arguments.until_eof else contextlib.nullcontext
-        with on_stop_signals(stop), at_end(stop):
+        if arguments.until_eof:
+            at_end_of_input(stop)
+        with on_stop_signals(stop):
             while not stop.requested:
                 if times is not None and not await times.may_serve(stop.wait()):
                     display.stopped()

@@ -91,8 +91,8 @@ def port_number(text: str) -> int:
     return int(text)
 
 
-WITHOUT_P2PD = ("serve", "run", "plan", "pull", "generate", "chat", "gateway", "status", "models")
-"""Commands that can do without p2pd; the others are about the DHT itself."""
+WITH_P2PD = ("bootstrap", "invite")
+"""Commands about the DHT itself, which cannot do without p2pd."""
 
 
 def add_peers(command: argparse.ArgumentParser) -> None:
@@ -134,7 +134,7 @@ def add_peers(command: argparse.ArgumentParser) -> None:
         action="store_false",
         help="do not look for peers on the local network, and do not be found there",
     )
-    if command.prog.rpartition(" ")[2] in WITHOUT_P2PD:
+    if command.prog.rpartition(" ")[2] not in WITH_P2PD:
         command.add_argument(
             "--pure-python",
             action="store_true",

@@ -23,6 +23,8 @@ from .arguments import byte_size, count
 
 FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")
+_NAMES = {logging.getLevelNamesMapping()[name.upper()]: name for name in (*LEVELS, "critical")}
+"""Of levels by their numbers: hivemind gives them other names."""
 TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 _PIECE = re.compile(r"(?:(?P<name>[a-z][a-z0-9_]*)=)?(?P<value>%[-+#0-9.]*[a-zA-Z]|\S+?)(?=\s|$)")
@@ -113,7 +115,7 @@ class JsonFormatter(logging.Formatter):
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line: dict[str, Any] = {
             "time": f"{at}.{int(record.msecs):03}Z",
-            "level": record.levelname.lower(),
+            "level": _NAMES.get(record.levelno, record.levelname.lower()),
             "logger": record.name,
             "text": record.getMessage(),
         }

@@ -44,9 +44,8 @@ def on_stop_signals(stop: Callable[[], object]) -> Iterator[None]:
             signal.signal(HANG_UP, signal.SIG_IGN)  # one that is late must not change the exit code
 
 
-@contextlib.contextmanager
-def at_end_of_input(stop: Callable[[], object]) -> Iterator[None]:
-    """``stop`` is called in the running event loop when standard input ends, as when the process that holds
+def at_end_of_input(stop: Callable[[], object]) -> None:
+    """Have ``stop`` called in the running event loop when standard input ends, as when the process that holds
     its other end is gone. What is read is thrown away."""
     loop, descriptor = asyncio.get_running_loop(), sys.stdin.fileno()
 
@@ -57,7 +56,6 @@ def at_end_of_input(stop: Callable[[], object]) -> Iterator[None]:
             loop.call_soon_threadsafe(stop)
 
     threading.Thread(target=wait, name="end of input", daemon=True).start()
-    yield
 
 
 async def until_ended(command: Coroutine[Any, Any, int | None]) -> int:

@@ -94,14 +94,14 @@ def test_little_memory_and_disk(home: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_keys_that_others_can_read(home: Path) -> None:
-    key = home / "serve-1.key"
+    key = home / "serve 1.key"
     key.write_bytes(b"k")
     key.chmod(0o600)
     assert the_one(machine.look_at_own_files()).health is Health.OK
     key.chmod(0o644)
     finding = the_one(machine.look_at_own_files())
     assert finding.health is Health.WARN
-    assert finding.advice == f"Close them: chmod 600 {key}"
+    assert finding.advice == f"Close them: chmod 600 '{key}'"
 
 
 def test_a_port_in_use() -> None:

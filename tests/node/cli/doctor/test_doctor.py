@@ -30,7 +30,8 @@ def home(tmp_path: Path) -> Path:
 
 
 def doctor(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SWARM_NODE_HOME": str(home), "USER": SECRET}
+    own = {"SWARM_NODE_HOME": str(home), "HF_HOME": str(home / "hf"), "USER": SECRET}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **own}
     program = [sys.executable, "-m", "swarm_node.node.cli", "doctor", "--no-mdns", *words]
     return subprocess.run(program, capture_output=True, text=True, env=environment, timeout=120)
 

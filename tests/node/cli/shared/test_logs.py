@@ -87,6 +87,16 @@ def test_fields_are_those_of_the_codes_own_text(text: str, values: tuple, fields
     assert found == fields
 
 
+def test_a_level_has_the_same_name_whatever_a_library_calls_it() -> None:
+    before = logging.getLevelName(logging.WARNING)
+    logging.addLevelName(logging.WARNING, "WARN")
+    try:
+        line = logging.LogRecord("x", logging.WARNING, "file", 1, "text", (), None)
+        assert json.loads(JsonFormatter().format(line))["level"] == "warning"
+    finally:
+        logging.addLevelName(logging.WARNING, before)
+
+
 @given(st.text())
 def test_no_value_forges_a_field_or_a_line(value: str) -> None:
     line = JsonFormatter().format(record("event=told peer=%s", value))
@@ -119,11 +129,12 @@ def test_every_command_takes_the_options(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "level"), [("", "WARNING"), ("--log-level debug", "DEBUG"), ("--log-file FILE", "INFO")]
+    ("words", "level"),
+    [("", logging.WARNING), ("--log-level debug", logging.DEBUG), ("--log-file FILE", logging.INFO)],
 )
-def test_a_file_is_told_more_by_default(words: str, level: str, tmp_path: Path) -> None:
+def test_a_file_is_told_more_by_default(words: str, level: int, tmp_path: Path) -> None:
     with set_up(words.replace("FILE", str(tmp_path / "log"))):
-        assert logging.getLevelName(logging.getLogger("swarm_node").level) == level
+        assert logging.getLogger("swarm_node").level == level
         assert logging.getLogger().level == logging.WARNING  # libraries'
 
 

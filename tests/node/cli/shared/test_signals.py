@@ -146,12 +146,12 @@ def test_the_end_of_input_stops_as_a_signal_does(loop: Loop, monkeypatch: pytest
         stopped = asyncio.Event()
         with os.fdopen(reading) as other_end:
             monkeypatch.setattr(sys, "stdin", other_end)
-            with at_end_of_input(stopped.set):
-                os.write(writing, b"what is said is not heard\n")
-                await asyncio.sleep(0)
-                assert not stopped.is_set()
-                os.close(writing)
-                await stopped.wait()
+            at_end_of_input(stopped.set)
+            os.write(writing, b"what is said is not heard\n")
+            await asyncio.sleep(0)
+            assert not stopped.is_set()
+            os.close(writing)
+            await stopped.wait()
 
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(served())
