@@ -65,9 +65,8 @@ async def diagnose(hops: Sequence[HopClient]) -> Diagnosis:
         if state.upstream_lost is not None and number and hop.upstream == hops[number - 1].peer_id:
             found.edges[number] = state.upstream_lost
             suspects |= {number - 1, number}
-        after = hops[number + 1] if number + 1 < len(hops) else None
-        if state.downstream_lost is not None and after is not None and state.lost_session == after.session:
-            found.edges[number + 1] = state.downstream_lost
+        if (why := _loss_after(hops, number)) is not None:
+            found.edges[number + 1] = why
             suspects |= {number, number + 1}
         if state.stalled is not None:
             for edge in range(1, len(hops)):
@@ -83,7 +82,18 @@ async def diagnose(hops: Sequence[HopClient]) -> Diagnosis:
     for number in list(found.edges):
         if number in found.lost or number - 1 in found.lost:
             del found.edges[number]
+        elif (why := _loss_after(hops, number - 1)) is not None:
+            # Who sends knows why it ended the stream, and has said so before it answered the check. Who
+            # receives saw only the end.
+            found.edges[number] = why
     return found
+
+
+def _loss_after(hops: Sequence[HopClient], number: int) -> SwarmError | None:
+    """What a hop says of the one after it: why that is lost."""
+    state = hops[number].state
+    after = hops[number + 1] if number + 1 < len(hops) else None
+    return state.downstream_lost if after is not None and state.lost_session == after.session else None
 
 
 def _judge(hops: Sequence[HopClient], number: int, found: Diagnosis) -> None:

@@ -406,6 +406,11 @@ class NodeLink:
         if self.failure is not None:
             return
         self.failure = error
+        sessions = len(self._users)
+        level = logging.INFO if sessions else logging.DEBUG
+        logger.log(
+            level, "event=link_ended peer=%s sessions=%d reason=%r", self.peer_id, sessions, error.message
+        )
         if self._timer is not None:
             self._timer.cancel()
         self._reader.cancel()

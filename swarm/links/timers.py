@@ -9,7 +9,8 @@ PING. It is gone when it stays silent for ``answer_within_s`` after the question
 
 Silence is a peer's fault only while others are heard. When every link falls silent together, all of them wait
 for the network; when one is heard again, the others have as long again. Silence while this process was
-blocked, or the computer slept, means nothing: what the peer said then is not read yet.
+blocked, or the computer slept, means nothing: what the peer said then is not read yet. So a peer is gone only
+if a second look, a moment after the first, finds the same.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ IDLE_S = 5.0
 """Seconds that a link outlives its last session: the next turn of a chat, or a repair, finds it open."""
 LATE_S = 0.1
 """Seconds by which a look may be late. A later one found the event loop blocked."""
+SECOND_LOOK_S = LATE_S / 2
+"""Seconds after a look that may have been a little late until what has come meanwhile is read."""
 SLEPT_S = 1.0
 """If the wall clock ran this many seconds further than ours, the computer was asleep."""
 KEEP_ALIVE_S = 30.0
@@ -129,6 +132,7 @@ class LinkTimers:
         self._asked_at = 0.0  # about sessions that wait, the last time
         self._ask_again_s = patience.ping_after_s
         self._alone_since: float | None = None  # when all links had fallen silent
+        self._seemed_gone = False  # at the last look
         self._excused_at = 0.0  # silence before it was this process's
         self._excused_s = 0.0  # more patience than usual, after all were silent
         self._wall_ahead = wall - now
@@ -216,26 +220,32 @@ class LinkTimers:
         slept = self._wall_ahead - ahead > SLEPT_S
         if late_s <= LATE_S and not slept:
             return None
+        self._settle(heard)  # else a question that was answered long ago would begin to wait again
         self._excused_at = now
         self._forgive(now, heard)
         if self._pinged_at is None:
-            return LookAgain(LATE_S / 2)
+            return LookAgain(SECOND_LOOK_S)
         self._pinged_at = now if slept else min(now, self._pinged_at + late_s)
-        return LookAgain(LATE_S / 2, ping=slept)
+        return LookAgain(SECOND_LOOK_S, ping=slept)
 
     def judge(
         self, now: float, heard: Heard, waiting_since: float | None, others: Iterable[float]
     ) -> LinkVerdict:
         """``waiting_since``: since when the session that has waited longest does so; None: none waits.
         ``others``: when each other peer was last heard."""
+        verdict = self._judge(now, heard, waiting_since, others)
+        first, self._seemed_gone = not self._seemed_gone, isinstance(verdict, PeerGone)
+        return LookAgain(SECOND_LOOK_S) if self._seemed_gone and first else verdict
+
+    def _judge(
+        self, now: float, heard: Heard, waiting_since: float | None, others: Iterable[float]
+    ) -> LinkVerdict:
         if self._unused_since is not None and not self._questions:
             left = self._unused_since + IDLE_S - now
             return LookAgain(left) if left > 0 else Unused()
         if self._trickles(now, heard):
             return PeerGone("sends less than 4 KiB/s and does not answer PING")
-        if self._pinged_at is not None and heard.at > self._pinged_at:
-            self._pinged_at = self._alone_since = None
-            self._excused_s = 0.0
+        self._settle(heard)
         if self._pinged_at is not None:
             left = self._pinged_at + self.answer_within_s() - now
             return LookAgain(left) if left > 0 else self._judge_silence(now, heard, others)
@@ -252,6 +262,12 @@ class LinkTimers:
         if any(question.of_sessions for question in self._questions.values()):
             return LookAgain(allowed)  # what it sends meanwhile stands before the answer
         return AskNow()
+
+    def _settle(self, heard: Heard) -> None:
+        """A peer that was heard after the question is not silent."""
+        if self._pinged_at is not None and heard.at > self._pinged_at:
+            self._pinged_at = self._alone_since = None
+            self._excused_s = 0.0
 
     def _trickles(self, now: float, heard: Heard) -> bool:
         """The peer has sent bytes since it was asked, but too few for an answer to be on its way."""

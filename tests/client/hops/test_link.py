@@ -180,6 +180,8 @@ async def test_a_loop_that_was_blocked_is_no_sign_of_a_dead_node() -> None:
     link._timers._pinged_at -= 15  # after it was heard last, and more than any measured round trip allows
     link._due = now()
     link._look()
+    assert link.failure is None
+    await asyncio.sleep(1.1 * timers.SECOND_LOOK_S)
     assert isinstance(link.failure, PeerTimeoutError)
     await links.close()
 

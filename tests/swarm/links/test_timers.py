@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from swarm_node.swarm.links.timers import (
     IDLE_S,
     KEEP_ALIVE_S,
-    LATE_S,
     OWN_LOSS_LOOK_S,
+    SECOND_LOOK_S,
     AskNow,
     Heard,
     LinkTimers,
@@ -27,16 +27,20 @@ from swarm_node.swarm.timeouts import LINE_TURN_S, SLOW_WAY_BYTES_PER_S, Patienc
 PATIENCE = Patience(ping_after_s=0.5, pong_within_s=0.9, own_loss_s=20.0)
 ENOUGH = 1 << 20
 """Bytes of an answer that is no trickle."""
+READING_S = 0.01
+"""From a block's end until what came meanwhile is read: timers that are due go first."""
 
 
 @dataclass
 class Peer:
     """A link in a world of the test's making: looks come when they are due, and PINGs are answered
-    ``answers_after_s`` later, or never (None)."""
+    ``answers_after_s`` later, or never (None). In each of ``blocks``, from one time to another, the process
+    does nothing."""
 
     answers_after_s: float | None = None
     waiting_since: float | None = None
     others: list[float] = field(default_factory=list)
+    blocks: list[tuple[float, float]] = field(default_factory=list)
     now: float = 100.0
     asked: list[float] = field(default_factory=list)
 
@@ -50,7 +54,13 @@ class Peer:
         nonce = self.timers.asked(self.now, self.heard, of_sessions=of_sessions)
         self.asked.append(self.now)
         if self.answers_after_s is not None:
-            self._under_way.append((self.now + self.answers_after_s, nonce))
+            at = self.now + self.answers_after_s
+            freed = self._freed(at)
+            self._under_way.append((freed if freed == at else freed + READING_S, nonce))
+
+    def _freed(self, at: float) -> float:
+        """When the process does what is due ``at``."""
+        return next((end for start, end in self.blocks if start <= at < end), at)
 
     def _answers(self, until: float) -> None:
         for at, nonce in [each for each in self._under_way if each[0] <= until]:
@@ -69,8 +79,9 @@ class Peer:
     def run(self, seconds: float) -> LinkVerdict:
         """The first verdict that ends the link, or the last one within ``seconds``."""
         end = self.now + seconds
+        late_s = 0.0
         while True:
-            verdict = self.look()
+            verdict = self.look(late_s=late_s)
             match verdict:
                 case AskNow():
                     self.timers.looked_at_sessions(self.now, wait=self.waiting_since is not None)
@@ -85,7 +96,9 @@ class Peer:
             if self.now + after_s > end:
                 self.now = end
                 return verdict
-            self.now += max(after_s, 1e-6)
+            due = self.now + max(after_s, 1e-6)
+            self.now = self._freed(due)
+            late_s = self.now - due
 
 
 def test_nobody_waits_and_nobody_is_asked_until_the_stream_has_rested_long() -> None:
@@ -107,9 +120,9 @@ def test_a_link_that_nobody_uses_ends() -> None:
 def test_a_mute_peer_is_gone_after_one_question() -> None:
     peer = Peer(waiting_since=100.0)
     verdict = peer.run(10)
-    assert verdict == PeerGone("is silent for 1.4 s")
+    assert verdict == PeerGone("is silent for 1.5 s")
     assert len(peer.asked) == 1
-    assert peer.now == pytest.approx(100 + PATIENCE.ping_after_s + PATIENCE.pong_within_s)
+    assert peer.now == pytest.approx(100 + PATIENCE.ping_after_s + PATIENCE.pong_within_s + SECOND_LOOK_S)
 
 
 @given(
@@ -124,6 +137,30 @@ def test_a_peer_that_answers_in_time_is_never_gone(
     peer = Peer(answers_after_s, waiting_since=100.0 if waits else None)
     peer.timers.posted(posted, peer.now, peer.heard.at)
     assert isinstance(peer.run(seconds), LookAgain | AskNow)
+
+
+@given(
+    answers_after_s=st.floats(1e-3, PATIENCE.pong_within_s * 0.99),
+    waits=st.booleans(),
+    spells=st.lists(st.tuples(st.floats(0.2, 3.0), st.floats(0.01, 2.0)), max_size=8),
+)
+def test_a_process_that_stands_still_blames_no_peer_that_answers(
+    answers_after_s: float, waits: bool, spells: list[tuple[float, float]]
+) -> None:
+    """On a link whose peer says nothing but PONG, as a next hop's. ``spells``: seconds of running, then of
+    standing still."""
+    peer = Peer(answers_after_s, waiting_since=100.0 if waits else None)
+    at = peer.now
+    for running_s, still_s in spells:
+        peer.blocks.append((at + running_s, at + running_s + still_s))
+        at += running_s + still_s
+    assert isinstance(peer.run(60.0), LookAgain | AskNow)
+
+
+def test_a_question_that_was_answered_before_a_block_does_not_wait_again() -> None:
+    peer = Peer(0.001, waiting_since=100.0, blocks=[(100.9, 101.5)])
+    peer.ask(of_sessions=True)
+    assert isinstance(peer.run(5.0), LookAgain | AskNow)
 
 
 @given(others=st.lists(st.floats(0.0, 200.0), max_size=4), posted=st.integers(0, 1 << 24))
@@ -159,10 +196,11 @@ def test_silence_while_this_process_was_away_means_nothing(late_s: float, slept_
     peer = Peer(waiting_since=100.0)
     peer.ask(of_sessions=True)
     peer.now += 10
-    assert peer.look(late_s=late_s, slept_s=slept_s) == LookAgain(LATE_S / 2, ping=bool(slept_s))
-    peer.now += LATE_S / 2
+    assert peer.look(late_s=late_s, slept_s=slept_s) == LookAgain(SECOND_LOOK_S, ping=bool(slept_s))
+    peer.now += SECOND_LOOK_S
     assert isinstance(peer.look(slept_s=slept_s), LookAgain)
     peer.now += PATIENCE.pong_within_s
+    assert peer.look(slept_s=slept_s) == LookAgain(SECOND_LOOK_S)
     assert isinstance(peer.look(slept_s=slept_s), PeerGone)
 
 
