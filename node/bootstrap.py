@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from ..dht.joining.network import Network, network_event, open_network
+from ..dht.joining.network import Network, NetworkFigures, network_event, open_network
 from ..swarm.errors import SwarmError
 from ..swarm.identity import Identity
+from ..swarm.runtime.tasks import first
 from ..swarm.transport.interface import NetworkChange, NetworkRestored
 from .config import BootstrapConfig, NodeEvent, OnEvent
+
+FIGURES_S = 1.0
+"""Seconds between two looks at what it does."""
 
 logger = logging.getLogger(__name__)
 
 
 async def run_bootstrap(
-    config: BootstrapConfig, on_event: OnEvent, *, network: Network | None = None
+    config: BootstrapConfig,
+    on_event: OnEvent,
+    *,
+    on_figures: Callable[[NetworkFigures], None] | None = None,
+    network: Network | None = None,
 ) -> None:
     """Listen and keep the DHT together until cancelled. Raises SwarmError, after an ``error`` event.
 
     Events: ``listening`` with the addresses others join through, ``online``, ``network_lost`` and
-    ``network_restored``, ``stopped``.
+    ``network_restored``, ``stopped`` with what it has relayed. ``on_figures`` is told every FIGURES_S.
     """
     peer_id = ""
     maddrs: tuple[str, ...] = ()
@@ -45,11 +54,23 @@ async def run_bootstrap(
         emit("listening")
         emit("online")
         network.on_peer(lambda found: emit("peer_found", {"found": found}))
-        await network.failed()
+        if on_figures is None:
+            await network.failed()
+        else:
+            await first(network.failed(), _tell_figures(network, on_figures))
     except SwarmError as error:
         emit("error", {"message": error.message, "hint": error.hint})
         raise
     finally:
+        figures = NetworkFigures()
         if network is not None:
+            figures = await network.figures()
             await network.close()
-        emit("stopped")
+        emit("stopped", {"relayed_bytes": figures.relayed_bytes})
+
+
+async def _tell_figures(network: Network, on_figures: Callable[[NetworkFigures], None]) -> None:
+    """Until cancelled."""
+    while True:
+        on_figures(await network.figures())
+        await asyncio.sleep(FIGURES_S)

@@ -37,6 +37,9 @@ LINE_SHARERS = 4
 """A line that a person limits is expected to be shared by at most this many peers that send much at once."""
 LINE_TURN_S = 1.0
 """Seconds that a few bytes may wait for their turn on a limited line."""
+LINE_OTHERS_S = 20.0
+"""Seconds that rows may wait on a limited line between two hops, behind long prompts of other clients: who
+waits for them does not know of those."""
 DIAL_CHAIN_S = 4.0
 """Seconds that OPEN may take at a node that connects to its next hop: 3 s by the protocol, and the answer's
 way."""
@@ -92,7 +95,7 @@ def transit_within_s(payload_bytes: int, round_trip_s: float, line_bytes_per_s: 
     narrower of their lines is limited to."""
     way_s = payload_bytes / SLOW_WAY_BYTES_PER_S
     if line_bytes_per_s != inf:
-        way_s = LINE_TURN_S + max(way_s, shared_line_s(payload_bytes, line_bytes_per_s))
+        way_s = LINE_OTHERS_S + max(way_s, shared_line_s(payload_bytes, line_bytes_per_s))
     return TRANSIT_LEAST_S + 2 * round_trip_s + way_s
 
 

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
@@ -51,6 +52,15 @@ MOST_TRIED = 8
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class NetworkFigures:
+    """``peers``: connected now. ``relayed_bytes``: passed on for others since the start. None: nobody counts
+    it here."""
+
+    peers: int | None = None
+    relayed_bytes: int | None = None
+
+
 class Network(Protocol):
     @property
     def transport(self) -> Transport: ...
@@ -66,6 +76,9 @@ class Network(Protocol):
 
     async def direct_maddrs(self) -> tuple[str, ...]:
         """Where others can dial this process itself, marked as such; none if it has no such listener."""
+
+    async def figures(self) -> NetworkFigures:
+        """Never raises: what is not known now is as it was last."""
 
     async def failed(self) -> None:
         """Waits until the network is lost for good, then raises the SwarmError to show."""
@@ -98,6 +111,9 @@ class GivenNetwork:
 
     async def direct_maddrs(self) -> tuple[str, ...]:
         return ()
+
+    async def figures(self) -> NetworkFigures:
+        return NetworkFigures()
 
     async def failed(self) -> None:
         await asyncio.Event().wait()
@@ -152,6 +168,11 @@ class JoinedNetwork(GivenNetwork):
 
     async def direct_maddrs(self) -> tuple[str, ...]:
         return () if self._listener is None else direct_maddrs(await self._listener.maddrs())
+
+    async def figures(self) -> NetworkFigures:
+        if self._p2pd is None:
+            return NetworkFigures()
+        return NetworkFigures(self._p2pd.connected, await self._p2pd.relayed_bytes())
 
     async def failed(self) -> None:
         ends: list[asyncio.Future[SwarmError]] = [asyncio.ensure_future(membership_over(self._membership))]

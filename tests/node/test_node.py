@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from swarm_node.dht.joining.network import GivenNetwork
+from swarm_node.dht.joining.network import GivenNetwork, NetworkFigures
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node import loaded_span
 from swarm_node.node import node as serve
@@ -363,6 +363,20 @@ async def test_bootstrap_whose_network_dies(swarm):
     with pytest.raises(NetworkError):
         await run_bootstrap(BootstrapConfig(), swarm.events.append, network=network)
     assert swarm.names == ["listening", "online", "error", "stopped"]
+
+
+async def test_a_bootstrap_node_tells_what_it_does(swarm):
+    network = FailingNetwork(swarm.memory.transport("boot"), MemoryDirectory(swarm.store))
+    told = asyncio.get_running_loop().create_future()
+    running = asyncio.create_task(
+        run_bootstrap(BootstrapConfig(), swarm.events.append, on_figures=told.set_result, network=network)
+    )
+    assert await told == NetworkFigures()
+    network.death.set()
+    with pytest.raises(NetworkError):
+        await running
+    assert swarm.names == ["listening", "online", "error", "stopped"]
+    assert swarm.events[-1].as_dict()["relayed_bytes"] is None
 
 
 @pytest.mark.parametrize(

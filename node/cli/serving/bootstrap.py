@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 
+from ....dht.joining.network import NetworkFigures
 from ....swarm.types import short_peer_id
 from ...bootstrap import run_bootstrap
 from ...config import BootstrapConfig, NodeEvent
@@ -13,8 +14,17 @@ from ...identity_files import IdentityClaim
 from ..metrics.node import bootstrap_metrics
 from ..shared.arguments import entry_of
 from ..shared.network_lines import print_addresses, print_join, print_network
-from ..shared.output import console, events
+from ..shared.output import console, events, format_bytes, plural
 from ..shared.signals import on_stop_signals
+from .board import Board
+
+
+def figures_line(figures: NetworkFigures) -> str:
+    """What a bootstrap node does now, and has done since it started."""
+    parts = [f"connected to {plural(figures.peers or 0, 'peer')}"]
+    if figures.relayed_bytes is not None:
+        parts.append(f"{format_bytes(figures.relayed_bytes)} relayed")
+    return " · ".join(parts)
 
 
 async def run_bootstrap_command(arguments: argparse.Namespace) -> None:
@@ -29,9 +39,17 @@ async def run_bootstrap_command(arguments: argparse.Namespace) -> None:
             print_addresses(arguments, event, "Bootstrap node")
             print_join(arguments, event, "PATH_OR_NAME")
             console.print("Ctrl-C stops it.")
+        elif event.event == "stopped":
+            console.print("Stopped.")
+
+    def on_figures(figures: NetworkFigures) -> None:
+        board.status(figures_line(figures))
 
     entry = entry_of(arguments)
-    with IdentityClaim(arguments.identity, "bootstrap") as identity:
+    with (
+        IdentityClaim(arguments.identity, "bootstrap") as identity,
+        Board(speak=not arguments.json) as board,
+    ):
         config = BootstrapConfig(
             identity=identity.path,
             host=arguments.host,
@@ -46,6 +64,8 @@ async def run_bootstrap_command(arguments: argparse.Namespace) -> None:
         if arguments.relay and not arguments.json:
             console.print("Starting the relay, and trying it with two peers of its own ...")
         async with bootstrap_metrics(arguments, on_event) as told:
-            running = asyncio.ensure_future(run_bootstrap(config, told))
+            running = asyncio.ensure_future(
+                run_bootstrap(config, told, on_figures=on_figures if board.is_shown else None)
+            )
             with on_stop_signals(running.cancel), contextlib.suppress(asyncio.CancelledError):
                 await running

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 from hivemind.p2p import P2P, PeerID
@@ -17,6 +18,7 @@ from ...errors import LocalNetworkError, NetworkError, StreamClosedError
 from ..addresses import held_ports
 from .options import P2pdOptions
 from .process import STARTUP_TIMEOUT, STOP_TIMEOUT, P2pdProcess, remove_stale_folders
+from .relay_figures import RelayFigures
 
 
 class P2pDaemon(P2P):
@@ -30,6 +32,7 @@ class P2pDaemon(P2P):
         self._client: p2pclient.Client | None
         self._listen_task: asyncio.Task[None] | None
         self.options = options
+        self.relay_figures = RelayFigures() if options.is_relay else None
         self._process: P2pdProcess | None = None
         self._up = asyncio.Event()  # there is a daemon to ask, or there will be none any more
         self._failure: LocalNetworkError | None = None
@@ -69,6 +72,8 @@ class P2pDaemon(P2P):
         options = self.options
         if options.relays:
             options = options.announcing((*await self._direct_addresses(), *options.circuits()))
+        if self.relay_figures is not None:
+            options = replace(options, figures_port=self.relay_figures.next_port())
         process = await P2pdProcess.start(options, self._on_end)
         if self._stopping:
             await process.stop()

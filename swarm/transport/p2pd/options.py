@@ -24,7 +24,8 @@ CIRCUIT_LIFE = "24h"
 class P2pdOptions:
     """``host_maddrs``: where to listen, with real ports, since a daemon that takes another's place listens at
     the same ones. ``announce_maddrs`` replaces the addresses that others are told. ``relays``: through which
-    others reach us if they cannot dial us; ``is_relay``: be one for others.
+    others reach us if they cannot dial us; ``is_relay``: be one for others. ``figures_port``: where on this
+    machine the daemon tells what it counts; 0: nowhere.
     """
 
     identity: Identity
@@ -34,6 +35,7 @@ class P2pdOptions:
     nat_port_map: bool = False
     relays: tuple[str, ...] = ()
     is_relay: bool = False
+    figures_port: int = 0
 
     def circuits(self) -> tuple[str, ...]:
         """The addresses that we have at our relays."""
@@ -77,6 +79,8 @@ class P2pdOptions:
                 each.setdefault(PeerAddress.parse(relay).peer_id, relay)
             options["trustedRelays"] = ",".join(each.values())
             options["relayDiscovery"] = False  # it looks for others for minutes before it asks these
+        if self.figures_port:
+            options["metricsAddr"] = f"127.0.0.1:{self.figures_port}"
         if self.is_relay:
             options["forceReachabilityPublic"] = True
             options["relayMaxCircuits"] = MOST_CIRCUITS

@@ -272,6 +272,16 @@ class P2pdTransport:
                     await self._ping()
         return maddr_text(self._remotes.get(raw, b""))
 
+    @property
+    def connected(self) -> int:
+        """How many peers the daemon was connected to, a moment ago."""
+        return len(self._remotes)
+
+    async def relayed_bytes(self) -> int | None:
+        """What it has passed on for others since the start; None: it is no relay."""
+        figures = self.p2p.relay_figures
+        return None if figures is None else await figures.passed_on()
+
     async def died(self) -> NetworkError:
         """Wait until there will be no daemon any more; returns what to tell people. Cancel it before
         ``close``."""
