@@ -28,9 +28,10 @@ class StopStrings:
             raise UsageError(f"{len(stops)} stop strings are too many", hint=f"At most {MAX_STOP_STRINGS}.")
         self._stops = tuple(dict.fromkeys(stops))
         self._held = ""  # not shown yet: it may be the beginning of a stop string
-        self._hidden: list[tuple[range, str]] = []  # of it, what control tokens spell; "" once it was told
-        self._n_shown = 0
-        self._controls: list[tuple[int, str]] = []
+        self._hidden: list[tuple[range, str]] = []  # of it, what control tokens spell; "" once that is noted
+        self._controls: list[tuple[int, str]] = []  # as ``controls`` gives them
+        self.n_shown = 0
+        """Characters, of all that were shown."""
         self.matched: str | None = None
         """The stop string that ended the text."""
 
@@ -52,7 +53,7 @@ class StopStrings:
         found = self._first_match()
         if found is not None:
             start, self.matched = found
-            shown = self._shown(start)
+            shown = self._show(start)
             self._held, self._hidden = "", []
             return shown
         return self._let_go(min(self._beginning(view) for view in self._views()))
@@ -69,43 +70,30 @@ class StopStrings:
         controls, self._controls = self._controls, []
         return tuple(controls)
 
-    @property
-    def n_shown(self) -> int:
-        """Characters, of all that were shown."""
-        return self._n_shown
-
-    def _told(self, control: str) -> str:
-        self._controls.append((self._n_shown, control))
-        return ""
-
-    def _counted(self, text: str) -> str:
-        self._n_shown += len(text)
-        return text
-
     def _let_go(self, end: int) -> str:
         """The held text up to there, as it is shown."""
-        shown = self._shown(end)
+        shown = self._show(end)
         self._held = self._held[end:]
         self._hidden = [
-            (range(max(0, each.start - end), each.stop - end), spelled if each.start >= end else "")
-            for each, spelled in self._hidden
-            if each.stop > end
+            (range(max(0, place.start - end), place.stop - end), spelled if place.start >= end else "")
+            for place, spelled in self._hidden
+            if place.stop > end
         ]
         return shown
 
-    def _shown(self, end: int) -> str:
-        if not self._hidden:
-            return self._counted(self._held[:end])
-        shown = ""
-        at = 0
-        for each, spelled in self._hidden:
-            if each.start >= end:
+    def _show(self, end: int) -> str:
+        """The held text up to there without its control tokens, which are noted."""
+        shown, at = "", 0
+        for place, spelled in self._hidden:
+            if place.start >= end:
                 break
-            shown += self._counted(self._held[at : each.start])
-            at = each.stop
+            shown += self._held[at : place.start]
+            at = place.stop
             if spelled:
-                self._told(spelled)
-        return shown + self._counted(self._held[at : max(at, end)])
+                self._controls.append((self.n_shown + len(shown), spelled))
+        shown += self._held[at : max(at, end)]
+        self.n_shown += len(shown)
+        return shown
 
     def _places(self) -> list[int]:
         """The places of the held characters that are shown."""

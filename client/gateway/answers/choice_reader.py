@@ -31,7 +31,9 @@ class ChoiceReader:
         if self._reader is not None:
             text = _with_controls(item) if item.controls else item.text
             return self._parts(self._reader.push(text)) if text else ()
-        return (Text(item.text, self._take()),) if item.text else ()
+        if not item.text:
+            return ()
+        return (Text(item.text, self._take()) if self._tokens else Text(item.text),)
 
     def _finish(self, result: Generation) -> Sequence[Part]:
         parts = self._parts(self._reader.flush()) if self._reader is not None else []
