@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from ipaddress import ip_address
 
-from .admission import ApiKeys
+from .admission import ApiKeys, check_host
 from .call import HttpCall
 from .endpoint import group_of_client
 from .errors import ApiError
@@ -15,8 +15,9 @@ Check = Callable[[HttpCall], str]
 
 
 def only_with_key(keys: ApiKeys, what: str, option: str) -> Check:
-    """Callers with a key; where there are none, those on this computer. ``what`` others do not see then, and
-    the ``option`` that changes it."""
+    """Callers with a key; where there are none, those on this computer that call it by a local name: a web
+    page elsewhere, or a proxy, may have a name of its own lead here. ``what`` others do not see then, and the
+    ``option`` that changes it."""
 
     def check(call: HttpCall) -> str:
         caller = keys.check(call.headers)
@@ -27,6 +28,8 @@ def only_with_key(keys: ApiKeys, what: str, option: str) -> Check:
                 f"{what} shown to others only with a key: start this server with {option}",
                 code="key_needed",
             )
+        if caller is None:
+            check_host(call.headers, call.scope["http_version"])
         return caller or group_of_client(client)
 
     return check

@@ -160,8 +160,8 @@ async def test_others_see_nothing_without_a_key(show: Show) -> None:
     async def send(message: MutableMapping[str, Any]) -> None:
         told.append(message)
 
-    def call_of(host: str) -> HttpCall:
-        scope = {"type": "http", "method": "GET", "headers": [], "client": (host, 1)}
+    def call_of(host: str, name: bytes = b"localhost:8000") -> HttpCall:
+        scope = {"type": "http", "http_version": "1.1", "headers": [(b"host", name)], "client": (host, 1)}
         return HttpCall(scope, asyncio.Event().wait, send, stall_s=1.0)  # type: ignore[arg-type]
 
     for host in ("192.168.1.4", "8.8.8.8", "fe80::1%eth0", "nonsense"):
@@ -169,6 +169,10 @@ async def test_others_see_nothing_without_a_key(show: Show) -> None:
             with pytest.raises(ApiError, match="--api-key-file") as refused:
                 await handlers[path](call_of(host))
             assert refused.value.status == 403
+    for path in ("/swarm/state", "/swarm/events"):  # a strange page that has a name of its own lead here
+        with pytest.raises(ApiError, match="evil") as refused:
+            await handlers[path](call_of("127.0.0.1", b"evil.example:8000"))
+        assert refused.value.status == 403
     assert told == []
     for host in ("127.0.0.1", "::1"):
         await handlers["/swarm/state"](call_of(host))
