@@ -8,7 +8,7 @@ from typing import Any
 from ...http.errors import refused
 from ...params import open_turn
 from ..requests.fields import BodyFields, kind_of, text_of
-from ..requests.messages import MAX_MESSAGES, MAX_PARTS, MAX_TEXT, Chat, joined, tool_call
+from ..requests.messages import MAX_MESSAGES, MAX_PARTS, MAX_TEXT, Chat, tool_call, with_joined
 from ..requests.tools import NAME_LENGTH
 
 ROLES = ("user", "assistant", "system")
@@ -18,21 +18,21 @@ _FAILED = "The tool failed."
 
 def read_chat(body: BodyFields) -> Chat:
     """``system`` and ``messages``. Raises ApiError."""
-    turns: list[dict[str, Any]] = []
-    if system := _text(body, "system"):
-        turns.append({"role": "system", "content": system})
-    names: dict[str, str] = {}
-    for item in body.objects("messages", most=MAX_MESSAGES, required=True):
-        for turn in _turns(item, names):
-            if turns and turn["role"] == turns[-1]["role"] != "tool":
-                turn = joined(turns.pop(), turn)
-            turns.append(turn)
+    turns = with_joined(_all_turns(body), ROLES)
     if not turns or turns[-1]["role"] == "system":
         raise body.wrong("messages", "must hold at least one message")
     if turns[-1].get("tool_calls"):
         raise body.wrong("messages", "end with a tool_use that no tool_result answers")
     chat, continued = open_turn(turns)
     return Chat(tuple(chat), continued, not continued)
+
+
+def _all_turns(body: BodyFields) -> Iterator[dict[str, Any]]:
+    if system := _text(body, "system"):
+        yield {"role": "system", "content": system}
+    names: dict[str, str] = {}
+    for item in body.objects("messages", most=MAX_MESSAGES, required=True):
+        yield from _turns(item, names)
 
 
 def _turns(item: BodyFields, names: dict[str, str]) -> Iterator[dict[str, Any]]:

@@ -15,20 +15,27 @@ TEXT_ONLY = "text is all that this gateway reads"
 
 
 class _Calls:
-    """The calls of tools that have no result yet. Ollama's need have no ids, and templates may ask for some:
-    those that are made here have nine letters and digits, as Mistral's do."""
+    """The calls of the newest message that has some, as far as they have no result yet. Ollama's need have no
+    ids, and templates may ask for some: those that are made here have nine letters and digits, as Mistral's
+    do."""
 
     def __init__(self) -> None:
         self._made = 0
         self._open: list[tuple[str, str]] = []  # id, name of the tool
 
-    def call(self, item: BodyFields) -> dict[str, Any]:
+    def of(self, message: BodyFields) -> list[dict[str, Any]]:
+        """The calls of one message, as a chat template takes them."""
+        calls = [self._call(item) for item in message.objects("tool_calls", most=MAX_CALLS)]
+        if calls:
+            self._open = [(call["id"], call["function"]["name"]) for call in calls]
+        return calls
+
+    def _call(self, item: BodyFields) -> dict[str, Any]:
         function = item.required_inner("function")
         name = function.required_text("name", longest=NAME_LENGTH)
         arguments = function.inner("arguments")
         self._made += 1
         call_id = item.text("id", longest=NAME_LENGTH) or f"call{self._made:05}"
-        self._open.append((call_id, name))
         return tool_call(call_id, name, arguments.raw_all() if arguments is not None else {})
 
     def answered(self, call_id: str, name: str) -> tuple[str, str]:
@@ -63,7 +70,7 @@ def _message(item: BodyFields, calls: _Calls) -> dict[str, Any]:
     if role == "assistant":
         if thought := item.text("thinking", longest=MAX_TEXT):
             message["reasoning_content"] = thought
-        if made := [calls.call(call) for call in item.objects("tool_calls", most=MAX_CALLS)]:
+        if made := calls.of(item):
             message["tool_calls"] = made
             message["content"] = message["content"] or None  # templates ask whether it is none
     elif role == "tool":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from ....shards.formats.bounded_json import is_deeper
@@ -35,15 +37,24 @@ def tool_call(call_id: str, name: str, arguments: object) -> dict[str, Any]:
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def joined(turn: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """Two messages of one role as one: texts a line each, and the calls of both."""
-    both = dict(turn)
+def joined(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Messages of one role as one: texts a line each, and the calls of all."""
+    one = dict(messages[0])
     for name in ("content", "reasoning_content"):
-        if texts := [text for text in (turn.get(name), more.get(name)) if text]:
-            both[name] = "\n".join(texts)
-    if calls := [*turn.get("tool_calls", ()), *more.get("tool_calls", ())]:
-        both["tool_calls"] = calls
-    return both
+        if texts := [text for message in messages if (text := message.get(name))]:
+            one[name] = "\n".join(texts)
+    if calls := [call for message in messages for call in message.get("tool_calls", ())]:
+        one["tool_calls"] = calls
+    return one
+
+
+def with_joined(messages: Iterable[Mapping[str, Any]], roles: Container[str]) -> list[Mapping[str, Any]]:
+    """The messages; of each of these ``roles``, those that follow each other have become one."""
+    found: list[Mapping[str, Any]] = []
+    for role, group in groupby(messages, key=itemgetter("role")):
+        turn = list(group)
+        found += [joined(turn)] if role in roles else turn
+    return found
 
 
 def _arguments(text: str) -> dict[str, Any] | str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ....http.errors import refused, wrong
 from ...requests.fields import BodyFields, kind_of, text_of
-from ...requests.messages import MAX_MESSAGES, MAX_PARTS, MAX_TEXT, joined, tool_call
+from ...requests.messages import MAX_MESSAGES, MAX_PARTS, MAX_TEXT, tool_call, with_joined
 from ...requests.tools import NAME_LENGTH
 
 ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
@@ -18,17 +18,13 @@ Messages = Sequence[Mapping[str, Any]]
 
 def read_input(body: BodyFields, before: Messages) -> Messages:
     """The messages ``before`` and those of ``input``. Raises ApiError."""
-    messages = list(before)
     if isinstance(body.raw("input"), str):
         text = text_of(body.raw("input"), "input", MAX_TEXT)
-        return [*messages, {"role": "user", "content": text}]
+        return [*before, {"role": "user", "content": text}]
     names = {call["id"]: call["function"]["name"] for each in before for call in each.get("tool_calls") or ()}
-    own = len(messages)  # what was said before stays as it is
-    for item in body.objects("input", most=MAX_MESSAGES, required=True):
-        message = _message(item, names)
-        if message["role"] == "assistant" == (messages[-1]["role"] if len(messages) > own else ""):
-            message = joined(messages.pop(), message)
-        messages.append(message)
+    items = body.objects("input", most=MAX_MESSAGES, required=True)
+    own = with_joined((_message(item, names) for item in items), ("assistant",))
+    messages = [*before, *own]  # what was said before stays as it is
     if not messages:
         raise body.wrong("input", "is empty")
     answered = {each["tool_call_id"] for each in messages if each["role"] == "tool"}

@@ -220,17 +220,17 @@ def _head(request: ResponseRequest, model_id: str) -> dict[str, Any]:
 
 def _message(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What was said, as a chat template takes it."""
-    message: dict[str, Any] = {"role": "assistant", "content": ""}
-    for item in items:
-        match item["type"]:
-            case "message":
-                more: dict[str, Any] = {"content": item["content"][0]["text"]}
-            case "reasoning":
-                more = {"reasoning_content": item["content"][0]["text"]}
-            case _:
-                more = {"tool_calls": [tool_call(item["call_id"], item["name"], item["arguments"])]}
-        message = joined(message, more)
-    return message
+    return joined([{"role": "assistant", "content": ""}, *map(_said, items)])
+
+
+def _said(item: dict[str, Any]) -> dict[str, Any]:
+    """What one item adds to the message."""
+    match item["type"]:
+        case "message":
+            return {"content": item["content"][0]["text"]}
+        case "reasoning":
+            return {"reasoning_content": item["content"][0]["text"]}
+    return {"tool_calls": [tool_call(item["call_id"], item["name"], item["arguments"])]}
 
 
 def _usage(usage: Usage) -> dict[str, Any]:

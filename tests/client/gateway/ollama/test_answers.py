@@ -11,8 +11,9 @@ import ollama
 import pytest
 from ollama import AsyncClient
 
-from swarm_node.client.gateway.ollama.requests import read_ollama_text
+from swarm_node.client.gateway.ollama.requests import read_ollama_chat, read_ollama_text
 from swarm_node.client.gateway.requests.prompts import wanted
+from swarm_node.client.gateway.requests.request import ChatRequest
 from tests.client.gateway.gateway_case import TOOL_TEMPLATE, Serve, Served, TemplateTokenizer, text_of
 from tests.doubles.fake_swarm import EOS, expected
 from tests.doubles.toy_model import ScriptedHead
@@ -152,6 +153,16 @@ async def test_calls_without_ids_get_some_and_results_find_theirs(serve: Serve) 
     async with client_of(served) as client:
         response = await client.chat("toy", messages, options=GREEDY)
     assert response.prompt_eval_count == len(shown)
+
+
+def test_a_result_is_of_the_newest_message_that_calls() -> None:
+    messages: list[Any] = [
+        {"role": "assistant", "tool_calls": [{"function": {"name": name}}]} for name in ("f", "g")
+    ]
+    request = read_ollama_chat({"model": "toy", "messages": [*messages, {"role": "tool", "content": "1"}]})
+    assert isinstance(request, ChatRequest)
+    result = request.chat.messages[-1]
+    assert (result["name"], result["tool_call_id"]) == ("g", "call00002")
 
 
 async def test_a_result_is_read_whose_call_the_client_left_out(serve: Serve) -> None:
