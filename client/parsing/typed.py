@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from .json_text import loaded
 
-MAX_DEPTH = 8
-"""Schemas in schemas that are looked into for the types of one argument."""
+MAX_SCHEMAS = 64
+"""At most this many schemas, one in another, are looked into for the types of one argument. They may refer to
+each other in circles, and to several at once."""
 
 _TYPES: dict[type, str] = {
     str: "string",
@@ -34,7 +36,7 @@ class KnownTools:
         schema = self._schemas.get(tool)
         properties = schema.get("properties") if isinstance(schema, Mapping) else None
         own = properties.get(argument) if isinstance(properties, Mapping) else None
-        types = _types(own, schema, MAX_DEPTH)
+        types = _types(own, schema)
         if types == {"string"}:
             return text
         value = _value(text)
@@ -60,25 +62,37 @@ def _value(text: str) -> Any:
         return text
 
 
-def _types(schema: Any, root: Any, depth: int) -> set[str]:
+def _types(schema: Any, root: Any) -> set[str]:
     """The types that a value of the schema may have; none where it does not say."""
-    if not isinstance(schema, Mapping) or not depth:
-        return set()
     found = set[str]()
+    schemas = [schema]
+    for each in schemas:
+        if isinstance(each, Mapping):
+            found |= _own_types(each)
+            schemas += islice(_inner(each, root), MAX_SCHEMAS - len(schemas))
+    return found
+
+
+def _own_types(schema: Mapping[str, Any]) -> set[str]:
+    """Those that it says itself, without the schemas in it."""
     named = schema.get("type")
-    found.update(each for each in (named if isinstance(named, list) else [named]) if isinstance(each, str))
+    found = {each for each in (named if isinstance(named, list) else [named]) if isinstance(each, str)}
     if schema.get("nullable") is True:
         found.add("null")
-    if not found:
-        choices = schema.get("enum")
-        choices = choices if isinstance(choices, list) else [schema["const"]] if "const" in schema else []
-        found.update(_TYPES[type(choice)] for choice in choices if type(choice) in _TYPES)
+    if found:
+        return found
+    choices = schema.get("enum")
+    choices = choices if isinstance(choices, list) else [schema["const"]] if "const" in schema else []
+    return {_TYPES[type(choice)] for choice in choices if type(choice) in _TYPES}
+
+
+def _inner(schema: Mapping[str, Any], root: Any) -> Iterator[Any]:
+    """Schemas of which each may say of what type a value is."""
     for key in ("anyOf", "oneOf", "allOf"):
-        for inner in schema[key][:64] if isinstance(schema.get(key), list) else ():
-            found |= _types(inner, root, depth - 1)
+        if isinstance(schema.get(key), list):
+            yield from schema[key]
     if isinstance(schema.get("$ref"), str):
-        found |= _types(_referred(schema["$ref"], root), root, depth - 1)
-    return found
+        yield _referred(schema["$ref"], root)
 
 
 def _referred(reference: str, root: Any) -> Any:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.client.parsing.typed import KnownTools
+from swarm_node.client.parsing.typed import MAX_SCHEMAS, KnownTools
 
 
 def _typed(schema: Any, text: str, **beside: Any) -> Any:
@@ -77,3 +77,20 @@ def test_any_schema_will_do(schema: Any, text: str) -> None:
 @pytest.mark.parametrize("text", ["9" * 5000, "[" * 5000, "[" * 100 + "]" * 100, "-Infinity"])
 def test_what_is_no_value_is_text(text: str) -> None:
     assert _typed({"type": "number"}, text) == text
+
+
+class _Counted(dict[str, Any]):
+    """A schema that counts how often its type is asked for."""
+
+    looks = 0
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.looks += key == "type"
+        return super().get(key, default)
+
+
+def test_schemas_that_multiply_are_looked_at_a_few_times() -> None:
+    many = _Counted()
+    many["anyOf"] = [{"$ref": "#/many"}] * 64
+    assert _typed({"$ref": "#/many"}, "3", many=many) == "3"
+    assert 0 < many.looks <= MAX_SCHEMAS
