@@ -138,6 +138,10 @@ class GenerationRun:
         self._times = _Times()
 
     @property
+    def prompt_token_ids(self) -> tuple[int, ...]:
+        return self._prompt
+
+    @property
     def route(self) -> Route | None:
         """The hops that compute it now, or did last; None before there are any."""
         return self._session.route if self._session.has_route else None

@@ -39,6 +39,11 @@ class TextStream(AsyncIterator[str]):
         return self._run.result
 
     @property
+    def prompt_token_ids(self) -> tuple[int, ...]:
+        """The prompt; empty before it is read."""
+        return () if self._run is None else self._run.prompt_token_ids
+
+    @property
     def route(self) -> Route | None:
         """The hops that compute the answer now, or did last; None before there are any."""
         return None if self._run is None else self._run.route
@@ -125,6 +130,11 @@ class _BackgroundStream:
         if self._job is None or not self._job.done:
             raise _unfinished()
         return self._job.future.result()
+
+    @property
+    def prompt_token_ids(self) -> tuple[int, ...]:
+        """The prompt; empty before it is read."""
+        return self._stream.prompt_token_ids
 
     @property
     def route(self) -> Route | None:

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from swarm_node.node.cli.chat.screen import LiveScreen
 from swarm_node.node.cli.shared.output import SafeConsole
 from swarm_node.swarm.errors import PeerError, SwarmError, UsageError
 from swarm_node.swarm.types import Hop, Route, Span
+from tests.doubles import fake_swarm
 from tests.doubles.fake_swarm import FakeSwarm
-from tests.doubles.toy_model import CONTEXT, ScriptedHead
+from tests.doubles.toy_model import CONTEXT, ScriptedHead, ToyTokenizer
 
 
 class Recorder:
@@ -35,14 +36,18 @@ class Recorder:
     def begin(self, route: Any) -> None:
         self.told.append(("begin", None))
 
+    def thought(self, text: str) -> None:
+        self.told.append(("thought", text))
+
     def piece(self, text: str) -> None:
         self.told.append(("piece", text))
 
     def repair(self, sentence: str, details: dict[str, Any]) -> None:
         self.told.append(("repair", (sentence, details)))
 
-    def end(self, result: Any | None) -> None:
+    def end(self, result: Any | None, apart: Mapping[str, object]) -> None:
         self.told.append(("end", result))
+        self.told.append(("apart", apart))
 
     def progress(self, text: str) -> None: ...
 
@@ -135,6 +140,55 @@ def test_two_turns(talks: list[Talk]) -> None:
     prompt = bytes(token for token in second.prompt_token_ids if token < 256).decode()
     assert prompt == "<user>hello<assistant>hi!<user>and now?<assistant>"
     assert not talk.screen.all("error")
+
+
+class ThinkingTokenizer(ToyTokenizer):
+    """Of a model that thinks. ``shows``: its template shows thoughts of earlier answers."""
+
+    chat_template = "<think>"
+    shows = False
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], *args: Any, **more: Any
+    ) -> list[int]:
+        shown = [{**each, "content": self._shown(each)} for each in messages]
+        return super().apply_chat_template(shown, *args, **more)
+
+    def _shown(self, message: Mapping[str, Any]) -> str:
+        thoughts = message.get("reasoning_content", "") if self.shows else ""
+        return f"({thoughts}){message['content']}" if thoughts else message["content"]
+
+
+@pytest.mark.parametrize("shows", [False, True])
+def test_thoughts_are_apart_and_the_template_decides_on_them(
+    talks: list[Talk], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shows: bool
+) -> None:
+    monkeypatch.setattr(fake_swarm, "ToyTokenizer", ThinkingTokenizer)
+    monkeypatch.setattr(ThinkingTokenizer, "shows", shows)
+    talks.append(talk := Talk(ScriptedHead([*b"<think>hm</think>\n\nhi", EOS, *b"ho"])))
+    path = tmp_path / "chat.json"
+    talk.type("hello", f"/save {path}", "more", f"/load {path}")
+    assert "".join(talk.screen.all("thought")) == "hm"
+    assert "".join(talk.screen.all("piece")) == "hiho"
+    assert talk.screen.all("apart")[0] == {"content": "hi", "reasoning_content": "hm"}
+    first, second = talk.screen.all("end")
+    assert first.text == "<think>hm</think>\n\nhi"
+    prompt = bytes(token for token in second.prompt_token_ids if token < 256).decode()
+    assert prompt == f"<user>hello<assistant>{'(hm)' if shows else ''}hi<user>more<assistant>"
+    assert talk.chat.conversation.turns == [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": "hi", "reasoning_content": "hm"},
+    ]
+
+
+def test_an_answer_cut_within_its_thoughts_leaves_the_question_open(
+    talks: list[Talk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_swarm, "ToyTokenizer", ThinkingTokenizer)
+    talks.append(talk := Talk(ScriptedHead(b"<think>hm, well"), settings={"max_new_tokens": 12}))
+    talk.type("hello")
+    assert "".join(talk.screen.all("thought")) == "hm, w"
+    assert talk.chat.conversation.waits_for_answer
 
 
 def test_commands(talks: list[Talk], tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """``swarm-node chat`` with the toy model and a swarm in the same process: for tests in a pseudo-terminal.
 
-toy_chat.py ANSWER DELAY [--no-editor]     what the model says to everything; seconds a step
+toy_chat.py ANSWER DELAY editor|no-editor [OPTION]...
+
+ANSWER: what the model says to everything; with <think> in it, its template knows that. DELAY: seconds a step.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from swarm_node.client import SwarmModel
 from swarm_node.client.background import BackgroundLoop
 from swarm_node.node.cli import main
 from tests.doubles.fake_swarm import FakeSwarm, ScriptedHead
-from tests.doubles.toy_model import EOS
+from tests.doubles.toy_model import EOS, ToyTokenizer
 
 TIMES = 20
 """Answers that there are."""
@@ -33,6 +35,8 @@ def connect(**options: Any) -> SwarmModel:
 if __name__ == "__main__":
     if sys.argv[3] == "no-editor":
         sys.modules["prompt_toolkit"] = None  # type: ignore[assignment]
+    if "<think>" in sys.argv[1]:
+        ToyTokenizer.chat_template += "<think>"
     SwarmModel.connect = connect  # type: ignore[method-assign,assignment]
     words = [
         "chat",

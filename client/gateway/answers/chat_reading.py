@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ....shards.chat.template_set import texts_of
 from ....shards.tokenizer.tokenizer import Tokenizer
 from ...guided.guide import Guide
 from ...guided.guide_start import GuideStart
-from ...parsing.dialect import dialect_of, plain
+from ...parsing.dialect import plain
 from ...parsing.reader import Reader
+from ...reply import dialect_of_chats, prompt_end
 from ..requests.guides import made
 from ..requests.request import ChatRequest
 from ..requests.tools import format_or_call
-
-END_TOKENS = 16
-"""So many tokens at a prompt's end show whether it opens a model's thoughts."""
 
 
 class ChatReading:
@@ -23,8 +20,8 @@ class ChatReading:
 
     def __init__(self, tokenizer: Tokenizer, request: ChatRequest, prompt: Sequence[int]) -> None:
         self._request = request
-        self._dialect = dialect_of(texts_of(tokenizer.chat_template), tokenizer.hidden_texts.values())
-        end = tokenizer.decode(prompt[-END_TOKENS:], skip_special=False)
+        self._dialect = dialect_of_chats(tokenizer)
+        end = prompt_end(tokenizer, prompt)
         self._thinking = self._opened(end)
         self._closed = self._dialect.closed(end)
         self.guide = self._guide()

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from ...decoding.answer import TokenEvent
 from ...generation import Generation
-from ...parsing.feed import control
 from ...parsing.pieces import Piece, Thoughts, ToolCall, Words
 from ...parsing.reader import Reader
+from ...reply import with_controls
 from .parts import Call, Finish, Part, Text, Thinking
 
 
@@ -29,7 +29,7 @@ class ChoiceReader:
         if self._with_tokens and item.token not in self._eos_ids:  # such a one is no part of what is said
             self._tokens.append(item)
         if self._reader is not None:
-            text = _with_controls(item) if item.controls else item.text
+            text = with_controls(item)
             return self._parts(self._reader.push(text)) if text else ()
         if not item.text:
             return ()
@@ -59,12 +59,3 @@ class ChoiceReader:
             return ()
         tokens, self._tokens = self._tokens, []
         return tuple(tokens)
-
-
-def _with_controls(event: TokenEvent) -> str:
-    """Its text with the control tokens that it leaves out."""
-    text, at = "", 0
-    for place, spelled in event.controls:
-        text += event.text[at:place] + control(spelled)
-        at = place
-    return text + event.text[at:]

@@ -6,9 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ....shards.chat.template_set import texts_of
 from ....shards.tokenizer.tokenizer import Tokenizer
-from ...parsing.dialect import dialect_of
+from ...reply import dialect_of_chats
 from ..answers.offered import Offered, rfc3339
 from ..requests.fields import BodyFields
 from ..requests.request import MAX_MODEL_NAME
@@ -72,7 +71,7 @@ def _capabilities(tokenizer: Tokenizer) -> list[str]:
         return found
     if "tools" in tokenizer.chat_variables:
         found.append("tools")
-    dialect = dialect_of(texts_of(tokenizer.chat_template), tokenizer.hidden_texts.values())
+    dialect = dialect_of_chats(tokenizer)
     return [*found, "thinking"] if dialect.thinks or dialect.has_channels else found
 
 

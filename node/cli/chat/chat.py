@@ -10,7 +10,7 @@ import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from shlex import quote
 from types import FrameType, TracebackType
@@ -21,9 +21,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ....client import Generation, SwarmModel, SyncTextStream
+from ....client import Generation, SwarmModel, SyncTextStream, TokenEvent
 from ....client.hops.trace import repair_sentence
 from ....client.params import GenerationParams
+from ....client.parsing.pieces import Piece, Thoughts, Words
+from ....client.reply import Reply
 from ....swarm.errors import ChatTemplateError, OutputError, SwarmError, UsageError
 from ....swarm.routing.best_route import NoRouteError
 from ....swarm.runtime.extras import install_extra
@@ -172,44 +174,54 @@ class Chat:
                 else f"the {dropped} oldest questions and answers"
             )
             self._screen.note(f"The context of {context} tokens is full: forgot {turns}. /clear begins anew.")
-        text: list[str] = []
         self._last = None
-        result = stream = failure = None
+        result = stream = reply = failure = None
         stop = StopKey(self._survives)
         with stop:
             self._screen.begin(lambda: stream and stream.route)
             try:
                 stream = self._model.stream(conversation.messages, **options)
-                for piece in self._watched(stream, stop):
-                    text.append(piece)
-                    self._screen.piece(piece)
+                reply = Reply(self._model.tokenizer, stream)
+                for event in self._watched(stream, stop):
+                    self._show(reply.push(event))
                 if not stop.pressed:
                     result = stream.result
             except SwarmError as error:
                 failure = error
             finally:
-                conversation.answer("".join(text))
                 if stream is not None:
                     self._route = stream.route or self._route
                     stream.close()
                     self._last = stream.so_far
-                self._screen.end(result)
+                apart = {}
+                if reply is not None:
+                    rest, apart = reply.flush(), reply.as_dict()
+                    conversation.answer(reply.content, reply.reasoning)
+                    self._show(rest)
+                self._screen.end(result, apart)
         if result is not None:
             self._used = len(result.prompt_token_ids) + len(result.token_ids)
         else:  # more may have been made than was shown
             self._used = self._count(conversation.messages)
         if failure is not None:
-            if text:
+            if not conversation.waits_for_answer:
                 self._screen.note("The answer so far is kept. /retry answers again.")
             raise failure
         if result is None:
             self._screen.note("Stopped. /retry answers again.")
 
-    def _watched(self, stream: SyncTextStream, stop: StopKey) -> Iterator[str]:
-        """The pieces; repairs are told when they are done."""
+    def _show(self, pieces: Iterable[Piece]) -> None:
+        for piece in pieces:
+            if isinstance(piece, Thoughts):
+                self._screen.thought(piece.text)
+            elif isinstance(piece, Words):
+                self._screen.piece(piece.text)
+
+    def _watched(self, stream: SyncTextStream, stop: StopKey) -> Iterator[TokenEvent]:
+        """Its events; repairs are told when they are done."""
         told = 0
         route = before = None
-        for piece in stop.until_pressed(stream):
+        for event in stop.until_pressed(stream.events()):
             if stream.route != route:
                 before, route = route, stream.route
             repairs = stream.repaired
@@ -217,7 +229,7 @@ class Chat:
                 sentence, took_over = repair_sentence(repair, before, route)
                 self._screen.repair(sentence, {**repair.as_dict(), "took_over": took_over})
             told = len(repairs)
-            yield piece
+            yield event
 
     def _count(self, messages: Sequence[Message]) -> int:
         return len(self._model.tokenizer.apply_chat_template(messages))
@@ -305,7 +317,7 @@ class Chat:
 
 
 class StopKey:
-    """While it is entered, Ctrl-C ends the answer: at once where a piece is waited for, and after what is
+    """While it is entered, Ctrl-C ends the answer: at once where a token is waited for, and after what is
     being drawn otherwise, so that no half-drawn line stays. ``catches`` False leaves Ctrl-C as it is."""
 
     def __init__(self, catches: bool = True) -> None:
@@ -314,12 +326,12 @@ class StopKey:
         self._waiting = False
         self._before: Any = None
 
-    def until_pressed(self, pieces: Iterator[str]) -> Iterator[str]:
+    def until_pressed(self, events: Iterator[TokenEvent]) -> Iterator[TokenEvent]:
         while not self.pressed:
             try:
                 self._waiting = True
                 try:
-                    piece = next(pieces)
+                    event = next(events)
                 finally:
                     self._waiting = False
             except StopIteration:
@@ -328,7 +340,7 @@ class StopKey:
                 if not self._catches:
                     raise
                 return
-            yield piece
+            yield event
 
     def __enter__(self) -> Self:
         if self._catches:

@@ -15,6 +15,8 @@ FORMAT = "swarm-node chat 1"
 MAX_TURNS = 100_000
 
 Message = dict[str, str]
+"""``role``, ``content``, and ``reasoning_content`` of an answer with thoughts: templates that want these show
+them to the model again."""
 Count = Callable[[Sequence[Message]], int]
 """How many tokens a list of messages has as a prompt."""
 
@@ -44,11 +46,12 @@ class Conversation:
             self.turns.pop()
         self.turns.append({"role": "user", "content": text})
 
-    def answer(self, text: str) -> None:
-        """Take the answer to the last question, whole or as far as it came. If it is empty, the question
-        stays open, for ``retry``."""
+    def answer(self, text: str, reasoning: str = "") -> None:
+        """Take the answer to the last question, whole or as far as it came. If it is empty, apart from
+        thoughts, the question stays open, for ``retry``."""
         if self.waits_for_answer and text.strip():
-            self.turns.append({"role": "assistant", "content": text})
+            thoughts = {"reasoning_content": reasoning} if reasoning else {}
+            self.turns.append({"role": "assistant", "content": text, **thoughts})
 
     def retry(self) -> None:
         """Forget the last answer, so that its question waits again. Raises UsageError if there is none."""
@@ -104,17 +107,18 @@ class Conversation:
             raise _no_chat("its settings are not a JSON object")
         if not isinstance(turns, list) or len(turns) > MAX_TURNS:
             raise _no_chat(f"its messages are not a list of at most {MAX_TURNS}")
-        for number, turn in enumerate(turns):
-            role = ("user", "assistant")[number % 2]
-            if (
-                not isinstance(turn, dict)
-                or turn.get("role") != role
-                or not isinstance(turn.get("content"), str)
-            ):
-                raise _no_chat(
-                    f"message {number + 1} is not of the form {{'role': '{role}', 'content': TEXT}}"
-                )
-        return cls(system, [{"role": turn["role"], "content": turn["content"]} for turn in turns], settings)
+        return cls(system, [_turn(number, turn) for number, turn in enumerate(turns)], settings)
+
+
+def _turn(number: int, turn: Any) -> Message:
+    """A saved turn, without keys of other programs."""
+    role = ("user", "assistant")[number % 2]
+    keys = ("content", "reasoning_content") if number % 2 else ("content",)
+    if isinstance(turn, dict) and turn.get("role") == role and "content" in turn:
+        texts = {key: turn[key] for key in keys if key in turn}
+        if all(isinstance(text, str) for text in texts.values()):
+            return {"role": role, **texts}
+    raise _no_chat(f"message {number + 1} is not of the form {{'role': '{role}', 'content': TEXT}}")
 
 
 def _no_chat(why: str) -> UsageError:

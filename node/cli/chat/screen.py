@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from ..shared.output import (
     print_text,
 )
 from ..shared.progress import ProgressLine, SlowLine
+from ..shared.thoughts import THINKING, ThoughtLines
 from .markdown import LastLines, finished, rendered
 
 FRAMES_PER_S = 10
@@ -34,16 +35,20 @@ RouteNow = Callable[[], Route | None]
 
 
 class Screen(Protocol):
-    """One for a whole chat. ``begin``, any number of ``piece`` and ``repair``, and ``end`` make an answer."""
+    """One for a whole chat. ``begin``, any number of ``thought``, ``piece`` and ``repair``, and ``end`` make
+    an answer."""
 
     def begin(self, route: RouteNow) -> None: ...
+
+    def thought(self, text: str) -> None:
+        """What the model thinks and does not say, as it comes."""
 
     def piece(self, text: str) -> None: ...
 
     def repair(self, sentence: str, details: dict[str, Any]) -> None: ...
 
-    def end(self, result: Generation | None) -> None:
-        """``result``: None for an answer that was stopped or failed."""
+    def end(self, result: Generation | None, apart: Mapping[str, object]) -> None:
+        """``result``: None for an answer that was stopped or failed. ``apart``: ``Reply.as_dict``."""
 
     def progress(self, text: str) -> None:
         """What is being loaded or waited for; "" when it is over."""
@@ -61,15 +66,18 @@ class JsonScreen:
 
     def begin(self, route: RouteNow) -> None: ...
 
+    def thought(self, text: str) -> None:
+        print_json({"event": "thinking", "text": text})
+
     def piece(self, text: str) -> None:
         print_json({"event": "piece", "text": text})
 
     def repair(self, sentence: str, details: dict[str, Any]) -> None:
         print_json({"event": "repair", "message": sentence, **details})
 
-    def end(self, result: Generation | None) -> None:
+    def end(self, result: Generation | None, apart: Mapping[str, object]) -> None:
         if result is not None:
-            print_json({"event": "answer", **result.as_dict()})
+            print_json({"event": "answer", **result.as_dict(), **apart})
 
     def progress(self, text: str) -> None: ...
 
@@ -90,16 +98,21 @@ class PlainScreen:
     def __init__(self) -> None:
         self._is_terminal = sys.stdout.isatty()
         self._waiting: ProgressLine | None = None
+        self._thoughts = ThoughtLines()
 
     def begin(self, route: RouteNow) -> None: ...
 
+    def thought(self, text: str) -> None:
+        self._thoughts.push(text)
+
     def piece(self, text: str) -> None:
+        self._thoughts.end()
         print_text(text)
 
     def repair(self, sentence: str, details: dict[str, Any]) -> None:
         self.note(sentence)
 
-    def end(self, result: Generation | None) -> None:
+    def end(self, result: Generation | None, apart: Mapping[str, object]) -> None:
         self.piece("\n")
         if result is not None and self._is_terminal:
             self.note(summary(result))
@@ -131,14 +144,15 @@ class LiveScreen:
         self._console = console or SafeConsole(highlight=False)
         self._status = self._console.status("")
         self._live: Live | None = None
-        self._tail = ""  # of the answer, what is not printed for good
+        self._tail = ""  # of the answer, or of thoughts, what is not printed for good
+        self._thinks = False
         self._pieces = 0
         self._first_at = 0.0
         self._route: RouteNow = lambda: None
         self._waiting = ""
 
     def begin(self, route: RouteNow) -> None:
-        self._route, self._tail, self._pieces, self._first_at, self._waiting = route, "", 0, 0.0, ""
+        self._route, self._pieces, self._first_at, self._waiting = route, 0, 0.0, ""
         self._live = Live(
             console=self._console,
             get_renderable=self._frame,
@@ -149,11 +163,15 @@ class LiveScreen:
         )
         self._live.start()
 
+    def thought(self, text: str) -> None:
+        self._take(text, thinks=True)
+        *lines, rest = self._tail.split("\n")
+        for line in lines:
+            self._console.print(Text(line, style="dim"))
+        self._tail = rest
+
     def piece(self, text: str) -> None:
-        self._first_at = self._first_at or perf_counter()
-        self._pieces += 1
-        self._waiting = ""
-        self._tail += text
+        self._take(text, thinks=False)
         if end := finished(self._tail):
             done, self._tail = self._tail[:end], self._tail[end:]
             self._console.print(rendered(done))
@@ -162,13 +180,12 @@ class LiveScreen:
     def repair(self, sentence: str, details: dict[str, Any]) -> None:
         self.note(sentence)
 
-    def end(self, result: Generation | None) -> None:
-        rest, self._tail = self._tail, ""
+    def end(self, result: Generation | None, apart: Mapping[str, object]) -> None:
         if self._live is not None:
             self._live.stop()
         self._live = None
-        if rest.strip():
-            self._console.print(rendered(rest))
+        self._print_tail()
+        self._thinks = False
         if result is not None:
             self.note(summary(result))
 
@@ -190,13 +207,33 @@ class LiveScreen:
     def show(self, event: str, data: dict[str, Any], view: RenderableType) -> None:
         self._console.print(view)
 
+    def _take(self, text: str, *, thinks: bool) -> None:
+        self._first_at = self._first_at or perf_counter()
+        self._pieces += 1
+        self._waiting = ""
+        if thinks != self._thinks:
+            self._print_tail()
+            self._console.print(THINKING if thinks else "")
+            self._thinks = thinks
+        self._tail += text
+
+    def _print_tail(self) -> None:
+        """For good."""
+        rest, self._tail = self._tail, ""
+        if rest.strip():
+            self._console.print(self._drawn(rest))
+
+    def _drawn(self, text: str) -> RenderableType:
+        return Text(text, style="dim") if self._thinks else rendered(text)
+
     def _frame(self) -> RenderableType:
         """From the thread that draws."""
         seconds = perf_counter() - self._first_at if self._first_at else 0.0
         speed = f"{(self._pieces - 1) / seconds:.1f} tokens/s" if self._pieces > 1 and seconds > 0 else "…"
         parts = [self._waiting or speed, str(self._route() or ""), "Ctrl-C stops"]
         footer = Text(visible("  ·  ".join(filter(None, parts))), "dim", no_wrap=True, overflow="ellipsis")
-        return LastLines(rendered(self._tail), footer) if self._tail.strip() else footer
+        tail = self._tail
+        return LastLines(self._drawn(tail), footer) if tail.strip() else footer
 
 
 def print_problem(console: SafeConsole, error: BaseException) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from ....client import AsyncSwarmModel, Generation, Guide, TextStream
 from ....client.params import GenerateOptions, check_options
+from ....client.parsing.pieces import Piece, Thoughts, Words
+from ....client.reply import Reply
 from ....swarm.errors import SwarmError, UsageError
 from ....swarm.runtime.given_files import read_given
 from ..shared.arguments import client_options, decoded
 from ..shared.output import console, decision_line, events, plural, print_json, print_text, route_table, shown
 from ..shared.progress import progress_line, repair_line
+from ..shared.thoughts import ThoughtLines
 from .trace import Trace, prefill_line, trace_of, waterfall
 
 if TYPE_CHECKING:
@@ -67,23 +71,33 @@ async def run_generate(arguments: argparse.Namespace) -> None:
             if speak and not (arguments.raw or model.tokenizer.has_chat_template):
                 console.print("[yellow]No chat template: the text is sent as it is.[/]")
             status.update("Finding a route, and feeding it the prompt ...")
+            stream = model.stream(prompt, **options)
+            # A guide begins at once, so that there are no thoughts before what it makes.
+            is_chat = model.tokenizer.has_chat_template and not arguments.raw and guide is None
             if arguments.json:
-                result = (await _finished(model.stream(prompt, **options))).as_dict()
+                reply = Reply(model.tokenizer, stream, is_chat=is_chat)
+                result = await _finished(stream, reply)
                 if decisions:
                     result["model_choice"] = decisions[0].as_dict()
                 if arguments.trace:
                     result["trace"] = trace_of(result).as_dict()
                 print_json(result)
                 return
-            stream = model.stream(prompt, **options)
+            reply = Reply(model.tokenizer, stream, is_chat=is_chat and sys.stdout.isatty())
+            thoughts = ThoughtLines()
             begun = False
-            async for piece in stream:
+            async for piece in _pieces(stream, reply):
                 status.stop()
                 if not begun:
                     # A spinner would erase the answer's last line: a long repair is told in a line.
                     begun, status = True, repair_line(speak=speak)
-                print_text(piece)
+                if isinstance(piece, Words):
+                    thoughts.end()
+                    print_text(piece.text)
+                elif isinstance(piece, Thoughts) and speak:
+                    thoughts.push(piece.text)
             status.stop()
+            thoughts.end()
             print_text("\n")
             if speak:
                 _print_route(stream.result)
@@ -93,14 +107,26 @@ async def run_generate(arguments: argparse.Namespace) -> None:
         status.stop()
 
 
-async def _finished(stream: TextStream) -> Generation:
+async def _pieces(stream: TextStream, reply: Reply) -> AsyncIterator[Piece]:
+    async for event in stream.events():
+        for piece in reply.push(event):
+            yield piece
+    for piece in reply.flush():
+        yield piece
+
+
+async def _finished(stream: TextStream, reply: Reply) -> dict[str, object]:
     """The answer. Raises what ended it before; the error event has what there is of it then."""
     try:
         async with stream:
-            return await stream.finish()
+            async for event in stream.events():
+                reply.push(event)
+            reply.flush()
+            return stream.result.as_dict() | reply.as_dict()
     except SwarmError:
+        reply.flush()
         if stream.so_far is not None:
-            events.with_error["answer"] = stream.so_far.as_dict()
+            events.with_error["answer"] = stream.so_far.as_dict() | reply.as_dict()
         raise
 
 

@@ -92,6 +92,25 @@ def test_editor(start: Start, tmp_path: Path) -> None:
     assert typed[3:5] == ["/route", "/nonsense"]
 
 
+@pytest.mark.parametrize("options", [(), ("--plain",)])
+def test_thoughts_are_apart_and_dim(start: Start, options: tuple[str, ...]) -> None:
+    answer = "<think>\nfirst \x1b[2J\nthen</think>\n\n**there**"
+    with start(answer, *options, editor=False, FORCE_COLOR="1") as terminal:
+        terminal.wait_for(">")
+        terminal.type("hello\r")
+        terminal.wait_for("thinking …")
+        terminal.wait_for("first \u241b[2J")
+        terminal.wait_for("then")
+        assert "think>" not in terminal.wait_for("there")
+        terminal.wait_for("first after")
+        said = terminal.raw.split("hello", 1)[1]
+        assert "\x1b[2mthinking …\x1b[0m" in said
+        assert "\x1b[2J" not in said
+        terminal.wait_for(">")
+        terminal.type("/exit\r")
+        assert terminal.exit_code() == 0
+
+
 def test_without_prompt_toolkit(start: Start, tmp_path: Path) -> None:
     with start("ja", "--max-new-tokens", "9", editor=False) as terminal:
         terminal.wait_for('pip install -e ".[chat]"')

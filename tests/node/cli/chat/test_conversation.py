@@ -14,6 +14,8 @@ from swarm_node.node.cli.chat.conversation import FORMAT, Conversation, Message
 from swarm_node.node.cli.parser import build_parser
 from swarm_node.swarm.errors import ChatTemplateError, UsageError
 
+ANSWER = {"role": "assistant", "content": "x"}
+
 
 def words(messages: Sequence[Message]) -> int:
     """A token a word, and one for each message's role."""
@@ -101,7 +103,16 @@ def test_a_short_answer_is_better_than_none() -> None:
 def test_saved_and_loaded() -> None:
     talk = chat("hé\n```\nx\n```", "ja", system="s")
     talk.settings = {"temperature": 0.5, "seed": 3}
+    talk.ask("and?")
+    talk.answer("yes", "hm")
+    talk.ask("why?")
     assert Conversation.loads(talk.dumps("model")) == talk
+
+
+def test_thoughts_alone_are_no_answer() -> None:
+    talk = chat("hello")
+    talk.answer("", "hm")
+    assert talk.waits_for_answer
 
 
 @pytest.mark.parametrize(
@@ -114,6 +125,10 @@ def test_saved_and_loaded() -> None:
         ({"messages": [{"role": "assistant", "content": "x"}]}, "message 1"),
         ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": 3}]}, "message 2"),
         ({"messages": ["x"]}, "message 1"),
+        (
+            {"messages": [{"role": "user", "content": "x"}, {**ANSWER, "reasoning_content": 3}]},
+            "message 2",
+        ),
     ],
 )
 def test_damaged_files(changes: dict[str, object], says: str) -> None:

@@ -6,23 +6,98 @@ import asyncio
 import io
 import json
 import sys
-from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
 
+from swarm_node.client import AsyncSwarmModel, TextStream
+from swarm_node.client.reply import Reply
 from swarm_node.node.cli.generate import generate
 from swarm_node.node.cli.parser import build_parser
 from swarm_node.node.cli.shared import output
 from swarm_node.node.cli.shared.output import EventPrinter
 from swarm_node.swarm.errors import NetworkError, SwarmError
 from tests.doubles.fake_swarm import FakeSwarm, ScriptedHead, until
+from tests.doubles.toy_model import EOS, ToyTokenizer
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2Jhello\u202e"
 
 
-class HostileModel:
+WORDS = ["generate", "hi", "--model", "x", "--initial-peers", "/ip4/127.0.0.1/tcp/1/p2p/x"]
+
+
+async def model_that_says(monkeypatch: pytest.MonkeyPatch, answer: str, *, thinks: bool = False) -> None:
+    """Connected to by ``generate``. ``thinks``: its template knows <think>."""
+    swarm = await FakeSwarm(a="0-5").start()
+    model = swarm.client(ScriptedHead([*answer.encode(), EOS]))
+    if thinks:
+        monkeypatch.setattr(ToyTokenizer, "chat_template", "<think>")
+
+    async def connect(**options: Any) -> AsyncSwarmModel:
+        return model
+
+    monkeypatch.setattr(generate.AsyncSwarmModel, "connect", connect)
+
+
+def standard_output(monkeypatch: pytest.MonkeyPatch, *, is_terminal: bool) -> io.StringIO:
+    out = io.StringIO()
+    monkeypatch.setattr(out, "isatty", lambda: is_terminal)
+    monkeypatch.setattr(sys, "stdout", out)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "shown"), [(True, "␛]0;owned␇␛[2Jhello\N{REPLACEMENT CHARACTER}"), (False, HOSTILE)]
+)
+async def test_an_answer_controls_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, is_terminal: bool, shown: str
+) -> None:
+    out = standard_output(monkeypatch, is_terminal=is_terminal)
+    await model_that_says(monkeypatch, HOSTILE)
+    await generate.run_generate(build_parser().parse_args([*WORDS, "--quiet"]))
+    assert out.getvalue() == shown + "\n"
+
+
+THOUGHT = "<think>hm [b]\x1b[2J</think>\n\nhello"
+
+
+@pytest.mark.parametrize(
+    ("options", "is_terminal", "said", "thought"),
+    [
+        ([], True, "hello", True),
+        (["--quiet"], True, "hello", False),
+        ([], False, THOUGHT, False),
+        (["--raw"], True, THOUGHT.replace("\x1b", "␛"), False),
+    ],
+)
+async def test_thoughts_are_apart_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    is_terminal: bool,
+    said: str,
+    thought: bool,
+) -> None:
+    out = standard_output(monkeypatch, is_terminal=is_terminal)
+    await model_that_says(monkeypatch, THOUGHT, thinks=True)
+    await generate.run_generate(build_parser().parse_args([*WORDS, *options]))
+    assert out.getvalue() == said + "\n"
+    assert ("thinking …\nhm [b]␛[2J\n\n" in capsys.readouterr().err) == thought
+
+
+async def test_thoughts_are_apart_in_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await model_that_says(monkeypatch, THOUGHT, thinks=True)
+    await generate.run_generate(build_parser().parse_args([*WORDS, "--json"]))
+    told = json.loads(capsys.readouterr().out)
+    assert (told["text"], told["content"], told["reasoning_content"]) == (THOUGHT, "hello", "hm [b]\x1b[2J")
+
+
+class ModelWithoutTemplate:
+    tokenizer = SimpleNamespace(has_chat_template=False)
+
     @classmethod
     async def connect(cls, **options: Any) -> Self:
         return cls()
@@ -32,31 +107,7 @@ class HostileModel:
 
     async def __aexit__(self, *_: object) -> None: ...
 
-    async def stream(self, prompt: str, **options: Any) -> AsyncIterator[str]:
-        for character in HOSTILE:
-            yield character
-
-
-@pytest.mark.parametrize(
-    ("is_terminal", "shown"), [(True, "␛]0;owned␇␛[2Jhello\N{REPLACEMENT CHARACTER}"), (False, HOSTILE)]
-)
-async def test_an_answer_controls_no_terminal(
-    monkeypatch: pytest.MonkeyPatch, is_terminal: bool, shown: str
-) -> None:
-    out = io.StringIO()
-    monkeypatch.setattr(out, "isatty", lambda: is_terminal)
-    monkeypatch.setattr(sys, "stdout", out)
-    words = ["generate", "hi", "--model", "x", "--quiet", "--initial-peers", "/ip4/127.0.0.1/tcp/1/p2p/x"]
-    monkeypatch.setattr(generate, "AsyncSwarmModel", HostileModel)
-    await generate.run_generate(build_parser().parse_args(words))
-    assert out.getvalue() == shown + "\n"
-
-
-class ModelWithoutTemplate(HostileModel):
-    tokenizer = SimpleNamespace(has_chat_template=False)
-
-    async def stream(self, prompt: str, **options: Any) -> AsyncIterator[str]:
-        yield ""
+    def stream(self, prompt: str, **options: Any) -> TextStream:
         raise NetworkError("the peer is gone")
 
 
@@ -65,9 +116,8 @@ async def test_a_text_that_no_template_frames_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str, is_told: bool
 ) -> None:
     monkeypatch.setattr(generate, "AsyncSwarmModel", ModelWithoutTemplate)
-    words = ["generate", "hi", "--model", "x", "--initial-peers", "/ip4/127.0.0.1/tcp/1/p2p/x", option]
     with pytest.raises(NetworkError):
-        await generate.run_generate(build_parser().parse_args(words))
+        await generate.run_generate(build_parser().parse_args([*WORDS, option]))
     assert ("No chat template: the text is sent as it is." in capsys.readouterr().err) == is_told
 
 
@@ -88,10 +138,11 @@ async def test_an_answer_that_fails_is_in_the_error_event(
 
     closing = asyncio.create_task(close_later())
     with pytest.raises(SwarmError) as caught:
-        await generate._finished(stream)
+        await generate._finished(stream, Reply(ToyTokenizer(), stream))
     await closing
     output.print_error(caught.value, as_json=True)
     event = json.loads(capsys.readouterr().out)
     assert (event["event"], event["message"]) == ("error", str(caught.value))
     assert event["answer"]["finish_reason"] == "unfinished"
     assert set(event["answer"]["text"]) == {"x"}
+    assert event["answer"]["content"] == event["answer"]["text"]
