@@ -43,7 +43,7 @@ client holds all token ids, and counts only what came out of the last hop.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -122,6 +122,7 @@ class SwarmSession:
         self._need = need
         self._limits = limits
         self._on_wait = on_wait
+        self._behind: Collection[SwarmSession] = ()
         self._memory = memory
         self._beginnings = beginnings
         self._feed: Feed | None = None  # of the first tokens, while they are fed
@@ -462,11 +463,20 @@ class SwarmSession:
         elif kind is not None or record.lost:
             self.repaired.append(record.closed(kind))
 
+    def lead(self, behind: Collection[SwarmSession]) -> None:
+        """``behind``: those that wait, at any time, until this one holds its first tokens. They are told what
+        it waits for."""
+        self._behind = behind
+
     def _tell(self, waiting: Waiting | None) -> None:
+        if waiting is not None:
+            self._scout.ask_again(waiting.lost)
+        for session in (self, *self._behind):
+            session._hear(waiting)
+
+    def _hear(self, waiting: Waiting | None) -> None:
         if waiting is not None or self.waiting is not None:
             self.waiting = waiting
-            if waiting is not None:
-                self._scout.ask_again(waiting.lost)
             if self._on_wait is not None:
                 self._on_wait(waiting)
 

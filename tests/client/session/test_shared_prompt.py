@@ -11,10 +11,12 @@ from swarm_node.client.async_model import AsyncSwarmModel
 from swarm_node.client.background import BackgroundLoop
 from swarm_node.client.generation import Generation
 from swarm_node.client.guided.guide import Guide
+from swarm_node.client.routing.route_wait import Waiting
 from swarm_node.client.swarm_model import SwarmModel
 from swarm_node.swarm.errors import ErrorCode, UsageError
 from swarm_node.swarm.protocol.messages import Refused
 from tests.doubles.fake_swarm import BOS, FakeSwarm, expected, settle, until
+from tests.doubles.virtual_time import in_virtual_time, now
 
 PROMPT = [BOS, *b"A prompt of more than one page of tokens, which several answers are asked for."]
 N = 8
@@ -171,3 +173,29 @@ def test_the_client_without_an_event_loop_has_it_too() -> None:
         texts = ["".join(stream) for stream in streams]
     assert len(set(texts)) == 1
     assert sum(step.tokens for step in swarm.nodes["a"].steps) == len(PROMPT) + 3 * (N - 1)
+
+
+@in_virtual_time
+async def test_all_are_told_what_the_one_that_feeds_the_prompt_waits_for() -> None:
+    """Also by another once the first was given up; and one that comes late."""
+    swarm = await FakeSwarm(a="0-2", b="3-5").start()
+    swarm.store.remove("b")
+    told: dict[str, list[Waiting | None]] = {name: [] for name in ("first", "second", "late")}
+    async with swarm.client(wait=60, router=swarm.router(clock=now)) as model:
+        streams = model.streams(PROMPT, [{**GREEDY, "on_wait": told[name].append} for name in told])
+        tasks = [asyncio.create_task(stream.finish()) for stream in streams[:2]]
+        await until(lambda: all(told[name] for name in ("first", "second")))
+        tasks.append(asyncio.create_task(streams[2].finish()))
+        await until(lambda: bool(told["late"]))
+        tasks[0].cancel()
+        await asyncio.wait(tasks[:1])
+        count = len(told["late"])
+        await until(lambda: len(told["late"]) > count)
+        assert [stream.waiting is not None for stream in streams] == [False, True, True]
+        swarm.announce("b")
+        answers = await asyncio.gather(*tasks[1:])
+        assert [stream.waiting for stream in streams] == [None] * 3
+    assert [list(answer.token_ids) for answer in answers] == [expected(PROMPT, N)] * 2
+    assert told["second"][-1] is None
+    assert told["late"].count(None) == 1, "each is told once that it goes on"
+    assert {str(waiting.missing[0]) for waiting in told["late"] if waiting is not None} == {"3-5"}
