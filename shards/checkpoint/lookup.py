@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from ...swarm.errors import CheckpointError, ModelError, SwarmError, UsageError
@@ -239,7 +240,7 @@ async def _only_one(
     if found is None:
         raise UsageError(
             f"this swarm serves another {wanted.name} than the one that you have pinned",
-            hint=f"Pass --model, or take the pin back: `swarm-node models unpin {wanted.name}`",
+            hint=f"Pass --model, or take the pin back: `swarm-node models unpin {quote(wanted.name)}`",
         )
     place = _in_swarm(wanted, found)
     for here in await asyncio.to_thread(lambda: _with_digests(local_models.find(place.name))):
@@ -331,7 +332,7 @@ def _not_found(
     if Path(wanted.name).is_dir():
         hint = f"For the folder of this name write ./{wanted.name}"
     if pinned:  # what is near is nearer than the pin allows
-        hint = f"`swarm-node models unpin {wanted.name}` takes the pin back."
+        hint = f"`swarm-node models unpin {quote(wanted.name)}` takes the pin back."
     is_yours = ", which you have pinned," if pinned else ""
     swarm = " and nobody in this swarm serves one" if in_swarm else ""
     return ModelNotFoundError(

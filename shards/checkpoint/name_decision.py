@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from shlex import quote
 from typing import TYPE_CHECKING, Protocol
 
 from ...swarm.errors import UsageError
@@ -202,7 +203,7 @@ class _Words:
         ordered = in_order(candidates, members=self.members)
         others = [each for each in ordered if self.used is None or self.used.digest != each.identity]
         first = self._name((others or ordered)[0].identity)
-        keep = f"`swarm-node models pin {first}` keeps that choice"
+        keep = f"`swarm-node models pin {quote(first)}` keeps that choice"
         if self.used is not None:
             return UsageError(
                 f"{self._before(self.used)}; now another model is announced as such: {self._listed(others)}",

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from ..errors import UsageError
 from ..identity import Identity
@@ -100,7 +101,7 @@ def load_swarm_key(path: str | os.PathLike[str]) -> Identity:
         raise UsageError(
             f"there is no swarm key at {os.fspath(path)}",
             hint="Machines of one swarm need the same key file: check the name, or copy it. "
-            f"A swarm of your own begins with: `swarm-node invite --swarm-key {os.fspath(path)}`",
+            f"A swarm of your own begins with: `swarm-node invite --swarm-key {quote(os.fspath(path))}`",
         ) from None
 
 

@@ -14,6 +14,7 @@ import importlib.util
 import logging
 import os
 import platform
+import shlex
 import shutil
 import stat
 import subprocess
@@ -186,7 +187,9 @@ def _cache_folder() -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()
     if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(f"{folder} can be written by others; remove it or `chmod go-w` it")
+        raise PermissionError(
+            f"{folder} can be written by others; remove it, or run `chmod go-w {shlex.quote(str(folder))}`"
+        )
     return folder
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from ....swarm.errors import UsageError
@@ -49,7 +50,8 @@ def read_config(given: str | None) -> ConfigFile | None:
         if given is None:
             return None
         raise UsageError(
-            f"there is no file {path}", hint=f"Write one: `swarm-node config init --config {path}`"
+            f"there is no file {path}",
+            hint=f"Write one: `swarm-node config init --config {quote(str(path))}`",
         ) from None
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from None

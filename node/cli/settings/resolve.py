@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from shlex import quote
 
 from ....swarm.errors import UsageError
 from ....swarm.membership.invite import PREFIX
@@ -59,7 +60,8 @@ class Settings:
         """For a person, if not empty."""
         if self.file is None or not self.file.everyone_writes:
             return ""
-        return f"every user of this machine may change {self.file.path}: chmod o-w {self.file.path}"
+        path = self.file.path
+        return f"every user of this machine may change {path}: chmod o-w {quote(str(path))}"
 
     def origin(self, text: str) -> str:
         """Where options that an error's text names come from, if not from the command line."""

@@ -11,8 +11,9 @@ from .keys import Option, ValueRefusedError, common_keys, options_of
 
 HEAD = """\
 # Options of swarm-node's commands. Remove the # before a line to set its option. The values shown are the
-# defaults, or say in capitals what is wanted. An option on the command line counts before this file, and so
-# does a variable: SWARM_NODE_SERVE_PORT sets port in [serve].
+# defaults; where a default is no plain value, they are examples, or say in capitals what is wanted. An option
+# on the command line counts before this file, and so does a variable: SWARM_NODE_SERVE_PORT sets port in
+# [serve].
 # What is in force: swarm-node config serve. What is wrong in here: swarm-node config --check.
 """
 COMMON = """\

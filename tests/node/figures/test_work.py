@@ -1,3 +1,5 @@
+"""What a node has done: each thing is counted once, and what is kept is bounded."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field

@@ -63,7 +63,7 @@ def test_the_node_gets_the_words_of_the_chat() -> None:
     assert (alone.mdns, alone.host) == (False, "127.0.0.1")
 
 
-def test_a_node_that_cannot_start_says_why() -> None:
+def test_a_node_that_cannot_start_says_why(own_home: None) -> None:
     own = OwnNode(["--model", "/nowhere/at/all", "--blocks", "0-1", "--no-mdns"])
     with own as node, pytest.raises(OwnNodeError, match="/nowhere/at/all") as caught:
         node.wait_online(lambda event: None)

@@ -102,10 +102,24 @@ FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob(
 COMMAND = re.compile(r"`(swarm-node [^`]*)`")
 FIELD = "12-13"
 """In place of what a message fills in: a span, and a name, file, and address of a model's."""
+PLAIN = {
+    **dict.fromkeys(("blocks", "model['missing'][0]", "which"), FIELD),
+    **dict.fromkeys(("command", "service.command", "stopped[0].command"), "serve"),
+    "here": "",
+}
+"""Fields that need no quotes, since they are words of ours or were quoted before; and a value of each."""
+
+
+def filled(field: ast.FormattedValue) -> str:
+    """What may stand there, if a shell takes it as the words that it is; else the expression in braces."""
+    expression = ast.unparse(field.value)
+    if re.match(r"(shlex\.)?(quote|join)\(", expression):
+        return FIELD
+    return PLAIN.get(expression, f"{{{expression}}}")
 
 
 def texts(tree: ast.AST) -> Iterator[str]:
-    """What a module may show: its strings, with FIELD where something is filled in. No docstrings."""
+    """What a module may show: its strings, with what is filled in. No docstrings."""
     documentation = {
         id(node.value)
         for node in ast.walk(tree)
@@ -115,7 +129,9 @@ def texts(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
             yield "".join(
-                str(part.value) if isinstance(part, ast.Constant) else FIELD for part in node.values
+                filled(part) if isinstance(part, ast.FormattedValue) else str(part.value)
+                for part in node.values
+                if isinstance(part, ast.FormattedValue | ast.Constant)
             )
         elif (
             isinstance(node, ast.Constant)
@@ -136,5 +152,6 @@ def test_every_command_in_a_message_is_one() -> None:
     assert len(found) >= 30
     for path, command in found:
         assert "…" not in command, path
-        words = shlex.split(command.replace("ADDR", ADDR).replace(f"invite{FIELD}", "invite"))[1:]
+        assert "{" not in command, f"{path}: `{command}` may not be one word where it is pasted"
+        words = shlex.split(command.replace("ADDR", ADDR))[1:]
         assert build_parser().parse_args(words).command == words[0], path
