@@ -32,10 +32,10 @@ def check_words(arguments: argparse.Namespace) -> None:
             listenable(listen_maddrs(arguments.metrics_host, arguments.metrics))
     if arguments.command == "serve" and arguments.dashboard is not None:
         listenable(listen_maddrs("127.0.0.1", arguments.dashboard))
+    for file in (getattr(arguments, name, None) for name in ("api_key_file", "metrics_key_file")):
+        if file is not None:
+            ApiKeys.read(file)
     if arguments.command in ("gateway", "dashboard"):
-        for file in (arguments.api_key_file, getattr(arguments, "metrics_key_file", None)):
-            if file is not None:
-                ApiKeys.read(file)
         listen(arguments.host, arguments.port).close()
         tls_of(arguments.tls_cert, arguments.tls_key)
     _check_models(getattr(arguments, "model", None) or [])

@@ -64,6 +64,13 @@ def test_what_serves_http(command: str, tmp_path: Path) -> None:
     assert "the API keys in" in done.stderr
 
 
+@pytest.mark.parametrize("command", ["serve", "bootstrap", "gateway"])
+def test_keys_of_who_reads_figures(command: str, tmp_path: Path) -> None:
+    done = run(command, "--port", "0", "--metrics-key-file", str(tmp_path / "keys"))
+    assert done.returncode == 2, done.stderr
+    assert "the API keys in" in done.stderr
+
+
 @pytest.mark.parametrize("command", [["generate", "hi"], ["chat"], ["gateway", "--port", "0"], ["serve"]])
 def test_a_path_at_which_there_is_no_model(command: list[str], tmp_path: Path) -> None:
     (tmp_path / "model-q4.gguf").touch()
