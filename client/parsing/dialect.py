@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from .channels import CHANNEL, MESSAGE, ChannelReader
 from .feed import BEGIN, END, Spelling
-from .forms import Form, forms_of
+from .forms import Form, Read, forms_of, wholes_of
 from .reader import AnswerReader, Reader
 from .typed import KnownTools
 
@@ -17,6 +17,7 @@ _THINKS = {
     ("<think>",): "</think>",
     ("[THINK]",): "[/THINK]",
     ("<seed:think>",): "</seed:think>",
+    ("<seed:think>", "<seed:cot_budget_reflect>"): "</seed:think>",  # with a budget of none
     ("<|START_THINKING|>",): "<|END_THINKING|>",
     ("<|channel>", "thought"): "<channel|>",  # Gemma 4
 }
@@ -29,12 +30,14 @@ and the number of the call."""
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """``thinks``: the tags around thoughts, ``forms``: those of calls, all spelled as a feed has them.
+    """``thinks``: the tags around thoughts, ``forms``: those of calls, all spelled as a feed has them;
+    ``wholes``: of answers that are nothing but calls.
     ``has_channels``: as gpt-oss; the others say nothing then. ``calls_as_json``: an answer is one JSON object
     or list, to call tools; ``call_begins``: what calls begin with otherwise, spelled outside a feed."""
 
     thinks: Mapping[str, str]
     forms: tuple[Form, ...]
+    wholes: tuple[Read, ...] = ()
     ids: Ids = "usual"
     has_channels: bool = False
     calls_as_json: bool = True
@@ -78,6 +81,7 @@ class Dialect:
             thinks={} if continues else self.thinks,
             thinking=thinking,
             forms=self.forms,
+            wholes=self.wholes,
             tools=tools,
             forced=forced,
             parallel=parallel,
@@ -111,10 +115,12 @@ def dialect_of(template: str, special: Iterable[str]) -> Dialect:
     }
     forms = tuple(forms_of(shows, spell))
     begins = tuple(begin for form in forms if shows(begin := plain(form.opens)))
-    return Dialect(thinks, forms, ids, calls_as_json=set(begins) <= _BESIDE_JSON, call_begins=begins)
+    as_json = set(begins) <= _BESIDE_JSON
+    wholes = tuple(wholes_of(shows, spell))
+    return Dialect(thinks, forms, wholes, ids, calls_as_json=as_json, call_begins=begins)
 
 
-_BESIDE_JSON = {"<|python_tag|>"}
+_BESIDE_JSON = {"<|python_tag|>", "<|python_start|>"}
 """Llama's models put this before calls of some tools, and write others as JSON alone."""
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import gemma_calls, json_calls, token_calls, xml_calls
+from . import gemma_calls, json_calls, python_calls, token_calls, xml_calls
 from .feed import Feed, Reading, Spelling
 from .pieces import ToolCall
 from .typed import KnownTools
@@ -39,6 +39,10 @@ def forms_of(shows: Callable[[str], bool], spell: Spelling) -> list[Form]:
         forms.append(_kimi(spell))
     if shows("<|tool_call>") and shows('<|"|>'):
         forms.append(Form(spell("<|tool_call>"), _gemma(spell('<|"|>'), spell("<tool_call|>"))))
+    if shows("<function_calls>"):
+        forms.append(Form(spell("<function_calls>"), _olmo(spell("</function_calls>"))))
+    if shows("<|python_start|>"):
+        forms.append(Form(spell("<|python_start|>"), _llama4(spell("<|python_end|>"))))
     if shows("<seed:tool_call>"):
         forms.append(Form(spell("<seed:tool_call>"), _in_tag(spell("</seed:tool_call>"))))
     forms += (
@@ -47,8 +51,25 @@ def forms_of(shows: Callable[[str], bool], spell: Spelling) -> list[Form]:
     return forms
 
 
-_JSON_TAGS = {"<|tool_call|>": "<|/tool_call|>", "<TOOLCALL>": "</TOOLCALL>", "<tool_calls>": "</tool_calls>"}
-"""The tags around calls in JSON of Granite and Phi, Nemotron, and Apriel."""
+_JSON_TAGS = {
+    "<|tool_call|>": "<|/tool_call|>",  # Granite and Phi
+    "<TOOLCALL>": "</TOOLCALL>",  # Nemotron
+    "<tool_calls>": "</tool_calls>",  # Apriel and Hunyuan
+    "<|START_ACTION|>": "<|END_ACTION|>",  # Command
+}
+"""The tags around calls in JSON."""
+
+
+def wholes_of(shows: Callable[[str], bool], spell: Spelling) -> list[Read]:
+    """Those of answers that are nothing but calls."""
+    wholes: list[Read] = [
+        lambda feed, tools: json_calls.whole(feed, tools.names),
+        lambda feed, tools: python_calls.whole(feed, tools.names),
+    ]
+    if shows("<|observation|>") and not shows("<arg_key>"):
+        again, close = spell("<|assistant|>"), spell("<|observation|>")
+        wholes.append(lambda feed, tools: token_calls.named(feed, tools.names, again, close))
+    return wholes
 
 
 def _tool_call(shows: Callable[[str], bool], spell: Spelling) -> Form:
@@ -101,6 +122,14 @@ def _in_tag(close: str) -> Read:
 
 def _gemma(quote: str, close: str) -> Read:
     return lambda feed, tools: gemma_calls.call(feed, tools.names, quote, close)
+
+
+def _olmo(close: str) -> Read:
+    return lambda feed, tools: python_calls.lines(feed, tools.names, close)
+
+
+def _llama4(close: str) -> Read:
+    return lambda feed, tools: python_calls.tagged(feed, tools.names, close)
 
 
 def _json(close: str) -> Read:

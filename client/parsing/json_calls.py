@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from .feed import Feed, Mismatch, Reading
-from .json_text import KEYS, JsonText, loaded
+from .json_text import ARGUMENTS, KEYS, NAMES, JsonText, loaded
 from .pieces import ToolCall
 
 
@@ -20,13 +20,15 @@ def tagged(feed: Feed, names: AbstractSet[str], close: str) -> Reading[list[Tool
 
 
 def whole(feed: Feed, names: AbstractSet[str]) -> Reading[list[ToolCall]]:
-    """An answer that is nothing but calls, up to its end. Llama puts semicolons between several."""
+    """An answer that is nothing but calls, up to its end. Llama puts semicolons between several,
+    or lines."""
     calls = yield from listed(feed, names)
     while True:
         yield from feed.space()
         if not feed.left:
             return calls
-        yield from feed.literal(";")
+        if (yield from feed.is_next(";")):
+            yield from feed.literal(";")
         calls += yield from listed(feed, names)
 
 
@@ -50,13 +52,19 @@ def listed(feed: Feed, names: AbstractSet[str]) -> Reading[list[ToolCall]]:
 def _call(value: Any, names: AbstractSet[str]) -> ToolCall:
     if not isinstance(value, dict) or value.keys() - KEYS:
         raise Mismatch
-    name = value.get("name")
-    given = [value[key] for key in ("parameters", "arguments") if key in value]
+    name = next((value[key] for key in NAMES if key in value), None)
+    given = [_object(value[key]) for key in ARGUMENTS if key in value]
     if not isinstance(name, str) or name not in names:
         raise Mismatch
-    if not all(isinstance(arguments, dict) for arguments in given):
-        raise Mismatch
     return ToolCall(name, json.dumps(given[-1] if given else {}, ensure_ascii=False))
+
+
+def _object(arguments: Any) -> Any:
+    if isinstance(arguments, str):
+        arguments = _loaded(arguments)
+    if not isinstance(arguments, dict):
+        raise Mismatch
+    return arguments
 
 
 def _loaded(text: str) -> Any:

@@ -1,8 +1,9 @@
 """Whether a text can still become the JSON that is expected, character by character: a tool call, a list of
 them, or an object.
 
-A call is a JSON object of the keys in ``KEYS`` alone: ``name`` is that of a tool, ``arguments`` and
-``parameters``, as Llama says, are objects. What can no longer be one is text, and may be shown.
+A call is a JSON object of the keys in ``KEYS`` alone: ``name``, or Command's ``tool_name``, is that of a
+tool; ``arguments``, or Llama's ``parameters``, are objects, or texts of them, as Granite's often are. What
+can no longer be one is text, and may be shown.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any, Literal
 
 from ...shards.formats.bounded_json import is_deeper
 
-KEYS = frozenset({"name", "arguments", "parameters", "id", "type"})
+NAMES = ("name", "tool_name")
+ARGUMENTS = ("parameters", "arguments")
+KEYS = frozenset({*NAMES, *ARGUMENTS, "id", "tool_call_id", "type"})
 _SPACE = " \t\n\r"
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _NUMBER_BEGIN = re.compile(r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?(?:(?<=[0-9])[eE][+-]?[0-9]*)?)?")
@@ -26,11 +29,11 @@ character."""
 _DEEPEST = 66
 """At most this many objects and lists are in each other: as many as in a request, and a call in a list."""
 _WORDS = ("true", "false", "null")
-Role = Literal["calls", "call", "name", "object", "anything"]
-"""What a value must be: one call or a list of them, a call, a tool's name, an object; or it may be
-anything."""
+Role = Literal["calls", "call", "name", "arguments", "object", "anything"]
+"""What a value must be: one call or a list of them, a call, a tool's name, an object or its text, an object;
+or it may be anything."""
 
-_ROLES: dict[str, Role] = {"name": "name", "arguments": "object", "parameters": "object"}
+_ROLES: dict[str, Role] = {**dict.fromkeys(NAMES, "name"), **dict.fromkeys(ARGUMENTS, "arguments")}
 
 
 @dataclass(slots=True)
@@ -75,6 +78,9 @@ class JsonText:
             self._open.append(_Container(True, "call" if role == "calls" else "anything"))
             self._role = self._open[-1].role
             return self._then(self._value if role == "calls" else self._value_or_end)
+        if character == '"' and role == "arguments":
+            self._words = None
+            return self._then(self._object_in_string)
         if character == '"' and role in ("name", "anything"):
             return self._string(self._names if role == "name" else None)
         if role != "anything" or character not in "-0123456789tfn":
@@ -96,6 +102,9 @@ class JsonText:
     def _string(self, words: frozenset[str] | None) -> bool:
         self._word, self._words = "", words
         return self._then(self._in_string)
+
+    def _object_in_string(self, character: str) -> bool:
+        return character == " " or (character == "{" and self._then(self._in_string))
 
     def _in_string(self, character: str) -> bool:
         if character == '"':
@@ -180,7 +189,7 @@ class JsonText:
         if character != ("]" if container.is_list else "}"):
             return character in _SPACE
         self._open.pop()
-        if container.role == "call" and not container.is_list and "name" not in container.keys:
+        if container.role == "call" and not container.is_list and not container.keys.intersection(NAMES):
             return False
         return self._ended()
 

@@ -7,9 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from . import json_calls
 from .feed import BEGIN, Feed, Mismatch, Reading, without_controls
-from .forms import Form
+from .forms import Form, Read
 from .pieces import Piece, Thoughts, ToolCall, Words
 from .typed import KnownTools
 
@@ -113,8 +112,8 @@ class AnswerReader(Reader):
     calls.
 
     ``thinks``: the tags around thoughts. ``thinking``: the end of what the prompt has opened, or "".
-    ``tools``: calls of any other are shown as text. ``forced``: the answer is one call by its guide. Nothing
-    is held back that can no longer be a call.
+    ``wholes``: forms of answers that are nothing but calls. ``tools``: calls of any other are shown as text.
+    ``forced``: the answer is one call by its guide. Nothing is held back that can no longer be a call.
     """
 
     def __init__(
@@ -124,6 +123,7 @@ class AnswerReader(Reader):
         thinks: Mapping[str, str],
         thinking: str,
         forms: Iterable[Form],
+        wholes: Iterable[Read],
         tools: KnownTools,
         forced: bool,
         parallel: bool,
@@ -134,6 +134,7 @@ class AnswerReader(Reader):
         self._forms = {form.opens: form for form in forms} if tools.names else {}
         # A text may speak of <think>; it cannot write a control token.
         self._opens = [*self._forms, *(opens for opens in thinks if opens.startswith(BEGIN))]
+        self._wholes = wholes
         self._tools = tools
         self._forced = forced
 
@@ -168,13 +169,12 @@ class AnswerReader(Reader):
     def _whole(self) -> Reading[None]:
         """An answer that is nothing but calls; nothing is read where it is not."""
         start = self._feed.at
-        try:
-            if self._forced or (yield from self._feed.is_next("{", "[")):
-                self._called((yield from json_calls.whole(self._feed, self._tools.names)))
+        for read in self._wholes:
+            try:
+                self._called((yield from read(self._feed, self._tools)))
                 return
-        except Mismatch:
-            pass
-        self._feed.at = start
+            except Mismatch:
+                self._feed.at = start
         if self._forced:
             while not self._feed.is_over:
                 yield

@@ -26,6 +26,20 @@ def mistral(feed: Feed, names: AbstractSet[str], call_id: str, args: str) -> Rea
     return [ToolCall(name, arguments, told)]
 
 
+def named(feed: Feed, names: AbstractSet[str], again: str, close: str) -> Reading[list[ToolCall]]:
+    """An answer that is nothing but GLM-4's calls: ``NAME``, and the arguments on the next line. ``again``:
+    the token between several; ``close``: after the last, or the end."""
+    calls: list[ToolCall] = []
+    while True:
+        yield from feed.space()
+        name = yield from feed.word(names, ("\n",))
+        calls.append(ToolCall(name, (yield from json_calls.arguments(feed))))
+        yield from feed.space()
+        if not feed.left or (yield from feed.literal(again, close)) == close:
+            yield from feed.end()
+            return calls
+
+
 def deepseek(
     feed: Feed, names: AbstractSet[str], call: tuple[str, str], sep: str, close: str
 ) -> Reading[list[ToolCall]]:

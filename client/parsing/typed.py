@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
+from .feed import Mismatch
 from .json_text import loaded
+from .literals import WORDS, read_value
 
 MAX_SCHEMAS = 64
 """At most this many schemas, one in another, are looked into for the types of one argument. They may refer to
@@ -21,7 +23,6 @@ _TYPES: dict[type, str] = {
     dict: "object",
     type(None): "null",
 }
-_WORDS = {"true": True, "false": False, "null": None, "none": None}
 
 
 class KnownTools:
@@ -48,17 +49,25 @@ class KnownTools:
             return int(value)
         if "string" in types:
             return text
+        if value is None:  # of an argument that is left out
+            return None
         return value if not types and kind not in ("integer", "number") else text
 
 
 def _value(text: str) -> Any:
-    """The JSON that it is, or the text itself."""
+    """What it is in JSON or in Python, or the text itself."""
     word = text.strip()
-    if word.lower() in _WORDS:  # as in Python, which many models write
-        return _WORDS[word.lower()]
+    if word.lower() in WORDS:
+        return WORDS[word.lower()]
     try:
         return loaded(word)
     except ValueError:
+        pass
+    if not word.startswith(("{", "[")):
+        return text
+    try:
+        return read_value(word)  # as Seed-OSS's template shows objects and lists
+    except Mismatch:
         return text
 
 

@@ -26,6 +26,20 @@ SHOWN = 300
 """At most this many characters of an error's text are shown."""
 
 
+class Arguments(dict[str, Any]):
+    """Those of a call: an object for a template that reads it, and its JSON for one that prints it, or adds
+    it to a text, as DeepSeek's do."""
+
+    def __str__(self) -> str:
+        return _to_json(self)
+
+    def __add__(self, text: str) -> str:
+        return f"{self}{text}"
+
+    def __radd__(self, text: str) -> str:
+        return f"{text}{self}"
+
+
 class GenerationTag(Extension):
     """``{% generation %}``: marks what the assistant wrote, for training; shown as it is."""
 
@@ -79,6 +93,7 @@ def _rendered(template: jinja2.Template, asks: bool, request: dict[str, Any]) ->
     """``request``: ``variables``, and ``characters``, of them and the template. ``asks``: the template knows
     messages whose content is none. From others it is left out, as in transformers; and where the template
     fails then, such as one that adds the content to a text, it is empty. The answer: see ``_written``."""
+    _make_arguments(request["variables"]["messages"])
     silent = [
         each for each in request["variables"]["messages"] if each.get("content", "") is None and not asks
     ]
@@ -90,6 +105,15 @@ def _rendered(template: jinja2.Template, asks: bool, request: dict[str, Any]) ->
     for message in silent:
         message["content"] = ""
     return _written(template, request)
+
+
+def _make_arguments(messages: list[dict[str, Any]]) -> None:
+    for message in messages:
+        calls = message.get("tool_calls")
+        for call in calls if isinstance(calls, list) else ():
+            for named in (call, call.get("function")) if isinstance(call, dict) else ():
+                if isinstance(named, dict) and isinstance(named.get("arguments"), dict):
+                    named["arguments"] = Arguments(named["arguments"])
 
 
 def _written(template: jinja2.Template, request: dict[str, Any]) -> dict[str, str]:

@@ -69,6 +69,10 @@ GEMMA = Family(
 )
 SEED = Family("<seed:think></seed:think><seed:tool_call><function=")
 GRANITE = Family("<|tool_call|>", ("<|tool_call|>",))
+OLMO = Family("<function_calls>")
+LLAMA_4 = Family("{{ tools | tojson }}", ("<|python_start|>", "<|python_end|>"))
+GLM_4 = Family("<|observation|>", ("<|observation|>", "<|assistant|>"))
+COMMAND = Family("<|START_ACTION|>", ("<|START_THINKING|>", "<|END_THINKING|>", "<|START_ACTION|>"))
 
 KOELN = '{"city": "Köln"}'
 B, E = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
@@ -202,6 +206,42 @@ CASES: dict[str, tuple[Family, str, Heard]] = {
         f'<|tool_call|>[{{"name": "weather", "arguments": {KOELN}}}]',
         Heard("", "", [call(city="Köln")]),
     ),
+    "olmo": (
+        OLMO,
+        "I look.\n<function_calls>\nweather(city='K\\\\ö\\'n', days=3, exact=True,\n more={'a': [null, -1.5]}"
+        ")\ntime()\n</function_calls>",
+        Heard(
+            "I look.\n", "", [call(city="K\\ö'n", days=3, exact=True, more={"a": [None, -1.5]}), call("time")]
+        ),
+    ),
+    "olmo, for a tool that is none": (
+        OLMO,
+        "<function_calls>rm()</function_calls>",
+        Heard("<function_calls>rm()</function_calls>"),
+    ),
+    "llama 4": (
+        LLAMA_4,
+        '<|python_start|>[weather(city="Köln"), time()]<|python_end|>',
+        Heard("", "", [call(city="Köln"), call("time")]),
+    ),
+    "llama 4, in JSON": (
+        LLAMA_4,
+        f'<|python_start|>{{"name": "weather", "parameters": {KOELN}}}<|python_end|>',
+        Heard("", "", [call(city="Köln")]),
+    ),
+    "llama 4, without its tag": (LLAMA_4, "[weather(city='Köln')]", Heard("", "", [call(city="Köln")])),
+    "glm 4": (
+        GLM_4,
+        f"weather\n{KOELN}<|assistant|>time\n{{}}<|observation|>",
+        Heard("", "", [call(city="Köln"), call("time")]),
+    ),
+    "glm 4 answers": (GLM_4, f"weather\n{KOELN} is it", Heard(f"weather\n{KOELN} is it")),
+    "command": (
+        COMMAND,
+        "<|START_THINKING|>Rain?<|END_THINKING|><|START_ACTION|>[\n"
+        f'    {{"tool_call_id": "0", "tool_name": "weather", "parameters": {KOELN}}}\n]<|END_ACTION|>',
+        Heard("", "Rain?", [call(city="Köln")]),
+    ),
     "what is no call": (
         KIMI,
         "A <|tool_calls_section_begin|><|tool_call_begin|>functions.rm:0<|tool_call_argument_begin|>{} so",
@@ -236,14 +276,17 @@ def test_how_it_is_cut_makes_no_difference(case: tuple[Family, str, Heard], data
 _WORDS = """
 <tool_call> </tool_call> <function= </function> weather time > <parameter= city </parameter> <think> </think>
 <arg_key> </arg_key> <arg_value> </arg_value> { } [ ] , : ; functions. final <minimax:tool_call> call:
-<seed:tool_call> to=functions.time
+<seed:tool_call> to=functions.time <function_calls> </function_calls> weather( city= ' \\ )
 """
 WORDS = [*re.findall(r"\S+", _WORDS), '"', " ", "\n", '{"name": "time"}', '<invoke name="', '">', "x" * 1500]
 
 
 @given(
     family=st.sampled_from(
-        [HERMES, CODER, GLM, LLAMA, MISTRAL, MINIMAX, DEEPSEEK, KIMI, GPT_OSS, GEMMA, SEED]
+        [
+            *(HERMES, CODER, GLM, LLAMA, MISTRAL, MINIMAX, DEEPSEEK, KIMI, GPT_OSS, GEMMA, SEED),
+            *(OLMO, LLAMA_4, GLM_4, COMMAND),
+        ]
     ),
     data=st.data(),
 )

@@ -217,6 +217,27 @@ def test_only_text_can_be_gone_on_with() -> None:
 @pytest.mark.parametrize(
     ("source", "text"),
     [
+        (
+            f"{{% set c = messages[0].tool_calls[0] %}}{{% set a = (c.function or c).arguments %}}{source}",
+            text,
+        )
+        for source, text in (
+            ("{{ '<' + a + '>' }}", '<{"a": ["ö", null]}>'),
+            ("{{ a }}{{ a ~ '' }}{{ a | string }}", '{"a": ["ö", null]}' * 3),
+            ("{{ a | tojson }}", '{"a": ["ö", null]}'),
+            ("{{ a is mapping }}{{ a is string }}{{ a.a[0] }}{{ a['a'] | length }}", "TrueFalseö2"),
+            ("{% for k, v in a.items() %}{{ k }}={{ v }}{% endfor %}", "a=['ö', None]"),
+        )
+    ],
+)
+def test_arguments_are_an_object_and_json_for_a_template_that_wants_text(source: str, text: str) -> None:
+    for call in ({"arguments": {"a": ["ö", None]}}, {"function": {"arguments": {"a": ["ö", None]}}}):
+        assert render(source, [{"role": "assistant", "content": "", "tool_calls": [call]}]) == text
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
         ("{{ messages[0].content }}|", "|"),
         ("{{ messages[0]['content'] + '|' }}", "|"),
         ("{% if messages[0]['content'] is none %}nothing{% endif %}", "nothing"),
