@@ -48,8 +48,8 @@ class WaitLimits:
 @dataclass(frozen=True, slots=True)
 class Waiting:
     """Why there is no route yet; given to ``on_wait`` about twice a second. ``missing`` may be empty while
-    all that could serve are busy or failed lately. ``lost``: those of ``seen`` that may be back, which an
-    answer would tell. ``text``: all of it in one line."""
+    all that could serve are busy or failed lately. ``lost``: those of ``seen`` that were lost; one that
+    answers is back. ``text``: all of it in one line."""
 
     message: str
     missing: tuple[Span, ...]

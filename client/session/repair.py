@@ -84,9 +84,8 @@ class RouteRepair:
         self._attempts = attempts
         self._wait = wait
         self._rejoin: Pairs = frozenset()
-        self._forced: dict[
-            HopClient, SwarmError
-        ] = {}  # hops that work and are replaced all the same, and why
+        # Hops that work and are replaced all the same, and why.
+        self._forced: dict[HopClient, SwarmError] = {}
         self._excluded: set[str] = set()
         self._gone: set[str] = set()
         self._told: set[int] = set()  # of failures, by identity: they concern the router once

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,21 +18,12 @@ from .sampling_fields import Streaming, read_sampling, read_streaming
 from .tools import read_tools
 
 _OF_CHATS = (
-    *(
-        "messages",
-        "tools",
-        "tool_choice",
-        "functions",
-        "function_call",
-        "parallel_tool_calls",
-        "top_logprobs",
-    ),
-    *("reasoning_effort", "verbosity", "chat_template_kwargs", "max_completion_tokens"),
+    *("messages", "tools", "tool_choice", "functions", "function_call", "parallel_tool_calls"),
+    *("top_logprobs", "reasoning_effort", "verbosity", "chat_template_kwargs", "max_completion_tokens"),
     *("add_generation_prompt", "continue_final_message", "enable_thinking", "truncation"),
 )
+"""Fields of chats, which a text completion does not take."""
 MAX_PROMPTS = 32
-
-
 COMPLETION_TOKENS = 16
 """``max_tokens`` of a text completion that names none, as at OpenAI."""
 
@@ -60,7 +50,7 @@ def read_chat(value: object) -> OpenAIChat:
     body.refuse("best_of", 1, why="is not supported by this gateway; n is")
     tools = read_tools(body)
     guide, guide_field = read_format(body, tools)
-    template = dict(_template_variables(body))
+    template = _template_variables(body)
     wanted = body.flag("logprobs") or False
     top = body.integer("top_logprobs", 0, MAX_LOGPROBS)
     if top and not wanted:
@@ -122,7 +112,7 @@ def read_completion(value: object) -> OpenAICompletion:
     )
 
 
-def _template_variables(body: BodyFields) -> Mapping[str, Any]:
+def _template_variables(body: BodyFields) -> dict[str, Any]:
     variables = body.inner("chat_template_kwargs")
     found = dict(variables.raw_all()) if variables is not None else {}
     for field in ("messages", "tools", "add_generation_prompt", "continue_final_message"):
