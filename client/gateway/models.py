@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,14 @@ from ...swarm.names import ModelName, did_you_mean, listed, matching
 from ...swarm.routing.best_route import missing_blocks
 from ...swarm.types import ModelRef, NodeInfo, NodeState, Span
 from ..async_model import AsyncSwarmModel
+from ..dashboard.coverage import by_model, model_of
 from ..http.errors import ApiError, serve_commands
 from .answers.offered import Offered
 
 FRESH_S = 2.0
 """The directory's answer is reused for this many seconds."""
+MAX_OTHERS = 256
+"""Models that the swarm serves and the gateway does not offer: so many are told of, those with most nodes."""
 MAX_LOADING = 16
 """Nodes that are told as loading blocks of a model."""
 
@@ -84,33 +87,34 @@ class Offers:
     async def listing(self) -> dict[str, Any]:
         """The body of /v1/models: what can be served now, under ``unavailable`` the rest, and whether peers
         may be missing. Raises NetworkError."""
-        nodes = await self._all_nodes()
+        serving = by_model(await self._all_nodes())
         models: list[dict[str, Any]] = []
         unavailable: list[dict[str, Any]] = []
         for model_id, model in self._by_id.items():
-            entry = self._entry(model_id, model, _coverage(nodes, model.model))
+            entry = self._entry(model_id, model, _coverage(serving, model.model))
             (models if entry["swarm"]["available"] else unavailable).append(entry)
         offered = {model.model.digest for model in self._by_id.values()}
-        others = {node.model.digest: node.model for node in nodes if node.model.digest not in offered}
+        others = [model_of(found) for digest, found in serving.items() if digest not in offered]
+        others = sorted(others, key=lambda ref: (-len(serving[ref.digest]), str(ref)))[:MAX_OTHERS]
         unavailable += (
             {
                 "id": str(ref),
                 "object": "model",
-                "swarm": {**self._swarm(ref, _coverage(nodes, ref)), "available": False},
+                "swarm": {**self._swarm(ref, _coverage(serving, ref)), "available": False},
                 "reason": "the swarm serves blocks of it, but this gateway was not started with it",
             }
-            for ref in sorted(others.values(), key=str)
+            for ref in sorted(others, key=str)
         )
         alone = self._directory.is_alone
         return {"object": "list", "data": models, "unavailable": unavailable, "alone": alone}
 
     async def served(self) -> list[Offered]:
         """The models that have all their blocks served now. Raises NetworkError."""
-        nodes = await self._all_nodes()
+        serving = by_model(await self._all_nodes())
         return [
             Offered(model_id, model, self._created)
             for model_id, model in self._by_id.items()
-            if not _coverage(nodes, model.model).missing
+            if not _coverage(serving, model.model).missing
         ]
 
     def offered(self, name: str | None) -> Offered:
@@ -120,7 +124,8 @@ class Offers:
     async def one(self, name: str) -> dict[str, Any]:
         """The body of /v1/models/NAME, whether it can be served now or not."""
         model_id, model = self.find(name)
-        return self._entry(model_id, model, _coverage(await self._all_nodes(), model.model))
+        serving = by_model(await self._all_nodes())
+        return self._entry(model_id, model, _coverage(serving, model.model))
 
     def _entry(self, model_id: str, model: AsyncSwarmModel, coverage: Coverage) -> dict[str, Any]:
         return {
@@ -163,8 +168,9 @@ class Offers:
         )
 
 
-def _coverage(nodes: Sequence[NodeInfo], ref: ModelRef) -> Coverage:
-    serving = [node for node in nodes if node.model.digest == ref.digest]
-    online = [node for node in serving if node.state is NodeState.ONLINE]
-    loading = tuple(node for node in serving if node.state is NodeState.JOINING)
+def _coverage(serving: Mapping[str, Sequence[NodeInfo]], ref: ModelRef) -> Coverage:
+    """``serving``: nodes by the digest of their model."""
+    nodes = serving.get(ref.digest, ())
+    online = [node for node in nodes if node.state is NodeState.ONLINE]
+    loading = tuple(node for node in nodes if node.state is NodeState.JOINING)
     return Coverage(len(online), missing_blocks(online, ref.n_blocks), loading)

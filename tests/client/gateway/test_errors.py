@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import openai
 import pytest
 
+from swarm_node.client.gateway.models import MAX_OTHERS
 from swarm_node.shards.chat import template
 from swarm_node.swarm.confined.process import Bounds
-from swarm_node.swarm.types import NodeState
+from swarm_node.swarm.types import ModelRef, NodeState, Span
 from tests.client.gateway.gateway_case import Serve, TemplateTokenizer
 from tests.doubles.fake_swarm import CONTEXT, until
 
@@ -175,7 +177,7 @@ async def test_web_pages_send_json_or_nothing(serve: Serve, kind: str) -> None:
 
 async def test_paths_and_methods(serve: Serve) -> None:
     served = await serve()
-    assert (await served.http.get("/v1/embeddings")).status_code == 404
+    assert (await served.http.get("/v1/nothing")).status_code == 404
     wrong = await served.http.get("/v1/chat/completions")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
     assert (await served.http.post("/health")).status_code == 405
@@ -192,6 +194,18 @@ async def test_models_and_near_names(serve: Serve) -> None:
     assert caught.value.code == "model_not_found"
     with pytest.raises(openai.NotFoundError, match="there are 'toy'"):
         await served.openai.models.retrieve("org/some-other-model")
+
+
+async def test_a_list_of_models_is_bounded_however_many_nodes_claim_to_serve(serve: Serve) -> None:
+    served = await serve()
+    node = served.swarm.store.live()[0]
+    for number in range(MAX_OTHERS + 20):
+        model = ModelRef("other", f"{number:064x}", 4)
+        served.swarm.store.put(replace(node, peer_id=f"o{number}", model=model, span=Span(0, 4)))
+    served.gateway.offers._read_at = float("-inf")
+    listing = (await served.http.get("/v1/models")).json()
+    assert [model["id"] for model in listing["data"]] == ["toy"]
+    assert len(listing["unavailable"]) == MAX_OTHERS
 
 
 @pytest.mark.parametrize("stream", [False, True])
