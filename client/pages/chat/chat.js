@@ -85,16 +85,23 @@ function keep(of = chat) {
 
 // Asking.
 
+/** Whether an answer may begin now: none runs, in another chat either, and a model is known. */
+function canBegin() {
+  if (running) return false;
+  if (!at("model").value) loadModels(); // a key may have been refused
+  return Boolean(at("model").value);
+}
+
 /** A new question at the end, or in place of the message `index` and all after it. */
 function ask(text, index = chat.messages.length) {
-  if (running) return; // in another chat
+  if (!canBegin()) return;
   chat.messages.splice(index, Infinity, { role: "user", content: text });
   answer({ role: "assistant", content: "" });
 }
 
 /** Make an answer, or go on with one. */
 async function answer(message) {
-  if (running) return;
+  if (!canBegin()) return;
   const model = models.find(({ id }) => id === at("model").value);
   if (chat.messages.at(-1) !== message) chat.messages.push(message);
   const mine = new Answer(chat, message, {
@@ -187,11 +194,7 @@ function notice(text, commands = []) {
 at("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = field.value.trim();
-  if (!text || running) return;
-  if (!at("model").value) {
-    loadModels(); // a key may have been refused
-    return;
-  }
+  if (!text || !canBegin()) return;
   field.value = "";
   fit();
   ask(text);

@@ -22,7 +22,7 @@ export function keyed(parent, entries, create, update) {
   parent.keyed = after;
 }
 
-/** A command in a box, with a button that copies it. */
+/** A command in a box, with a button that copies it where browsers allow that: over HTTPS and on this computer. */
 export function commandBox() {
   const code = make("code");
   const button = make("button", { type: "button", text: "Copy" });
@@ -31,7 +31,7 @@ export function commandBox() {
     button.textContent = "Copied";
     setTimeout(() => write(button, "Copy"), 1500);
   });
-  const box = make("div", { class: "command" }, code, button);
+  const box = make("div", { class: "command" }, code, navigator.clipboard ? button : "");
   box.show = (command) => write(code, command);
   return box;
 }

@@ -11,11 +11,14 @@ export class Feed {
   entries = []; // [key, {at, kind, text}], newest first
   nodes = null;
   gaps = new Map(); // by model
+  repairs = new Set(); // ids of those that were noted
   toSay = [];
 
   /** Take notice of what became different. */
   look(state) {
-    for (const [id, repair] of state.items("repairs")) this.noteRepair(state, id, repair);
+    const repairs = state.items("repairs");
+    for (const [id, repair] of repairs) if (!this.repairs.has(id)) this.noteRepair(state, id, repair);
+    this.repairs = new Set(repairs.map(([id]) => id));
     const now = new Map(state.items("nodes").filter(([, node]) => node.state === "online"));
     if (this.nodes) {
       for (const [peer, node] of now) if (!this.nodes.has(peer)) this.note("joined", peer, node, "serves");
@@ -36,7 +39,6 @@ export class Feed {
   }
 
   noteRepair(state, id, repair) {
-    if (this.entries.some(([key]) => key === id)) return;
     const lost = repair.lost.map((peer) => nodeName(peer, state.item("nodes", peer))).join(", ");
     const what = lost ? `Route repaired: ${lost} was replaced` : "Route repaired";
     const why = repair.cause ? ` (${repair.cause})` : "";
