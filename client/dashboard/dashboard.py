@@ -162,13 +162,20 @@ class Dashboard:
 
     async def _keep_telling(self) -> None:
         while True:
-            now = self._clock()
-            if now - self._sampled_at >= STEP_S and not self._problem:
-                self._sampled_at = now
-                self._history.note(now, self._reading.nodes, self._source.counters())
-            if self._watchers:
-                self._look()
+            try:
+                self._sample()
+                if self._watchers:
+                    self._look()
+            except Exception:  # the next tick may do better, and nobody would notice that there is none
+                logger.exception("event=dashboard_telling_failed")
             await asyncio.sleep(TICK_S)
+
+    def _sample(self) -> None:
+        """Note what is now, every STEP_S."""
+        now = self._clock()
+        if now - self._sampled_at >= STEP_S and not self._problem:
+            self._sampled_at = now
+            self._history.note(now, self._reading.nodes, self._source.counters())
 
     async def _keep_reading(self) -> None:
         while True:

@@ -123,15 +123,15 @@ def merge(samples: Sequence[Sample]) -> Sample:
     return Sample(
         at=samples[-1].at,
         seconds=seconds,
-        first_token_s=_added([sample.first_token_s for sample in samples]),
-        token_s=_added([sample.token_s for sample in samples]),
+        first_token_s=Distribution.of_all(sample.first_token_s for sample in samples),
+        token_s=Distribution.of_all(sample.token_s for sample in samples),
         **means,
         **counts,
     )
 
 
 def between(before: Distribution, now: Distribution) -> Distribution:
-    """What was added to a distribution."""
+    """What was added to a distribution; all of it where there was none before."""
     if before.bounds != now.bounds:
         return now
     counts = tuple(new - old for new, old in zip(now.counts, before.counts, strict=True))
@@ -151,15 +151,6 @@ def percentile(found: Distribution, part: float) -> float | None:
     low = found.bounds[bucket - 1] if bucket else 0.0
     inside = 1 - (sums[bucket] - wanted) / found.counts[bucket]
     return low + (found.bounds[bucket] - low) * inside
-
-
-def _added(parts: Sequence[Distribution]) -> Distribution:
-    """All have the same bounds, or none yet."""
-    some = [part for part in parts if part.bounds]
-    if not some:
-        return Distribution()
-    counts = tuple(map(sum, zip(*(part.counts for part in some), strict=True)))
-    return Distribution(some[-1].bounds, counts, sum(part.total for part in some))
 
 
 def _key(sample: Sample) -> str:

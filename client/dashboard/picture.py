@@ -107,7 +107,7 @@ def own_sections(
             for answer in answers[:MOST_ANSWERS]
         },
         "repairs": {
-            f"{repair.answer}/{repair.at:.3f}": {
+            repair.id: {
                 "at": round(repair.at, 1),
                 "answer": repair.answer,
                 "model": text(repair.model, NAME_CHARS),

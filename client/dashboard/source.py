@@ -31,9 +31,11 @@ class RunningAnswer:
 
 @dataclass(frozen=True, slots=True)
 class SeenRepair:
-    """A route that was repaired. ``at``: seconds of Unix time at its end. ``kind``, ``lost`` (peer ids) and
-    ``cause`` as in ``hops.trace.Repair``; ``seconds``: how long the answer stood still."""
+    """A route that was repaired. ``id``: no other's. ``at``: seconds of Unix time when it was seen. ``kind``,
+    ``lost`` (peer ids) and ``cause`` as in ``hops.trace.Repair``; ``seconds``: how long the answer stood
+    still."""
 
+    id: str
     at: float
     answer: str
     model: str

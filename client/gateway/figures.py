@@ -173,8 +173,8 @@ class Figures:
             repairs=self._repairs.total(),
             prompt_tokens=round(sum(each.prompt.total for each in totals)),
             tokens=round(sum(each.answer.total for each in totals)),
-            first_token_s=_together([each.first_token_s for each in totals]),
-            token_s=_together([each.token_s for each in totals]),
+            first_token_s=Distribution.of_all(each.first_token_s for each in totals),
+            token_s=Distribution.of_all(each.token_s for each in totals),
         )
 
     def own(self) -> OwnWork | None:
@@ -202,6 +202,7 @@ class Figures:
                 self._repairs[running.model, repair.kind, repair.reason] += 1
                 self._seen_repairs.append(
                     SeenRepair(
+                        id=f"{running.id}/{self._repairs.total()}",
                         at=self._wall(),
                         answer=running.id,
                         model=running.model,
@@ -241,11 +242,3 @@ def _shown(running: _Running, now: float) -> RunningAnswer:
         waiting=waits[0] if waits else "" if answering.streams else "for its turn",
         repairs=sum(running.repairs.values()),
     )
-
-
-def _together(parts: Sequence[Distribution]) -> Distribution:
-    """Of the same bounds."""
-    if not parts:
-        return Distribution()
-    counts = tuple(map(sum, zip(*(part.counts for part in parts), strict=True)))
-    return Distribution(parts[0].bounds, counts, sum(part.total for part in parts))

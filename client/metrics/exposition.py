@@ -32,18 +32,12 @@ def counter(
     name: str, text: str, values: float | Mapping[Labels, float], labels: Sequence[str] = ()
 ) -> Family:
     """What only grows. ``name`` without its ``_total``; ``text`` says what it is."""
-    family = CounterMetricFamily(name, text, labels=labels)
-    for of, value in _by_labels(values).items():
-        family.add_metric(of, value)
-    return family
+    return _filled(CounterMetricFamily(name, text, labels=labels), values)
 
 
 def gauge(name: str, text: str, values: float | Mapping[Labels, float], labels: Sequence[str] = ()) -> Family:
     """What grows and shrinks."""
-    family = GaugeMetricFamily(name, text, labels=labels)
-    for of, value in _by_labels(values).items():
-        family.add_metric(of, value)
-    return family
+    return _filled(GaugeMetricFamily(name, text, labels=labels), values)
 
 
 def histogram(
@@ -58,10 +52,13 @@ def histogram(
     return family
 
 
-def _by_labels(values: float | Mapping[Labels, float]) -> dict[Labels, float]:
-    if isinstance(values, int | float):
-        return {(): values}
-    return {tuple(map(exact, of)): value for of, value in values.items()}
+def _filled(
+    family: CounterMetricFamily | GaugeMetricFamily, values: float | Mapping[Labels, float]
+) -> Family:
+    by_labels = {(): values} if isinstance(values, int | float) else values
+    for of, value in by_labels.items():
+        family.add_metric(list(map(exact, of)), value)
+    return family
 
 
 class _Once:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -19,6 +19,15 @@ class Distribution:
     @property
     def count(self) -> int:
         return sum(self.counts)
+
+    @classmethod
+    def of_all(cls, parts: Iterable[Distribution]) -> Distribution:
+        """The values of all parts, which have the same bounds, or none and no values."""
+        some = [part for part in parts if part.bounds]
+        if not some:
+            return cls()
+        counts = tuple(map(sum, zip(*(part.counts for part in some), strict=True)))
+        return cls(some[0].bounds, counts, sum(part.total for part in some))
 
 
 class Histogram:

@@ -229,3 +229,21 @@ async def test_a_watcher_is_told_of_each_reading(show: Show) -> None:
             async for _, change in events:
                 if node.peer_id in change.get("nodes", {}).get("set", {}):
                     break
+
+
+async def test_a_figure_that_cannot_be_had_ends_nothing(
+    show: Show, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails() -> list[RunningAnswer]:
+        raise RuntimeError
+
+    shown = await show(three_nodes())
+    await until_read(shown)
+    async with aclosing(events_of(shown)) as events:
+        await anext(events)
+        with monkeypatch.context() as broken:
+            broken.setattr(shown.source, "answers", fails)
+            await until(lambda: "event=dashboard_telling_failed" in caplog.text)
+        shown.source.running = [RunningAnswer("1", "toy")]
+        while "answers" not in (await anext(events))[1]:
+            pass

@@ -80,7 +80,9 @@ async def test_routes_and_repairs_are_shown_as_they_happen(show: Show, browser: 
     assert await line.locator(".hops li").count() == len(route)
     assert await page.locator(".map .route").count() == 1
     lost = route[0].peer_id
-    shown.source.seen = [SeenRepair(time.time(), "a", LLAMA.name, "replay", (lost,), f"{lost} is gone", 0.42)]
+    shown.source.seen = [
+        SeenRepair("a/1", time.time(), "a", LLAMA.name, "replay", (lost,), f"{lost} is gone", 0.42)
+    ]
     shown.source.totals = Counters(repairs=1)
     repaired = page.locator("#feed .repaired")
     await repaired.wait_for()
@@ -150,7 +152,7 @@ async def test_names_of_peers_are_text(show: Show, browser: Browser) -> None:
     ]
     shown = await show(nodes)
     shown.source.running = [RunningAnswer(evil, evil, route_over(nodes, 30), waiting=evil)]
-    shown.source.seen = [SeenRepair(time.time(), evil, evil, evil, (evil,), evil, 1.0)]
+    shown.source.seen = [SeenRepair(evil, time.time(), evil, evil, evil, (evil,), evil, 1.0)]
     page = await browser.open(shown.url)
     await page.locator(".answer").wait_for()
     assert await page.locator(".model h2").inner_text() == evil

@@ -85,7 +85,7 @@ def test_nothing_a_peer_says_breaks_the_json_or_a_shell(
         links=(PeerLink("peer", rtt, value),) * 20,
     )
     answer = RunningAnswer("1", words, (), value, 3, value, words, 0)
-    repair = SeenRepair(0.0, "1", words, "replay", ("lost",) * 40, words, value)
+    repair = SeenRepair("1/1", 0.0, "1", words, "replay", ("lost",) * 40, words, value)
     finite = replace(answer, age_s=1.0)
     state = {**swarm_sections(Reading([node]), str), **own_sections([finite], [repair], None, None, 0.0)}
     text = json.dumps(state, allow_nan=False)

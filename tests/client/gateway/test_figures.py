@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from swarm_node.client.gateway import figures as figures_module
-from swarm_node.client.gateway.figures import CLIENT_GONE, code_of
+from swarm_node.client.gateway.figures import CLIENT_GONE, Figures, code_of
+from swarm_node.client.hops.trace import Repair
 from swarm_node.client.http.errors import ApiError
 from swarm_node.swarm.errors import BusyError, NetworkError
 from tests.client.gateway.gateway_case import Serve, Served
@@ -112,6 +115,22 @@ async def test_repairs_are_seen_while_the_answer_goes_on(serve: Serve) -> None:
     await asking
     assert figures.totals().repairs["toy", "replay", "stream_closed"] >= 1
     assert figures.counters().repairs == len(figures.repairs())  # each counts once, however often one looks
+
+
+class _RepairedStream:
+    so_far = waiting = None
+    repaired = (
+        Repair("replay", ("a",), "it was killed", 0.1),
+        Repair("replay", ("b",), "it was killed", 0.1),
+    )
+
+
+def test_repairs_that_are_seen_at_once_are_told_apart() -> None:
+    figures = Figures(wall=lambda: 5.0)
+    answering: Any = SimpleNamespace(streams=[_RepairedStream()], tokens=0, first_at=None, queued_s=0.0)
+    with figures.answer(answering, "toy", "chat", 1, 0.0, {}):
+        pass
+    assert len({repair.id for repair in figures.repairs()}) == 2
 
 
 async def test_what_a_client_does_not_wait_for_is_no_failure(serve: Serve) -> None:
