@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ...swarm.fairness.recent import RecentMap
@@ -28,36 +28,31 @@ class _Used:
         }
 
 
-@dataclass(slots=True)
-class _Caller:
-    models: dict[str, _Used] = field(default_factory=dict)
-
-
 class Usage:
     """Of MAX_CALLERS callers; who asked the longest ago is forgotten first."""
 
     def __init__(self) -> None:
         self._since = int(time.time())
-        self._callers: RecentMap[str, _Caller] = RecentMap(MAX_CALLERS)
+        self._callers: RecentMap[str, dict[str, _Used]] = RecentMap(MAX_CALLERS)  # by model
 
     def note(self, caller: str, model: str, prompt_tokens: int, completion_tokens: int) -> None:
         """One request that was run, to its end or not."""
-        known = self._callers.get(caller) or _Caller()
-        self._callers[caller] = known
-        used = known.models.setdefault(model, _Used())
+        by_model = self._callers.get(caller, {})
+        self._callers[caller] = by_model
+        used = by_model.setdefault(model, _Used())
         used.requests += 1
         used.prompt_tokens += prompt_tokens
         used.completion_tokens += completion_tokens
 
     def body(self, caller: str) -> dict[str, Any]:
         """What ``/v1/usage`` tells its caller: of itself alone."""
-        known = self._callers.get(caller) or _Caller()
+        by_model = self._callers.get(caller, {})
         total: Counter[str] = Counter()
-        for used in known.models.values():
+        for used in by_model.values():
             total.update(used.as_dict())
         return {
             "object": "usage",
             "since": self._since,
             **{name: total[name] for name in _Used().as_dict()},
-            "models": {model: used.as_dict() for model, used in known.models.items()},
+            "models": {model: used.as_dict() for model, used in by_model.items()},
         }
