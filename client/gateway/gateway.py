@@ -80,6 +80,7 @@ class Gateway:
         self._readings = Readings(self.limits.max_body_bytes)
         self._rates = RequestRate(self.limits.requests_per_minute)
         self._answering: set[Answering] = set()
+        self._embedding: set[asyncio.Future[None]] = set()  # an exception ends what makes vectors
 
     @property
     def answering(self) -> int:
@@ -87,9 +88,12 @@ class Gateway:
         return len(self._answering)
 
     def drop_all(self) -> None:
-        """End every answer that is being made, with an error that says why."""
+        """End every answer, and all vectors, that are being made, with an error that says why."""
         for answering in list(self._answering):
             answering.fail(_shutting_down())
+        for embedding in self._embedding:
+            if not embedding.done():
+                embedding.set_exception(_shutting_down())
         self._readings.close()
 
     async def health(self, call: HttpCall) -> None:
@@ -175,10 +179,14 @@ class Gateway:
                 async def work() -> None:
                     embeddings.extend(await embedded(model, request, self.admission, caller))
 
+                dropped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._embedding.add(dropped)
                 try:
-                    await first(work(), call.until_gone())
+                    await first(work(), call.until_gone(), dropped)
                 except SwarmError as error:
                     raise from_swarm(error, model.model.name, self.offers.initial_peers) from None
+                finally:
+                    self._embedding.discard(dropped)
                 self.usage.note(caller, model_id, sum(each.tokens for each in embeddings), 0)
                 body = write(request, model_id, embeddings)
                 await call.reply(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from openai import BadRequestError
 
 from swarm_node.shards.formats.advice.pooling import Pooling
 from tests.client.gateway.gateway_case import Serve, Served
-from tests.doubles.fake_swarm import MODEL
+from tests.doubles.fake_swarm import MODEL, until
 from tests.doubles.toy_model import FACTS
 
 
@@ -87,6 +88,17 @@ async def test_wrong_requests_name_the_field(serve: Serve, body: dict[str, objec
     assert reply.status_code == 400, reply.text
     with pytest.raises(AssertionError, match=names):
         raise AssertionError(reply.json()["error"]["message"])
+
+
+async def test_vectors_end_with_the_gateway(serve: Serve) -> None:
+    served = await for_embeddings(serve, a="0-5")
+    served.swarm.nodes["a"].behaviour.step_delay_s = 60.0
+    asked = asyncio.create_task(served.http.post("/v1/embeddings", json={"input": ["one", "two"]}))
+    await until(lambda: served.swarm.open_sessions > 0)
+    served.gateway.drop_all()
+    reply = await asked
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "shutting_down")
+    await until(lambda: not served.swarm.open_sessions)
 
 
 async def test_each_key_sees_what_it_has_used(serve: Serve) -> None:
