@@ -23,7 +23,8 @@ class Tls:
     def __init__(self, certificate: str | PathLike[str], key: str | PathLike[str]) -> None:
         """PEM files; ``certificate`` with the chain behind it. Raises UsageError."""
         self._certificate, self._key = Path(certificate), Path(key)
-        self.context = self._loaded()
+        self.context = _new_context()
+        self._load_into(self.context)
         self._seen = self._state()
 
     @property
@@ -44,16 +45,15 @@ class Tls:
             return
         self._seen = state
         try:
-            self._loaded()
+            self._load_into(_new_context())  # before what is in use is touched
+            self._load_into(self.context)
         except UsageError as error:
             logger.warning("event=certificate_unusable error=%r", error.message)
             return
-        self.context.load_cert_chain(self._certificate, self._key)
         logger.info("event=certificate_renewed")
 
-    def _loaded(self) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
+    def _load_into(self, context: ssl.SSLContext) -> None:
+        """Raises UsageError."""
         for path in (self._certificate, self._key):
             try:
                 size = path.stat().st_size
@@ -71,7 +71,6 @@ class Tls:
                 f"{self._certificate} and {self._key} do not make a server's certificate: {error}",
                 hint="Both are PEM files; the key is not encrypted, and belongs to the certificate.",
             ) from None
-        return context
 
     def _state(self) -> tuple[tuple[int, int], ...]:
         found = []
@@ -90,6 +89,12 @@ def tls_of(certificate: str | None, key: str | None) -> Tls | None:
         missing = "--tls-cert" if certificate is None else "--tls-key"
         raise UsageError(f"TLS needs a certificate and its key: {missing} is not given", hint="Give both.")
     return Tls(certificate, key)
+
+
+def _new_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
 
 
 def _no_password() -> str:

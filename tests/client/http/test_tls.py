@@ -89,6 +89,20 @@ async def test_what_was_renewed_is_shown_to_new_connections(tmp_path: Path) -> N
         assert await shown() == second
 
 
+def test_files_that_change_while_they_are_taken_anew_end_no_server(tmp_path: Path) -> None:
+    class Interrupted(Tls):
+        """The key's file is written anew between a look at it and its use."""
+
+        def _load_into(self, context: ssl.SSLContext) -> None:
+            super()._load_into(context)
+            key.write_text("half written")
+
+    certificate, key = write_certificate(tmp_path, "localhost")
+    tls = Interrupted(certificate, key)
+    write_certificate(tmp_path, "localhost")
+    tls.refresh()
+
+
 async def test_a_head_that_is_too_large_is_refused_over_tls_too(tmp_path: Path) -> None:
     certificate, key = write_certificate(tmp_path, "localhost")
     listener = listen("127.0.0.1", 0)
