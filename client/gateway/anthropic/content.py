@@ -7,8 +7,8 @@ from typing import Any
 
 from ...http.errors import refused
 from ...params import open_turn
-from ..requests.fields import BodyFields, kind_of, text_of
-from ..requests.messages import MAX_MESSAGES, MAX_PARTS, MAX_TEXT, Chat, tool_call, with_joined
+from ..requests.fields import BodyFields, text_of
+from ..requests.messages import MAX_MESSAGES, MAX_PARTS, MAX_TEXT, Chat, text_in, tool_call, with_joined
 from ..requests.tools import NAME_LENGTH
 
 ROLES = ("user", "assistant", "system")
@@ -94,13 +94,8 @@ def _tool_result(block: BodyFields, names: dict[str, str]) -> dict[str, Any]:
 
 
 def _text(fields: BodyFields, name: str) -> str:
-    """A text, or blocks of text, of which each begins a line; "" for none."""
-    value = fields.raw(name)
-    if value is None or isinstance(value, str):
-        return text_of(value or "", fields.name(name), MAX_TEXT)
-    if not isinstance(value, list):
-        raise fields.wrong(name, f"must be a text or a list of blocks, not {kind_of(value)}")
-    return "\n".join(_text_block(block) for block in fields.objects(name, most=MAX_PARTS))
+    """ "" for none."""
+    return text_in(fields, name, _text_block) or ""
 
 
 def _text_block(block: BodyFields) -> str:

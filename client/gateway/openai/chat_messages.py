@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...http.errors import refused, wrong
+from ...http.errors import wrong
 from ...params import open_turn
-from ..requests.fields import BodyFields, kind_of, text_of
-from ..requests.messages import MAX_CALLS, MAX_MESSAGES, MAX_PARTS, MAX_TEXT, Chat, tool_call
+from ..requests.fields import BodyFields
+from ..requests.messages import MAX_CALLS, MAX_MESSAGES, MAX_TEXT, Chat, text_in, tool_call
 from ..requests.tools import NAME_LENGTH
+from .text_parts import part_reader
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+_part = part_reader("text", "input_text", "output_text")
 
 
 def read_chat_messages(body: BodyFields) -> Chat:
@@ -38,7 +40,7 @@ def _message(item: BodyFields) -> dict[str, Any]:
     item.refuse("images", [], why="text is all that this gateway reads")
     # A template knows one role of those who set the rules.
     message: dict[str, Any] = {"role": "system" if role == "developer" else role}
-    content = _content(item)
+    content = text_in(item, "content", _part)
     if content is None and role == "assistant":  # it called tools, refused, or was stopped
         refusal = item.text("refusal", longest=MAX_TEXT)
         content = "" if refusal is None and not item.raw("tool_calls") else refusal
@@ -64,28 +66,6 @@ def _message(item: BodyFields) -> dict[str, Any]:
     if "content" not in message:
         raise item.wrong("content", "is required")
     return message
-
-
-def _content(item: BodyFields) -> str | None:
-    """The texts of a list of parts become one, a line each."""
-    value = item.raw("content")
-    if value is None:
-        return None
-    name = item.name("content")
-    if isinstance(value, str):
-        return text_of(value, name, MAX_TEXT)
-    if not isinstance(value, list):
-        raise wrong(name, f"must be a text or a list of parts, not {kind_of(value)}")
-    texts = []
-    for part in item.objects("content", most=MAX_PARTS):
-        kind = part.required_text("type", longest=64)
-        if kind == "refusal":
-            texts.append(part.required_text("refusal", longest=MAX_TEXT))
-        elif kind in ("text", "input_text", "output_text"):
-            texts.append(part.required_text("text", longest=MAX_TEXT))
-        else:
-            raise refused(part.name("type"), f"parts of type {kind!r} are not possible: text only")
-    return "\n".join(texts)
 
 
 def _tool_call(call: BodyFields) -> dict[str, Any]:

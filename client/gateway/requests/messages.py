@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -11,6 +11,7 @@ from typing import Any
 
 from ....shards.formats.bounded_json import is_deeper
 from ...http.body import MAX_DEPTH
+from .fields import BodyFields, kind_of, text_of
 
 MAX_MESSAGES = 4096
 MAX_PARTS = 256
@@ -28,6 +29,18 @@ class Chat:
     messages: tuple[Mapping[str, Any], ...]
     continued: bool
     turn: bool
+
+
+def text_in(fields: BodyFields, name: str, read_part: Callable[[BodyFields], str]) -> str | None:
+    """A text, or parts of one, of which each begins a line; None where there is none. Raises ApiError."""
+    value = fields.raw(name)
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return text_of(value, fields.name(name), MAX_TEXT)
+    if not isinstance(value, list):
+        raise fields.wrong(name, f"must be a text or a list of parts, not {kind_of(value)}")
+    return "\n".join([read_part(part) for part in fields.objects(name, most=MAX_PARTS)])
 
 
 def tool_call(call_id: str, name: str, arguments: object) -> dict[str, Any]:

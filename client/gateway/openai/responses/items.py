@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ....http.errors import refused, wrong
-from ...requests.fields import BodyFields, kind_of, text_of
-from ...requests.messages import MAX_MESSAGES, MAX_PARTS, MAX_TEXT, tool_call, with_joined
+from ....http.errors import refused
+from ...requests.fields import BodyFields, text_of
+from ...requests.messages import MAX_MESSAGES, MAX_TEXT, text_in, tool_call, with_joined
 from ...requests.tools import NAME_LENGTH
+from ..text_parts import part_reader
 
 ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 """And what they are to chat templates, which know one role of those who set the rules."""
-_TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
+_part = part_reader("input_text", "output_text", "text", "summary_text", "reasoning_text")
 Messages = Sequence[Mapping[str, Any]]
 
 
@@ -61,16 +62,5 @@ def _message(item: BodyFields, names: dict[str, str]) -> dict[str, Any]:
 
 
 def _text(item: BodyFields, field: str) -> str:
-    """A text, or parts, of which each begins a line; "" for none."""
-    value = item.raw(field)
-    if value is None or isinstance(value, str):
-        return text_of(value or "", item.name(field), MAX_TEXT)
-    if not isinstance(value, list):
-        raise wrong(item.name(field), f"must be a text or a list of parts, not {kind_of(value)}")
-    texts = []
-    for part in item.objects(field, most=MAX_PARTS):
-        kind = part.required_text("type", longest=64)
-        if kind != "refusal" and kind not in _TEXTS:
-            raise refused(part.name("type"), f"parts of type {kind!r} are not possible: text only")
-        texts.append(part.required_text("refusal" if kind == "refusal" else "text", longest=MAX_TEXT))
-    return "\n".join(texts)
+    """ "" for none."""
+    return text_in(item, field, _part) or ""
