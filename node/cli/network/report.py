@@ -71,6 +71,7 @@ def _report_model(model: ModelRef, nodes: list[NodeInfo], silent: Collection[str
                 "weights": node.weights,
                 "codecs": list(node.codecs),
                 "coarse": list(node.coarse),
+                "device": node.device,
                 "version": node.version,
                 "maddrs": list(node.maddrs),
                 "direct_maddrs": list(node.direct_maddrs),

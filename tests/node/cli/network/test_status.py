@@ -52,6 +52,7 @@ def test_nodes_are_listed_by_block_and_holes_are_named() -> None:
             "shares_weights",
             "codecs",
             "coarse",
+            "device",
             "version",
             "maddrs",
             "direct_maddrs",
