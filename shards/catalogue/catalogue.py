@@ -22,7 +22,8 @@ _DATA = "data/models.json"
 class CatalogueModel:
     """``name``: short, for people. ``title``: which release it is. ``repo``: the maker's files on the hub.
     ``gguf``: a repository of GGUF files, "" if there is none that runs; ``mixtures``: which of its
-    quantizations are known here. ``document``: what the maker's config.json says, as far as it matters."""
+    quantizations are known here. ``document``: what the maker's config.json says, as far as it matters.
+    ``checked``: a published copy of it confirms the figures."""
 
     name: str
     title: str
@@ -31,6 +32,7 @@ class CatalogueModel:
     gguf: str
     mixtures: tuple[str, ...]
     document: Mapping[str, Any]
+    checked: bool = True
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -91,6 +93,7 @@ def catalogue() -> tuple[CatalogueModel, ...]:
             gguf=entry.get("gguf", {}).get("repo", ""),
             mixtures=tuple(entry.get("gguf", {}).get("types", ())),
             document=entry["config"],
+            checked=entry.get("checked", True),
         )
         for entry in entries
     )

@@ -21,6 +21,7 @@ from ..shared.output import answers, print_json, print_table, shown
 
 _SECOND = "Q8_0"
 """The table shows the size of these files beside that of the usual ones."""
+_UNCHECKED = "its figures are not compared with a published configuration"
 
 
 def show_catalogue(name: str, *, as_json: bool) -> None:
@@ -33,6 +34,8 @@ def show_catalogue(name: str, *, as_json: bool) -> None:
             answers.print(line)
     else:
         print_table(table(models))
+        if not all(model.checked for model in models):
+            answers.print(f"* {_UNCHECKED}")
         answers.print(
             "More of one, and its names on the hub: `swarm-node models --catalogue NAME`\n"
             "What this machine and this swarm can do with it: `swarm-node plan NAME`"
@@ -58,6 +61,7 @@ def entry(model: CatalogueModel) -> dict[str, Any]:
         "title": model.title,
         "family": model.config.family,
         "licence": model.licence,
+        "checked": model.checked,
         "parameters": model.parameters,
         "n_blocks": model.config.n_blocks,
         "context_tokens": model.config.max_position_embeddings,
@@ -83,6 +87,8 @@ def details(model: CatalogueModel) -> list[str]:
         f"family {config.family}, {config.n_blocks} blocks, {config.max_position_embeddings} tokens of "
         f"context, licence: {shown(model.licence)}",
     ]
+    if not model.checked:
+        lines.append(_UNCHECKED)
     for kind in model.kinds:
         files = CatalogueFiles(model, kind)
         lines.append(
@@ -101,7 +107,7 @@ def table(models: Sequence[CatalogueModel]) -> Table:
     found.add_column("licence", no_wrap=True)
     for model in models:
         found.add_row(
-            model.name,
+            model.name if model.checked else f"{model.name}*",
             short_count(model.parameters),
             str(model.config.n_blocks),
             short_bytes(max(model.default.block_bytes)),

@@ -28,6 +28,9 @@ def test_the_table_fits_into_80_columns(capsys: pytest.CaptureFixture[str]) -> N
     assert "…" not in text
     assert "qwen2.5-coder-32b" in text
     assert "Q4_K_M 19.8 GB" in text
+    marked = {line.split()[0] for line in lines if line.split()[0].endswith("*")}
+    assert marked == {f"{model.name}*" for model in catalogue() if not model.checked}
+    assert "devstral-small*" in marked
 
 
 async def test_one_model_and_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,9 +38,14 @@ async def test_one_model_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "20.9B parameters" in text
     assert "13.8 GB, 477 MB a block: openai/gpt-oss-20b" in text
+    await run_models(build_parser().parse_args(["models", "--catalogue"]))
+    assert "\n* its figures are not compared" in capsys.readouterr().out
+    await run_models(build_parser().parse_args(["models", "--catalogue", "devstral-small"]))
+    assert "\nits figures are not compared" in capsys.readouterr().out
     await run_models(build_parser().parse_args(["models", "--catalogue", "--json"]))
     report = json.loads(capsys.readouterr().out)
     assert report == {"catalogue": [entry(model) for model in catalogue()]}
+    assert report["catalogue"][0]["checked"] is True
     assert report["catalogue"][0]["files"][0]["hub_name"] == "unsloth/Qwen3-0.6B-GGUF:Q4_K_M"
 
 
