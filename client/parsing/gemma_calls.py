@@ -3,11 +3,11 @@ as in JSON, but for their keys, which have no quotes."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Set as AbstractSet
 
 from . import literals
 from .feed import Feed, Reading
+from .json_text import written
 from .pieces import ToolCall
 
 
@@ -18,4 +18,4 @@ def call(feed: Feed, names: AbstractSet[str], quote: str, close: str) -> Reading
     arguments = yield from literals.value(feed, (quote,))
     yield from feed.space()
     yield from feed.literal(close, at_end=True)
-    return [ToolCall(name, json.dumps(arguments, ensure_ascii=False))]
+    return [ToolCall(name, written(arguments))]

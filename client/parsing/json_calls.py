@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Set as AbstractSet
 from typing import Any
 
 from .feed import Feed, Mismatch, Reading
-from .json_text import ARGUMENTS, KEYS, NAMES, JsonText, loaded
+from .json_text import ARGUMENTS, KEYS, NAMES, JsonText, loaded, written
 from .pieces import ToolCall
 
 
@@ -20,8 +19,8 @@ def tagged(feed: Feed, names: AbstractSet[str], close: str) -> Reading[list[Tool
 
 
 def whole(feed: Feed, names: AbstractSet[str]) -> Reading[list[ToolCall]]:
-    """An answer that is nothing but calls, up to its end. Llama puts semicolons between several,
-    or lines."""
+    """An answer that is nothing but calls, up to its end. Llama puts semicolons or line
+    breaks between several."""
     calls = yield from listed(feed, names)
     while True:
         yield from feed.space()
@@ -35,7 +34,7 @@ def whole(feed: Feed, names: AbstractSet[str]) -> Reading[list[ToolCall]]:
 def arguments(feed: Feed) -> Reading[str]:
     """The arguments of a call that is named before them."""
     text = yield from feed.json(JsonText("object"))
-    return json.dumps(_loaded(text), ensure_ascii=False)
+    return written(_loaded(text))
 
 
 def calls_of(text: str, names: AbstractSet[str]) -> list[ToolCall]:
@@ -56,7 +55,7 @@ def _call(value: Any, names: AbstractSet[str]) -> ToolCall:
     given = [_object(value[key]) for key in ARGUMENTS if key in value]
     if not isinstance(name, str) or name not in names:
         raise Mismatch
-    return ToolCall(name, json.dumps(given[-1] if given else {}, ensure_ascii=False))
+    return ToolCall(name, written(given[-1] if given else {}))
 
 
 def _object(arguments: Any) -> Any:

@@ -209,6 +209,13 @@ def loaded(text: str) -> Any:
     return value
 
 
+def written(value: Any) -> str:
+    """Its JSON. Halves of a character that escapes wrote are joined; one alone, which nothing can send,
+    becomes U+FFFD."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Set as AbstractSet
 from typing import Any
 
 from . import json_calls, literals
 from .feed import Feed, Mismatch, Reading
+from .json_text import written
 from .pieces import ToolCall
 
 MAX_KEY = 256
@@ -95,4 +95,4 @@ def _key(feed: Feed) -> Reading[str]:
 
 
 def _made(name: str, values: dict[str, Any]) -> ToolCall:
-    return ToolCall(name, json.dumps(values, ensure_ascii=False))
+    return ToolCall(name, written(values))

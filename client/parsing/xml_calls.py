@@ -3,10 +3,10 @@ for."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from .feed import Feed, Reading
+from .json_text import written
 from .pieces import ToolCall
 from .typed import KnownTools
 
@@ -68,4 +68,4 @@ def invocations(feed: Feed, tools: KnownTools, close: str) -> Reading[list[ToolC
 
 
 def _call(name: str, values: dict[str, Any]) -> ToolCall:
-    return ToolCall(name, json.dumps(values, ensure_ascii=False))
+    return ToolCall(name, written(values))

@@ -46,6 +46,12 @@ CASES = [
     ("[weather(city='Köln')] is it", "[weather(city='Köln')] is it", []),
     ("[weather(city=Köln)]", "[weather(city=Köln)]", []),
     ("[weather(3)]", "[weather(3)]", []),
+    (r"[weather(city='\ud83d\ude00 \ud800')]", "", [ToolCall("weather", '{"city": "😀 \ufffd"}')]),
+    (
+        r'{"name": "weather", "arguments": {"city": "\ud800"}}',
+        "",
+        [ToolCall("weather", '{"city": "\ufffd"}')],
+    ),
     ("time\n{}", "time\n{}", []),
     (f"<tool_call>{CALL}</tool_ca", "", [WEATHER]),
     (f'[{CALL}, {{"name": "rm"}}]', f'[{CALL}, {{"name": "rm"}}]', []),
