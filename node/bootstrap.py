@@ -11,7 +11,7 @@ from ..swarm.errors import SwarmError
 from ..swarm.identity import Identity
 from ..swarm.runtime.tasks import first
 from ..swarm.transport.interface import NetworkChange, NetworkRestored
-from .config import BootstrapConfig, NodeEvent, OnEvent
+from .config import BootstrapConfig, EventName, NodeEvent, OnEvent
 
 FIGURES_S = 1.0
 """Seconds between two looks at what it does."""
@@ -34,7 +34,7 @@ async def run_bootstrap(
     peer_id = ""
     maddrs: tuple[str, ...] = ()
 
-    def emit(event: str, details: Mapping[str, object] | None = None) -> None:
+    def emit(event: EventName, details: Mapping[str, object] | None = None) -> None:
         logger.info("event=%s peer=%s", event, peer_id)
         on_event(NodeEvent(event, peer_id=peer_id, maddrs=maddrs, details=details or {}))
 

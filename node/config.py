@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..shards.models.devices import without_mlx
 from ..swarm.errors import UsageError
@@ -175,15 +175,52 @@ class BootstrapConfig(NetworkConfig):
     relay: bool = False
 
 
+EventName = Literal[
+    "metrics",
+    "listening",
+    "model_choice",
+    "compiling",
+    "peer_found",
+    "waiting",
+    "fetched",
+    "sharing",
+    "not_sharing",
+    "weights_damaged",
+    "tokenizer_unreadable",
+    "coarse_codecs",
+    "wanted",
+    "wish_failed",
+    "measured",
+    "planned",
+    "resting",
+    "rested",
+    "standing_by",
+    "moving",
+    "staying",
+    "memory_short",
+    "loading",
+    "dashboard",
+    "online",
+    "network_lost",
+    "network_restored",
+    "unseen",
+    "seen",
+    "copied",
+    "draining",
+    "stopped",
+    "events_lost",
+    "error",
+]
+"""All events of a node, as docs/reference/cli.md describes them. There is no node for ``resting`` and
+``rested``, and none tells ``events_lost``: the command does."""
+
+
 @dataclass(frozen=True, slots=True)
 class NodeEvent:
-    """One thing that happened: ``listening compiling measured planned standing_by moving loading online
-    copied network_lost network_restored draining stopped error``.
+    """One thing that happened. ``details`` depends on the event: measured speeds for ``online``, ``message``
+    and ``hint`` for ``error``."""
 
-    ``details`` depends on the event: measured speeds for ``online``, ``message`` and ``hint`` for ``error``.
-    """
-
-    event: str
+    event: EventName
     peer_id: str = ""
     maddrs: tuple[str, ...] = ()
     model: str = ""

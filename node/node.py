@@ -21,7 +21,7 @@ from ..swarm.runtime.tasks import end, first
 from ..swarm.transport.interface import Stream, Transport
 from ..swarm.transport.limited import announced
 from ..swarm.types import ModelRef, NodeInfo, NodeState, Span
-from .config import NodeConfig, NodeEvent, OnEvent
+from .config import EventName, NodeConfig, NodeEvent, OnEvent
 from .figures.work import WorkDone, WorkTotals
 from .loaded_span import SWEEP_S, LoadedSpan, NodeStatistics, OnProgress, compile_kernels
 from .model_source import LocalOrHubModel, ModelSource
@@ -487,7 +487,7 @@ class Node:
 
         await asyncio.to_thread(compile_kernels, self.config.device, on_compiling)
 
-    def emit(self, event: str, **details: object) -> None:
+    def emit(self, event: EventName, /, **details: object) -> None:
         """Tell the starter of the node."""
         line = "".join(f" {name}=%r" for name in details)
         logger.info(f"event=%s peer=%s{line}", event, self.peer_id, *details.values())

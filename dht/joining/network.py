@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ...swarm.errors import NotAdmittedError, PeerTimeoutError, PeerUnreachableError, SwarmError, UsageError
 from ...swarm.identity import Identity
@@ -87,7 +87,9 @@ class Network(Protocol):
         """Idempotent."""
 
 
-def network_event(change: NetworkChange) -> tuple[str, dict[str, object]]:
+def network_event(
+    change: NetworkChange,
+) -> tuple[Literal["network_lost", "network_restored"], dict[str, object]]:
     """Name and details of the NodeEvent for it."""
     match change:
         case NetworkLost(message):

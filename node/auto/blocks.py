@@ -32,6 +32,7 @@ from ...swarm.faults import Faults
 from ...swarm.placement import planner as placement
 from ...swarm.placement.types import ModelShape, NodeOffer, Serve, StandBy, Stay, Verdict
 from ...swarm.types import NodeInfo, PeerLink, Span
+from ..config import EventName
 from ..node import Node
 from ..resources import MemoryShortError
 from .host import AutoHost
@@ -313,7 +314,7 @@ class AutoBlocks:
             self._said = verdict.why
             self._host.emit("planned", **verdict.as_dict())
 
-    def _say(self, event: str, why: str) -> None:
+    def _say(self, event: EventName, why: str) -> None:
         """Unless it was said already, but for the figures."""
         if (what := _FIGURES.sub("", why)) != self._said:
             self._said = what

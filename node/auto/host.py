@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from ...swarm.types import NodeInfo, NodeState, PeerLink, Span
+from ..config import EventName
 from ..node import Node
 from ..presence.liveness import Liveness
 from ..resources import usable_memory
@@ -94,7 +95,7 @@ class AutoHost:
         """Bytes that weights and KV cache may take; asked while nothing is loaded."""
         return usable_memory(self._machine.device, self._node.config.memory)
 
-    def emit(self, event: str, **details: object) -> None:
+    def emit(self, event: EventName, /, **details: object) -> None:
         self._node.emit(event, **details)
 
     def _amend(self, info: NodeInfo) -> NodeInfo:

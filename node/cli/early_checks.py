@@ -13,18 +13,21 @@ from ...client.http.tls import tls_of
 from ...shards.formats.not_a_model import models_in, no_path_error
 from ...swarm.errors import UsageError
 from ...swarm.transport.addresses import listen_maddrs, listenable
+from .chat.conversation import read_saved
+from .generate.options import read_schema
 from .shared.arguments import entry_of
 
 
 def check_words(arguments: argparse.Namespace) -> None:
-    """Addresses, invites and key files can be read, ports are free, and there is something at a model's path.
-    Raises UsageError, ListenError, CheckpointError."""
+    """Addresses, invites, keys, saved chats and schemas can be read, ports are free, and there is something
+    at a model's path. Raises UsageError, ListenError, CheckpointError."""
     if arguments.command == "plan" and not arguments.model:
         raise UsageError(
             "plan needs the name of a model",
             hint="`swarm-node models --catalogue` lists some: `swarm-node plan qwen3-8b`",
         )
-    if "initial_peers" in arguments and arguments.command != "invite":  # which makes the key if need be
+    makes_key = arguments.command == "invite" and arguments.swarm_key and not arguments.join
+    if "initial_peers" in arguments and not makes_key:
         entry_of(arguments)
     if arguments.command in ("serve", "bootstrap"):
         listenable(listen_maddrs(arguments.host, arguments.port))
@@ -39,6 +42,15 @@ def check_words(arguments: argparse.Namespace) -> None:
         listen(arguments.host, arguments.port).close()
         tls_of(arguments.tls_cert, arguments.tls_key)
     _check_models(getattr(arguments, "model", None) or [])
+    for option, read in (("load", read_saved), ("json_schema", read_schema)):
+        if (file := getattr(arguments, option, None)) is not None and _can_be_read_again(file):
+            read(file)
+
+
+def _can_be_read_again(name: str) -> bool:
+    """What comes by a pipe, as of ``<(command)``, is read once: by the command."""
+    path = Path(name).expanduser()
+    return path.is_file() or not path.exists()
 
 
 def _check_models(names: str | list[str]) -> None:

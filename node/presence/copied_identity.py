@@ -18,6 +18,7 @@ from ...dht.directory import Directory
 from ...dht.namesakes import Namesake
 from ...swarm.errors import CopiedIdentityError, SwarmError
 from ...swarm.faults import Faults
+from .events import Emit
 
 TICK_S = 2.0
 """Seconds between looks at what announcing has shown."""
@@ -39,7 +40,7 @@ class CopyWatch:
         self,
         directory: Directory,
         identity: Path | None,
-        emit: Callable[..., None],
+        emit: Emit,
         announce_soon: Callable[[], None],
     ) -> None:
         self.error: CopiedIdentityError | None = None

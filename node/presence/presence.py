@@ -20,6 +20,7 @@ from ...swarm.transport.interface import NetworkChange, NetworkRestored, Stream,
 from ...swarm.types import ModelRef, NodeInfo
 from .announcer import Announcer
 from .copied_identity import CopyWatch
+from .events import Emit
 from .link_probe import LinkProbe
 from .read_back import ReadBack
 
@@ -74,7 +75,7 @@ class Presence:
         network: Network,
         announcement: Callable[[], NodeInfo | None],
         model: Callable[[], ModelRef | None],
-        emit: Callable[..., None],
+        emit: Emit,
         announce_s: float,
         identity: Path | None = None,
     ) -> None:
@@ -96,7 +97,7 @@ class Presence:
         network: Network,
         announcement: Callable[[], NodeInfo | None],
         model: Callable[[], ModelRef | None],
-        emit: Callable[..., None],
+        emit: Emit,
         announce_s: float,
         identity: Path | None = None,
     ) -> Presence:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from ...dht.directory import Directory
 from ...swarm.errors import SwarmError
 from ...swarm.faults import Faults
+from .events import Emit
 
 READ_BACK_S = 60.0
 """Seconds between two looks: one look-up more among the dozen that a node makes in that time."""
@@ -25,9 +26,7 @@ class ReadBack:
     """``emit(event, **details)`` tells of ``unseen`` and, once it is over, ``seen``. ``announce_soon`` is
     called while the announcement is not seen: the directory then tells more nodes of it."""
 
-    def __init__(
-        self, directory: Directory, emit: Callable[..., None], announce_soon: Callable[[], None]
-    ) -> None:
+    def __init__(self, directory: Directory, emit: Emit, announce_soon: Callable[[], None]) -> None:
         self.seen = True  # as far as we know
         self._directory = directory
         self._emit = emit

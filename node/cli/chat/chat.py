@@ -29,18 +29,16 @@ from ....client.reply import Reply
 from ....swarm.errors import ChatTemplateError, OutputError, SwarmError, UsageError
 from ....swarm.routing.best_route import NoRouteError
 from ....swarm.runtime.extras import install_extra
-from ....swarm.runtime.given_files import read_given
 from ....swarm.runtime.state_files import replace_file
 from ....swarm.types import Route
 from ..shared.arguments import client_options
 from ..shared.output import route_table
 from ..shared.pasting import pasteable
 from .commands import COMMANDS, DEFAULT_MAX_NEW_TOKENS, SETTINGS, Command, parse, parse_setting
-from .conversation import Conversation, Message
+from .conversation import Conversation, Message, read_saved
 from .input import EditorSource, History, InputSource, PipeSource, ReadlineSource, default_history
 from .screen import JsonScreen, LiveScreen, PlainScreen, Screen, progress_of
 
-MAX_SAVED_BYTES = 64 * 1024 * 1024
 NO_EDITOR = f"To edit messages of several lines, install prompt_toolkit: {install_extra('chat')}"
 
 
@@ -392,17 +390,7 @@ def _source(arguments: argparse.Namespace, at_terminal: bool, chat: Chat, screen
 
 def _load(name: str) -> Conversation:
     """Raises UsageError, also for settings that this client does not take."""
-    path = Path(name).expanduser()
-    try:
-        text = read_given(path, MAX_SAVED_BYTES).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"cannot read {path}: {_reason(error)}", hint="Give a file that /save has written."
-        ) from error
-    conversation = Conversation.loads(text)
-    unknown = sorted(set(conversation.settings) - set(SETTINGS))
-    if unknown:
-        raise UsageError(f"{path} sets {unknown[0]!r}, which is not an option of a chat")
+    conversation = read_saved(name)
     _check(conversation.settings)
     return conversation
 
@@ -417,8 +405,6 @@ def _save(path: Path, text: str) -> None:
                 raise UsageError(f"{path} exists and is not a saved chat", hint="Choose another name.")
         replace_file(path, text)
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {_reason(error)}", hint="Choose another place.") from error
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror or str(error)) if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(
+            f"cannot write {path}: {error.strerror or error}", hint="Choose another place."
+        ) from error

@@ -1,18 +1,22 @@
-"""What a terminal chat remembers: turns, system prompt, settings. Pure: no terminal, no network."""
+"""What a terminal chat remembers: turns, system prompt, settings. It knows no terminal and no network."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ....client.forgetting import forget_oldest
 from ....swarm.errors import UsageError
+from ....swarm.runtime.given_files import read_given
+from .commands import SETTINGS
 
 FORMAT = "swarm-node chat 1"
 """First key of a saved chat; the number rises when an older program could not read it any more."""
 MAX_TURNS = 100_000
+MAX_SAVED_BYTES = 64 * 1024 * 1024
 
 Message = dict[str, str]
 """``role``, ``content``, and ``reasoning_content`` of an answer with thoughts: templates that want these show
@@ -110,6 +114,24 @@ class Conversation:
         return cls(system, [_turn(number, turn) for number, turn in enumerate(turns)], settings)
 
 
+def read_saved(name: str) -> Conversation:
+    """What ``/save`` has written. Raises UsageError. Values of settings are the caller's to check."""
+    path = Path(name).expanduser()
+    try:
+        text = read_given(path, MAX_SAVED_BYTES).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"cannot read {path}: {reason}", hint=_SAVED) from error
+    conversation = Conversation.loads(text)
+    unknown = sorted(set(conversation.settings) - set(SETTINGS))
+    if unknown:
+        raise UsageError(f"{path} sets {unknown[0]!r}, which is not an option of a chat", hint=_SAVED)
+    return conversation
+
+
+_SAVED = "Give a file that /save has written."
+
+
 def _turn(number: int, turn: Any) -> Message:
     """A saved turn, without keys of other programs."""
     role = ("user", "assistant")[number % 2]
@@ -122,4 +144,4 @@ def _turn(number: int, turn: Any) -> Message:
 
 
 def _no_chat(why: str) -> UsageError:
-    return UsageError(f"the file is not a saved chat: {why}", hint="Give a file that /save has written.")
+    return UsageError(f"the file is not a saved chat: {why}", hint=_SAVED)

@@ -12,11 +12,11 @@ from ....client.params import GenerateOptions, check_options
 from ....client.parsing.pieces import Piece, Thoughts, Words
 from ....client.reply import Reply
 from ....swarm.errors import SwarmError, UsageError
-from ....swarm.runtime.given_files import read_given
 from ..shared.arguments import client_options, decoded
 from ..shared.output import console, decision_line, events, plural, print_json, print_text, route_table, shown
 from ..shared.progress import progress_line, repair_line
 from ..shared.thoughts import ThoughtLines
+from .options import read_schema
 from .trace import Trace, prefill_line, trace_of, waterfall
 
 if TYPE_CHECKING:
@@ -140,17 +140,6 @@ def read_prompt(text: str) -> str:
     if not text:
         raise UsageError("the prompt is empty", hint="Pass some text, or - to read standard input.")
     return text
-
-
-def read_schema(path: str) -> str:
-    """The text of a JSON schema. Raises UsageError for a file that cannot be read."""
-    try:
-        return read_given(path, MAX_PROMPT_BYTES).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"cannot read the schema {path}: {getattr(error, 'strerror', None) or error}",
-            hint="Give a JSON file in UTF-8.",
-        ) from None
 
 
 def _print_route(result: Generation) -> None:

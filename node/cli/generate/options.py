@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 
+from ....swarm.errors import UsageError
+from ....swarm.runtime.given_files import read_given
 from ..shared.arguments import (
     add_compute,
     add_draft,
@@ -17,6 +20,9 @@ from ..shared.arguments import (
     positive_int,
     typed_text,
 )
+
+MAX_SCHEMA_BYTES = 16 * 1024 * 1024
+"""Bounds what a file may pour in."""
 
 GENERATE_EXAMPLES = """\
 examples:
@@ -84,3 +90,16 @@ def add_generate(command: argparse.ArgumentParser) -> None:
     add_compute(command, "the head's weights")
     add_wait(command)
     command.add_argument("--quiet", action="store_true", help="print the answer only: no progress, no route")
+
+
+def read_schema(path: str) -> str:
+    """The text of a JSON schema. Raises UsageError for a file that cannot be read, or is not JSON."""
+    try:
+        text = read_given(path, MAX_SCHEMA_BYTES).decode()
+        json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"cannot read the schema {path}: {getattr(error, 'strerror', None) or error}",
+            hint="Give a JSON file in UTF-8.",
+        ) from None
+    return text

@@ -23,16 +23,46 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", PROGRAM, *words], capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("command", [["generate", "hi"], ["chat"], ["gateway"], ["status"], ["serve"]])
+@pytest.mark.parametrize(
+    "command", [["generate", "hi"], ["chat"], ["gateway"], ["status"], ["serve"], ["run", "m"], ["pull", "m"]]
+)
 def test_addresses_invites_and_keys(command: list[str], tmp_path: Path) -> None:
     for words, message in (
         (["--initial-peers", "192.0.2.1"], "is not a multiaddress"),
         (["--join", "swn1nothing"], "invite"),
+        (["--join", str(tmp_path / "no-invite")], "is neither an invite nor a file with one"),
         (["--swarm-key", str(tmp_path / "no.key")], "there is no swarm key"),
     ):
         done = run(*command, *words)
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 2), done.stderr
         assert message in done.stderr
+
+
+def test_an_invite_to_pass_on_makes_no_key(tmp_path: Path) -> None:
+    key = tmp_path / "new.key"
+    done = run("invite", "--swarm-key", str(key), "--join", str(tmp_path / "no-invite"))
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 2), done.stderr
+    assert not key.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["chat", "--load"], "cannot read"),
+        (["run", "m", "--load"], "cannot read"),
+        (["generate", "hi", "--json-schema"], "cannot read the schema"),
+    ],
+)
+@pytest.mark.parametrize("text", [None, "{", "\udcff"])
+def test_a_file_that_is_missing_or_broken(
+    tmp_path: Path, words: list[str], message: str, text: str | None
+) -> None:
+    file = tmp_path / "file.json"
+    if text is not None:
+        file.write_text(text, errors="surrogateescape")
+    done = run(*words, str(file))
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 2), done.stderr
+    assert message in done.stderr or (text == "{" and "is not a saved chat" in done.stderr)
 
 
 @pytest.mark.parametrize(

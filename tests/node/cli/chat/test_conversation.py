@@ -10,7 +10,8 @@ from unittest.mock import MagicMock
 import pytest
 
 from swarm_node.node.cli.chat import chat as cli_chat
-from swarm_node.node.cli.chat.conversation import FORMAT, Conversation, Message
+from swarm_node.node.cli.chat import conversation
+from swarm_node.node.cli.chat.conversation import FORMAT, Conversation, Message, read_saved
 from swarm_node.node.cli.parser import build_parser
 from swarm_node.swarm.errors import ChatTemplateError, UsageError
 
@@ -145,11 +146,11 @@ def test_files_that_are_something_else(text: str) -> None:
 
 
 def test_a_file_without_end_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli_chat, "MAX_SAVED_BYTES", 1000)
+    monkeypatch.setattr(conversation, "MAX_SAVED_BYTES", 1000)
     if not Path("/dev/zero").exists():
         pytest.skip("needs /dev/zero")
     with pytest.raises(UsageError, match="more than 1000 bytes"):
-        cli_chat._load("/dev/zero")
+        read_saved("/dev/zero")
 
 
 def test_a_model_without_a_template_is_the_problem_of_a_chat(monkeypatch: pytest.MonkeyPatch) -> None:
