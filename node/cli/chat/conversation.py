@@ -17,6 +17,7 @@ FORMAT = "swarm-node chat 1"
 """First key of a saved chat; the number rises when an older program could not read it any more."""
 MAX_TURNS = 100_000
 MAX_SAVED_BYTES = 64 * 1024 * 1024
+_SAVED = "Give a file that /save has written."
 
 Message = dict[str, str]
 """``role``, ``content``, and ``reasoning_content`` of an answer with thoughts: templates that want these show
@@ -127,9 +128,6 @@ def read_saved(name: str) -> Conversation:
     if unknown:
         raise UsageError(f"{path} sets {unknown[0]!r}, which is not an option of a chat", hint=_SAVED)
     return conversation
-
-
-_SAVED = "Give a file that /save has written."
 
 
 def _turn(number: int, turn: Any) -> Message:

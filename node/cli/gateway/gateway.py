@@ -11,6 +11,7 @@ from ....client.gateway.opening import open_gateway
 from ....client.gateway.server import GatewayServer
 from ....client.http.tls import tls_of
 from ..shared.arguments import client_options
+from ..shared.board import Board
 from ..shared.output import console, decision_line, events, plural, shown
 from ..shared.pasting import completed
 from ..shared.signals import on_stop_signals
@@ -79,18 +80,17 @@ class _Display:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._as_json = bool(arguments.json)
-        self._status = console.status("Opening the models ...")
+        self._board = Board("Opening the models ...", speak=not self._as_json)
 
     def __enter__(self) -> _Display:
-        if not self._as_json and console.is_terminal:
-            self._status.start()
+        self._board.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._status.stop()
+        self._board.close()
 
     def progress(self, text: str) -> None:
-        self._status.update(shown(text))
+        self._board.status(text)
 
     def decision(self, decision: NameDecision) -> None:
         if self._as_json:
@@ -99,7 +99,7 @@ class _Display:
             console.print(decision_line(decision))
 
     def listening(self, server: GatewayServer) -> None:
-        self._status.stop()
+        self._board.close()
         gateway = server.gateway
         if self._as_json:
             events.print(

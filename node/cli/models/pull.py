@@ -8,20 +8,20 @@ from shlex import quote
 from ....shards.checkpoint.lookup import Source
 from ...weights.pull import PulledModel, pull_model
 from ..shared.arguments import entry_of
+from ..shared.board import Board
 from ..shared.output import answers, print_json, shown
-from ..shared.progress import TransferBar
 
 _FROM = {Source.LOCAL: "was here", Source.SWARM: "came from peers", Source.HUB: "came from the hub"}
 
 
 async def run_pull(arguments: argparse.Namespace) -> None:
-    with TransferBar("Starting ...", speak=not arguments.json) as bar:
+    with Board("Starting ...", speak=not arguments.json) as board:
         pulled = await pull_model(
             arguments.model,
             entry_of(arguments),
             cache_bytes=arguments.cache_size,
-            on_stage=bar.stage,
-            on_progress=bar.progress,
+            on_stage=board.stage,
+            on_progress=board.progress,
         )
     if arguments.json:
         print_json(pulled.as_dict())

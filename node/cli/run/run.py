@@ -19,8 +19,8 @@ from ...config import NodeConfig
 from ...weights.pull import pull_model
 from ..chat.chat import run_chat
 from ..shared.arguments import entry_of
+from ..shared.board import Board
 from ..shared.output import console, events, shown
-from ..shared.progress import TransferBar
 from .own_node import OwnNode
 
 FEWER_TOKENS = 16384
@@ -33,24 +33,24 @@ def run_run(arguments: argparse.Namespace) -> None:
     """Returns when the user leaves. Raises SwarmError."""
     talk = argparse.Namespace(**vars(arguments))  # hints after the end do not name the node that is gone
     with ExitStack() as stack:
-        with TransferBar("Looking for the swarm ...", speak=not arguments.json) as bar:
-            outlook = asyncio.run(_lacking(arguments, entry_of(arguments), bar))
+        with Board("Looking for the swarm ...", speak=not arguments.json) as board:
+            outlook = asyncio.run(_lacking(arguments, entry_of(arguments), board))
             if outlook is not None:
                 span = _own_span(outlook)
                 _say(arguments, outlook, span)
-                asyncio.run(_fetched(arguments, span, bar))
+                asyncio.run(_fetched(arguments, span, board))
                 node = stack.enter_context(OwnNode(_words(arguments, outlook, span)))
-                bar.stage("Starting a node on this machine ...")
-                node.wait_online(lambda event: _told(event, bar))
+                board.stage("Starting a node on this machine ...")
+                node.wait_online(lambda event: _told(event, board))
                 if not arguments.join:
                     talk.initial_peers = [*(arguments.initial_peers or ()), *node.maddrs[:1]]
                 talk.wait = max(arguments.wait, _ROUTE_S)
         run_chat(talk)
 
 
-async def _lacking(arguments: argparse.Namespace, entry: SwarmEntry, bar: TransferBar) -> Outlook | None:
+async def _lacking(arguments: argparse.Namespace, entry: SwarmEntry, board: Board) -> Outlook | None:
     """What this machine could serve of a model that the swarm does not serve whole; None if it does."""
-    served = await is_served(entry, arguments.model, on_stage=bar.stage)
+    served = await is_served(entry, arguments.model, on_stage=board.stage)
     if served:
         return None
     if served is None:  # no swarm was found: it is not looked for twice
@@ -63,7 +63,7 @@ async def _lacking(arguments: argparse.Namespace, entry: SwarmEntry, bar: Transf
         auto_device=True,
         kv_cache_tokens=arguments.kv_cache_tokens,
     )
-    outlook = await look_ahead(entry, config, on_stage=bar.stage, on_progress=bar.progress)
+    outlook = await look_ahead(entry, config, on_stage=board.stage, on_progress=board.progress)
     shape = outlook.machine.shape
     if (
         _covering(outlook) is None
@@ -71,7 +71,7 @@ async def _lacking(arguments: argparse.Namespace, entry: SwarmEntry, bar: Transf
         and shape.context_tokens > FEWER_TOKENS
     ):
         smaller = replace(config, kv_cache_tokens=FEWER_TOKENS)
-        outlook = await look_ahead(entry, smaller, on_stage=bar.stage, on_progress=bar.progress)
+        outlook = await look_ahead(entry, smaller, on_stage=board.stage, on_progress=board.progress)
     return outlook
 
 
@@ -117,15 +117,15 @@ def _say(arguments: argparse.Namespace, outlook: Outlook, span: Span) -> None:
     )
 
 
-async def _fetched(arguments: argparse.Namespace, span: Span, bar: TransferBar) -> None:
+async def _fetched(arguments: argparse.Namespace, span: Span, board: Board) -> None:
     """What the node, and the chat, will read, with a bar that the node's process cannot show."""
     await pull_model(
         arguments.model,
         entry_of(arguments),
         cache_bytes=arguments.cache_size,
         blocks=span,
-        on_stage=bar.stage,
-        on_progress=bar.progress,
+        on_stage=board.stage,
+        on_progress=board.progress,
     )
 
 
@@ -155,11 +155,11 @@ def _words(arguments: argparse.Namespace, outlook: Outlook, span: Span) -> list[
     return words
 
 
-def _told(event: dict[str, Any], bar: TransferBar) -> None:
+def _told(event: dict[str, Any], board: Board) -> None:
     match event["event"]:
         case "compiling":
-            bar.stage("Compiling kernels for this CPU (once, some seconds) ...")
+            board.stage("Compiling kernels for this CPU (once, some seconds) ...")
         case "loading":
-            bar.stage(f"Loading blocks {event['blocks']} of {event['model']} ...")
+            board.stage(f"Loading blocks {event['blocks']} of {event['model']} ...")
         case "waiting":
-            bar.stage(str(event["message"]))
+            board.stage(str(event["message"]))

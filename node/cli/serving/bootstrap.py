@@ -13,10 +13,10 @@ from ...config import BootstrapConfig, NodeEvent
 from ...identity_files import IdentityClaim
 from ..metrics.node import bootstrap_metrics
 from ..shared.arguments import entry_of
+from ..shared.board import Board
 from ..shared.network_lines import print_addresses, print_join, print_network
 from ..shared.output import console, events, format_bytes, plural
 from ..shared.signals import on_stop_signals
-from .board import Board
 
 
 def figures_line(figures: NetworkFigures) -> str:
@@ -48,7 +48,7 @@ async def run_bootstrap_command(arguments: argparse.Namespace) -> None:
     entry = entry_of(arguments)
     with (
         IdentityClaim(arguments.identity, "bootstrap") as identity,
-        Board(speak=not arguments.json) as board,
+        Board("Starting ...", speak=console.is_terminal and not arguments.json) as board,
     ):
         config = BootstrapConfig(
             identity=identity.path,
@@ -65,7 +65,7 @@ async def run_bootstrap_command(arguments: argparse.Namespace) -> None:
             console.print("Starting the relay, and trying it with two peers of its own ...")
         async with bootstrap_metrics(arguments, on_event) as told:
             running = asyncio.ensure_future(
-                run_bootstrap(config, told, on_figures=on_figures if board.is_shown else None)
+                run_bootstrap(config, told, on_figures=on_figures if board.is_live else None)
             )
             with on_stop_signals(running.cancel), contextlib.suppress(asyncio.CancelledError):
                 await running

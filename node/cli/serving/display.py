@@ -13,9 +13,9 @@ from ....swarm.types import short_peer_id
 from ...auto.machine import room_for
 from ...config import NodeEvent
 from ...node import Node
+from ..shared.board import Board
 from ..shared.network_lines import print_addresses, print_direct, print_join, print_network
 from ..shared.output import NO_NODE, console, events, plural, shown
-from .board import Board
 
 STATUS_LINE_S = 1.0
 """Seconds between refreshes of the status line at a terminal."""
@@ -91,7 +91,8 @@ class Display:
         self._arguments = arguments
         self._as_json = bool(arguments.json)
         self._was_online = self._stands_by = self._failed = self._shares = False
-        self._board = Board(speak=not self._as_json)
+        # Without a terminal the events are enough: they go into a log.
+        self._board = Board("Starting ...", speak=console.is_terminal and not self._as_json)
 
     def __enter__(self) -> Display:
         self._board.__enter__()
@@ -101,10 +102,10 @@ class Display:
         self._board.__exit__()
 
     def on_progress(self, done: int, total: int, label: str) -> None:
-        self._board.transfer("Loading", done, total, label)
+        self._board.progress(done, total, label, "Loading")
 
     def on_hashing(self, done: int, total: int, label: str) -> None:
-        self._board.transfer("Hashing", done, total, label)
+        self._board.progress(done, total, label, "Hashing")
 
     def on_rest(self, why: str) -> None:
         """The node rests, or may serve again (no reason)."""
@@ -229,7 +230,7 @@ class Display:
             await asyncio.gather(updating, return_exceptions=True)
 
     async def _update_status(self, node: Node) -> None:
-        while self._board.is_shown:
+        while self._board.is_live:
             if node.statistics() is not None:
                 self._board.status(load_line(node))
             elif self._stands_by:

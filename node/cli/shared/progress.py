@@ -8,23 +8,11 @@ import threading
 from collections.abc import Iterator
 from typing import Protocol
 
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-
 from ....swarm.transport.direct.with_daemon import STARTING_P2PD
 from .output import console, shown
 
 SLOW_S = 1.0
 """Without a terminal, people are told after this many seconds what is waited for."""
-TOLD_PARTS = 10
-"""Without a terminal, a transfer is told of in at most this many lines, and one."""
 
 
 class ProgressLine(Protocol):
@@ -122,72 +110,6 @@ class SlowLine:
                 return
             self._said = _kind(self._text)
             console.print(f"{self._before}{shown(self._text)}")
-
-
-class TransferBar:
-    """What a long transfer is doing: the stages before it in words, then a bar of its bytes. Without a
-    terminal a line for each stage, and one for each tenth of the bytes. From any thread."""
-
-    def __init__(self, text: str, *, speak: bool = True) -> None:
-        self._speak = speak
-        self._lock = threading.Lock()
-        self._line: ProgressLine = progress_line(text, speak=speak)
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
-        self._told = ("", 0)
-
-    def __enter__(self) -> TransferBar:
-        self._line.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._end_bar()
-            self._line.stop()
-
-    def stage(self, text: str) -> None:
-        """``text``: of anybody."""
-        with self._lock:
-            if self._bar is not None:
-                self._end_bar()
-                self._line = progress_line(text, speak=self._speak)
-                self._line.start()
-            self._line.update(text)
-
-    def progress(self, done: int, total: int, label: str) -> None:
-        """Bytes; ``label``: of anybody. A transfer without a size is a stage."""
-        if not total:
-            self.stage(label)
-        elif self._speak:
-            with self._lock:
-                self._move(done, total, label)
-
-    def _move(self, done: int, total: int, label: str) -> None:
-        if not console.is_terminal:
-            part = (label, done * TOLD_PARTS // total)
-            if part != self._told:
-                self._told = part
-                console.print(f"{shown(label)}: {100 * done // total} % of {total / 1e6:.0f} MB")
-            return
-        if self._bar is None:
-            self._line.stop()
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                DownloadColumn(),
-                TransferSpeedColumn(),
-                TimeRemainingColumn(),
-                console=console,
-                transient=True,
-            )
-            self._task = self._bar.add_task(shown(label), total=total)
-            self._bar.start()
-        self._bar.update(self._task, completed=done, total=total, description=shown(label))
-
-    def _end_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
 
 
 def _kind(text: str) -> str:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from io import StringIO
 
 import pytest
 
 from swarm_node.node.cli.shared import progress
-from swarm_node.node.cli.shared.output import SafeConsole
-from swarm_node.node.cli.shared.progress import SlowLine, TransferBar, progress_line
+from swarm_node.node.cli.shared.progress import SlowLine, progress_line
 from swarm_node.swarm.transport.direct.with_daemon import STARTING_P2PD
 
 
@@ -68,33 +66,3 @@ def test_what_is_quick_is_not(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     quiet.update("more")
     quiet.stop()
     assert capsys.readouterr().err == ""
-
-
-def test_a_transfer_without_a_terminal_is_told_in_a_few_lines(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(progress, "SLOW_S", 60.0)
-    with TransferBar("Starting ...") as bar:
-        for done in range(0, 1_000_001, 1000):
-            bar.progress(done, 1_000_000, "Fetching [bold]x")
-        bar.progress(0, 0, "Looking for peers")
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 11
-    assert (told[0], told[-1]) == ("Fetching [bold]x: 0 % of 1 MB", "Fetching [bold]x: 100 % of 1 MB")
-    with TransferBar("Starting ...", speak=False) as bar:
-        bar.stage("Looking")
-        bar.progress(1, 2, "Fetching")
-    assert capsys.readouterr().err == ""
-
-
-def test_a_transfer_at_a_terminal_has_a_bar_between_its_stages(monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = SafeConsole(file=StringIO(), force_terminal=True, width=100)
-    monkeypatch.setattr(progress, "console", screen)
-    with TransferBar("Starting ...") as bar:
-        bar.stage("Looking")
-        bar.progress(250_000, 1_000_000, "Fetching")
-        bar.progress(1_000_000, 1_000_000, "Fetching")
-        bar.stage("Opening")
-    shown = screen.file.getvalue()
-    assert shown.index("Fetching") < shown.index("Opening")
-    assert "1.0/1.0 MB" in shown
