@@ -103,7 +103,7 @@ def node_of(process: subprocess.Popen[str]) -> psutil.Process:
 @pytest.mark.model
 @pytest.mark.slow
 def test_a_question_is_answered_by_a_node_that_ends_with_the_chat(smollm2_path: Path, own_home: None) -> None:
-    with running(str(smollm2_path), "--kv-cache-tokens", "4096") as process:
+    with running(str(smollm2_path), "--kv-cache-tokens", "4096", "--temperature", "0") as process:
         assert event_of(process, "serving")["blocks"] == "0-29"
         event_of(process, "ready")
         node = node_of(process)
