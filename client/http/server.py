@@ -7,13 +7,14 @@ import contextlib
 import socket
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from ...swarm.runtime.open_files import allowed_connections
 from .connection import KEEP_ALIVE_S, HttpConnection
+from .handshakes import Handshakes
 from .listening import Listener, is_local, open_host
 from .tls import Tls
 
@@ -46,14 +47,6 @@ class _Server(uvicorn.Server):
         yield
 
 
-class _Config(uvicorn.Config):
-    tls: Tls | None = None
-
-    def load(self) -> None:
-        super().load()
-        self.ssl = None if self.tls is None else self.tls.context
-
-
 class HttpServer:
     """``async with`` serves ``app`` at ``listener``, which it takes over; ``url``, which a browser here can
     open, is where. ``stop`` ends it once what is being answered is complete."""
@@ -68,9 +61,9 @@ class HttpServer:
         known = "" if tls is None else tls.name
         self.url = f"{'http' if tls is None else 'https'}://{known or open_host(host)}:{port}"
         protocol = type("_Connection", (HttpConnection,), {"max_connections": self.max_connections})
-        config = _Config(
+        config = uvicorn.Config(
             app,
-            http=protocol,
+            http=cast("type[asyncio.Protocol]", protocol if tls is None else Handshakes(tls.context, protocol)),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -81,7 +74,6 @@ class HttpServer:
             backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_S,
         )
-        config.tls = tls
         self._server = _Server(config, tls)
         self._serving: asyncio.Task[None] | None = None
 

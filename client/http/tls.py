@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import ssl
+import stat
 from os import PathLike
 from pathlib import Path
 
@@ -56,14 +57,19 @@ class Tls:
         """Raises UsageError."""
         for path in (self._certificate, self._key):
             try:
-                size = path.stat().st_size
+                status = path.stat()
             except OSError as error:
                 raise UsageError(
                     f"{path} cannot be read: {error.strerror or error}",
                     hint="Give --tls-cert and --tls-key PEM files.",
                 ) from None
-            if size > MAX_CERTIFICATE_BYTES:
-                raise UsageError(f"{path} is no certificate or key: it has {size} bytes")
+            if not stat.S_ISREG(status.st_mode):  # OpenSSL would wait for the writer of a pipe
+                raise UsageError(
+                    f"{path} is no certificate or key: it is not a file",
+                    hint="Give --tls-cert and --tls-key PEM files.",
+                )
+            if status.st_size > MAX_CERTIFICATE_BYTES:
+                raise UsageError(f"{path} is no certificate or key: it has {status.st_size} bytes")
         try:
             context.load_cert_chain(self._certificate, self._key, password=_no_password)
         except (OSError, ValueError) as error:  # SSLError is an OSError

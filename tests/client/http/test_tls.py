@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import os
 import ssl
 import subprocess
 import sys
@@ -132,6 +133,10 @@ def test_what_is_no_certificate(tmp_path: Path) -> None:
         tls_of(str(tmp_path / "none"), str(key))
     with pytest.raises(UsageError, match="do not make a server's certificate"):
         tls_of(str(key), str(certificate))
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(UsageError, match="it is not a file"):
+            tls_of(str(certificate), str(path))
     write_certificate(tmp_path, "localhost", password=b"secret")
     with pytest.raises(UsageError, match="do not make a server's certificate"):
         tls_of(str(certificate), str(key))
