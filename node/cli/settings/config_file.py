@@ -71,7 +71,7 @@ def _parse(data: bytes, path: Path) -> tuple[str, dict[str, Any]]:
     try:
         text = data.decode()
         return text, tomllib.loads(text)
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also of a number with thousands of digits
         raise UsageError(
             f"{path} is not TOML: {error}",
             hint='A line of it reads KEY = VALUE, such as port = 8000 or swarm = "home".',

@@ -49,7 +49,12 @@ class Option:
     def words(self, value: object) -> list[str]:
         """What says on a command line what ``value`` says in a file. Raises ValueRefusedError if the option
         does not take it."""
-        words = self._flag(value) if self.is_flag else self._texts(value)
+        try:
+            words = self._flag(value) if self.is_flag else self._texts(value)
+        except ValueRefusedError:
+            raise
+        except ValueError:  # Python writes none of them
+            raise ValueRefusedError("it is a number of thousands of digits") from None
         alone = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
         alone._add_action(self.action)
         try:

@@ -32,9 +32,9 @@ def byte_size(text: str) -> int:
     """``8GiB``, ``500MiB``, ``1.5G`` (GiB too) or ``2GB`` (10**9) in bytes."""
     if match := _SIZE.fullmatch(text.strip()):
         decimal = text.strip()[-1] in "bB" and not match[3]
-        size = int(float(match[1]) * (1000 if decimal else 1024) ** (1 + "KMGT".index(match[2].upper())))
-        if size:
-            return size
+        size = float(match[1]) * (1000 if decimal else 1024) ** (1 + "KMGT".index(match[2].upper()))
+        if 1 <= size < 2**63:
+            return int(size)
     raise argparse.ArgumentTypeError(f"{text!r} is not an amount of memory such as 8GiB or 500MiB")
 
 
@@ -59,17 +59,21 @@ def count(text: str) -> int:
 
 
 def seconds(text: str) -> float:
+    return _not_below_zero(text, "a number of seconds")
+
+
+def _not_below_zero(text: str, what: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
     return value
 
 
 def above_zero(text: str) -> float:
-    value = seconds(text)
+    value = _not_below_zero(text, "a number above 0")
     if value <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
     return value

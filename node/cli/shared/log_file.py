@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -20,6 +21,8 @@ class LogFile(RotatingFileHandler):
         """``size``: in bytes; ``kept``: how many old files. Raises OSError."""
         self._failed = False
         file = Path(path).expanduser()
+        if file.is_fifo():  # who opens it waits for its reader, and nothing ends that
+            raise OSError(errno.EINVAL, "it is a pipe", path)
         super().__init__(file, maxBytes=size, backupCount=kept, encoding="utf-8", errors="replace")
 
     def _open(self) -> TextIOWrapper:

@@ -22,6 +22,7 @@ from ....swarm.terminal_text import VisibleLogRecord, json_line
 from .arguments import byte_size, count
 
 FORMATS = ("text", "json")
+MOST_FILES = 1000
 LEVELS = ("debug", "info", "warning", "error")
 _NAMES = {logging.getLevelNamesMapping()[name.upper()]: name for name in (*LEVELS, "critical")}
 """Of levels by their numbers: hivemind gives them other names."""
@@ -56,11 +57,18 @@ def add_logging(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--log-file-count",
-        type=count,
+        type=count_of_files,
         default=5,
         metavar="N",
         help="how many old files are kept (default: %(default)s)",
     )
+
+
+def count_of_files(text: str) -> int:
+    """Each is renamed when a new one begins."""
+    if (files := count(text)) > MOST_FILES:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than {MOST_FILES} files")
+    return files
 
 
 @dataclass(frozen=True, slots=True)

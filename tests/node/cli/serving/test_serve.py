@@ -85,7 +85,7 @@ def test_amounts_of_memory(text: str, size: int) -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["", "8", "GiB", "-1GiB", "8 bytes", "0GiB", "1e3MiB"])
+@pytest.mark.parametrize("text", ["", "8", "GiB", "-1GiB", "8 bytes", "0GiB", "1e3MiB", "9" * 400 + "G"])
 def test_what_is_no_amount_of_memory(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="8GiB"):
         byte_size(text)

@@ -132,6 +132,12 @@ def test_a_file_that_was_named_must_be_there_and_the_default_one_need_not(
     assert parse_words(build_parser(), ["serve"], {}).arguments.swarm == "here"
 
 
+@pytest.mark.parametrize("number", ["9" * 5000, "0x" + "f" * 5000])
+def test_a_number_of_thousands_of_digits_is_refused(tmp_path: Path, number: str) -> None:
+    for text in (f"json = {number}", f"[gateway]\nport = {number}", f"[gateway]\nmodel = [[{number}]]"):
+        assert len(refused(tmp_path, "gateway", text)) < 200
+
+
 def test_a_file_without_an_end_is_refused() -> None:
     with pytest.raises(UsageError, match="more than 1048576 bytes"):
         parse_words(build_parser(), ["serve", "--config", "/dev/zero"], {})

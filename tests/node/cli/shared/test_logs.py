@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import stat
 import sys
 from collections.abc import Iterator
@@ -161,6 +162,15 @@ def test_lines_go_to_standard_error_or_to_a_file(
 def test_a_file_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"the log file .* cannot be written: No such file or directory"):
         set_up_logging(options(f"--log-file {tmp_path}/nowhere/log"))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="cannot be written: it is a pipe"):
+        set_up_logging(options(f"--log-file {tmp_path}/pipe"))
+
+
+def test_old_files_have_a_bound() -> None:
+    assert options("--log-file-count 1000").file_count == 1000
+    with pytest.raises(UsageError, match="more than 1000 files"):
+        options("--log-file-count 99999999999")
 
 
 def test_a_large_file_gives_way_to_a_new_one(tmp_path: Path) -> None:
