@@ -21,17 +21,18 @@ MAX_BYTES = 1 << 20
 @dataclass(frozen=True, slots=True)
 class ConfigFile:
     """``common``: keys above all tables. ``tables``: keys of one command, by its name. None is checked yet.
+    ``lines``: where each key stands in its table, counted from 1, if it is written as most are.
     ``everyone_writes``: any user of the machine may change it, as far as its mode says."""
 
     path: Path
-    text: str = ""
+    lines: Mapping[tuple[str, str], int] = field(default_factory=dict)
     common: Mapping[str, Any] = field(default_factory=dict)
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     everyone_writes: bool = False
 
     def place(self, key: str, table: str = "") -> str:
         """Where a key stands, for people: file, line and table."""
-        line = _line_of(self.text, key, table)
+        line = self.lines.get((table, key))
         return f"{self.path}{f', line {line}' if line else ''}{f', [{table}]' if table else ''}, {key}"
 
 
@@ -58,7 +59,7 @@ def read_config(given: str | None) -> ConfigFile | None:
     text, content = _parse(data, path)
     return ConfigFile(
         path,
-        text,
+        _lines(text),
         common={key: value for key, value in content.items() if not isinstance(value, dict)},
         tables={key: value for key, value in content.items() if isinstance(value, dict)},
         everyone_writes=os.name == "posix" and bool(mode & 0o002) and path.is_file(),
@@ -78,12 +79,12 @@ def _parse(data: bytes, path: Path) -> tuple[str, dict[str, Any]]:
         ) from None
 
 
-def _line_of(text: str, key: str, table: str) -> int | None:
-    """Counted from 1; None where the key is written in a way that this does not know."""
+def _lines(text: str) -> dict[tuple[str, str], int]:
     inside = ""
+    found: dict[tuple[str, str], int] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if header := re.match(r"\s*\[\s*[\"']?([\w-]+)[\"']?\s*\]", line):
             inside = header[1]
-        elif inside == table and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*[=.]", line):
-            return number
-    return None
+        elif key := re.match(r"\s*[\"']?([\w-]+)[\"']?\s*[=.]", line):
+            found.setdefault((inside, key[1]), number)
+    return found

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import chain, islice
 from shlex import quote
 
 from ....swarm.errors import UsageError
@@ -26,6 +27,9 @@ from .keys import (
 CONFIG_VARIABLE = f"{VARIABLE}CONFIG"
 
 _SEE = "See swarm-node config --check for all that is wrong, and swarm-node COMMAND --help for what there is."
+
+MOST_PROBLEMS = 100
+"""What is wrong beyond these is the same again."""
 
 REPLACES = {
     "join": ("swarm", "swarm_key", "initial_peers"),
@@ -95,20 +99,23 @@ def parse_words(
 
 
 def problems_of(parser: argparse.ArgumentParser, file: ConfigFile) -> list[str]:
-    """All that is wrong in a file, for any command."""
+    """What is wrong in a file, for any command: MOST_PROBLEMS at most."""
+    return list(islice(_problems(parser, file), MOST_PROBLEMS))
+
+
+def _problems(parser: argparse.ArgumentParser, file: ConfigFile) -> Iterator[str]:
     commands = settable(parser)
     common = common_keys(commands.values())
-    problems = list(_unknown(commands, common, file))
+    yield from _unknown(commands, common, file)
     for key, options in common.items():
         if key in file.common:
-            problems += _refusals(options, Found(file.common[key], "file", file.place(key)))
+            yield from _refusals(options, Found(file.common[key], "file", file.place(key)))
     for name, table in file.tables.items():
         if name in commands:
             options_here = options_of(commands[name])
-            problems += _unknown_keys(file, name, options_here)
+            yield from _unknown_keys(file, name, options_here)
             for key in table.keys() & options_here.keys():
-                problems += _refusals([options_here[key]], Found(table[key], "file", file.place(key, name)))
-    return problems
+                yield from _refusals([options_here[key]], Found(table[key], "file", file.place(key, name)))
 
 
 def other_variables(
@@ -155,7 +162,8 @@ def _layers(
     yield from by_name
     if file is None:
         return
-    for problem in (*_unknown(settable(parser), common, file), *_unknown_keys(file, name, options)):
+    problems = chain(_unknown(settable(parser), common, file), _unknown_keys(file, name, options))
+    if problem := next(problems, ""):
         raise UsageError(problem, hint=_SEE)
     table = file.tables.get(name, {})
     yield {key: Found(value, "file", file.place(key, name)) for key, value in table.items()}

@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from swarm_node.node.cli.parser import build_parser
-from swarm_node.node.cli.settings.resolve import Settings, other_variables, parse_words
+from swarm_node.node.cli.settings.config_file import read_config
+from swarm_node.node.cli.settings.resolve import (
+    MOST_PROBLEMS,
+    Settings,
+    other_variables,
+    parse_words,
+    problems_of,
+)
 from swarm_node.swarm.errors import UsageError
 
 FILE = """
@@ -130,6 +137,17 @@ def test_a_file_that_was_named_must_be_there_and_the_default_one_need_not(
     assert parse_words(build_parser(), ["serve"], {}).file is None
     (tmp_path / "config.toml").write_text("swarm = 'here'\n")
     assert parse_words(build_parser(), ["serve"], {}).arguments.swarm == "here"
+
+
+def test_of_a_file_that_is_all_wrong_only_so_much_is_told(tmp_path: Path) -> None:
+    """It took minutes, in which nothing could end it, to find each key's line among all lines."""
+    text = "".join(f"k{n} = 1\n" for n in range(50_000))
+    assert refused(tmp_path, "gateway", text).startswith("config.toml, line 1, k0: no command has this option")
+    file = read_config(str(tmp_path / "config.toml"))
+    assert file is not None
+    problems = problems_of(build_parser(), file)
+    assert len(problems) == MOST_PROBLEMS
+    assert f"line {MOST_PROBLEMS}, k{MOST_PROBLEMS - 1}:" in problems[-1]
 
 
 @pytest.mark.parametrize("number", ["9" * 5000, "0x" + "f" * 5000])
