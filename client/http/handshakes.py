@@ -1,4 +1,4 @@
-"""The beginning of connections by TLS. A stranger who never ends one holds it for a short time, beside few others.
+"""The beginning of connections by TLS: who never ends one holds it for a short time, beside few others.
 
 asyncio's server waits a minute for each, and nobody counts them: those that hold open files and memory.
 """
@@ -31,11 +31,16 @@ class Handshakes:
     def __call__(self, **options: Any) -> asyncio.Protocol:
         return _Handshake(self, self._http(**options))
 
-    async def shake(self, handshake: _Handshake, raw: asyncio.Transport) -> asyncio.Transport | None:
-        """None where the other end left, was too slow, or speaks something else."""
+    def begin(self, handshake: _Handshake, raw: asyncio.Transport) -> None:
+        """Hundreds may be accepted at once: those that end here have cost no encryption yet."""
         self._open[handshake] = raw
         if len(self._open) > MOST_HANDSHAKES:
-            next(iter(self._open.values())).abort()
+            self._open.pop(next(iter(self._open))).abort()
+
+    async def shake(self, handshake: _Handshake, raw: asyncio.Transport) -> asyncio.Transport | None:
+        """None where the other end left, was too slow, or speaks something else."""
+        if raw.is_closing():
+            return None
         try:
             return await asyncio.get_running_loop().start_tls(
                 raw, handshake, self._context, server_side=True, ssl_handshake_timeout=HANDSHAKE_S
@@ -43,7 +48,7 @@ class Handshakes:
         except OSError:
             return None
         finally:
-            del self._open[handshake]
+            self._open.pop(handshake, None)
 
 
 class _Handshake(asyncio.Protocol):
@@ -56,6 +61,7 @@ class _Handshake(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._handshakes.begin(self, transport)
         self._task = asyncio.create_task(self._hand_over(transport), name="tls-handshake")
 
     def data_received(self, data: bytes) -> None:

@@ -63,7 +63,9 @@ class HttpServer:
         protocol = type("_Connection", (HttpConnection,), {"max_connections": self.max_connections})
         config = uvicorn.Config(
             app,
-            http=cast("type[asyncio.Protocol]", protocol if tls is None else Handshakes(tls.context, protocol)),
+            http=cast(
+                "type[asyncio.Protocol]", protocol if tls is None else Handshakes(tls.context, protocol)
+            ),
             ws="none",
             lifespan="off",
             log_config=None,

@@ -142,7 +142,9 @@ def test_a_file_that_was_named_must_be_there_and_the_default_one_need_not(
 def test_of_a_file_that_is_all_wrong_only_so_much_is_told(tmp_path: Path) -> None:
     """It took minutes, in which nothing could end it, to find each key's line among all lines."""
     text = "".join(f"k{n} = 1\n" for n in range(50_000))
-    assert refused(tmp_path, "gateway", text).startswith("config.toml, line 1, k0: no command has this option")
+    assert refused(tmp_path, "gateway", text).startswith(
+        "config.toml, line 1, k0: no command has this option"
+    )
     file = read_config(str(tmp_path / "config.toml"))
     assert file is not None
     problems = problems_of(build_parser(), file)
