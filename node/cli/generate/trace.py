@@ -10,10 +10,8 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from ....swarm.types import short_peer_id
+from ..shared.fitted_table import FittedTable
 
 MATTERS = 1.5
 """Prediction and measurement disagree when one is this many times the other, and ..."""
@@ -228,12 +226,12 @@ def _place(hop: dict[str, Any]) -> tuple[str, str]:
     return hop["peer_id"], hop["blocks"]
 
 
-def waterfall(trace: Trace) -> Table:
+def waterfall(trace: Trace) -> FittedTable:
     """The stages of a pass, a line each: predicted, measured, its parts, and a bar from when to when."""
-    title = "A decoded token, ms"
+    title = "Milliseconds of a decoded token"
     if trace.fed_per_pass > 1:
-        title = f"A pass of {trace.fed_per_pass:.1f} tokens that brings {trace.gained_per_pass:.1f}, ms"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+        title = f"Milliseconds of a pass: {trace.fed_per_pass:.1f} tokens in, {trace.gained_per_pass:.1f} new"
+    table = FittedTable(title, gap=1)
     table.add_column("stage", no_wrap=True)
     for heading in ("predicted", "measured", "queue", "compute", "codec"):
         table.add_column(heading, justify="right")

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from ....shards.catalogue.catalogue import (
     CatalogueFiles,
     CatalogueModel,
@@ -17,6 +14,7 @@ from ....shards.catalogue.catalogue import (
 )
 from ....swarm.errors import UsageError
 from ....swarm.names import listed
+from ..shared.fitted_table import FittedTable
 from ..shared.output import answers, print_json, print_table, shown
 
 _SECOND = "Q8_0"
@@ -98,9 +96,9 @@ def details(model: CatalogueModel) -> list[str]:
     return lines
 
 
-def table(models: Sequence[CatalogueModel]) -> Table:
+def table(models: Sequence[CatalogueModel]) -> FittedTable:
     """Fits into 80 columns."""
-    found = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
+    found = FittedTable()
     found.add_column("model", no_wrap=True)
     for heading in ("size", "blocks", "a block", "files", _SECOND):
         found.add_column(heading, justify="right", no_wrap=True)

@@ -9,9 +9,6 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from ....shards.checkpoint.known_models import KnownModels, default_known
 from ....shards.checkpoint.local_models import ModelFiles, default_local_models, models_folder
 from ....shards.checkpoint.lookup import find_local
@@ -24,11 +21,10 @@ from ..network.report import demand_report, networks_of
 from ..network.status import SwarmListing, read_swarm
 from ..network.tables import demand_lines
 from ..shared.arguments import entry_of
+from ..shared.fitted_table import FittedTable
 from ..shared.output import answers, console, format_bytes, plural, print_json, print_table, shown
 from .catalogue import show_catalogue
 
-_OTHER_COLUMNS = 40
-"""Columns of a terminal that stand beside the longest name: texts in them are broken into lines."""
 _ASKING = "Asking the swarm what it serves ..."
 
 
@@ -115,7 +111,7 @@ def print_report(
             "`swarm-node models --catalogue` lists models that people want."
         )
         return
-    table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
+    table = FittedTable()
     table.add_column("model", no_wrap=True)  # what is pasted: the others are broken into lines first
     for heading in ("where", "size", "state"):
         table.add_column(heading)
@@ -123,21 +119,19 @@ def print_report(
         state = "[red]cannot run[/]" if model.problem else "complete"
         table.add_row(shown(model.name), f"here ({model.kind})", format_bytes(model.nbytes), state)
     used: list[str] = []
-    longest = max((len(shown(model.name)) for model in here), default=0)
     digests = {node.model.digest for node in nodes}
     for ref, holders in _by_model(nodes):
         missing = missing_blocks(_online(holders), ref.n_blocks)
         state = f"[red]missing {', '.join(map(str, missing))}[/]" if missing else "[green]served[/]"
         nodes_of = plural(len(holders), "node")
         name = f"{shown(ref.name)}[dim]@{digest_prefix(ref.digest, digests)}[/]"
-        longest = max(longest, len(shown(ref.name)) + 1 + len(digest_prefix(ref.digest, digests)))
         places = f"swarm ({nodes_of}, {plural(networks_of(holders), 'network')})"
         table.add_row(name, places, f"{ref.n_blocks} blocks", state)
         if since := _since(used_since, ref):
             used.append(
                 f"{shown(ref.name)}@{digest_prefix(ref.digest, digests)}: used here since {since[:10]}"
             )
-    print_table(table, least=longest + _OTHER_COLUMNS)
+    print_table(table)
     broken = [
         f"{shown(each.name)}: {shown(each.problem)}. {shown(each.hint)}" for each in here if each.problem
     ]

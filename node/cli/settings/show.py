@@ -8,12 +8,10 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from ....swarm.errors import UsageError
 from ....swarm.membership.invite import PREFIX
 from ....swarm.runtime.state_files import create_file
+from ..shared.fitted_table import FittedTable
 from ..shared.output import answers, plural, print_json, print_table, shown
 from .config_file import ConfigFile, default_path, read_config
 from .keys import NOT_OPTIONS, options_of, settable
@@ -151,8 +149,8 @@ def _rows(
     return rows
 
 
-def _table(*headings: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+def _table(*headings: str) -> FittedTable:
+    table = FittedTable(gap=1)
     for heading in headings:
         table.add_column(heading, overflow="fold")
     return table

@@ -12,19 +12,20 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.control import Control
 from rich.markup import escape
 from rich.segment import ControlType, Segment
-from rich.table import Table
 
 from ....swarm.errors import OutputError, ReaderGoneError, SwarmError
 from ....swarm.routing.best_route import NoRouteError
 from ....swarm.terminal_text import exact, json_line, visible, visible_line
 from ....swarm.types import short_peer_id
+from .fitted_table import FittedTable
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ....shards.checkpoint.name_decision import NameDecision
 
 
@@ -52,10 +53,9 @@ PIPE_WIDTH = 1000
 """Columns of a table that no terminal shows: nothing of it is cut."""
 
 
-def print_table(table: Table, *, least: int = 0) -> None:
-    """To ``answers``: in the columns of a terminal, but in no fewer than ``least``, and whole where a program
-    reads it."""
-    answers.print(table, width=max(answers.width, least) if answers.is_terminal else PIPE_WIDTH)
+def print_table(table: Table) -> None:
+    """To ``answers``: in the columns of a terminal, and whole where a program reads it."""
+    answers.print(table, width=answers.width if answers.is_terminal else PIPE_WIDTH)
 
 
 NO_NODE: Mapping[str, object] = {"peer_id": "", "maddrs": [], "model": "", "blocks": ""}
@@ -198,9 +198,9 @@ def format_bytes(count: float) -> str:
     return f"{count:.2f} GB"
 
 
-def route_table(hops: list[dict[str, Any]]) -> Table:
+def route_table(hops: list[dict[str, Any]]) -> FittedTable:
     """The route an answer took, a line a hop. Hops in a chain have no ``wire``: only its sum is known."""
-    table = Table(title="Route", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table = FittedTable("Route", gap=1)
     table.add_column("peer")
     table.add_column("blocks")
     for heading in ("ms/token", "queue", "compute", "codec", "wire", "sent", "received"):

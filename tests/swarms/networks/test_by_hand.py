@@ -149,7 +149,7 @@ def test_prediction_and_measurement_side_by_side(default_swarm: LocalSwarm, cli:
     assert trace["prefill_predicted_s"] > 0
 
     done = cli("generate", *options, "--max-new-tokens", "5", QUESTION)
-    for words in ("A decoded token, ms", "predicted", "wire", "client (head)", "█", "Prefill of"):
+    for words in ("Milliseconds of a decoded token", "predicted", "wire", "client (head)", "█", "Prefill of"):
         assert words in done.stderr
 
 

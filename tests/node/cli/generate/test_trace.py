@@ -163,7 +163,7 @@ def test_passes_that_check_drafts_are_shown_as_passes() -> None:
     assert client.measured_ms == pytest.approx(22.0 / 5)
     shown = io.StringIO()
     Console(width=80, file=shown).print(waterfall(trace))
-    assert "A pass of 5.0 tokens that brings 2.5, ms" in shown.getvalue()
+    assert "Milliseconds of a pass: 5.0 tokens in, 2.5 new" in shown.getvalue()
     total = next(line for line in shown.getvalue().splitlines() if line.startswith("total"))
     assert len(total.split()) == 2  # no prediction for the hops: a sum of the others would look too small
 
