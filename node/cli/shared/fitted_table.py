@@ -25,11 +25,15 @@ class FittedTable(Table):
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         n_columns = len(self.columns)
-        needed = sum(map(_least_width, self.columns)) + n_columns * self._gap + n_columns - 1
-        if needed > options.max_width:
+        least, whole = zip(*map(_widths, self.columns), strict=True)
+        spare = options.max_width - sum(least) - n_columns * self._gap - (n_columns - 1)
+        if spare < 0:
             yield from self._paragraphs()
-        else:
-            yield from super().__rich_console__(console, options)
+            return
+        for column, narrow, wide in zip(self.columns, least, whole, strict=True):
+            column.width = min(wide, narrow + spare)
+            spare -= column.width - narrow
+        yield from super().__rich_console__(console, options)
 
     def _paragraphs(self) -> Iterator[Text | Padding]:
         """Of each row the first cell, and below it the others with their headings."""
@@ -51,12 +55,14 @@ class FittedTable(Table):
             yield Padding(rest, (0, 0, 0, 2))
 
 
-def _least_width(column: Column) -> int:
-    """What a column needs so that none of its texts is cut, and no word broken that may not be."""
-    header = Text.from_markup(str(column.header))
-    if column.overflow == "fold":
-        return header.cell_len
-    texts = [header, *(Text.from_markup(str(cell)) for cell in column.cells)]
+def _widths(column: Column) -> tuple[int, int]:
+    """What a column needs so that no text is cut, and no word broken that may not be; and for texts of one
+    line."""
+    header, *cells = (Text.from_markup(str(cell)) for cell in (column.header, *column.cells))
+    whole = max(text.cell_len for text in (header, *cells))
     if column.no_wrap:
-        return max(text.cell_len for text in texts)
-    return max((Text(word).cell_len for text in texts for word in text.plain.split()), default=0)
+        return whole, whole
+    words = header.plain.split()
+    if column.overflow != "fold":
+        words += [word for cell in cells for word in cell.plain.split()]
+    return max((Text(word).cell_len for word in words), default=0), whole
