@@ -98,7 +98,7 @@ class Meetings:
         return PeerUnreachableError(
             f"no peer of the swarm was found {where}{f' ({why})' if why else ''}",
             hint="Give --initial-peers with an address that swarm-node serve prints where it runs, or --join "
-            "with an invite: mDNS does not speak in such networks."
+            "with an invite."
             if why
             else "Start one (swarm-node serve), check --swarm and its key (or --join), or give "
             "--initial-peers where multicast is blocked.",

@@ -85,6 +85,8 @@ def test_blocks_are_read_both_ways() -> None:
         (["status", "--initial-peers"], "--initial-peers"),
         (["invite", "--lasts", "soon"], "--lasts"),
         (["fly"], "fly"),
+        (["chatt"], "Did you mean chat"),
+        (["serve", "--model", "x", "--kv-dtype", "int9"], "Did you mean int8"),
         ([], "COMMAND"),
     ],
 )
