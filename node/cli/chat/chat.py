@@ -36,6 +36,7 @@ from ..shared.output import route_table
 from ..shared.pasting import pasteable
 from .commands import COMMANDS, DEFAULT_MAX_NEW_TOKENS, SETTINGS, Command, parse, parse_setting
 from .conversation import Conversation, Message, read_saved
+from .held_keys import held_keys
 from .input import EditorSource, History, InputSource, PipeSource, ReadlineSource, default_history
 from .screen import JsonScreen, LiveScreen, PlainScreen, Screen, progress_of
 
@@ -47,8 +48,18 @@ def run_chat(arguments: argparse.Namespace) -> None:
 
     Errors end a chat that is read from a pipe; in a terminal they are shown, and it goes on.
     """
-    at_terminal = sys.stdin.isatty() and sys.stdout.isatty() and not arguments.json
-    screen = _screen(arguments, at_terminal)
+    with held_keys(has_editor(arguments)):
+        _converse(arguments)
+
+
+def has_editor(arguments: argparse.Namespace) -> bool:
+    """Whether messages are typed into prompt_toolkit's editor."""
+    return _is_live(arguments) and importlib.util.find_spec("prompt_toolkit") is not None
+
+
+def _converse(arguments: argparse.Namespace) -> None:
+    at_terminal = _at_terminal(arguments)
+    screen = _screen(arguments)
     conversation = _load(arguments.load) if arguments.load else Conversation()
     conversation.system = arguments.system or conversation.system
     settings = {**conversation.settings, **_given(arguments)}
@@ -368,24 +379,31 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _screen(arguments: argparse.Namespace, at_terminal: bool) -> Screen:
+def _at_terminal(arguments: argparse.Namespace) -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty() and not arguments.json
+
+
+def _is_live(arguments: argparse.Namespace) -> bool:
+    """Whether answers are drawn: on a terminal that can move its cursor."""
+    can_draw = not arguments.plain and os.environ.get("TERM") not in (None, "", "dumb")
+    return can_draw and _at_terminal(arguments)
+
+
+def _screen(arguments: argparse.Namespace) -> Screen:
     if arguments.json:
         return JsonScreen()
-    if at_terminal and not arguments.plain and os.environ.get("TERM") not in (None, "", "dumb"):
-        return LiveScreen()
-    return PlainScreen()
+    return LiveScreen() if _is_live(arguments) else PlainScreen()
 
 
 def _source(arguments: argparse.Namespace, at_terminal: bool, chat: Chat, screen: Screen) -> InputSource:
     if not at_terminal:
         return PipeSource()
     history = default_history() if arguments.history else History(None)
-    if isinstance(screen, PlainScreen):
-        return ReadlineSource(history)
-    if importlib.util.find_spec("prompt_toolkit") is None:
+    if has_editor(arguments):
+        return EditorSource(history, lambda: chat.toolbar)
+    if not isinstance(screen, PlainScreen):
         screen.note(NO_EDITOR)
-        return ReadlineSource(history)
-    return EditorSource(history, lambda: chat.toolbar)
+    return ReadlineSource(history)
 
 
 def _load(name: str) -> Conversation:

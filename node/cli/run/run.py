@@ -17,7 +17,8 @@ from ....swarm.types import Span
 from ...auto.plan import Outlook, is_served, look_ahead
 from ...config import NodeConfig
 from ...weights.pull import pull_model
-from ..chat.chat import run_chat
+from ..chat.chat import has_editor, run_chat
+from ..chat.held_keys import held_keys
 from ..shared.arguments import entry_of
 from ..shared.board import Board
 from ..shared.output import console, events, shown
@@ -32,7 +33,7 @@ _ROUTE_S = 30.0
 def run_run(arguments: argparse.Namespace) -> None:
     """Returns when the user leaves. Raises SwarmError."""
     talk = argparse.Namespace(**vars(arguments))  # hints after the end do not name the node that is gone
-    with ExitStack() as stack:
+    with held_keys(has_editor(arguments)), ExitStack() as stack:
         with Board("Looking for the swarm ...", speak=not arguments.json) as board:
             outlook = asyncio.run(_lacking(arguments, entry_of(arguments), board))
             if outlook is not None:

@@ -44,6 +44,21 @@ def start(tmp_path: Path) -> Iterator[Start]:
         terminal.close()
 
 
+def test_what_is_typed_before_the_editor_is_there_is_a_message(start: Start) -> None:
+    """Enter sends it, as it does in the editor, and nothing of it is shown in between."""
+    with start("Hello.", delay=0.05) as terminal:
+        terminal.wait_for("Opening the model")
+        terminal.type(f"first{ENTER}/model{ENTER}")
+        shown = terminal.wait_for("/help shows the commands")
+        assert "first" not in shown, "the terminal echoes nothing"
+        terminal.wait_for("first after")
+        terminal.wait_for("the chat takes")
+        terminal.wait_for(READY)
+        terminal.type(CTRL_D)
+        assert terminal.exit_code() == 0
+        assert terminal.echoes()
+
+
 def test_editor(start: Start, tmp_path: Path) -> None:
     with start("# Hi\n\n**there** \x1b[2J!" + " na" * 50, delay=0.01, NO_COLOR="1") as terminal:
         terminal.wait_for("/help shows the commands")
