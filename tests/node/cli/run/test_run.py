@@ -120,7 +120,7 @@ def test_a_question_is_answered_by_a_node_that_ends_with_the_chat(smollm2_path: 
 def test_however_it_ends_the_node_ends_with_it(
     smollm2_path: Path, own_home: None, number: int, code: int
 ) -> None:
-    with running(str(smollm2_path), "--kv-cache-tokens", "4096", "--temperature", "0") as process:
+    with running(str(smollm2_path), "--kv-cache-tokens", "4096") as process:
         event_of(process, "ready")
         node = node_of(process)
         os.kill(process.pid, number)
