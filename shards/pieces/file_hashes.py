@@ -137,7 +137,8 @@ def hash_files(
     stop: threading.Event | None = None,
     remembered: Path | None = None,
 ) -> dict[str, FileHashes]:
-    """The hashes by the same keys. Blocks while files are read; no file is opened if all is remembered.
+    """The hashes by the same keys, in their order. Blocks while files are read; none is opened if all is
+    remembered.
 
     ``piece_size``: bytes of the pieces to hash in the same reading; 0 for none. ``remembered``: the folder
     for results, by default one in the state folder. CheckpointError for files that cannot be read or change
@@ -162,7 +163,7 @@ def hash_files(
                 )
         _remember(folder, {states[key]: hashes for key, hashes in fresh.items()})
         found |= fresh
-    return found
+    return {key: found[key] for key in files}
 
 
 class _Reading:

@@ -52,6 +52,8 @@ def unit_text(service: Service, *, system: bool, version: int) -> str:
         else f"RestartSec={RESTART_EVENLY_S}"
     )
     online = "Wants=network-online.target\nAfter=network-online.target\n" if system else ""
+    if not service.user.isprintable():  # a line break would begin another setting
+        raise UsageError(f"{service.user!r} is no name of a user", hint="Name one that this machine has.")
     user = f"User={service.user}\n" if system and service.user else ""
     variables = "".join(
         f"Environment={_quoted(f'{name}={value}')}\n" for name, value in service.environment.items()

@@ -137,6 +137,17 @@ def test_a_link_that_leads_elsewhere_is_another_file(tmp_path: Path) -> None:
     assert hashes_of(link) != first
 
 
+def test_hashes_come_in_the_order_of_the_files_whichever_are_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_hashes, "SETTLED_S", 0.0)
+    files = {name: tmp_path / name for name in "abc"}
+    for name, path in files.items():
+        path.write_text(name)
+    hash_files({"c": files["c"]}, remembered=tmp_path / "memory")
+    assert list(hash_files(files, remembered=tmp_path / "memory")) == ["a", "b", "c"]
+
+
 def test_a_file_that_has_just_changed_is_not_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,11 @@ def test_a_folder_never_adds_to_a_unit(folder: str) -> None:
         unit_text(told, system=True, version=254)
 
 
+def test_a_user_never_adds_to_a_unit() -> None:
+    with pytest.raises(UsageError, match="is no name of a user"):
+        unit_text(service(user="root\nExecStart=/bin/x"), system=True, version=254)
+
+
 def test_it_has_time_to_drain_and_is_started_again_later_and_later() -> None:
     told = service_of(build_parser(), "serve", ["--model", "x", "--drain-seconds", "90"], {}, user="me")
     unit = read_unit(unit_text(told, system=True, version=254))
