@@ -44,16 +44,21 @@ async def run_serve(arguments: argparse.Namespace) -> None:
             at_end_of_input(stop)
         with on_stop_signals(stop):
             while not stop.requested:
-                if times is not None and not await times.may_serve(stop.wait()):
-                    display.stopped()
-                    return
-                node, weights = await _open_node(arguments, config, display)
+                if times is not None and not await stop.before(times.may_serve()):
+                    break
+                opened = await stop.before(_open_node(arguments, config, display))
+                if opened is None:
+                    break
+                node, weights = opened
                 stop.calls(node.request_stop)
                 async with display.status_line(node), node_metrics(arguments, node, weights):
                     if times is None:
                         await node.run()
                         return
                     await times.serve(node.run(), node.request_stop)
+                if stop.requested:
+                    return
+            display.stopped()
 
 
 async def _open_node(

@@ -11,11 +11,14 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from typing import TypeVar
 
 from ....swarm.errors import UsageError
 from ....swarm.runtime.tasks import end
 from ...volunteering.machine_state import MachineReader, MachineState
 from ...volunteering.policy import RestPolicy, VolunteerLimits
+
+T = TypeVar("T")
 
 LOOK_S = 5.0
 """Seconds between looks at the machine."""
@@ -36,10 +39,19 @@ class StopRequest:
             self._call()
 
     def calls(self, function: Callable[[], object]) -> None:
+        """``function`` is called for each signal from now on, and now if there was one."""
         self._call = function
+        if self.requested:
+            function()
 
-    async def wait(self) -> None:
-        await self._event.wait()
+    async def before(self, work: Coroutine[object, object, T]) -> T | None:
+        """What ``work`` gives; None where the request comes first, which ends it."""
+        working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(self._event.wait())
+        try:
+            await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+            return None if self.requested else working.result()
+        finally:
+            await end(working, stopping)
 
 
 class ServingTimes:
@@ -62,17 +74,10 @@ class ServingTimes:
         self._sleep = sleep
         self._why = ""
 
-    async def may_serve(self, stopped: Coroutine[object, object, None]) -> bool:
-        """Wait until the node may serve; False if ``stopped`` is over before."""
-        stopping = asyncio.ensure_future(stopped)
-        looking = asyncio.ensure_future(self._until(resting=False))
-        try:
-            await asyncio.wait((stopping, looking), return_when=asyncio.FIRST_COMPLETED)
-            if looking.done():
-                looking.result()
-            return not stopping.done()
-        finally:
-            await end(stopping, looking)
+    async def may_serve(self) -> bool:
+        """True, once the node may serve."""
+        await self._until(resting=False)
+        return True
 
     async def serve(self, run: Coroutine[object, object, None], leave: Callable[[], object]) -> None:
         """``run`` until it ends; ``leave`` is called when the node must rest. Raises what ``run`` raises."""

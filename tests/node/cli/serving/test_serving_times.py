@@ -44,7 +44,7 @@ class Machine:
 async def test_it_serves_rests_and_serves_again() -> None:
     machine = Machine()
     times = machine.times()
-    assert await times.may_serve(StopRequest().wait())
+    assert await times.may_serve()
     left = asyncio.Event()
 
     async def run() -> None:
@@ -55,7 +55,7 @@ async def test_it_serves_rests_and_serves_again() -> None:
     machine.look(on_mains=False)
     await serving
     assert machine.told == ["the machine runs on its battery"]
-    again = asyncio.create_task(times.may_serve(StopRequest().wait()))
+    again = asyncio.create_task(times.may_serve())
     machine.look(on_mains=False)
     machine.look(on_mains=True)
     assert await again
@@ -65,10 +65,10 @@ async def test_it_serves_rests_and_serves_again() -> None:
 async def test_a_request_to_stop_ends_the_rest() -> None:
     machine, stop = Machine(), StopRequest()
     machine.on_mains = False
-    waiting = asyncio.create_task(machine.times().may_serve(stop.wait()))
+    waiting = asyncio.create_task(stop.before(machine.times().may_serve()))
     await machine.was_told.wait()
     stop()
-    assert await waiting is False
+    assert await waiting is None
 
 
 async def test_a_node_that_ends_by_itself_is_not_asked_to_leave() -> None:
@@ -88,9 +88,31 @@ def test_each_signal_goes_to_what_runs() -> None:
     assert stop.requested
     calls: list[int] = []
     stop.calls(lambda: calls.append(1))
-    stop()
+    assert calls == [1], "the signal came before there was anything to stop"
     stop()
     assert calls == [1, 1]
+
+
+async def test_a_signal_while_the_model_is_looked_for_ends_that() -> None:
+    stop, ended = StopRequest(), asyncio.Event()
+
+    async def open_node() -> str:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        return "node"
+
+    opening = asyncio.create_task(stop.before(open_node()))
+    await asyncio.sleep(0)
+    stop()
+    assert await opening is None
+    assert ended.is_set()
+
+    async def opened() -> str:
+        return "node"
+
+    assert await StopRequest().before(opened()) == "node"
 
 
 def test_outside_its_hours_a_node_says_so_and_ctrl_c_ends_it(tmp_path: Path) -> None:
