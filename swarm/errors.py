@@ -46,7 +46,9 @@
     ├── OutputError                 standard output cannot be written               exit 7
     │   └── ReaderGoneError         nobody reads it any more: nothing is said       exit 141
     │       └── HungUpError         it is a terminal that was closed                exit 129
-    └── CopiedIdentityError         another machine runs under our identity         exit 8
+    ├── CopiedIdentityError         another machine runs under our identity         exit 8
+    ├── OwnNodeError                the node that `run` has started did not begin (node/cli/run/own_node)
+    └── ServiceManagerError         systemd or launchd refused (node/cli/service/calls)
 
 A class with a module in brackets is defined there: it carries that room's types, or is raised only there.
 Exceptions that never leave their room, such as those inside a repair, are not in the tree.

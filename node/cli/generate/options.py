@@ -96,10 +96,12 @@ def read_schema(path: str) -> str:
     """The text of a JSON schema. Raises UsageError for a file that cannot be read, or is not JSON."""
     try:
         text = read_given(path, MAX_SCHEMA_BYTES).decode()
-        json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(
-            f"cannot read the schema {path}: {getattr(error, 'strerror', None) or error}",
-            hint="Give a JSON file in UTF-8.",
-        ) from None
-    return text
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or str(error)
+    else:
+        try:
+            json.loads(text)
+            return text
+        except (ValueError, RecursionError) as error:
+            problem = f"it is not JSON: {error}"
+    raise UsageError(f"cannot read the schema {path}: {problem}", hint="Give a JSON file in UTF-8.")

@@ -50,6 +50,7 @@ def test_generate_json_is_one_stable_object(default_swarm: LocalSwarm, cli: Cli)
     assert set(result) == {
         *("text", "prompt_token_ids", "token_ids", "finish_reason", "route", "chains", "predicted"),
         *("timings", "repairs", "repaired", "model", "speculation", "logprobs", "passed_over"),
+        *("content", "reasoning_content"),
     }
     assert result["text"] == ANSWER
     assert result["finish_reason"] == "stop"
