@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 
@@ -24,8 +26,34 @@ class Check:
 
 
 def in_thread(name: str, look: Callable[[], Sequence[Finding]], limit_s: float = 30.0) -> Check:
-    """A check that blocks. One that exceeds its time goes on in its thread, unheard."""
-    return Check(name, lambda: asyncio.to_thread(look), limit_s)
+    """A check that blocks. One that exceeds its time goes on in its thread, unheard: nobody waits for it, as
+    asyncio would for a thread of its own, when the program ends."""
+
+    async def heard() -> Sequence[Finding]:
+        loop = asyncio.get_running_loop()
+        told: asyncio.Future[Sequence[Finding]] = loop.create_future()
+
+        def tell(found: Sequence[Finding] | None, error: Exception | None) -> None:
+            if told.done():
+                return
+            if error is not None:
+                told.set_exception(error)
+            else:
+                told.set_result(found or ())
+
+        def work() -> None:
+            found, fault = None, None
+            try:
+                found = look()
+            except Exception as error:  # noqa: BLE001 - it is raised where the check is awaited
+                fault = error
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(tell, found, fault)
+
+        threading.Thread(target=work, name=f"doctor-{name}", daemon=True).start()
+        return await told
+
+    return Check(name, heard, limit_s)
 
 
 async def examine(checks: Sequence[Check]) -> AsyncIterator[Finding]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Sequence
 
 from swarm_node.node.doctor.examination import Check, examine, in_thread
@@ -43,3 +45,19 @@ async def test_one_that_breaks_or_hangs_ends_no_other() -> None:
     assert torn.details == {"error": "/home/someone"}
     assert "someone" not in str(torn.as_dict(share=True))
     assert well == ok("well")
+
+
+def test_a_check_that_hangs_in_its_thread_does_not_keep_the_program() -> None:
+    never = threading.Event()
+
+    def hang() -> Sequence[Finding]:
+        never.wait(60)
+        return []
+
+    async def run() -> list[Health]:
+        return [each.health async for each in examine([in_thread("hangs", hang, 0.01)])]
+
+    began = time.monotonic()
+    assert asyncio.run(run()) == [Health.UNKNOWN]
+    assert time.monotonic() - began < 30, "the loop has waited for the thread"
+    never.set()
