@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from .finding import Finding, Health
@@ -30,28 +30,17 @@ def in_thread(name: str, look: Callable[[], Sequence[Finding]], limit_s: float =
     asyncio would for a thread of its own, when the program ends."""
 
     async def heard() -> Sequence[Finding]:
-        loop = asyncio.get_running_loop()
-        told: asyncio.Future[Sequence[Finding]] = loop.create_future()
-
-        def tell(found: Sequence[Finding] | None, error: Exception | None) -> None:
-            if told.done():
-                return
-            if error is not None:
-                told.set_exception(error)
-            else:
-                told.set_result(found or ())
+        told: Future[Sequence[Finding]] = Future()
+        told.set_running_or_notify_cancel()  # from now on it cannot be cancelled: who waits may go
 
         def work() -> None:
-            found, fault = None, None
             try:
-                found = look()
+                told.set_result(look())
             except Exception as error:  # noqa: BLE001 - it is raised where the check is awaited
-                fault = error
-            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-                loop.call_soon_threadsafe(tell, found, fault)
+                told.set_exception(error)
 
         threading.Thread(target=work, name=f"doctor-{name}", daemon=True).start()
-        return await told
+        return await asyncio.wrap_future(told)
 
     return Check(name, heard, limit_s)
 
