@@ -61,7 +61,7 @@ class Launchd:
 
     def uninstall(self, command: str) -> None:
         file = self.file_of(command)
-        check_installed(file, _label(command))
+        check_installed(file)
         ask(["launchctl", "bootout", self._target(command)])
         file.unlink()
 

@@ -67,9 +67,10 @@ def write_definition(file: Path, text: str) -> None:
         ) from None
 
 
-def check_installed(file: Path, name: str) -> None:
-    """Raises UsageError where there is no such file."""
+def check_installed(file: Path) -> None:
+    """Raises UsageError where there is no such file, which has the name of its service."""
     if not file.exists():
         raise UsageError(
-            f"{name} is not installed: there is no {file}", hint="`swarm-node service status` shows what is."
+            f"{file.stem} is not installed: there is no {file}",
+            hint="`swarm-node service status` shows what is.",
         )

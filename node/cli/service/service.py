@@ -11,7 +11,7 @@ from ....swarm.errors import UsageError
 from ..shared.output import answers, plural, print_json, print_text, shown
 from .definition import SERVICES, Service, service_of
 from .launchd import Launchd
-from .manager import ServiceManager, ServiceStatus
+from .manager import ServiceManager, ServiceStatus, check_installed
 from .systemd import Systemd, runs_systemd
 
 
@@ -95,7 +95,9 @@ def _check_user(user: str) -> None:
 
 def _uninstall(manager: ServiceManager, command: str, arguments: argparse.Namespace) -> None:
     file = manager.file_of(command)
-    if not arguments.dry_run:
+    if arguments.dry_run:
+        check_installed(file)
+    else:
         manager.uninstall(command)
     if arguments.json:
         print_json({"file": str(file), "removed": not arguments.dry_run})

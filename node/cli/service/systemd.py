@@ -50,7 +50,7 @@ class Systemd:
 
     def uninstall(self, command: str) -> None:
         file = self.file_of(command)
-        check_installed(file, unit_name(command))
+        check_installed(file)
         call([*self._systemctl, "disable", "--now", unit_name(command)])
         file.unlink()
         call([*self._systemctl, "daemon-reload"])

@@ -40,6 +40,21 @@ def test_a_dry_run_shows_the_unit_and_writes_nothing(
     assert shown.keys() == {"file", "text", "steps"}
 
 
+def test_a_dry_run_would_remove_only_what_is_installed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="swarm-node-serve is not installed"):
+        said(capsys, "uninstall serve --user --dry-run")
+    file = tmp_path / "systemd/user/swarm-node-serve.service"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert json.loads(said(capsys, "uninstall serve --user --dry-run --json")) == {
+        "file": str(file),
+        "removed": False,
+    }
+    assert file.exists()
+
+
 def test_where_there_is_no_manager_a_person_is_told() -> None:
     parser = build_parser()
     for action in ("install", "status", "uninstall"):
