@@ -10,6 +10,7 @@ from ..shared.arguments import (
     above_zero,
     add_compute,
     add_draft,
+    add_drain,
     add_http,
     add_peers,
     add_sideband,
@@ -62,13 +63,7 @@ def add_gateway(command: argparse.ArgumentParser) -> None:
     add_wait(command)
     add_speculate(command)
     add_draft(command)
-    command.add_argument(
-        "--drain-seconds",
-        type=seconds,
-        default=30.0,
-        metavar="SECONDS",
-        help="how long requests may finish after Ctrl-C or SIGTERM (default: %(default)s)",
-    )
+    add_drain(command, "requests")
 
 
 def _add_limits(command: argparse.ArgumentParser) -> None:

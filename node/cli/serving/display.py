@@ -95,11 +95,11 @@ class Display:
         self._board = Board("Starting ...", speak=console.is_terminal and not self._as_json)
 
     def __enter__(self) -> Display:
-        self._board.__enter__()
+        self._board.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._board.__exit__()
+        self._board.close()
 
     def on_progress(self, done: int, total: int, label: str) -> None:
         self._board.progress(done, total, label, "Loading")

@@ -22,14 +22,15 @@ from ..shared.arguments import (
     above_zero,
     add_cache_size,
     add_compute,
+    add_drain,
     add_memory,
     add_peers,
+    add_port,
     blocks,
     comma_list,
     count,
     port_number,
     positive_int,
-    seconds,
     share,
 )
 
@@ -68,9 +69,7 @@ def _add_listen(command: argparse.ArgumentParser, *, port: int) -> None:
         help="address to listen on: 127.0.0.1 or ::1 for this machine only, 0.0.0.0 or :: for all of IPv4 or "
         "of IPv6 (default: any, which is all of both)",
     )
-    command.add_argument(
-        "--port", type=port_number, default=port, help="TCP port, 0 takes a free one (default: %(default)s)"
-    )
+    add_port(command, port)
     command.add_argument(
         "--announce",
         metavar="MADDR",
@@ -195,13 +194,7 @@ def add_serve(command: argparse.ArgumentParser) -> None:
     _add_weights(command)
     _add_volunteering(command)
     add_metrics(command)
-    command.add_argument(
-        "--drain-seconds",
-        type=seconds,
-        default=30.0,
-        metavar="SECONDS",
-        help="how long running sessions may finish after Ctrl-C or SIGTERM (default: %(default)s)",
-    )
+    add_drain(command, "running sessions")
     command.add_argument(
         "--until-eof",
         action="store_true",

@@ -174,9 +174,7 @@ def add_http(command: argparse.ArgumentParser, *, port: int, without_keys: str) 
         help="address to listen on; :: is every address, of IPv4 too (default: %(default)s, this computer "
         "only)",
     )
-    command.add_argument(
-        "--port", type=port_number, default=port, help="TCP port, 0 takes a free one (default: %(default)s)"
-    )
+    add_port(command, port)
     command.add_argument(
         "--api-key-file",
         default=None,
@@ -190,6 +188,22 @@ def add_http(command: argparse.ArgumentParser, *, port: int, without_keys: str) 
         help="serve HTTPS with this certificate, a PEM file with its chain; read again when it changes",
     )
     command.add_argument("--tls-key", default=None, metavar="FILE", help="the key of --tls-cert, a PEM file")
+
+
+def add_port(command: argparse.ArgumentParser, port: int) -> None:
+    command.add_argument(
+        "--port", type=port_number, default=port, help="TCP port, 0 takes a free one (default: %(default)s)"
+    )
+
+
+def add_drain(command: argparse.ArgumentParser, what: str) -> None:
+    command.add_argument(
+        "--drain-seconds",
+        type=seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help=f"how long {what} may finish after Ctrl-C or SIGTERM (default: %(default)s)",
+    )
 
 
 def add_model(command: argparse.ArgumentParser) -> None:

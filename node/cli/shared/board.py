@@ -60,13 +60,16 @@ class Board:
         self._live = Live(get_renderable=self._render, console=console, transient=True, refresh_per_second=8)
 
     def __enter__(self) -> Self:
-        if self.is_live:
-            self._live.start()
-        self._line.start()
+        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def start(self) -> None:
+        if self.is_live:
+            self._live.start()
+        self._line.start()
 
     def close(self) -> None:
         """Nothing is waited for any more. Idempotent."""
