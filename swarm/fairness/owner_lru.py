@@ -38,6 +38,10 @@ class OwnerLru(Generic[T]):
         """The sum over all things of one owner."""
         return self._peers[owner]
 
+    def oldest_of(self, owner: Holder) -> T:
+        """The thing of this owner that was used least recently. Raises KeyError where it has none."""
+        return next(iter(self._owned[owner]))
+
     def add(self, owner: Holder, thing: T, size: int) -> None:
         """Keep a new thing, as used just now."""
         if thing in self._owners:
@@ -66,7 +70,7 @@ class OwnerLru(Generic[T]):
         peer_id = None if group is None else self._by_group[group].heaviest(_anybody)
         if group is None or peer_id is None:
             raise LocalProtocolError("there is no entry to give up")
-        thing = next(iter(self._owned[Holder(peer_id, group)]))
+        thing = self.oldest_of(Holder(peer_id, group))
         self.remove(thing)
         return thing
 

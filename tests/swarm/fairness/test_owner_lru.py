@@ -40,6 +40,8 @@ def test_any_schedule_gives_up_the_oldest_thing_of_who_has_most(moves) -> None:
             assert thing == next(each[1] for each in kept if each[0] == owner)
             kept = [each for each in kept if each[1] != thing]
         assert (lru.size, len(lru)) == (sum(each[2] for each in kept), len(kept))
+        for owner in {each[0] for each in kept}:
+            assert lru.oldest_of(owner) == next(each[1] for each in kept if each[0] == owner)
         assert all(lru.size_of(o) == sum(each[2] for each in kept if each[0] == o) for o in OWNERS)
     assert sorted(lru.pop() for _ in kept) == sorted(each[1] for each in kept)
     with pytest.raises(LocalProtocolError):

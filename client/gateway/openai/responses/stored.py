@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .....swarm.fairness.owner_lru import OwnerLru
+from .....swarm.fairness.shares import Holder
 from ....http.body import to_json
 from ....http.errors import ApiError
 
@@ -49,7 +50,7 @@ class StoredResponses:
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._stored: dict[str, StoredResponse] = {}  # in order of their age
-        self._bytes: Counter[str] = Counter()  # by caller
+        self._kept: OwnerLru[str] = OwnerLru()  # the same, in bytes
 
     def __len__(self) -> int:
         return len(self._stored)
@@ -60,14 +61,15 @@ class StoredResponses:
         stored = StoredResponse(caller, body, turns, now + KEPT_S)
         if stored.nbytes > MAX_ONE_BYTES:
             return
+        owner = Holder(caller)
         self._stored[response_id] = stored
-        self._bytes[caller] += stored.nbytes
+        self._kept.add(owner, response_id, stored.nbytes)
         while self._stored and next(iter(self._stored.values())).until <= now:
             self._forget(next(iter(self._stored)))
-        while self._bytes[caller] > MAX_CALLER_BYTES:
-            self._forget_oldest_of(caller)
-        while self._bytes.total() > MAX_BYTES or len(self._stored) > MAX_RESPONSES:
-            self._forget_oldest_of(max(self._bytes, key=self._bytes.__getitem__))
+        while self._kept.size_of(owner) > MAX_CALLER_BYTES:
+            self._forget(self._kept.oldest_of(owner))
+        while self._kept.size > MAX_BYTES or len(self._stored) > MAX_RESPONSES:
+            del self._stored[self._kept.pop()]
 
     def get(self, caller: str, response_id: str) -> StoredResponse:
         """Changes nothing: any thread may ask. Raises ApiError 404."""
@@ -92,11 +94,6 @@ class StoredResponses:
         self._forget(response_id)
         return to_json({"id": response_id, "object": "response", "deleted": True})
 
-    def _forget_oldest_of(self, caller: str) -> None:
-        self._forget(next(key for key, each in self._stored.items() if each.caller == caller))
-
     def _forget(self, response_id: str) -> None:
-        gone = self._stored.pop(response_id)
-        self._bytes[gone.caller] -= gone.nbytes
-        if not self._bytes[gone.caller]:
-            del self._bytes[gone.caller]
+        del self._stored[response_id]
+        self._kept.remove(response_id)
