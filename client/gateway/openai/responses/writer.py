@@ -88,6 +88,8 @@ class ResponseWriter(Writer):
     def _delta(self, text: str, tokens: Sequence[TokenEvent]) -> str:
         self._texts.append(text)
         self._tokens += tokens
+        if not self._request.stream:
+            return ""
         name = _PARTS[self._kind]
         if tokens:
             logprobs = token_logprobs(tokens, self._token_bytes)
@@ -136,6 +138,9 @@ class ResponseWriter(Writer):
         return self._event(event, item_id=self._id, output_index=len(self.items), content_index=0, **more)
 
     def _event(self, event: str, /, **more: Any) -> str:
+        """Nothing where the answer comes in one piece: of that, only the items are told."""
+        if not self._request.stream:
+            return ""
         kind = f"response.{event}"
         told = {"type": kind, "sequence_number": self._sent, **more}
         self._sent += 1
