@@ -11,7 +11,7 @@ from ...dht.directory import ALONE_S, Directory
 from ...swarm.errors import BusyError, NetworkError
 from ...swarm.peer_health import PeerHealth
 from ...swarm.placement.demand import WantedModel
-from ...swarm.routing.best_route import NoRouteError
+from ...swarm.routing.best_route import NoRouteError, missing_blocks
 from ...swarm.types import ModelRef, NodeInfo, NodeState, Span
 from .announcements import Announcements
 from .bans import Bans
@@ -208,6 +208,5 @@ class RouteWait:
 
 def _is_loading(missing: Sequence[Span], nodes: Sequence[NodeInfo]) -> bool:
     """Whether nodes load all that is missing."""
-    spans = [node.span for node in nodes if node.state is NodeState.JOINING]
-    blocks = [block for hole in missing for block in range(hole.start, hole.end)]
-    return bool(blocks) and all(any(block in span for span in spans) for block in blocks)
+    joining = [node for node in nodes if node.state is NodeState.JOINING]
+    return bool(missing) and not any(missing_blocks(joining, hole.end, start=hole.start) for hole in missing)
