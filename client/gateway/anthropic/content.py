@@ -94,7 +94,7 @@ def _tool_result(block: BodyFields, names: dict[str, str]) -> dict[str, Any]:
 
 
 def _text(fields: BodyFields, name: str) -> str:
-    """ "" for none."""
+    """Empty where there is none."""
     return text_in(fields, name, _text_block) or ""
 
 

@@ -62,5 +62,5 @@ def _message(item: BodyFields, names: dict[str, str]) -> dict[str, Any]:
 
 
 def _text(item: BodyFields, field: str) -> str:
-    """ "" for none."""
+    """Empty where there is none."""
     return text_in(item, field, _part) or ""
