@@ -81,6 +81,14 @@ class Feed:
         found = expression.search(self._text, self.at)
         return (self.left, None) if found is None else (found.start() - self.at, found)
 
+    def search_within(self, most: int, expression: re.Pattern[str]) -> tuple[int, re.Match[str] | None]:
+        """As ``search``, of something before which at most ``most`` characters may stand. Raises Mismatch
+        where there are more; no others are looked at, since much text may be held back."""
+        found = expression.search(self._text, self.at, self.at + most + 1)
+        if found is None and self.left > most:
+            raise Mismatch
+        return (self.left, None) if found is None else (found.start() - self.at, found)
+
     def read_from(self, start: int) -> str:
         """What was read since ``at`` was ``start``."""
         return self._text[start : self.at]

@@ -108,9 +108,7 @@ def _unescaped(escape: re.Match[str]) -> str:
 
 def _scalar(feed: Feed) -> Reading[Any]:
     while True:
-        place, found = feed.search(_END)
-        if place > MAX_SCALAR:
-            raise Mismatch
+        place, found = feed.search_within(MAX_SCALAR, _END)
         if found or feed.is_over:
             break
         yield from feed.more()

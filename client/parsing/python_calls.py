@@ -82,8 +82,8 @@ def _call(feed: Feed, names: AbstractSet[str]) -> Reading[ToolCall]:
 def _key(feed: Feed) -> Reading[str]:
     yield from feed.space()
     while True:
-        place, found = feed.search(_NO_KEY)
-        if place > MAX_KEY or (found and not place):
+        place, found = feed.search_within(MAX_KEY, _NO_KEY)
+        if found and not place:
             raise Mismatch
         if found:
             break

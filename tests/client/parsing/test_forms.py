@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -303,6 +304,18 @@ def test_plain_words_are_shown_at_once(case: tuple[Family, str, Heard]) -> None:
     for character in "Hello all":
         found = heard(reading, [character], flush=False)
         assert (found.text + found.thoughts).strip() == character.strip()
+
+
+def test_half_calls_that_were_held_back_are_let_go_at_once() -> None:
+    """A gateway's loop stands still meanwhile. A minute is what it was where each half call looked at all of
+    the text behind it."""
+    half = "\n<function_calls>\nweather(city="
+    held = "[weather(city='" + half * 40_000
+    reading = _reader(OLMO)
+    assert not heard(reading, [held], flush=False).text
+    began = time.process_time()
+    assert heard(reading, ["' no"]).text == held + "' no"
+    assert time.process_time() - began < 10
 
 
 def test_ids_are_those_that_templates_take() -> None:
