@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from ...swarm.types import ModelRef, NodeInfo, NodeState, Span
+from ...swarm.types import NodeInfo, NodeState, Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,22 +15,6 @@ class Stretch:
 
     span: Span
     servers: int
-
-
-def by_model(nodes: Iterable[NodeInfo]) -> dict[str, list[NodeInfo]]:
-    """The nodes of each model, by its digest."""
-    found: dict[str, list[NodeInfo]] = {}
-    for node in nodes:
-        found.setdefault(node.model.digest, []).append(node)
-    return found
-
-
-def model_of(nodes: Sequence[NodeInfo]) -> ModelRef:
-    """What most of a model's nodes say that it is: its digest alone says neither name nor number of
-    blocks."""
-    said = Counter((node.model.name, node.model.n_blocks) for node in nodes)
-    (usual, _), *_ = said.most_common(1)
-    return next(node.model for node in nodes if (node.model.name, node.model.n_blocks) == usual)
 
 
 def coverage(nodes: Iterable[NodeInfo], n_blocks: int) -> list[Stretch]:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from ...swarm.naming.announced import by_model, model_of
 from ...swarm.runtime.histogram import Distribution
 from ...swarm.types import NodeInfo, NodeState
-from .coverage import by_model, coverage, model_of, throughput
+from .coverage import coverage, throughput
 from .picture import number
 from .source import Counters
 

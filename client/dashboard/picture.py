@@ -15,11 +15,12 @@ from typing import Any
 
 from ...dht.left_out import LeftOut
 from ...swarm.names import told_apart
+from ...swarm.naming.announced import by_model, model_of
 from ...swarm.placement.demand import Demand, Wanted, tally
 from ...swarm.terminal_text import visible_line
 from ...swarm.transport.address_groups import networks
 from ...swarm.types import Hop, ModelRef, NodeInfo, NodeState, Span, short_peer_id
-from .coverage import by_model, coverage, model_of, throughput
+from .coverage import coverage, throughput
 from .source import Counters, OwnWork, RunningAnswer, SeenRepair
 
 MOST_NODES = 2000

@@ -11,10 +11,10 @@ from typing import Any
 from ...dht.directory import Directory
 from ...swarm.errors import UsageError
 from ...swarm.names import ModelName, did_you_mean, listed, matching
+from ...swarm.naming.announced import by_model, model_of
 from ...swarm.routing.best_route import missing_blocks
 from ...swarm.types import ModelRef, NodeInfo, NodeState, Span
 from ..async_model import AsyncSwarmModel
-from ..dashboard.coverage import by_model, model_of
 from ..http.errors import ApiError, serve_commands
 from .answers.offered import Offered
 

@@ -10,12 +10,17 @@ from ...dht.directory import TTL_S
 from ...dht.joining.client import join_as_client
 from ...swarm.errors import NetworkError, NotAdmittedError
 from ...swarm.membership.entry import SwarmEntry
+from ...swarm.names import told_apart
+from ...swarm.naming.announced import by_model, model_of
 from ...swarm.routing.best_route import missing_blocks
 from ...swarm.types import NodeInfo, NodeState
 from .finding import Finding, Health
 
 CLOCK_S = 20.0
 """A clock that is this many seconds apart from the others' makes announcements end early, or be refused."""
+MOST_MODELS = 16
+"""Models that lack blocks are named up to this number, those with the most nodes first: strangers may
+announce any number of them."""
 
 
 async def look_at_swarm(entry: SwarmEntry) -> Sequence[Finding]:
@@ -44,7 +49,7 @@ async def look_at_swarm(entry: SwarmEntry) -> Sequence[Finding]:
     finally:
         await network.close()
     found = [_directory(nodes, is_alone=is_alone, left_out=len(left_out)), clock_of(nodes, time.time())]
-    return [*found, *_models(nodes)]
+    return [*found, *models_of(nodes)]
 
 
 def _directory(nodes: Sequence[NodeInfo], *, is_alone: bool, left_out: int) -> Finding:
@@ -73,22 +78,24 @@ def clock_of(nodes: Sequence[NodeInfo], now: float) -> Finding:
     return Finding("clock", Health.OK, "it agrees with that of the nodes")
 
 
-def _models(nodes: Sequence[NodeInfo]) -> list[Finding]:
-    by_digest: dict[str, list[NodeInfo]] = {}
-    for node in nodes:
-        by_digest.setdefault(node.model.digest, []).append(node)
+def models_of(nodes: Sequence[NodeInfo]) -> list[Finding]:
+    found = by_model(nodes)
+    models = {digest: model_of(of_model) for digest, of_model in found.items()}
     lacking = {}
-    for of_model in by_digest.values():
+    for digest, of_model in found.items():
         online = [node for node in of_model if node.state is NodeState.ONLINE]
-        model = of_model[0].model
-        if missing := missing_blocks(online, model.n_blocks):
-            lacking[model.name] = ", ".join(map(str, missing))
-    if not by_digest:
+        if missing := missing_blocks(online, models[digest].n_blocks):
+            lacking[digest] = ", ".join(map(str, missing))
+    if not found:
         return []
-    whole = len(by_digest) - len(lacking)
-    says = f"{whole} of {len(by_digest)} models have all blocks served"
+    says = f"{len(found) - len(lacking)} of {len(found)} models have all blocks served"
     if not lacking:
         return [Finding("models of the swarm", Health.OK, says)]
     advice = "`swarm-node status` names the blocks, and the commands that serve them."
-    details = {name: f"no node serves {blocks}" for name, blocks in lacking.items()}
+    known = [(model.name, model.digest) for model in models.values()]
+    largest = sorted(lacking, key=lambda digest: (-len(found[digest]), digest))[:MOST_MODELS]
+    details = {
+        told_apart(models[digest].name, digest, known): f"no node serves {lacking[digest]}"
+        for digest in largest
+    }
     return [Finding("models of the swarm", Health.WARN, says, advice, details)]

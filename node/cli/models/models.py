@@ -14,6 +14,7 @@ from ....shards.checkpoint.local_models import ModelFiles, default_local_models,
 from ....shards.checkpoint.lookup import find_local
 from ....swarm.errors import NetworkError, UsageError
 from ....swarm.names import DIGEST_CHARS, ModelName, digest_prefix, is_same_name
+from ....swarm.naming.announced import by_model, model_of
 from ....swarm.placement.demand import Demand, tally
 from ....swarm.routing.best_route import missing_blocks
 from ....swarm.types import ModelRef, NodeInfo, NodeState
@@ -196,10 +197,7 @@ def _since(first: Mapping[str, datetime], ref: ModelRef) -> str:
 
 
 def _by_model(nodes: Sequence[NodeInfo]) -> list[tuple[Any, list[NodeInfo]]]:
-    by_digest: dict[str, list[NodeInfo]] = {}
-    for node in nodes:
-        by_digest.setdefault(node.model.digest, []).append(node)
-    found = [(holders[0].model, holders) for holders in by_digest.values()]
+    found = [(model_of(holders), holders) for holders in by_model(nodes).values()]
     return sorted(found, key=lambda item: (item[0].name, item[0].digest))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from ....dht.left_out import LeftOut
+from ....swarm.naming.announced import by_model, model_of
 from ....swarm.placement.demand import Demand
 from ....swarm.routing.best_route import missing_blocks
 from ....swarm.transport.address_groups import networks
@@ -22,10 +23,7 @@ def build_report(
 ) -> dict[str, Any]:
     """The object that ``status --json`` prints: models by name, each with its nodes by first block; what is
     wanted; peers whose announcements cannot be used; and whether the peers that were asked reach no other."""
-    by_model: dict[str, list[NodeInfo]] = {}
-    for node in nodes:
-        by_model.setdefault(node.model.digest, []).append(node)
-    models = [_report_model(found[0].model, found, silent) for found in by_model.values()]
+    models = [_report_model(model_of(found), found, silent) for found in by_model(nodes).values()]
     return {
         "models": sorted(models, key=lambda model: (model["name"], model["digest"])),
         "wanted": demand_report(demand),

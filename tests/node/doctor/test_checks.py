@@ -159,6 +159,30 @@ def test_the_clock(shift: float, health: Health, way: str) -> None:
     assert swarm.clock_of([], now).health is Health.UNKNOWN
 
 
+def _announced(digest: str, name: str = "m", n_blocks: int = 4) -> NodeInfo:
+    return NodeInfo("p", (), ModelRef(name, digest, n_blocks), Span(0, 2), NodeState.ONLINE)
+
+
+def test_models_of_one_name_are_counted_and_named_apart() -> None:
+    (finding,) = swarm.models_of([_announced("ab" * 32), _announced("cd" * 32)])
+    assert finding.says == "0 of 2 models have all blocks served"
+    assert list(finding.details) == ["m@abababababab", "m@cdcdcdcdcdcd"]
+
+
+def test_a_stranger_does_not_rename_a_model_or_make_it_shorter() -> None:
+    honest = [_announced("ab" * 32), _announced("ab" * 32)]
+    (finding,) = swarm.models_of([_announced("ab" * 32, "evil", 2), *honest])
+    assert finding.health is Health.WARN
+    assert finding.details == {"m": "no node serves 2-3"}
+
+
+def test_of_many_models_some_are_named() -> None:
+    many = [_announced(f"{number:064x}") for number in range(2000)]
+    (finding,) = swarm.models_of(many)
+    assert finding.says == "0 of 2000 models have all blocks served"
+    assert len(finding.details) == swarm.MOST_MODELS
+
+
 def test_model_files(home: Path) -> None:
     assert the_one(models.look_at_models()).says == "none is here"
     (home / "models").mkdir()

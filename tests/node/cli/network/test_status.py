@@ -167,6 +167,13 @@ def test_one_name_with_two_digests_is_two_models() -> None:
     assert all(model["missing"] == [] for model in report["models"])
 
 
+def test_a_stranger_does_not_rename_a_model_or_make_it_longer() -> None:
+    stranger = _node("0", 0, 1, ModelRef("evil", MODEL.digest, 4096))
+    (model,) = build_report([stranger, _node("a", 0, 10), _node("b", 10, 30)])["models"]
+    assert (model["name"], model["n_blocks"], model["missing"]) == ("tiny", 30, [])
+    assert len(model["nodes"]) == 3
+
+
 def test_an_empty_swarm_has_no_models() -> None:
     assert build_report([]) == {"models": [], "wanted": [], "left_out": [], "alone": False}
 
