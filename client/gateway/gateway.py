@@ -188,10 +188,8 @@ class Gateway:
                 finally:
                     self._embedding.discard(dropped)
                 self.usage.note(caller, model_id, sum(each.tokens for each in embeddings), 0)
-                body = write(request, model_id, embeddings)
-                await call.reply(
-                    await asyncio.to_thread(to_json, body), headers=ignored_header(request.ignored)
-                )
+                body = await asyncio.to_thread(lambda: to_json(write(request, model_id, embeddings)))
+                await call.reply(body, headers=ignored_header(request.ignored))
 
         return answer
 
