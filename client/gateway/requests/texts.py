@@ -6,10 +6,10 @@ from typing import Any
 
 from ...http.errors import wrong
 from .fields import BodyFields, integers, kind_of, text_of
+from .messages import MAX_TEXT
 
 MAX_TEXT_TOKENS = 4 * 1024 * 1024
-MAX_TEXT = 16 * 1024 * 1024
-"""Token ids, or characters, of one text at most: the body's bound is usually reached first."""
+"""Token ids of one text at most: the body's bound is usually reached first."""
 
 
 def read_texts(
