@@ -17,6 +17,7 @@ from ...dht.left_out import LeftOut
 from ...swarm.names import told_apart
 from ...swarm.naming.announced import by_model, model_of
 from ...swarm.placement.demand import Demand, Wanted, tally
+from ...swarm.routing.best_route import serve_command
 from ...swarm.terminal_text import visible_line
 from ...swarm.transport.address_groups import networks
 from ...swarm.types import Hop, ModelRef, NodeInfo, NodeState, Span, short_peer_id
@@ -65,8 +66,7 @@ def swarm_sections(reading: Reading, complete: Complete) -> dict[str, dict[str, 
     known = [(model.name, model.digest) for model in models.values()]
 
     def fill(model: ModelRef, span: Span) -> str:
-        which = shlex.quote(told_apart(model.name, model.digest, known))
-        return complete(f"swarm-node serve --model {which} --blocks {span}")
+        return complete(serve_command(told_apart(model.name, model.digest, known), span))
 
     return {
         "models": {digest: _model(models[digest], found[digest], fill) for digest in largest},

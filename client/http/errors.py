@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ from ...swarm.errors import (
     SwarmError,
     UsageError,
 )
-from ...swarm.routing.best_route import NoRouteError
+from ...swarm.routing.best_route import NoRouteError, serve_command
 
 RETRY_S = 2
 """The seconds of ``Retry-After`` if no better time is known."""
@@ -82,9 +81,8 @@ def internal() -> ApiError:
 
 def serve_commands(blocks: Sequence[str], model: str, initial_peers: str) -> list[str]:
     """The commands that would fill blocks that no node serves."""
-    begin = f"swarm-node serve --model {shlex.quote(model or 'PATH_OR_NAME')} --blocks"
     through = f" --initial-peers {initial_peers}" if initial_peers else ""
-    return [f"{begin} {span}{through}" for span in blocks]
+    return [f"{serve_command(model or 'PATH_OR_NAME', span)}{through}" for span in blocks]
 
 
 def said(error: SwarmError) -> str:

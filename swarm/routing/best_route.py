@@ -101,9 +101,14 @@ class NoRouteError(RouteError):
         self.seen = seen
 
 
+def serve_command(model: str, blocks: Span | str) -> str:
+    """What serves these blocks of ``model``, as the swarm calls it or as a path."""
+    return f"swarm-node serve --model {quote(model)} --blocks {blocks}"
+
+
 def start_a_peer(blocks: Span, model: str = "NAME") -> str:
     """The hint where nobody serves these blocks of ``model``, as the swarm calls it, if that is known."""
-    return f"Start a peer with: `swarm-node serve --model {quote(model)} --blocks {blocks}`"
+    return f"Start a peer with: `{serve_command(model, blocks)}`"
 
 
 class Prices:
