@@ -24,13 +24,7 @@ def families(node: Node, weights: WeightService) -> Iterator[Family]:
         {(node.peer_id, node.config.name, model, blocks): 1},
         ("peer_id", "name", "model", "blocks"),
     )
-    yield gauge(
-        "swarm_node_state",
-        "1 for the state that the node is in.",
-        {(state.value,): state is figures.state for state in NodeState},
-        ("state",),
-    )
-    yield gauge("swarm_node_ready", "1 while a span is served and the swarm knows.", figures.ready)
+    yield from _state(figures.state.value, figures.ready)
     yield gauge("swarm_node_uptime_seconds", "Seconds since the node began.", figures.uptime_s)
     yield from _work(figures.work)
     if figures.load is not None:
@@ -41,6 +35,21 @@ def families(node: Node, weights: WeightService) -> Iterator[Family]:
         {("sent",): weights.sent_bytes, ("received",): weights.fetched_bytes},
         ("direction",),
     )
+
+
+def without_node(state: str) -> Iterator[Family]:
+    """Of a command that has no node now, and what it does instead."""
+    yield from _state(state, False)
+
+
+def _state(now: str, ready: bool) -> Iterator[Family]:
+    yield gauge(
+        "swarm_node_state",
+        "1 for the state that the node is in.",
+        {**{(state.value,): 0 for state in NodeState}, (now,): 1},
+        ("state",),
+    )
+    yield gauge("swarm_node_ready", "1 while a span is served and the swarm knows.", ready)
 
 
 def _work(work: WorkTotals) -> Iterator[Family]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
+from ....swarm.types import NodeState
 from ...config import NodeEvent, OnEvent
 from ..shared.output import console, shown
 
@@ -16,25 +16,53 @@ if TYPE_CHECKING:
     from ...node import Node
     from ...weights.sharing import WeightService
 
+RESTING = "resting"
+"""The state of a command whose limits forbid it to have a node now."""
+
+
+class ServeMetrics:
+    """What the figures of ``swarm-node serve`` are of: the node that it has, or none. ``rests``: whether it
+    has none because it rests."""
+
+    def __init__(self, rests: Callable[[], bool]) -> None:
+        self._rests = rests
+        self._now: tuple[Node, WeightService] | None = None
+
+    @contextmanager
+    def of(self, node: Node, weights: WeightService) -> Iterator[None]:
+        """They are of this node meanwhile."""
+        self._now = node, weights
+        try:
+            yield
+        finally:
+            self._now = None
+
+    def state(self) -> tuple[str, bool]:
+        """And whether it is ready."""
+        if self._now is None:
+            return RESTING if self._rests() else NodeState.JOINING.value, False
+        node, _ = self._now
+        return node.state.value, node.figures().ready
+
+    def load(self) -> Callable[[], Iterable[Family]]:
+        from .families import families, without_node
+
+        def current() -> Iterable[Family]:
+            return without_node(self.state()[0]) if self._now is None else families(*self._now)
+
+        return current
+
 
 @asynccontextmanager
 async def node_metrics(
-    arguments: argparse.Namespace, node: Node, weights: WeightService
-) -> AsyncIterator[None]:
-    """Serve what the options ask for, of a node. Raises UsageError and ListenError."""
-
-    def load() -> Callable[[], Iterable[Family]]:
-        from .families import families
-
-        return partial(families, node, weights)
-
-    def state() -> tuple[str, bool]:
-        return node.state.value, node.figures().ready
-
-    async with _served(arguments, load, state) as url:
+    arguments: argparse.Namespace, on_event: OnEvent, rests: Callable[[], bool]
+) -> AsyncIterator[ServeMetrics]:
+    """Serve what the options ask for, of a command that serves. Raises UsageError and ListenError."""
+    metrics = ServeMetrics(rests)
+    async with _served(arguments, metrics.load, metrics.state) as url:
         if url:
-            node.emit("metrics", url=url)
-        yield
+            on_event(NodeEvent("metrics", details={"url": url}))
+        yield metrics
 
 
 class BootstrapState:

@@ -42,23 +42,34 @@ async def run_serve(arguments: argparse.Namespace) -> None:
         stop = StopRequest()
         if arguments.until_eof:
             at_end_of_input(stop)
+
+        def rests() -> bool:
+            return times is not None and times.rests
+
         with on_stop_signals(stop):
-            while not stop.requested:
-                if times is not None and not await stop.before(times.may_serve()):
-                    break
-                opened = await stop.before(_open_node(arguments, config, display))
-                if opened is None:
-                    break
-                node, weights = opened
-                stop.calls(node.request_stop)
-                async with display.status_line(node), node_metrics(arguments, node, weights):
-                    if times is None:
-                        await node.run()
+            async with node_metrics(arguments, display.on_event, rests) as metrics:
+                while not stop.requested:
+                    if times is not None and not await stop.before(times.may_serve()):
+                        break
+                    opened = await stop.before(_open_node(arguments, config, display))
+                    if opened is None:
+                        break
+                    node, weights = opened
+                    stop.calls(node.request_stop)
+                    with metrics.of(node, weights):
+                        await _run(node, times, display)
+                    if times is None or stop.requested:
                         return
-                    await times.serve(node.run(), node.request_stop)
-                if stop.requested:
-                    return
-            display.stopped()
+                display.stopped()
+
+
+async def _run(node: Node, times: ServingTimes | None, display: Display) -> None:
+    """Until it ends, or must rest."""
+    async with display.status_line(node):
+        if times is None:
+            await node.run()
+        else:
+            await times.serve(node.run(), node.request_stop)
 
 
 async def _open_node(

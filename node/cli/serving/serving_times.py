@@ -74,6 +74,11 @@ class ServingTimes:
         self._sleep = sleep
         self._why = ""
 
+    @property
+    def rests(self) -> bool:
+        """Whether it may not serve now."""
+        return bool(self._why)
+
     async def may_serve(self) -> bool:
         """True, once the node may serve."""
         await self._until(resting=False)

@@ -29,6 +29,7 @@ def arguments(words: str, command: str = "serve --model x") -> argparse.Namespac
 class Case:
     def __init__(self, model: str) -> None:
         self.events: list[NodeEvent] = []
+        self.rests = False
         config = NodeConfig(
             model=model, blocks=Span(1, 3), threads=1, kv_cache_tokens=300, quantize="none", name="kitchen"
         )
@@ -38,10 +39,11 @@ class Case:
 
     @asynccontextmanager
     async def served(self, words: str = "--metrics 0") -> AsyncIterator[httpx2.AsyncClient]:
-        async with node_metrics(arguments(words), self.node, self.weights):
+        async with node_metrics(arguments(words), self.events.append, lambda: self.rests) as metrics:
             (event,) = (event for event in self.events if event.event == "metrics")
             async with httpx2.AsyncClient(base_url=str(event.details["url"]), verify=False) as http:
-                yield http
+                with metrics.of(self.node, self.weights):
+                    yield http
 
 
 @pytest.fixture
@@ -83,8 +85,25 @@ async def test_a_node_is_alive_before_it_is_ready_and_tells_what_it_does(case: C
         assert (await http.get("/ready")).status_code == 503
 
 
+async def test_a_command_without_a_node_is_alive_and_tells_whether_it_rests(case: Case) -> None:
+    async with node_metrics(arguments("--metrics 0"), case.events.append, lambda: case.rests) as metrics:
+        url = str(case.events[0].details["url"])
+        async with httpx2.AsyncClient(base_url=url, verify=False) as http:
+            assert (await http.get("/health")).json() == {"status": "joining"}
+            case.rests = True
+            assert (await http.get("/health")).json() == {"status": "resting"}
+            ready = await http.get("/ready")
+            assert (ready.status_code, ready.json()) == (503, {"status": "resting", "ready": False})
+            found = await scraped(http)
+            assert (found["swarm_node_state resting"], found["swarm_node_state online"]) == (1, 0)
+            assert found["swarm_node_ready"] == 0
+            with metrics.of(case.node, case.weights):
+                assert "swarm_node_loads_total" in await scraped(http)
+            assert "swarm_node_loads_total" not in await scraped(http)
+
+
 async def test_nothing_is_served_unless_asked_for(case: Case) -> None:
-    async with node_metrics(arguments(""), case.node, case.weights):
+    async with node_metrics(arguments(""), case.events.append, lambda: False):
         assert not case.events
 
 
@@ -106,8 +125,9 @@ async def test_only_this_computer_is_answered_where_nothing_is_asked_for(case: C
 
 async def test_what_cannot_be_served_is_told(case: Case) -> None:
     async with case.served() as http:
+        words = arguments(f"--metrics {http.base_url.port}")
         with pytest.raises(ListenError):
-            async with node_metrics(arguments(f"--metrics {http.base_url.port}"), case.node, case.weights):
+            async with node_metrics(words, case.events.append, lambda: False):
                 pass
     with pytest.raises(UsageError, match="cannot be read"):
         async with case.served("--metrics 0 --metrics-key-file /nowhere"):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from datetime import datetime, time
 from pathlib import Path
+
+import httpx2
 
 from swarm_node.node.cli.serving.serving_times import ServingTimes, StopRequest
 from swarm_node.node.volunteering.machine_state import MachineState
@@ -120,10 +123,13 @@ def test_outside_its_hours_a_node_says_so_and_ctrl_c_ends_it(tmp_path: Path) -> 
     model.touch()  # it is not read
     hour = datetime.now().hour
     rest = f"{(hour + 6) % 24}-{(hour + 12) % 24 or 24}"
-    words = ["serve", "--model", str(model), "--hours", rest, "--nice", "1"]
+    words = ["serve", "--model", str(model), "--hours", rest, "--nice", "1", "--metrics", "0"]
     program = [sys.executable, "-m", "swarm_node.node.cli", *words]
     with Terminal(program, {"PYTHONPATH": str(ROOT), "SWARM_NODE_HOME": str(tmp_path)}) as terminal:
         terminal.wait_for("Resting: it serves at")
+        url = re.search(r"Figures for Prometheus: (http://\S+)/metrics", terminal.text)
+        assert url
+        assert httpx2.get(f"{url[1]}/health").json() == {"status": "resting"}
         terminal.type(CTRL_C)
         terminal.wait_for("Stopped.")
         assert terminal.exit_code() == 0
