@@ -11,10 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 from ...swarm.runtime.open_files import RESERVED
+from .endpoint import group_of_client
 
 HANDSHAKE_S = 10.0
 MOST_HANDSHAKES = RESERVED // 2
-"""At once. One more ends the oldest: those of honest clients take a few round trips."""
+"""At once. One more ends the oldest of the address group that has most: those of honest clients take a few
+round trips, and who opens many ends only its own."""
 
 
 class Handshakes:
@@ -23,36 +25,48 @@ class Handshakes:
     def __init__(self, context: ssl.SSLContext, http: Callable[..., asyncio.Protocol]) -> None:
         self._context = context
         self._http = http
-        self._open: dict[_Handshake, asyncio.Transport] = {}  # in order of their age
+        self._open: dict[str, dict[_Handshake, asyncio.Transport]] = {}  # by group, in order of their age
 
     def __len__(self) -> int:
-        return len(self._open)
+        return sum(map(len, self._open.values()))
 
     def __call__(self, **options: Any) -> asyncio.Protocol:
         return _Handshake(self, self._http(**options))
 
     def begin(self, handshake: _Handshake, raw: asyncio.Transport) -> None:
         """Hundreds may be accepted at once: those that end here have cost no encryption yet."""
-        self._open[handshake] = raw
-        if len(self._open) > MOST_HANDSHAKES:
-            self._open.pop(next(iter(self._open))).abort()
+        self._open.setdefault(handshake.group, {})[handshake] = raw
+        if len(self) > MOST_HANDSHAKES:
+            most = max(self._open.values(), key=len)
+            oldest = next(iter(most))
+            most[oldest].abort()
+            self._forget(oldest)
 
     async def shake(self, handshake: _Handshake, raw: asyncio.Transport) -> asyncio.Transport | None:
         """None where the other end left, was too slow, or speaks something else."""
-        if raw.is_closing():
-            return None
         try:
+            if raw.is_closing():
+                return None
             return await asyncio.get_running_loop().start_tls(
                 raw, handshake, self._context, server_side=True, ssl_handshake_timeout=HANDSHAKE_S
             )
         except OSError:
             return None
         finally:
-            self._open.pop(handshake, None)
+            self._forget(handshake)
+
+    def _forget(self, handshake: _Handshake) -> None:
+        of_group = self._open.get(handshake.group, {})
+        of_group.pop(handshake, None)
+        if not of_group:
+            self._open.pop(handshake.group, None)
 
 
 class _Handshake(asyncio.Protocol):
-    """Keeps what comes before ``http`` has the connection: a request may follow the handshake at once."""
+    """Keeps what comes before ``http`` has the connection: a request may follow the handshake at once.
+    ``group``: of the other end's address."""
+
+    group = ""
 
     def __init__(self, handshakes: Handshakes, http: asyncio.Protocol) -> None:
         self._handshakes = handshakes
@@ -61,6 +75,7 @@ class _Handshake(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.group = group_of_client(transport.get_extra_info("peername"))
         self._handshakes.begin(self, transport)
         self._task = asyncio.create_task(self._hand_over(transport), name="tls-handshake")
 

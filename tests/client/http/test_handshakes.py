@@ -40,6 +40,25 @@ async def test_the_oldest_unfinished_handshake_ends_and_who_shakes_hands_is_answ
             each.close()
 
 
+async def test_who_opens_many_ends_only_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handshakes, "MOST_HANDSHAKES", 4)
+    monkeypatch.setattr(handshakes, "group_of_client", lambda client: client[0])
+    certificate, key = write_certificate(tmp_path, "localhost")
+    context = ssl.create_default_context(cafile=str(certificate))
+    listener = listen("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    async with HttpServer(Endpoint("GET", hello, 5.0, False), listener, tls=Tls(certificate, key)):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.9", 0))
+        many = [await asyncio.open_connection("127.0.0.1", port) for _ in range(12)]
+        for other, _ in many[:9]:
+            assert await other.read() == b"", "it is closed"
+        await writer.start_tls(context, server_hostname="localhost")
+        writer.write(REQUEST)
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 OK")
+        for _, each in (*many, (reader, writer)):
+            each.close()
+
+
 async def test_a_handshake_has_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handshakes, "HANDSHAKE_S", 0.05)
     listener = listen("127.0.0.1", 0)

@@ -307,8 +307,8 @@ def test_plain_words_are_shown_at_once(case: tuple[Family, str, Heard]) -> None:
 
 
 def test_half_calls_that_were_held_back_are_let_go_at_once() -> None:
-    """A gateway's loop stands still meanwhile. A minute is what it was where each half call looked at all of
-    the text behind it."""
+    """A gateway's loop stands still meanwhile. It took a minute while each half call looked at all of the
+    text behind it."""
     half = "\n<function_calls>\nweather(city="
     held = "[weather(city='" + half * 40_000
     reading = _reader(OLMO)
