@@ -57,17 +57,23 @@ async def chat_prompt(
         def rendered(messages: Sequence[Mapping[str, Any]]) -> list[int]:
             return tokenizer.apply_chat_template(messages, chat.turn, most=model.context, **more)
 
+        counted: dict[int, list[int]] = {}  # prompts, by how many messages they are of
+
+        def count(kept: Sequence[Mapping[str, Any]]) -> int:
+            counted[len(kept)] = rendered(kept)
+            return len(counted[len(kept)])
+
         messages: Sequence[Mapping[str, Any]] = chat.messages
         if _CHANNELS in texts_of(tokenizer.chat_template):
             messages = [_with_analysis(message) for message in messages]
         if request.forgets:
             messages = forget_oldest(
                 messages,
-                lambda kept: len(rendered(kept)),
+                count,
                 context=model.context,
                 max_new_tokens=request.sampling.max_tokens or default_tokens,
             )
-        ids = rendered(messages)
+        ids = counted.get(len(messages)) or rendered(messages)
         if "tools" not in tokenizer.chat_variables:  # it may show calls nevertheless, as DeepSeek's do
             _check_calls_are_shown(request.chat_field, messages, ids, rendered)
         return ids, len(chat.messages) - len(messages)
