@@ -15,7 +15,7 @@ import re
 import sys
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 from ....swarm.errors import UsageError
 from ....swarm.terminal_text import VisibleLogRecord, json_line
@@ -95,12 +95,20 @@ class LogOptions:
 def set_up_logging(options: LogOptions) -> None:
     """From here on ours are logged as asked for, and libraries only when they warn. Raises UsageError."""
     level = options.level or ("info" if options.file else "warning")
-    handler = logging.StreamHandler(sys.stderr) if options.file is None else _opened(options, options.file)
+    handler = _StandardError() if options.file is None else _opened(options, options.file)
     handler.setFormatter(JsonFormatter() if options.format == "json" else logging.Formatter(TEXT_FORMAT))
     logging.setLogRecordFactory(VisibleLogRecord)
     logging.captureWarnings(True)
     logging.basicConfig(handlers=[handler], level="ERROR" if level == "error" else "WARNING")
     logging.getLogger("swarm_node").setLevel(level.upper())
+
+
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Writes to ``sys.stderr`` as it is now: a live display puts a stream there that writes above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def _opened(options: LogOptions, file: str) -> logging.Handler:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -26,6 +27,34 @@ with Board("Starting ...", speak=True) as board:
     board.status("13 tokens served")
     input()
 """
+
+
+LOGGING = """
+import logging
+from swarm_node.node.cli.shared.board import Board
+from swarm_node.node.cli.shared.logs import LogOptions, set_up_logging
+set_up_logging(LogOptions(level="info"))
+logger = logging.getLogger("swarm_node.test")
+logger.info("before")
+with Board("Waiting", speak=True):
+    input()
+    logger.info("beside")
+    input()
+logger.info("after")
+"""
+
+
+def test_a_log_line_stands_above_the_status_line() -> None:
+    with Terminal([sys.executable, "-c", LOGGING], {"PYTHONPATH": str(ROOT)}) as terminal:
+        terminal.wait_for("Waiting")
+        terminal.type(ENTER)
+        terminal.wait_for("INFO swarm_node.test beside")
+        before = terminal.raw.partition(" INFO swarm_node.test beside")[0]
+        assert "\x1b[2K" in before.rpartition("Waiting")[2], "the status line is erased before the log line"
+        terminal.type(ENTER)
+        terminal.wait_for("INFO swarm_node.test after")
+        logged = re.findall(r"INFO swarm_node\.test (\w+)", terminal.text)
+        assert logged == ["before", "beside", "after"]
 
 
 def test_the_status_line_goes_on_after_a_transfer() -> None:
