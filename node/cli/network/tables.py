@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ....dht.directory import ALONE_S
 from ....swarm.codecs.names import KINDS
 from ....swarm.names import digest_prefix, told_apart
 from ....swarm.placement.demand import Demand, is_open
@@ -135,7 +136,8 @@ def _who(node: dict[str, Any]) -> str:
 _LEFT_OUT_SHOWN = 8
 """The tables show at most this many peers that cannot be used, or do not answer: ``--json`` has all."""
 _ALONE = (
-    "[yellow]The peers that were asked reach no other peer of the swarm[/]: there may be more. Ask again."
+    "[yellow]The peers that were asked reach no other peer of the swarm[/]. If these are not all its "
+    f"peers, the others are still being found: ask again in {ALONE_S:.0f} s."
 )
 _LEGEND = """\
   [dim]measured by each node: ms/tok a decode step, prefill tokens/s, free KV tokens;
