@@ -90,7 +90,7 @@ class Display:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
         self._as_json = bool(arguments.json)
-        self._was_online = self._stands_by = self._failed = self._shares = False
+        self._was_online = self._stands_by = self._failed = self._shares = self._rests = False
         # Without a terminal the events are enough: they go into a log.
         self._board = Board("Starting ...", speak=console.is_terminal and not self._as_json)
 
@@ -109,6 +109,7 @@ class Display:
 
     def on_rest(self, why: str) -> None:
         """The node rests, or may serve again (no reason)."""
+        self._rests = bool(why)
         if self._as_json:
             events.print({"event": "resting" if why else "rested", "why": why, **NO_NODE})
         elif why:
@@ -214,6 +215,8 @@ class Display:
                 console.print(line)
             case "error":
                 self._failed = True  # which is said at the end
+            case "stopped" if self._rests:
+                console.print("It has left the swarm.")
             case "stopped" if self._was_online:
                 console.print("Stopped; the announcement is withdrawn.")
             case "stopped" if not self._failed:

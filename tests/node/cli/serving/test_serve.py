@@ -144,6 +144,19 @@ def test_remarks_are_one_line_with_what_to_do(capsys: pytest.CaptureFixture[str]
     assert waiting == "Waiting: nobody has m. Did you mean 'n'?"
 
 
+def test_a_node_that_rests_is_not_said_to_have_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+    display = Display(build_parser().parse_args(["serve", "--model", "m"]))
+    display.on_rest("it serves at 22:00-07:00, and it is 12:00")
+    display.on_event(NodeEvent("stopped"))
+    told = capsys.readouterr().err
+    assert "Resting: it serves at 22:00-07:00" in told
+    assert "Stopped" not in told
+    assert told.splitlines()[-1] == "It has left the swarm."
+    display.on_rest("")
+    display.on_event(NodeEvent("stopped"))
+    assert capsys.readouterr().err.splitlines() == ["Serving again.", "Stopped."]
+
+
 @pytest.mark.parametrize(
     ("events", "told"), [(["listening", "stopped"], True), (["error", "stopped"], False)]
 )
