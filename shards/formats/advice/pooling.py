@@ -19,6 +19,10 @@ _IN_GGUF = {1: Pooling.MEAN, 3: Pooling.LAST}
 """llama.cpp's numbers, but for those of models that see both ways (2, cls; 4, rank)."""
 _MODES = {"pooling_mode_mean_tokens": Pooling.MEAN, "pooling_mode_lasttoken": Pooling.LAST}
 
+MAX_FOLDER_CHARS = 60
+"""Characters of the name of a folder with settings at most: ``1_Pooling`` is usual, and no name of a file may
+have more than 255 bytes."""
+
 
 def pooling_of_gguf(architecture: str, metadata: Mapping[str, Any]) -> Pooling | None:
     """None where the model is not one for embeddings, or for another kind of them."""
@@ -33,7 +37,9 @@ def pooling_folder(steps: object) -> str | None:
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         return None
     folder = steps[1].get("path")  # type: ignore[index]
-    is_one = isinstance(folder, str) and folder not in ("", "..") and PurePath(folder).name == folder
+    if not isinstance(folder, str) or len(folder) > MAX_FOLDER_CHARS:
+        return None
+    is_one = folder not in ("", "..") and PurePath(folder).name == folder
     return folder if is_one else None  # of one folder inside, and not elsewhere
 
 

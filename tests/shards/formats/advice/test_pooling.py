@@ -39,6 +39,8 @@ def write(folder: Path, steps: object, **modes: Any) -> Path:
         (STEPS[:1], {}, None),
         ([STEPS[0], {**STEPS[1], "path": "../elsewhere"}], {"pooling_mode_mean_tokens": True}, None),
         ([STEPS[0], {**STEPS[1], "path": 3}], {}, None),
+        ([STEPS[0], {**STEPS[1], "path": "x" * 5000}], {}, None),
+        ([STEPS[0], {**STEPS[1], "path": "\0"}], {}, None),
         ({}, {}, None),
         (["Transformer", None], {}, None),
     ],
