@@ -36,7 +36,7 @@ from .models.weight_loader import Progress, WeightLoader, check_shape
 
 if TYPE_CHECKING:
     from ..swarm.types import Span
-    from .formats.block_config import NormConfig
+    from .formats.blocks.norm import NormConfig
     from .formats.config import ModelConfig, SidebandConfig
     from .formats.raw_tensor import RawTensor
     from .models.backend import SpanBackend

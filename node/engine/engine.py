@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ...shards.formats.bounds import MAX_CONTEXT
+from ...shards.formats.values.bounds import MAX_CONTEXT
 from ...shards.layers.rope import longest_short_context
 from ...shards.models.backend import KvMemory, Memory, SpanBackend
 from ...swarm.codecs.codec import Codec

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...shards.formats.bounds import MAX_CONTEXT
+from ...shards.formats.values.bounds import MAX_CONTEXT
 from ...swarm.codecs.codec import Codec
 from ...swarm.errors import ErrorCode
 from ...swarm.fidelity.written_rows import WrittenRows

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ...shards.formats.block_config import BlockConfig
+from ...shards.formats.blocks.block import BlockConfig
 from ...swarm.protocol.field_types import PAGE_TOKENS
 
 ROLLBACK_TOKENS = 64

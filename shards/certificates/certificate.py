@@ -20,8 +20,8 @@ from ...swarm.errors import CheckpointError, UsageError
 from ...swarm.terminal_text import visible
 from ...swarm.types import MAX_BLOCKS
 from ..formats.bounded_json import JsonBounds, parse_json
-from ..formats.bounds import MAX_WIDTH
-from ..formats.fields import Fields
+from ..formats.values.bounds import MAX_WIDTH
+from ..formats.values.fields import Fields
 
 FORMAT = "swarm-node codec certificate 1"
 BOUNDS = JsonBounds(nbytes=64 << 20, values=1 << 20)

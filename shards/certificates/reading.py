@@ -15,7 +15,7 @@ import numpy as np
 from ...swarm.fidelity.row_error import usable_weights
 from ...swarm.fidelity.row_reader import RowReader
 from ..checkpoint.checkpoint import Checkpoint
-from ..formats.block_config import NormConfig
+from ..formats.blocks.norm import NormConfig
 from ..formats.tensors import FINAL_NORM
 from .certificate import Certificate
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...swarm.errors import UsageError
-from ..formats.fields import Fields
 from ..formats.gguf.header import GGUFHeader
+from ..formats.values.fields import Fields
 from .control_tokens import ControlTokens
 from .template import ChatTemplate
 

@@ -20,8 +20,8 @@ from ..formats.foreign_config import refuse_unfit
 from ..formats.hf.config import BOUNDS, hf_config, is_known, read_json
 from ..formats.not_a_model import no_model_error
 from ..formats.raw_tensor import RawTensor
-from ..formats.shown import shown
 from ..formats.tensors import TensorInfo, TensorSource
+from ..formats.values.shown import shown
 from ..pieces.digest import ModelIdentity
 from ..pieces.file_hashes import FileState
 from ..tokenizer.source import TokenizerSource

@@ -18,7 +18,7 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import get_session
 
 from ...swarm.errors import CheckpointError, NetworkError
-from ..formats.shown import shown
+from ..formats.values.shown import shown
 from ..pieces.file_hashes import check_stopped
 
 _TIMEOUT = 30.0

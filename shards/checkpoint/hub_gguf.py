@@ -14,7 +14,7 @@ from ...swarm.errors import CheckpointError
 from ...swarm.names import MAX_NAME_CHARS, QUANTIZATION
 from ..formats.files.numbered import NumberedFiles, numbered
 from ..formats.gguf.reader import is_beside
-from ..formats.shown import shown
+from ..formats.values.shown import shown
 from ..pieces.digest import gguf_names
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from huggingface_hub.utils import get_session
 from ...swarm.errors import CheckpointError, NetworkError
 from ...swarm.runtime.state_files import replace_file
 from ..formats.bounded_json import JsonBounds, parse_json
-from ..formats.shown import shown
+from ..formats.values.shown import shown
 from ..pieces.cache import SPARE_DISK_BYTES
 from ..pieces.digest import SMALL_FILES
 from ..pieces.file_hashes import Progress, check_stopped

@@ -17,7 +17,7 @@ from ..layers.memory import lasting_zeros
 from .file_linear import FileLinear, SnFileRows
 
 if TYPE_CHECKING:
-    from ..formats.block_config import MlpConfig
+    from ..formats.blocks.mlp import MlpConfig
     from ..formats.files.mapped_file import MappedFile
 
 READERS = 6

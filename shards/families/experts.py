@@ -6,18 +6,13 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from ..formats.block_config import (
-    MAX_EXPERTS,
-    AttentionConfig,
-    BlockConfig,
-    ExpertsConfig,
-    LatentConfig,
-    MlpConfig,
-    NormConfig,
-    RouterConfig,
-)
-from ..formats.bounds import MAX_WIDTH
-from ..formats.rope_config import RopeConfig
+from ..formats.blocks.attention import AttentionConfig, LatentConfig
+from ..formats.blocks.block import BlockConfig
+from ..formats.blocks.experts import MAX_EXPERTS, ExpertsConfig, RouterConfig
+from ..formats.blocks.mlp import MlpConfig
+from ..formats.blocks.norm import NormConfig
+from ..formats.blocks.rope import RopeConfig
+from ..formats.values.bounds import MAX_WIDTH
 from .names import Names, either, latent_heads, mlp_named, stack
 from .pieces import mlp, pre_norm, scalar
 from .rope import rope

@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..formats.block_config import BlockConfig
+from ..formats.blocks.block import BlockConfig
 from .names import Names
 from .settings import Settings
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from ...swarm.errors import CheckpointError, UnsupportedModelError
 from ...swarm.types import MAX_BLOCKS
-from ..formats.block_config import BlockConfig
-from ..formats.bounds import MAX_VOCAB
+from ..formats.blocks.block import BlockConfig
+from ..formats.blocks.rope import lengthened
 from ..formats.config import ModelConfig
-from ..formats.rope_config import lengthened
+from ..formats.values.bounds import MAX_VOCAB
 from .family import Family
 from .settings import FULL, Settings
 

@@ -12,8 +12,8 @@ from ...swarm.errors import CheckpointError, UnsupportedModelError
 from ..formats.config import ModelConfig
 from ..formats.qtypes import DENSE, QTYPES, SUPPORTED, row_bytes
 from ..formats.raw_tensor import RawTensor
-from ..formats.shown import shown
 from ..formats.tensors import TensorInfo, TensorSource
+from ..formats.values.shown import shown
 from .places import Place, flat, row_order
 
 _HARMLESS = r".*rotary_emb\.inv_freq"

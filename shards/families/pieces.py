@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ...swarm.errors import UnsupportedModelError
-from ..formats.block_config import AttentionConfig, BlockConfig, MlpConfig, NormConfig
-from ..formats.bounds import MAX_WIDTH, SCALES
-from ..formats.shown import shown
+from ..formats.blocks.attention import AttentionConfig
+from ..formats.blocks.block import BlockConfig
+from ..formats.blocks.mlp import MlpConfig
+from ..formats.blocks.norm import NormConfig
+from ..formats.values.bounds import MAX_WIDTH, SCALES
+from ..formats.values.shown import shown
 from .names import fused
 from .rope import rope
 from .settings import Settings

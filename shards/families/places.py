@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..formats.block_config import AttentionConfig, BlockConfig
+from ..formats.blocks.attention import AttentionConfig
+from ..formats.blocks.block import BlockConfig
 from ..formats.config import ModelConfig
 from ..formats.tensors import block_tensors, client_tensors
 from .names import Names, Stored, options

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ...swarm.errors import UnsupportedModelError
-from ..formats.bounds import MAX_CONTEXT, SCALES
-from ..formats.fields import Fields
-from ..formats.rope_config import THETAS, RopeConfig
+from ..formats.blocks.rope import THETAS, RopeConfig
+from ..formats.values.bounds import MAX_CONTEXT, SCALES
+from ..formats.values.fields import Fields
 from .settings import Settings
 
 _SCALED = ("linear", "dynamic", "llama3", "yarn", "longrope", "proportional")

@@ -7,9 +7,9 @@ from typing import Any, Self
 
 from ...swarm.errors import CheckpointError, UnsupportedModelError
 from ...swarm.types import MAX_BLOCKS
-from ..formats.bounds import MAX_CONTEXT, MAX_WIDTH
-from ..formats.fields import Fields
-from ..formats.shown import shown
+from ..formats.values.bounds import MAX_CONTEXT, MAX_WIDTH
+from ..formats.values.fields import Fields
+from ..formats.values.shown import shown
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 _SAME = {"attention": FULL}

@@ -17,11 +17,20 @@ from ...swarm.errors import CheckpointError
 from ...swarm.types import MAX_BLOCKS, MAX_ROW
 from .advice.pooling import Pooling
 from .advice.sampling import NO_ADVICE, SamplingAdvice
-from .block_config import BlockConfig, NormConfig
-from .bounds import MAX_CONTEXT, MAX_VOCAB, MAX_WIDTH, SCALES, check_between, check_count, check_softcap
+from .blocks.block import BlockConfig
+from .blocks.norm import NormConfig
 from .foreign_config import ForeignConfig
 from .qtypes import Quantization
-from .shown import shown
+from .values.bounds import (
+    MAX_CONTEXT,
+    MAX_VOCAB,
+    MAX_WIDTH,
+    SCALES,
+    check_between,
+    check_count,
+    check_softcap,
+)
+from .values.shown import shown
 
 MAX_MODEL_EXPERTS = 1 << 16
 """Experts of all blocks together; models have up to 31,000. Each has tensors, and all of them get a name."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...swarm.errors import UnsupportedModelError
-from .shown import shown
+from .values.shown import shown
 
 ANOTHER = "Choose a model of a family that runs: docs/guides/models.md#which-models-run lists them."
 """The hint where a model cannot run here, whatever a person does."""

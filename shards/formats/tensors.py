@@ -7,16 +7,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ...swarm.types import Span
-from .block_config import (
-    AttentionConfig,
-    ExpertsConfig,
-    LatentConfig,
-    LaurelConfig,
-    MlpConfig,
-    NormConfig,
-    SideConfig,
-    StreamsConfig,
-)
+from .blocks.attention import AttentionConfig, LatentConfig
+from .blocks.block import LaurelConfig, SideConfig, StreamsConfig
+from .blocks.experts import ExpertsConfig
+from .blocks.mlp import MlpConfig
+from .blocks.norm import NormConfig
 from .config import ModelConfig
 from .raw_tensor import RawTensor
 

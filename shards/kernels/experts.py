@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..formats.block_config import SCORES
+from ..formats.blocks.experts import SCORES
 from ..layers.memory import zeros
 from .library import ThreadPool, address, library
 from .linear import NativeLinear, SnLinear
@@ -18,7 +18,8 @@ from .rows import SnMlp, mlp_struct
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..formats.block_config import ExpertsConfig, MlpConfig, RouterConfig
+    from ..formats.blocks.experts import ExpertsConfig, RouterConfig
+    from ..formats.blocks.mlp import MlpConfig
 
     Floats = NDArray[np.float32]
 

@@ -11,7 +11,7 @@ import numpy as np
 from ...swarm.errors import LocalProtocolError
 from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.types import Span
-from ..formats.block_config import AttentionConfig
+from ..formats.blocks.attention import AttentionConfig
 from ..layers.kv_pool import KV_DTYPES, BatchSlice, KvPool
 from .library import address
 

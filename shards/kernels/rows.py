@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..formats.block_config import ACTIVATIONS, NORMS
+from ..formats.blocks.mlp import ACTIVATIONS
+from ..formats.blocks.norm import NORMS
 from .library import address
 from .linear import SnLinear
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..formats.block_config import MlpConfig, NormConfig
+    from ..formats.blocks.mlp import MlpConfig
+    from ..formats.blocks.norm import NormConfig
 
     Floats = NDArray[np.float32]
 

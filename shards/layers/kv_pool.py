@@ -18,7 +18,8 @@ import numpy as np
 
 from ...swarm.errors import UsageError
 from ...swarm.protocol.field_types import PAGE_TOKENS
-from ..formats.block_config import BlockConfig, KvShape
+from ..formats.blocks.attention import KvShape
+from ..formats.blocks.block import BlockConfig
 from ..formats.floats import STORED
 from .memory import zeros
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..formats.bounds import MAX_CONTEXT
+from ..formats.values.bounds import MAX_CONTEXT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..formats.block_config import BlockConfig
-    from ..formats.rope_config import RopeConfig
+    from ..formats.blocks.block import BlockConfig
+    from ..formats.blocks.rope import RopeConfig
 
     Floats = NDArray[np.float32]
 

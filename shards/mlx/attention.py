@@ -22,7 +22,7 @@ from .pool import MlxKvPool, Stored
 from .scores import Mask, Scores
 
 if TYPE_CHECKING:
-    from ..formats.block_config import KvShape
+    from ..formats.blocks.attention import KvShape
 
 MOST_PADDING = 2
 """The longest context of a group may be this many times as long as the shortest."""

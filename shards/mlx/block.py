@@ -17,7 +17,7 @@ from .norm import MlxNorm, normed
 from .rope import MlxRope, Positions
 
 if TYPE_CHECKING:
-    from ..formats.block_config import BlockConfig
+    from ..formats.blocks.block import BlockConfig
     from ..models.block_weights import BlockWeights
 
 

@@ -13,7 +13,7 @@ from .mlp import MlxMlp, activation
 from .norm import MlxNorm, normed
 
 if TYPE_CHECKING:
-    from ..formats.block_config import ExpertsConfig, RouterConfig
+    from ..formats.blocks.experts import ExpertsConfig, RouterConfig
     from ..models.block_weights import ExpertsWeights
 
 SORTED_ROWS = 64

@@ -15,7 +15,7 @@ from .norm import MlxNorm
 from .rope import MlxRope, Positions
 
 if TYPE_CHECKING:
-    from ..formats.block_config import AttentionConfig, HeadNorm
+    from ..formats.blocks.attention import AttentionConfig, HeadNorm
     from ..models.block_weights import AttentionWeights
 
 

@@ -12,7 +12,7 @@ from .norm import MlxNorm, normed
 from .rope import MlxRope, Positions
 
 if TYPE_CHECKING:
-    from ..formats.block_config import AttentionConfig
+    from ..formats.blocks.attention import AttentionConfig
     from ..models.block_weights import LatentWeights
 
 

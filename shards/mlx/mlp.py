@@ -13,7 +13,8 @@ from .device import fused
 from .linear import MlxLinear
 
 if TYPE_CHECKING:
-    from ..formats.block_config import MlpConfig, SideConfig
+    from ..formats.blocks.block import SideConfig
+    from ..formats.blocks.mlp import MlpConfig
     from ..models.block_weights import MlpWeights, SideWeights
     from .norm import MlxNorm
 

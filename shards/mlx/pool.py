@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...swarm.protocol.field_types import PAGE_TOKENS
-from ..formats.block_config import KvShape
+from ..formats.blocks.attention import KvShape
 from ..layers.kv_pool import KV_DTYPES, slot_bytes
 from .device import fused
 

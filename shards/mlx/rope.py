@@ -13,8 +13,8 @@ from ..layers.rope import dynamic_inv_freq, frequencies
 from .device import evaluated
 
 if TYPE_CHECKING:
-    from ..formats.block_config import QueryScale
-    from ..formats.rope_config import RopeConfig
+    from ..formats.blocks.attention import QueryScale
+    from ..formats.blocks.rope import RopeConfig
 
 
 _SLOWEST = 1e-30

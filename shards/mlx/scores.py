@@ -11,7 +11,7 @@ import numpy as np
 from .device import fused
 
 if TYPE_CHECKING:
-    from ..formats.block_config import AttentionConfig
+    from ..formats.blocks.attention import AttentionConfig
     from ..layers.kv_pool import BatchSlice
     from .mlp import Function
 

@@ -12,7 +12,7 @@ from ...swarm.codecs.codec import MAX_MAGNITUDE
 from ...swarm.errors import LocalProtocolError, UnsupportedModelError, UsageError
 from ...swarm.types import Span
 from ..checkpoint.checkpoint import Checkpoint
-from ..formats.block_config import needs_torch
+from ..formats.blocks.block import needs_torch
 from ..layers.kv_pool import BatchSlice, resolve_kv_dtype
 from ..models.block_weights import bytes_in_file, load_block
 from ..models.load_plan import LoadOptions
@@ -27,8 +27,8 @@ from .weights import MlxLoader, MlxPlan
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ..formats.blocks.rope import RopeConfig
     from ..formats.config import ModelConfig
-    from ..formats.rope_config import RopeConfig
     from ..models.weight_loader import Progress
 
 

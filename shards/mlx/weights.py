@@ -43,7 +43,8 @@ from .norm import MlxNorm
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..formats.block_config import ExpertsConfig, NormConfig
+    from ..formats.blocks.experts import ExpertsConfig
+    from ..formats.blocks.norm import NormConfig
 
     Floats = NDArray[np.float32]
 

@@ -14,18 +14,11 @@ if TYPE_CHECKING:
 
     from ...swarm.types import Span
     from ..checkpoint.checkpoint import Checkpoint
-    from ..formats.block_config import (
-        AttentionConfig,
-        BlockConfig,
-        ExpertsConfig,
-        HeadNorm,
-        LatentConfig,
-        LaurelConfig,
-        MlpConfig,
-        NormConfig,
-        SideConfig,
-        StreamsConfig,
-    )
+    from ..formats.blocks.attention import AttentionConfig, HeadNorm, LatentConfig
+    from ..formats.blocks.block import BlockConfig, LaurelConfig, SideConfig, StreamsConfig
+    from ..formats.blocks.experts import ExpertsConfig
+    from ..formats.blocks.mlp import MlpConfig
+    from ..formats.blocks.norm import NormConfig
     from ..formats.config import ModelConfig
 
     Floats = NDArray[np.float32]

@@ -19,7 +19,7 @@ import numpy as np
 from ..kernels.head import NativeHead
 
 if TYPE_CHECKING:
-    from ..formats.block_config import NormConfig
+    from ..formats.blocks.norm import NormConfig
     from ..formats.raw_tensor import RawTensor
 
 

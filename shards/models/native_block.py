@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...swarm.errors import LocalProtocolError
-from ..formats.block_config import ACTIVATIONS
+from ..formats.blocks.mlp import ACTIVATIONS
 from ..kernels.experts import ExpertWeights, NativeExperts, NativeMlp, SnExperts
 from ..kernels.linear import NativeLinear, SnLinear
 from ..kernels.pages import SnAttention, attention_struct
@@ -19,7 +19,10 @@ from .block_weights import AttentionWeights, BlockWeights, ExpertsWeights, Laten
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..formats.block_config import AttentionConfig, BlockConfig, ExpertsConfig, LatentConfig, NormConfig
+    from ..formats.blocks.attention import AttentionConfig, LatentConfig
+    from ..formats.blocks.block import BlockConfig
+    from ..formats.blocks.experts import ExpertsConfig
+    from ..formats.blocks.norm import NormConfig
 
     Floats = NDArray[np.float32]
 

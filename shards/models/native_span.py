@@ -20,7 +20,7 @@ from ...swarm.types import Span
 from ..checkpoint.checkpoint import Checkpoint
 from ..experts.file_linear import can_stay, is_packable
 from ..experts.store import ExpertStore
-from ..formats.block_config import needs_torch
+from ..formats.blocks.block import needs_torch
 from ..kernels.bench import PRECISION_NAMES
 from ..kernels.library import ThreadPool, address, library
 from ..kernels.pages import SliceArray, kv_struct

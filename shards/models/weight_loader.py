@@ -53,7 +53,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..checkpoint.checkpoint import Checkpoint
-    from ..formats.block_config import ExpertsConfig, NormConfig
+    from ..formats.blocks.experts import ExpertsConfig
+    from ..formats.blocks.norm import NormConfig
     from ..formats.raw_tensor import RawTensor
 
     Floats = NDArray[np.float32]

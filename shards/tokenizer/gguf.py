@@ -13,9 +13,9 @@ from tokenizers.models import BPE
 from ...swarm.errors import CheckpointError, UnsupportedModelError
 from ...swarm.terminal_text import one_line
 from ..chat.template_set import gguf_templates
-from ..formats.fields import Fields
 from ..formats.gguf.header import GGUFHeader
-from ..formats.shown import shown
+from ..formats.values.fields import Fields
+from ..formats.values.shown import shown
 from .gguf_vocabulary import GGUFVocabulary, TokenType, read_vocabulary
 from .precheck import gguf_kind
 from .splitting import DEFAULT, GPT2_SPLIT, Splitting

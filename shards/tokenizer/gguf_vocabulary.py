@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from ...swarm.errors import CheckpointError
-from ..formats.fields import Fields
 from ..formats.gguf.config import gguf_eos_ids
 from ..formats.gguf.header import GGUFHeader
-from ..formats.shown import shown
+from ..formats.values.fields import Fields
+from ..formats.values.shown import shown
 from .end_tokens import ALL_ENDS, FILL_MARKS, end_tokens, looks_like_a_mark
 
 MAX_TOKEN_CHARACTERS = 8 * 1024

@@ -19,10 +19,10 @@ from ..chat.template import MAX_SOURCE
 from ..chat.template_set import TemplateSource, texts_of
 from ..formats.bounded_json import read_bytes
 from ..formats.config import ModelConfig
-from ..formats.fields import Fields
 from ..formats.hf.config import read_json
 from ..formats.not_a_model import download_hint
-from ..formats.shown import shown
+from ..formats.values.fields import Fields
+from ..formats.values.shown import shown
 from .check import normalizes_in_linear_time, takes_linear_time
 from .end_tokens import TURN_ENDS, end_tokens
 from .precheck import check_directory

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...swarm.errors import CheckpointError, UnsupportedModelError
-from ..formats.fields import Fields
 from ..formats.gguf.header import GGUFHeader
 from ..formats.not_a_model import download_hint, tokenizer_hint
-from ..formats.shown import shown
+from ..formats.values.fields import Fields
+from ..formats.values.shown import shown
 from .splitting import NOT_BYTE_LEVEL, SPLITTINGS, Splitting
 
 _FIRST_BYTES = 4096

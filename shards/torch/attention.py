@@ -24,7 +24,7 @@ from ..layers.kv_pool import BatchSlice
 from .kv_pool import TorchKvPool
 
 if TYPE_CHECKING:
-    from ..formats.block_config import AttentionConfig, KvShape
+    from ..formats.blocks.attention import AttentionConfig, KvShape
 
 QUERY_ROWS = 128
 """On CPU this many prompt rows are attended at once. Its SDPA computes masked keys too, so cutting a chunk

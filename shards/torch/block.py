@@ -15,7 +15,7 @@ from .self_attention import LatentAttention, SelfAttention
 from .streams import Laurel, Streams
 
 if TYPE_CHECKING:
-    from ..formats.block_config import BlockConfig
+    from ..formats.blocks.block import BlockConfig
     from ..models.block_weights import BlockWeights, MlpWeights
     from .attention import PagedAttention
     from .device import Target

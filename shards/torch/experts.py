@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ..formats.block_config import ExpertsConfig
+    from ..formats.blocks.experts import ExpertsConfig
     from ..models.block_weights import ExpertsWeights, MlpWeights
     from .device import Target
     from .linear import Linear

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from ..formats.block_config import KvShape
+from ..formats.blocks.attention import KvShape
 from ..layers.kv_pool import KvPart, KvPool, slot_bytes
 
 _DTYPES = {

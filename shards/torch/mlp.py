@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..formats.block_config import MlpConfig
+from ..formats.blocks.mlp import MlpConfig
 
 if TYPE_CHECKING:
-    from ..formats.block_config import SideConfig
+    from ..formats.blocks.block import SideConfig
     from ..models.block_weights import MlpWeights, SideWeights
     from .device import Target
     from .linear import Linear

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..layers.rope import Rope
 
 if TYPE_CHECKING:
-    from ..formats.block_config import QueryScale
-    from ..formats.rope_config import RopeConfig
+    from ..formats.blocks.attention import QueryScale
+    from ..formats.blocks.rope import RopeConfig
     from ..layers.kv_pool import BatchSlice
 
 Rotation = tuple[Tensor, Tensor]

@@ -16,7 +16,7 @@ from .rope import Positions, TorchRope, turned
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..formats.block_config import AttentionConfig, HeadNorm
+    from ..formats.blocks.attention import AttentionConfig, HeadNorm
     from ..models.block_weights import AttentionWeights, LatentWeights
     from .device import Target
     from .linear import Linear

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ..formats.blocks.rope import RopeConfig
     from ..formats.config import ModelConfig
-    from ..formats.rope_config import RopeConfig
     from ..models.weight_loader import Progress
 
 

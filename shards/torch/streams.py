@@ -1,5 +1,5 @@
 """Several residual streams (alternating updates, arXiv 2301.13310), and the learned residual beside attention
-(arXiv 2411.07501): see ``block_config``."""
+(arXiv 2411.07501): see ``formats.blocks``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ..formats.block_config import StreamsConfig
+    from ..formats.blocks.block import StreamsConfig
     from ..models.block_weights import LaurelWeights, StreamsWeights
     from .device import Target
     from .linear import Linear

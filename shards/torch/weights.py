@@ -21,7 +21,8 @@ from .norm import Norm, norm_of
 
 if TYPE_CHECKING:
     from ..checkpoint.checkpoint import Checkpoint
-    from ..formats.block_config import ExpertsConfig, NormConfig
+    from ..formats.blocks.experts import ExpertsConfig
+    from ..formats.blocks.norm import NormConfig
     from ..formats.raw_tensor import RawTensor
 
 _PIECE_ROWS = 1024

@@ -15,7 +15,9 @@ from swarm_node.node.engine.batch_runner import BatchReport, BatchRunner
 from swarm_node.node.engine.engine import Engine, EngineSettings
 from swarm_node.node.engine.jobs import StepJob, TokenSequence
 from swarm_node.node.engine.scheduler import Batch
-from swarm_node.shards.formats.block_config import AttentionConfig, BlockConfig, MlpConfig
+from swarm_node.shards.formats.blocks.attention import AttentionConfig
+from swarm_node.shards.formats.blocks.block import BlockConfig
+from swarm_node.shards.formats.blocks.mlp import MlpConfig
 from swarm_node.shards.layers.kv_pool import BatchSlice
 from swarm_node.swarm.codecs.codec import MAX_MAGNITUDE
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS

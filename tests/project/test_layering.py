@@ -43,7 +43,8 @@ FLOORS = {
     ),
     "dht": (("dht",), ("dht/records",), ("dht/kademlia", "dht/delegated"), ("dht/joining",)),
     "shards": (
-        ("shards/formats/advice",),
+        ("shards/formats/advice", "shards/formats/values"),
+        ("shards/formats/blocks",),
         ("shards/formats",),
         ("shards/formats/files",),
         ("shards/formats/quantized",),

@@ -22,7 +22,8 @@ ROWS = 512
 
 
 def experts_alone(*, threads: int, batches: Sequence[int], seconds: float) -> dict[str, Any]:
-    from swarm_node.shards.formats.block_config import ExpertsConfig, MlpConfig, RouterConfig
+    from swarm_node.shards.formats.blocks.experts import ExpertsConfig, RouterConfig
+    from swarm_node.shards.formats.blocks.mlp import MlpConfig
     from swarm_node.shards.kernels.experts import HeldExperts, NativeExperts, NativeMlp
     from swarm_node.shards.kernels.library import ThreadPool
     from swarm_node.shards.kernels.linear import ActivationPrecision, NativeLinear, native_dense, native_int4

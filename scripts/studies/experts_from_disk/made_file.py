@@ -8,19 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
-from swarm_node.shards.formats.block_config import (
-    AttentionConfig,
-    BlockConfig,
-    ExpertsConfig,
-    MlpConfig,
-    NormConfig,
-    RouterConfig,
-)
+from swarm_node.shards.formats.blocks.attention import AttentionConfig
+from swarm_node.shards.formats.blocks.block import BlockConfig
+from swarm_node.shards.formats.blocks.experts import ExpertsConfig, RouterConfig
+from swarm_node.shards.formats.blocks.mlp import MlpConfig
+from swarm_node.shards.formats.blocks.norm import NormConfig
+from swarm_node.shards.formats.blocks.rope import RopeConfig
 from swarm_node.shards.formats.config import ModelConfig
 from swarm_node.shards.formats.files.mapped_file import MappedFile
 from swarm_node.shards.formats.qtypes import row_bytes
 from swarm_node.shards.formats.raw_tensor import RawTensor
-from swarm_node.shards.formats.rope_config import RopeConfig
 from swarm_node.shards.formats.tensors import TensorInfo, block_tensors
 from swarm_node.shards.pieces.digest import identity_of
 from swarm_node.shards.tokenizer.tokenizer import Tokenizer

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...formats.block_config import MAX_EXPERTS, BlockConfig, ExpertsConfig, HeadNorm, RouterConfig
+from ...formats.blocks.attention import HeadNorm
+from ...formats.blocks.block import BlockConfig
+from ...formats.blocks.experts import MAX_EXPERTS, ExpertsConfig, RouterConfig
 from ..experts import (
     EXPERTS,
     GGUF_LATENT,

@@ -7,17 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from ....swarm.errors import UnsupportedModelError
-from ...formats.block_config import (
-    AttentionConfig,
-    BlockConfig,
-    ExpertsConfig,
-    HeadNorm,
-    MlpConfig,
-    RouterConfig,
-    SideConfig,
-)
-from ...formats.bounds import MAX_VOCAB, MAX_WIDTH, SOFTCAPS
+from ...formats.blocks.attention import AttentionConfig, HeadNorm
+from ...formats.blocks.block import BlockConfig, SideConfig
+from ...formats.blocks.experts import ExpertsConfig, RouterConfig
+from ...formats.blocks.mlp import MlpConfig
 from ...formats.config import SidebandConfig
+from ...formats.values.bounds import MAX_VOCAB, MAX_WIDTH, SOFTCAPS
 from ..experts import experts
 from ..family import Family, GGUFFamily
 from ..names import Names, fused, stack

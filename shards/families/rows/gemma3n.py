@@ -6,15 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ...formats.block_config import (
-    MAX_STREAMS,
-    BlockConfig,
-    HeadNorm,
-    LaurelConfig,
-    MlpConfig,
-    StreamsConfig,
-)
-from ...formats.bounds import MAX_WIDTH
+from ...formats.blocks.attention import HeadNorm
+from ...formats.blocks.block import MAX_STREAMS, BlockConfig, LaurelConfig, StreamsConfig
+from ...formats.blocks.mlp import MlpConfig
+from ...formats.values.bounds import MAX_WIDTH
 from ..family import Family
 from ..pieces import attention, mlp, rms, usual
 from ..rope import rope

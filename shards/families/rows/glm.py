@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...formats.block_config import BlockConfig
+from ...formats.blocks.block import BlockConfig
 from ..family import Family, GGUFFamily
 from ..names import fused
 from ..pieces import GATE_UP, GGUF_GATE_UP, GGUF_QKV, QKV, attention, mlp, pre_norm, rms_client, usual

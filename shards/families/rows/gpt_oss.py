@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from ...formats.block_config import BlockConfig, MlpConfig, RouterConfig
-from ...formats.bounds import MAX_WIDTH, SCALES
+from ...formats.blocks.block import BlockConfig
+from ...formats.blocks.experts import RouterConfig
+from ...formats.blocks.mlp import MlpConfig
+from ...formats.values.bounds import MAX_WIDTH, SCALES
 from ..experts import experts
 from ..family import Family, GGUFFamily
 from ..names import either, stack

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...formats.block_config import BlockConfig, HeadNorm
+from ...formats.blocks.attention import HeadNorm
+from ...formats.blocks.block import BlockConfig
 from ..family import Family, GGUFFamily
 from ..pieces import attention, layer_norm, mlp, pre_norm, scalar, usual
 from ..rope import rope

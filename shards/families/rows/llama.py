@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...formats.block_config import AttentionConfig, BlockConfig, HeadNorm, QueryScale
-from ...formats.bounds import MAX_CONTEXT
-from ...formats.rope_config import RopeConfig
+from ...formats.blocks.attention import AttentionConfig, HeadNorm, QueryScale
+from ...formats.blocks.block import BlockConfig
+from ...formats.blocks.rope import RopeConfig
+from ...formats.values.bounds import MAX_CONTEXT
 from ..family import Family, GGUFFamily
 from ..pieces import attention, has_rope, mlp, pre_norm, rms, rms_client, scalar, usual
 from ..rope import rope

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from ...formats.block_config import MAX_EXPERTS, BlockConfig, HeadNorm, QueryScale, RouterConfig
-from ...formats.bounds import MAX_CONTEXT, MAX_WIDTH
+from ...formats.blocks.attention import HeadNorm, QueryScale
+from ...formats.blocks.block import BlockConfig
+from ...formats.blocks.experts import MAX_EXPERTS, RouterConfig
+from ...formats.values.bounds import MAX_CONTEXT, MAX_WIDTH
 from ..experts import experts, sparse_or_dense
 from ..family import Family, GGUFFamily
 from ..names import mlp_named, stack

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ...formats.block_config import BlockConfig, HeadNorm
+from ...formats.blocks.attention import HeadNorm
+from ...formats.blocks.block import BlockConfig
 from ..family import Family, GGUFFamily
 from ..names import Names
 from ..pieces import attention, mlp, rms, rms_client, usual

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...formats.block_config import HeadNorm
+from ...formats.blocks.attention import HeadNorm
 from ..family import Family, GGUFFamily
 from ..pieces import attention, mlp, pre_norm, rms, rms_client, usual
 from ..settings import FULL, SLIDING, Settings

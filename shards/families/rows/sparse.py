@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...formats.block_config import MAX_EXPERTS, BlockConfig, HeadNorm, RouterConfig
-from ...formats.bounds import MAX_WIDTH, SCALES
-from ...formats.rope_config import RopeConfig
+from ...formats.blocks.attention import HeadNorm
+from ...formats.blocks.block import BlockConfig
+from ...formats.blocks.experts import MAX_EXPERTS, RouterConfig
+from ...formats.blocks.rope import RopeConfig
+from ...formats.values.bounds import MAX_WIDTH, SCALES
 from ..experts import EXPERTS, corrected_router, experts, shared, softmax_router, sparse_or_dense
 from ..family import Family, GGUFFamily
 from ..names import Names, either, fused, mlp_named, stack

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import chain
 
 from ....swarm.errors import UnsupportedModelError
-from ...formats.shown import shown
+from ...formats.values.shown import shown
 from ..family import Family
 from . import deepseek, gemma, gemma3n, glm, gpt_oss, layer_norm, llama, llama4, olmo, qwen, sparse
 

@@ -20,12 +20,13 @@ from ...families.rows.table import BY_GGUF, unsupported_family
 from ...families.settings import FULL, SLIDING, Settings
 from ..advice.pooling import pooling_of_gguf
 from ..advice.sampling import SamplingAdvice
-from ..block_config import AttentionConfig, ExpertsConfig, RouterConfig
-from ..bounds import MAX_CONTEXT, MAX_VOCAB, MAX_WIDTH, SCALES
+from ..blocks.attention import AttentionConfig
+from ..blocks.experts import ExpertsConfig, RouterConfig
+from ..blocks.rope import THETAS
 from ..config import ModelConfig
-from ..fields import Fields
-from ..rope_config import THETAS
 from ..tensors import main_qtype
+from ..values.bounds import MAX_CONTEXT, MAX_VOCAB, MAX_WIDTH, SCALES
+from ..values.fields import Fields
 from .header import GGUFArray, GGUFHeader
 from .reader import GGUFSource
 

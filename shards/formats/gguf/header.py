@@ -19,7 +19,7 @@ from ..files.mapped_file import MappedFile
 from ..files.tensor_files import StoredTensor
 from ..not_a_model import not_gguf_hint
 from ..qtypes import qtype_of_number, row_bytes
-from ..shown import shown
+from ..values.shown import shown
 
 _BYTES, _STRING, _ARRAY = 0, 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}

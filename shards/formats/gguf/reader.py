@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ....swarm.errors import CheckpointError
-from ..fields import Fields
 from ..files.mapped_file import MappedFile, PresentBytes
 from ..files.numbered import MAX_FILES, numbered, of_models
 from ..files.tensor_files import MappedTensors, TensorFiles
 from ..not_a_model import file_names, lacks_error, no_model_error
-from ..shown import shown
+from ..values.fields import Fields
+from ..values.shown import shown
 from .header import GGUFHeader
 
 _ENDING = ".gguf"

@@ -19,10 +19,10 @@ from ...families.rows.table import BY_ARCHITECTURE, BY_TYPE, unsupported_family
 from ...families.settings import Settings
 from .. import bounded_json
 from ..bounded_json import JsonBounds
-from ..bounds import MAX_VOCAB
 from ..config import ModelConfig
-from ..fields import Fields
 from ..quantized.settings import quantization
+from ..values.bounds import MAX_VOCAB
+from ..values.fields import Fields
 
 BOUNDS = JsonBounds(nbytes=16 << 20, values=1 << 19)
 """The bounds of each small file: config.json has some kilobytes, a tokenizer_config.json up to 1.2 MB."""

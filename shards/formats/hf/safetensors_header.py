@@ -14,7 +14,7 @@ from ....swarm.errors import CheckpointError, UnsupportedModelError
 from ..bounded_json import JsonBounds, parse_json
 from ..files.tensor_files import StoredTensor
 from ..not_a_model import download_hint, is_pointer
-from ..shown import shown
+from ..values.shown import shown
 
 MAX_TENSORS = 1 << 16
 """One file has at most this many tensors. The largest models have some 100,000 tensors, in dozens of

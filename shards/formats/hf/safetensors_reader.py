@@ -12,7 +12,7 @@ from ..files.mapped_file import MappedFile, PresentBytes
 from ..files.numbered import MAX_FILES, numbered
 from ..files.tensor_files import MAX_TENSORS, MappedTensors, TensorFiles
 from ..not_a_model import file_names, lacks_error, no_model_error
-from ..shown import shown
+from ..values.shown import shown
 from .safetensors_header import header_length, parse_header
 
 SINGLE = "model.safetensors"

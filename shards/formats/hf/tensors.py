@@ -12,8 +12,8 @@ from ...families.places import Place, places
 from ...families.rows.table import FAMILIES
 from ..config import ModelConfig
 from ..quantized.source import plain_names, with_quantized
-from ..shown import shown
 from ..tensors import EMBEDDING, HEAD, TensorSource
+from ..values.shown import shown
 from .foreign_tensors import foreign_tensors
 
 _ROOTS = ("model.", "language_model.model.", "model.language_model.", "language_model.")

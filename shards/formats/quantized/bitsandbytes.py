@@ -19,10 +19,10 @@ import numpy as np
 
 from ....swarm.errors import CheckpointError, UnsupportedModelError
 from ..bounded_json import JsonBounds, parse_json
-from ..fields import Fields
 from ..qtypes import CODE_BLOCKS, code_qtype, integer_qtype
 from ..raw_tensor import RawTensor
 from ..tensors import TensorInfo, TensorSource
+from ..values.fields import Fields
 from .codes import Codes
 from .parts import OF_ANOTHER, Parts, sibling
 from .scales import Scales, whole_floats

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from ....swarm.errors import UnsupportedModelError
-from ..bounds import MAX_WIDTH
-from ..fields import Fields
 from ..qtypes import Quantization, Scheme
-from ..shown import shown
+from ..values.bounds import MAX_WIDTH
+from ..values.fields import Fields
+from ..values.shown import shown
 
 _HINT = "Use the unquantized checkpoint, one quantized in another way, or a GGUF file."
 _METHOD = ("quant_method", "quant_type", "quantization_method", "method")

@@ -11,14 +11,17 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ....swarm.errors import UnsupportedModelError
-from ..block_config import AttentionConfig, BlockConfig, MlpConfig, NormConfig
-from ..bounds import MAX_VOCAB, MAX_WIDTH
+from ..blocks.attention import AttentionConfig
+from ..blocks.block import BlockConfig
+from ..blocks.mlp import MlpConfig
+from ..blocks.norm import NormConfig
 from ..config import ModelConfig
-from ..fields import Fields
 from ..foreign_config import ANOTHER, ForeignConfig
 from ..hf.config import end_ids, native_dtype
 from ..quantized.settings import quantization
-from ..shown import shown
+from ..values.bounds import MAX_VOCAB, MAX_WIDTH
+from ..values.fields import Fields
+from ..values.shown import shown
 from .layered import Layer, LayeredModel, quiet, unusable
 from .own_keys import CONTEXTS, LONGEST, own_keys
 

@@ -14,8 +14,8 @@ from typing import Any
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from ....swarm.errors import UnsupportedModelError
-from ..bounds import MAX_VOCAB
-from ..shown import shown
+from ..values.bounds import MAX_VOCAB
+from ..values.shown import shown
 
 LONGEST = 1 << 17
 """Tokens of the longest sequence: some models make a table of so many rows, or a bias at each step."""

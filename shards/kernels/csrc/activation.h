@@ -1,4 +1,4 @@
-/* What an MLP does between its products: see ``MlpConfig`` in shards/formats/block_config.py. */
+/* What an MLP does between its products: see ``MlpConfig`` in shards/formats/blocks/mlp.py. */
 #ifndef SN_ACTIVATION_H
 #define SN_ACTIVATION_H
 

@@ -1,5 +1,5 @@
 /* Blocks of a span, one after the other, over packed rows of many sessions. What a block computes is said in
-   shards/formats/block_config.py. */
+   shards/formats/blocks/block.py. */
 #ifndef SN_BLOCK_H
 #define SN_BLOCK_H
 

@@ -10,7 +10,7 @@ enum { SN_MOST_EXPERTS = 4096 }; /* of one block */
 
 enum { SN_SOFTMAX = 0, SN_SIGMOID = 1, SN_SOFTMAX_OF_USED = 2, SN_SPARSEMIXER = 3 };
 
-/* RouterConfig of shards/formats/block_config.py. */
+/* RouterConfig of shards/formats/blocks/experts.py. */
 typedef struct sn_router {
     sn_linear linear;          /* hidden -> count, its bias included */
     const float *correction;   /* (count), or NULL */

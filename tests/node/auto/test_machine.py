@@ -12,7 +12,8 @@ from swarm_node.node.config import NodeConfig
 from swarm_node.node.engine.kv_layout import KvLayout
 from swarm_node.node.resources import MemoryShortError
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.formats.block_config import MlpConfig, RouterConfig
+from swarm_node.shards.formats.blocks.experts import RouterConfig
+from swarm_node.shards.formats.blocks.mlp import MlpConfig
 from swarm_node.shards.layers.kv_pool import largest_slot
 from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.load_plan import LoadOptions

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
-from swarm_node.shards.formats.block_config import BlockConfig, MlpConfig, RouterConfig
+from swarm_node.shards.formats.blocks.block import BlockConfig
+from swarm_node.shards.formats.blocks.experts import RouterConfig
+from swarm_node.shards.formats.blocks.mlp import MlpConfig
 from swarm_node.shards.formats.files.mapped_file import MappedFile
 from swarm_node.shards.formats.raw_tensor import RawTensor
 from swarm_node.shards.formats.tensors import TensorInfo

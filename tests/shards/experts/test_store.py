@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from swarm_node.shards.experts.file_linear import FileLinear
 from swarm_node.shards.experts.store import READERS, ExpertStore, FileMlp
-from swarm_node.shards.formats.block_config import ExpertsConfig, MlpConfig, RouterConfig
+from swarm_node.shards.formats.blocks.experts import ExpertsConfig, RouterConfig
+from swarm_node.shards.formats.blocks.mlp import MlpConfig
 from swarm_node.shards.formats.dequantize import INTEGER_QTYPES
 from swarm_node.shards.formats.files.mapped_file import MappedFile
 from swarm_node.shards.formats.qtypes import GGUF_QTYPES, row_bytes

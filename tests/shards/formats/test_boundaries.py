@@ -8,15 +8,10 @@ from typing import Any
 import pytest
 
 from swarm_node.shards.checkpoint.checkpoint import check_span
-from swarm_node.shards.formats.block_config import (
-    AttentionConfig,
-    BlockConfig,
-    HeadNorm,
-    MlpConfig,
-    NormConfig,
-    SideConfig,
-    StreamsConfig,
-)
+from swarm_node.shards.formats.blocks.attention import AttentionConfig, HeadNorm
+from swarm_node.shards.formats.blocks.block import BlockConfig, SideConfig, StreamsConfig
+from swarm_node.shards.formats.blocks.mlp import MlpConfig
+from swarm_node.shards.formats.blocks.norm import NormConfig
 from swarm_node.shards.formats.config import ModelConfig, SidebandConfig
 from swarm_node.shards.formats.hf.config import hf_config
 from swarm_node.shards.formats.tensors import block_tensors, client_tensors

@@ -11,10 +11,13 @@ import pytest
 
 from swarm_node.shards.checkpoint.checkpoint import directory_config
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.formats.block_config import AttentionConfig, BlockConfig, MlpConfig, NormConfig
+from swarm_node.shards.formats.blocks.attention import AttentionConfig
+from swarm_node.shards.formats.blocks.block import BlockConfig
+from swarm_node.shards.formats.blocks.mlp import MlpConfig
+from swarm_node.shards.formats.blocks.norm import NormConfig
+from swarm_node.shards.formats.blocks.rope import RopeConfig
 from swarm_node.shards.formats.config import ModelConfig
 from swarm_node.shards.formats.hf.config import hf_config
-from swarm_node.shards.formats.rope_config import RopeConfig
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
 from tests.shards.tokenizer.transformers_words import our_shape, rope_of, shape_of
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from swarm_node.shards.formats.block_config import KvShape
+from swarm_node.shards.formats.blocks.attention import KvShape
 from swarm_node.shards.kernels.library import address
 from swarm_node.shards.kernels.pages import SnAttention, SnPiece, kv_struct
 from swarm_node.shards.layers.kv_pool import BatchSlice, KvPool

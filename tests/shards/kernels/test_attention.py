@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import swarm_node.shards
-from swarm_node.shards.formats.block_config import KvShape
+from swarm_node.shards.formats.blocks.attention import KvShape
 from swarm_node.shards.kernels.library import FLAGS
 from swarm_node.shards.layers.kv_pool import KV_DTYPES, BatchSlice
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from swarm_node.shards.formats.block_config import MAX_EXPERTS, ExpertsConfig, MlpConfig, RouterConfig
+from swarm_node.shards.formats.blocks.experts import MAX_EXPERTS, ExpertsConfig, RouterConfig
+from swarm_node.shards.formats.blocks.mlp import MlpConfig
 from swarm_node.shards.formats.floats import narrow
 from swarm_node.shards.kernels import library
 from swarm_node.shards.kernels.experts import HeldExperts, NativeExperts, NativeMlp, router_struct

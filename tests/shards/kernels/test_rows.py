@@ -8,7 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from swarm_node.shards.formats.block_config import ACTIVATIONS, MlpConfig, NormConfig
+from swarm_node.shards.formats.blocks.mlp import ACTIVATIONS, MlpConfig
+from swarm_node.shards.formats.blocks.norm import NormConfig
 from swarm_node.shards.kernels.library import address, library
 from swarm_node.shards.kernels.rows import NativeNorm, activation_struct
 

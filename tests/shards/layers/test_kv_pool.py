@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from swarm_node.shards.formats.block_config import KvShape
+from swarm_node.shards.formats.blocks.attention import KvShape
 from swarm_node.shards.layers.kv_pool import KV_DTYPES, KvPool, resolve_kv_dtype, slot_bytes
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS

@@ -11,8 +11,8 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, rotate_half
 
+from swarm_node.shards.formats.blocks.rope import RopeConfig
 from swarm_node.shards.formats.hf.config import hf_config
-from swarm_node.shards.formats.rope_config import RopeConfig
 from swarm_node.shards.layers.rope import Rope, frequencies
 from swarm_node.shards.torch.rope import TorchRope
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
-from swarm_node.shards.formats.block_config import BlockConfig
+from swarm_node.shards.formats.blocks.block import BlockConfig
 from swarm_node.shards.formats.qtypes import row_bytes
 from swarm_node.shards.layers.kv_pool import BatchSlice
 from swarm_node.shards.mlx import scores

@@ -6,8 +6,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from swarm_node.shards.formats.block_config import QueryScale
-from swarm_node.shards.formats.rope_config import RopeConfig
+from swarm_node.shards.formats.blocks.attention import QueryScale
+from swarm_node.shards.formats.blocks.rope import RopeConfig
 from swarm_node.shards.layers.kv_pool import BatchSlice
 from swarm_node.shards.layers.rope import Rope
 from swarm_node.shards.mlx.rope import MlxRope, Positions

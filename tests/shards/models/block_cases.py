@@ -9,24 +9,14 @@ from typing import Any
 from hypothesis import strategies as st
 
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
-from swarm_node.shards.formats.block_config import (
-    ACTIVATIONS,
-    AttentionConfig,
-    BlockConfig,
-    ExpertsConfig,
-    HeadNorm,
-    LatentConfig,
-    LaurelConfig,
-    MlpConfig,
-    NormConfig,
-    QueryScale,
-    RouterConfig,
-    SideConfig,
-    StreamsConfig,
-)
+from swarm_node.shards.formats.blocks.attention import AttentionConfig, HeadNorm, LatentConfig, QueryScale
+from swarm_node.shards.formats.blocks.block import BlockConfig, LaurelConfig, SideConfig, StreamsConfig
+from swarm_node.shards.formats.blocks.experts import ExpertsConfig, RouterConfig
+from swarm_node.shards.formats.blocks.mlp import ACTIVATIONS, MlpConfig
+from swarm_node.shards.formats.blocks.norm import NormConfig
+from swarm_node.shards.formats.blocks.rope import RopeConfig
 from swarm_node.shards.formats.config import ModelConfig, SidebandConfig
 from swarm_node.shards.formats.qtypes import row_bytes
-from swarm_node.shards.formats.rope_config import RopeConfig
 from swarm_node.shards.formats.tensors import FINAL_NORM, TensorInfo, block_tensors
 from swarm_node.shards.models.random_blocks import random_checkpoint
 

@@ -1,5 +1,5 @@
 """Blocks computed plainly: float64, whole sequences, dense masks, one expert and one head after the other. As
-the docstrings of ``block_config`` say it, and in no other way."""
+the docstrings of ``formats.blocks`` say it, and in no other way."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from swarm_node.shards.formats.block_config import MlpConfig
+from swarm_node.shards.formats.blocks.mlp import MlpConfig
 from swarm_node.shards.layers.rope import frequencies
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from swarm_node.shards.checkpoint.checkpoint import Checkpoint
-    from swarm_node.shards.formats.block_config import (
-        BlockConfig,
-        ExpertsConfig,
-        NormConfig,
-    )
-    from swarm_node.shards.formats.rope_config import RopeConfig
+    from swarm_node.shards.formats.blocks.block import BlockConfig
+    from swarm_node.shards.formats.blocks.experts import ExpertsConfig
+    from swarm_node.shards.formats.blocks.norm import NormConfig
+    from swarm_node.shards.formats.blocks.rope import RopeConfig
     from swarm_node.swarm.types import Span
 
     Doubles = NDArray[np.float64]

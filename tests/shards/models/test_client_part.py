@@ -14,7 +14,10 @@ from torch import Tensor
 
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.formats.block_config import AttentionConfig, BlockConfig, MlpConfig, NormConfig
+from swarm_node.shards.formats.blocks.attention import AttentionConfig
+from swarm_node.shards.formats.blocks.block import BlockConfig
+from swarm_node.shards.formats.blocks.mlp import MlpConfig
+from swarm_node.shards.formats.blocks.norm import NormConfig
 from swarm_node.shards.formats.config import ModelConfig
 from swarm_node.shards.formats.raw_tensor import RawTensor
 from swarm_node.shards.loading import load_client_model

@@ -12,7 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_node.shards.formats.block_config import BlockConfig, HeadNorm, LatentConfig, MlpConfig
+from swarm_node.shards.formats.blocks.attention import HeadNorm, LatentConfig
+from swarm_node.shards.formats.blocks.block import BlockConfig
+from swarm_node.shards.formats.blocks.mlp import MlpConfig
 from swarm_node.shards.formats.raw_tensor import RawTensor
 from swarm_node.shards.layers.kv_pool import KV_DTYPES
 from swarm_node.shards.loading import load_backend

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.formats.block_config import KvShape
+from swarm_node.shards.formats.blocks.attention import KvShape
 from swarm_node.shards.kernels import library as native_library
 from swarm_node.shards.kernels.library import ThreadPool, library
 from swarm_node.shards.kernels.linear import NativeLinear

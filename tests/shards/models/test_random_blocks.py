@@ -3,10 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from swarm_node.shards.formats.block_config import AttentionConfig, BlockConfig, MlpConfig, NormConfig
+from swarm_node.shards.formats.blocks.attention import AttentionConfig
+from swarm_node.shards.formats.blocks.block import BlockConfig
+from swarm_node.shards.formats.blocks.mlp import MlpConfig
+from swarm_node.shards.formats.blocks.norm import NormConfig
+from swarm_node.shards.formats.blocks.rope import RopeConfig
 from swarm_node.shards.formats.config import ModelConfig
 from swarm_node.shards.formats.qtypes import AFFINE, DENSE, GGUF_QTYPES, row_bytes
-from swarm_node.shards.formats.rope_config import RopeConfig
 from swarm_node.shards.formats.tensors import FINAL_NORM, TensorInfo, block_tensors
 from swarm_node.shards.layers.kv_pool import BatchSlice
 from swarm_node.shards.loading import load_backend

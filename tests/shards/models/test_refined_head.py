@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from swarm_node.shards.formats.block_config import NormConfig
+from swarm_node.shards.formats.blocks.norm import NormConfig
 from swarm_node.shards.formats.raw_tensor import RawTensor
 from swarm_node.shards.kernels.head import NativeHead
 from swarm_node.shards.kernels.linear import ActivationPrecision, native_int8

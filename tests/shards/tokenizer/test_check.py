@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Regex, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE, WordPiece
 
-from swarm_node.shards.formats.fields import Fields
+from swarm_node.shards.formats.values.fields import Fields
 from swarm_node.shards.tokenizer import hf as hf_module
 from swarm_node.shards.tokenizer import tokenizer as tokenizer_module
 from swarm_node.shards.tokenizer.check import takes_linear_time, token_reach

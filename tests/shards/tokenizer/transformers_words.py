@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from swarm_node.shards.formats.blocks.rope import RopeConfig
 from swarm_node.shards.formats.config import ModelConfig
-from swarm_node.shards.formats.rope_config import RopeConfig
 
 
 def shape_of(theirs: Any) -> dict[str, Any]:

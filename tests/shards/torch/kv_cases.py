@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swarm_node.shards.formats.block_config import KvShape
+from swarm_node.shards.formats.blocks.attention import KvShape
 from swarm_node.shards.layers.kv_pool import BatchSlice, KvPart
 from swarm_node.shards.torch.attention import Scores
 from swarm_node.shards.torch.kv_pool import TorchKvPart, TorchKvPool

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from swarm_node.shards.formats.block_config import BlockConfig
+from swarm_node.shards.formats.blocks.block import BlockConfig
 from swarm_node.shards.layers.kv_pool import BatchSlice
 from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.backend import SpanBackend

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_node.shards.formats.block_config import KvShape
+from swarm_node.shards.formats.blocks.attention import KvShape
 from swarm_node.shards.layers.kv_pool import KV_DTYPES
 from swarm_node.shards.torch.kv_pool import TorchKvPart, TorchKvPool, quantize_int8
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from swarm_node.shards.formats.block_config import NORMS, NormConfig
+from swarm_node.shards.formats.blocks.norm import NORMS, NormConfig
 from swarm_node.shards.torch.norm import RmsNorm, norm_of
 
 

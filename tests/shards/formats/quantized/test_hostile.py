@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.formats.fields import Fields
 from swarm_node.shards.formats.quantized.settings import quantization
+from swarm_node.shards.formats.values.fields import Fields
 from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.errors import CheckpointError, ModelError, UnsupportedModelError

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...swarm.errors import CheckpointError, UnsupportedModelError
-from .bounds import MAX_CONTEXT, MAX_WIDTH, SCALES, check_between, check_count
-from .shown import shown
+from ....swarm.errors import CheckpointError, UnsupportedModelError
+from ..values.bounds import MAX_CONTEXT, MAX_WIDTH, SCALES, check_between, check_count
+from ..values.shown import shown
 
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional")
 THETAS = (1.0, 1e30)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Final
 
-from ...swarm.errors import CheckpointError
+from ....swarm.errors import CheckpointError
 from .shown import shown
 
 MAX_LIST = 4096

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from swarm_node.shards.formats.fields import Fields
+from swarm_node.shards.formats.values.fields import Fields
 from swarm_node.swarm.errors import CheckpointError
 
 Read = Callable[[Fields], Any]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...swarm.errors import CheckpointError
+from ....swarm.errors import CheckpointError, UnsupportedModelError
 from .shown import shown
 
 MAX_WIDTH = 1 << 20
@@ -34,3 +34,10 @@ def check_softcap(name: str, value: float) -> None:
     """CheckpointError unless ``value`` is 0, which is none, or within bounds."""
     if value != 0:
         check_between(f"the softcap of {name}", value, SOFTCAPS)
+
+
+def check_one_of(what: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UnsupportedModelError(
+            f"{what} {shown(value)} is not supported", hint=f"Supported: {', '.join(known)}."
+        )
