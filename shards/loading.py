@@ -30,9 +30,9 @@ from .models.client_part import ClientModel, Project, SideMaker, Streams
 from .models.devices import INSTALL_COMPILER, require_mlx, require_torch, resolve_device
 from .models.head import FinalNorm, Head, RefinedHead
 from .models.load_plan import LoadOptions, LoadPlan, WeightKind, resolve
-from .models.native_span import load_native_span, unsupported
 from .models.rounding_bounds import RoundingBounds, native_rounding, torch_rounding
 from .models.weight_loader import Progress, WeightLoader, check_shape
+from .native.span import load_native_span, unsupported
 
 if TYPE_CHECKING:
     from ..swarm.types import Span
@@ -257,7 +257,7 @@ def device_memory(name: str) -> int | None:
     kind, _, index = name.partition(":")
     if kind == "cuda":
         resolve_device(name)
-        from .torch.device import memory_left as cuda_memory_left
+        from .torch.tensors.device import memory_left as cuda_memory_left
 
         return cuda_memory_left(int(index or 0))
     if kind == "mlx":

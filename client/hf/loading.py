@@ -81,22 +81,22 @@ def _from_file(local: LocalModel, name: str) -> tuple[PreTrainedConfig, Generati
     model = client_part(local).config
     eos: list[int] = sorted(local.tokenizer.eos_ids)
     block = model.blocks[0]
-    attention = block.attention
+    attention = next((each.attention for each in model.blocks if each.attention), None)
     config = LlamaConfig(
         name_or_path=name,
         vocab_size=local.vocab_size,
         hidden_size=model.hidden_size,
         intermediate_size=block.mlp.inner if block.mlp else model.hidden_size,
         num_hidden_layers=model.n_blocks,
-        num_attention_heads=attention.heads,
-        num_key_value_heads=attention.kv_heads,
-        head_dim=attention.head_dim,
+        num_attention_heads=attention.heads if attention else 1,
+        num_key_value_heads=attention.kv_heads if attention else 1,
+        head_dim=attention.head_dim if attention else model.hidden_size,
         rms_norm_eps=model.final_norm.eps,
         max_position_embeddings=local.context,
         tie_word_embeddings=model.tie_word_embeddings,
         rope_parameters={
             "rope_type": "default",
-            "rope_theta": attention.rope.theta if attention.rope else 10_000.0,
+            "rope_theta": attention.rope.theta if attention and attention.rope else 10_000.0,
         },  # scaling is the peers' business
         bos_token_id=model.bos_token_id,
         eos_token_id=eos or None,

@@ -17,8 +17,8 @@ from ...shards.formats.config import ModelConfig
 from ...shards.formats.tensors import TensorInfo, block_names
 from ...shards.layers.kv_pool import largest_slot
 from ...shards.loading import load_backend
-from ...shards.models.native_span import WEIGHTS_SHARE, NativeSpan, least_held
 from ...shards.models.random_blocks import random_checkpoint
+from ...shards.native.span import WEIGHTS_SHARE, NativeSpan, least_held
 from ...swarm.codecs.kinds import DEFAULT_KIND, kind_row_bytes
 from ...swarm.placement.types import ModelShape, NodeOffer, Serve, StandBy, Verdict, gigabytes
 from ...swarm.protocol.field_types import PAGE_TOKENS

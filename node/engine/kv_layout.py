@@ -74,7 +74,9 @@ class KvLayout:
     @classmethod
     def of(cls, blocks: Iterable[BlockConfig], batch_tokens: int) -> KvLayout:
         """Of a span between allowed cuts, which holds what its blocks read."""
-        reaches = (block.attention.reach if block.kv_of is None else None for block in blocks)
+        reaches = (
+            block.attention.reach if block.attention and block.kv_of is None else None for block in blocks
+        )
         return cls(reaches, batch_tokens)
 
     def slots_of(self, tokens: int) -> int:

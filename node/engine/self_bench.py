@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ...shards.layers.kv_pool import BatchSlice
 from ...shards.models.backend import SpanBackend
-from .page_tables import pages_for
+from ...shards.models.own_memory import OwnMemory
 
 PREFILL_TOKENS = 256
 """Rows of a measured prompt chunk: enough for the kernels that prefill uses, a fraction of a second on a
@@ -46,15 +45,12 @@ def measure_self(
 ) -> SelfMeasurement:
     """Run in the compute thread, with a KV pool of its own that lasts as long as the
     call. ``max_tokens`` bounds the context of the measurement."""
-    config, blocks = model.config, len(model.span)
     tokens = max(1, min(PREFILL_TOKENS, max_tokens - 1))
-    pages = pages_for(tokens + 1)
-    pool = model.new_pool(pages * blocks, kv_dtype)
-    table = np.arange(pages * blocks, dtype=np.int32).reshape(blocks, pages)
-    prompt = _noise(tokens, config.row_width(model.span.start))
+    memory = OwnMemory(model, kv_dtype, tokens + 1)
+    prompt = _noise(tokens, model.config.row_width(model.span.start))
 
     def forward(start: int, count: int) -> None:
-        model.forward(prompt[:count], [BatchSlice(table, model.span.start, 0, start, count)], pool)
+        model.forward(prompt[:count], [memory.slice(start, count)], memory.pool)
 
     forward(0, 1)  # first-use costs: kernels, page faults
     prefill_s = _time(lambda: forward(0, tokens), PREFILL_SECONDS, clock)
@@ -69,16 +65,14 @@ def measure_decode(
     model: SpanBackend[Any], kv_dtype: str, clock: Callable[[], float] = perf_counter
 ) -> float:
     """Milliseconds per block and token, as ``measure_self``'s, with a short context: AGAIN_RUNS tokens."""
-    blocks = len(model.span)
-    pool = model.new_pool(blocks, kv_dtype)
-    table = np.arange(blocks, dtype=np.int32).reshape(blocks, 1)
+    memory = OwnMemory(model, kv_dtype, AGAIN_RUNS + 1)
     x = _noise(1, model.config.row_width(model.span.start))
     times = []
     for position in range(AGAIN_RUNS + 1):
         began = clock()
-        model.forward(x, [BatchSlice(table, model.span.start, 0, position, 1)], pool)
+        model.forward(x, [memory.slice(position, 1)], memory.pool)
         times.append(max(clock() - began, 1e-9))
-    return median(times[1:]) * 1000 / blocks
+    return median(times[1:]) * 1000 / len(model.span)
 
 
 def _noise(tokens: int, width: int) -> np.ndarray:

@@ -96,7 +96,7 @@ def _blocks(family: Family, settings: Settings) -> list[BlockConfig]:
 
 
 def _context(positions: int, blocks: tuple[BlockConfig, ...]) -> int:
-    ropes = {block.attention.rope for block in blocks} - {None}
+    ropes = {block.rope for block in blocks}
     return max((lengthened(positions, rope) for rope in ropes if rope is not None), default=positions)
 
 
@@ -106,10 +106,10 @@ def _without_vain_windows(blocks: tuple[BlockConfig, ...], context: int) -> list
     for block in blocks:
         if block not in known:
             attention = block.attention
-            is_vain = attention.reach >= context
-            known[block] = (
-                replace(block, attention=replace(attention, window=0, chunk=0)) if is_vain else block
-            )
+            if attention is not None and attention.reach >= context:
+                known[block] = replace(block, attention=replace(attention, window=0, chunk=0))
+            else:
+                known[block] = block
     return [known[block] for block in blocks]
 
 

@@ -66,7 +66,7 @@ class _Scope(NamedTuple):
 
     @property
     def heads(self) -> int:
-        return self.settings.attention.heads if self.settings else 1
+        return self.settings.attention.heads if self.settings and self.settings.attention else 1
 
 
 def places(config: ModelConfig, names: Names, in_block: str, present: Container[str]) -> dict[str, Place]:
@@ -111,7 +111,8 @@ def _place(name: str, scope: _Scope, names: Names, present: Container[str]) -> P
         place = place._replace(whole=place.whole[::-1], transposed=True)
     if expert is not None and "{}" not in stored.name:
         place = place._replace(whole=(scope.experts, *place.whole), number=int(number))
-    return place if scope.settings is None else place._replace(pairs=_pairs(name, scope.settings.attention))
+    attention = None if scope.settings is None else scope.settings.attention
+    return place if attention is None else place._replace(pairs=_pairs(name, attention))
 
 
 def _part(

@@ -144,7 +144,13 @@ class ModelConfig:
                 f"block {number} reads keys and values of block {of}, which makes none for it"
             )
         own, theirs = block.attention, self.blocks[of].attention
-        if own.kv != theirs.kv or own.reach != theirs.reach or theirs.latent is not None:
+        if (
+            own is None
+            or theirs is None
+            or own.kv != theirs.kv
+            or own.reach != theirs.reach
+            or theirs.latent is not None
+        ):
             raise CheckpointError(
                 f"block {number} cannot read the keys and values of block {of}: other shapes"
             )

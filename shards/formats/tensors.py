@@ -12,6 +12,7 @@ from .blocks.block import LaurelConfig, SideConfig, StreamsConfig
 from .blocks.experts import ExpertsConfig
 from .blocks.mlp import MlpConfig
 from .blocks.norm import NormConfig
+from .blocks.state import RecurrenceConfig, ShortConvConfig
 from .config import ModelConfig
 from .raw_tensor import RawTensor
 
@@ -61,6 +62,7 @@ def block_tensors(config: ModelConfig, block: int) -> dict[str, tuple[int, ...]]
     shapes = {
         **_norm("input_layernorm", settings.norm, hidden),
         **_attention(settings.attention, hidden, makes_kv=settings.kv_of is None),
+        **_state(settings.state, hidden),
         **_norm("self_attn.out_norm", settings.attention_out_norm, hidden),
         **_norm("post_attention_layernorm", settings.mlp_norm, hidden),
         **_mlp("mlp", settings.mlp, hidden),
@@ -90,7 +92,9 @@ def _linear(name: str, rows: int, cols: int, *, bias: bool = False) -> Shapes:
     return shapes | ({f"{name}.bias": (rows,)} if bias else {})
 
 
-def _attention(attention: AttentionConfig, hidden: int, *, makes_kv: bool) -> Shapes:
+def _attention(attention: AttentionConfig | None, hidden: int, *, makes_kv: bool) -> Shapes:
+    if attention is None:
+        return {}
     if attention.latent is not None:
         return _latent(attention, attention.latent, hidden)
     q, kv, out = attention.q_size, attention.kv_size, attention.out_size
@@ -133,6 +137,52 @@ def _latent(attention: AttentionConfig, latent: LatentConfig, hidden: int) -> Sh
         **_linear("self_attn.v_b_proj", attention.out_size, rank),
         **_linear("self_attn.o_proj", hidden, attention.out_size, bias=attention.out_bias),
     }
+
+
+def _state(state: RecurrenceConfig | ShortConvConfig | None, hidden: int) -> Shapes:
+    """Convolutions have a row of taps a channel."""
+    if state is None:
+        return {}
+    if isinstance(state, ShortConvConfig):
+        projections = {f"state.{name}_proj": state.width for name in ("b", "c", "v")}
+        convs, out = (
+            {"state.conv": state.width},
+            _linear("state.out_proj", hidden, state.width, bias=state.bias),
+        )
+        bias = conv_bias = state.bias
+    else:
+        sizes = {"q": state.key_size, "k": state.key_size, "v": state.inner}
+        convs = {f"state.{name}_conv": size for name, size in sizes.items()}
+        projections = {f"state.{name}_proj": size for name, size in sizes.items()}
+        out = _recurrence(state, hidden)
+        bias, conv_bias = state.bias, state.conv_bias
+    shapes: Shapes = {}
+    for name, size in projections.items():
+        shapes |= _linear(name, size, hidden, bias=bias)
+    for name, size in convs.items():
+        shapes |= _linear(name, size, state.taps, bias=conv_bias)
+    return shapes | out
+
+
+def _recurrence(state: RecurrenceConfig, hidden: int) -> Shapes:
+    """All but q, k and v."""
+    shapes: Shapes = {}
+    for name, size, rank in (
+        ("gate", state.inner, state.gate_rank),
+        ("decay", state.decay_size, state.decay_rank),
+    ):
+        if rank:
+            shapes |= _linear(f"state.{name}_a_proj", rank, hidden)
+            shapes |= _linear(f"state.{name}_b_proj", size, rank)
+        else:
+            shapes |= _linear(f"state.{name}_proj", size, hidden, bias=state.bias)
+    if state.rule == "delta":
+        shapes |= _linear("state.beta_proj", state.heads, hidden, bias=state.bias)
+    shapes |= {"state.a_log": (state.heads,), "state.decay_bias": (state.decay_size,)}
+    if state.skip:
+        shapes["state.skip"] = (state.heads,)
+    shapes |= _norm("state.norm", state.norm, state.value_dim if state.norm_shared else state.inner)
+    return shapes | _linear("state.out_proj", hidden, state.inner, bias=state.out_bias)
 
 
 def _mlp(name: str, mlp: MlpConfig | None, hidden: int) -> Shapes:

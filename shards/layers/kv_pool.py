@@ -22,6 +22,7 @@ from ..formats.blocks.attention import KvShape
 from ..formats.blocks.block import BlockConfig
 from ..formats.floats import STORED
 from .memory import zeros
+from .state_pool import StatePool
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,26 +71,40 @@ class KvPool:
     """``n_slots`` slots for blocks of ``shapes``, in the host's memory, which the system commits as they are
     first written: a large pool costs what is used of it. What a slot holds before it is written is undefined.
 
-    ``data``: (n_slots, slot_bytes) bytes.
+    ``data``: (n_slots, slot_bytes) bytes. ``states``: the memory of blocks that keep a state.
     """
 
-    def __init__(self, n_slots: int, shapes: Iterable[KvShape], kv_dtype: str) -> None:
+    def __init__(
+        self, n_slots: int, shapes: Iterable[KvShape], kv_dtype: str, states: StatePool | None = None
+    ) -> None:
         """Raises UsageError for an unknown ``kv_dtype``, MemoryError where there is not enough."""
         self.shapes = frozenset(shapes)
         self.n_slots, self.kv_dtype = n_slots, kv_dtype
-        self.slot_bytes = max(slot_bytes(shape, kv_dtype) for shape in self.shapes)
+        self.states = states or StatePool(0, ())
+        self.slot_bytes = max((slot_bytes(shape, kv_dtype) for shape in self.shapes), default=0)
         self.data: NDArray[np.uint8] = zeros((n_slots, self.slot_bytes), np.uint8)
 
     def part(self, shape: KvShape) -> KvPart[NDArray[Any]]:
         scale = np.dtype(np.float32) if self.kv_dtype == "int8" else None
         return KvPart.of(self.data, shape, _STORED[self.kv_dtype], scale)
 
+    @property
+    def n_states(self) -> int:
+        return self.states.n_slots
+
     def copy_slots(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy each source slot to the target beside it. No slot may be both source and target, and no target
-        may be named twice."""
-        if len(sources) != len(targets):
-            raise ValueError(f"{len(sources)} sources, {len(targets)} targets")
-        self.data[np.asarray(targets, np.int64)] = self.data[np.asarray(sources, np.int64)]
+        """See ``KvMemory``."""
+        _copy(self.data, sources, targets)
+
+    def copy_states(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """See ``KvMemory``."""
+        _copy(self.states.data, sources, targets)
+
+
+def _copy(data: NDArray[Any], sources: Sequence[int], targets: Sequence[int]) -> None:
+    if len(sources) != len(targets):
+        raise ValueError(f"{len(sources)} sources, {len(targets)} targets")
+    data[np.asarray(targets, np.int64)] = data[np.asarray(sources, np.int64)]
 
 
 def slot_bytes(shape: KvShape, kv_dtype: str) -> int:
@@ -104,9 +119,13 @@ def slot_bytes(shape: KvShape, kv_dtype: str) -> int:
     return shape.heads * PAGE_TOKENS * sum(dim * _STORED[kv_dtype].itemsize + scale for dim in dims)
 
 
+def kv_shapes(blocks: Iterable[BlockConfig]) -> frozenset[KvShape]:
+    return frozenset(block.attention.kv for block in blocks if block.attention is not None)
+
+
 def largest_slot(blocks: Iterable[BlockConfig], kv_dtype: str) -> int:
-    """Bytes of a slot that any of ``blocks`` can use."""
-    return max(slot_bytes(shape, kv_dtype) for shape in {block.attention.kv for block in blocks})
+    """Bytes of a slot that any of ``blocks`` can use; 0 where none has attention."""
+    return max((slot_bytes(shape, kv_dtype) for shape in kv_shapes(blocks)), default=0)
 
 
 def resolve_kv_dtype(name: str, model_dtype: str, explicit_dtype: bool, device: str = "cpu") -> str:
@@ -133,6 +152,12 @@ class BatchSlice:
     ``table``: (blocks of the session's span, pages) of slots, int32, C-contiguous; its first row is block
     ``first_block`` (absolute). It covers every position up to ``start + count``; pages that no token from
     ``start`` on can see in their block may be -1. ``long_context``: as ``long`` of ``Rope.slice_rows``.
+
+    ``states``: as ``table``, of slots of a ``StatePool``, for the blocks that keep a state (-1 for the
+    others); None: no block of the session's does. A page's slot is for the state after its last token. The
+    rows begin from zeros at position 0, else from the state in the slot of the page that has position
+    ``start - 1``, which must be that after it. Whenever the rows come to the end of a page, or their own,
+    the state goes to the slot of the page that they are in, unless that is -1.
     """
 
     table: NDArray[np.int32]
@@ -141,3 +166,4 @@ class BatchSlice:
     start: int
     count: int
     long_context: bool = False
+    states: NDArray[np.int32] | None = None

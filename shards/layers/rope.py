@@ -130,7 +130,7 @@ def frequencies(rope: RopeConfig, *, long: bool = False) -> tuple[Floats, float]
 def longest_short_context(blocks: Iterable[BlockConfig]) -> int:
     """Sessions for more tokens than this have ``long_context``; more than any session has, where no block
     tells them apart."""
-    ropes = {block.attention.rope for block in blocks}
+    ropes = {block.rope for block in blocks}
     return min(
         (rope.original_max_position_embeddings for rope in ropes if rope and rope.type == "longrope"),
         default=MAX_CONTEXT,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from ...swarm.errors import UnsupportedModelError
 from ..models.block_weights import AttentionWeights
 from .attention import PagedAttention
 from .experts import ExpertsLayer, MlxExperts
@@ -17,8 +18,9 @@ from .norm import MlxNorm, normed
 from .rope import MlxRope, Positions
 
 if TYPE_CHECKING:
+    from ...swarm.errors import UnsupportedModelError
     from ..formats.blocks.block import BlockConfig
-    from ..models.block_weights import BlockWeights
+from ..models.block_weights import BlockWeights
 
 
 class MlxBlock:
@@ -33,6 +35,8 @@ class MlxBlock:
     ) -> None:
         attention = weights.attention
         self._attention: HeadsLayer | LatentLayer
+        if settings.attention is None or attention is None:
+            raise UnsupportedModelError("MLX does not compute blocks without attention")
         if isinstance(attention, AttentionWeights):
             self._attention = HeadsLayer(settings.attention, attention, rope, dtype, settings.kv_of)
         else:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Sequence
 import mlx.core as mx
 import numpy as np
 
+from ...swarm.errors import UnsupportedModelError
 from ...swarm.protocol.field_types import PAGE_TOKENS
 from ..formats.blocks.attention import KvShape
 from ..layers.kv_pool import KV_DTYPES, slot_bytes
@@ -56,6 +57,11 @@ class MlxKvPool:
         # Views that may be written: MLX's arrays lend their memory, and these two are never part of a result.
         self._cells = np.array(self.data, copy=False)
         self._scale_cells = None if self.scales is None else np.array(self.scales, copy=False)
+
+    n_states = 0
+
+    def copy_states(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        raise UnsupportedModelError("MLX keeps no states")
 
     def copy_slots(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """No kernel may be under way."""

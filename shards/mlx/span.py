@@ -13,8 +13,8 @@ from ...swarm.errors import LocalProtocolError, UnsupportedModelError, UsageErro
 from ...swarm.types import Span
 from ..checkpoint.checkpoint import Checkpoint
 from ..formats.blocks.block import needs_torch
-from ..layers.kv_pool import BatchSlice, resolve_kv_dtype
-from ..models.block_weights import bytes_in_file, load_block
+from ..layers.kv_pool import BatchSlice, kv_shapes, resolve_kv_dtype
+from ..models.block_loading import bytes_in_file, load_block
 from ..models.load_plan import LoadOptions
 from ..models.sideband import check_width, passed_on
 from .attention import PagedAttention
@@ -53,7 +53,7 @@ class MlxSpan:
         self.weights = weights
         self.kernels = device_name()
         self._blocks = tuple(blocks)
-        self._shapes = {block.attention.kv for block in config.blocks[span.start : span.end]}
+        self._shapes = kv_shapes(config.blocks[span.start : span.end])
 
     any_thread = False
 
@@ -66,7 +66,7 @@ class MlxSpan:
             return default_kv_dtype(DTYPES[self._dtype])
         return resolve_kv_dtype(wanted, self._dtype, exact)
 
-    def new_pool(self, n_slots: int, kv_dtype: str) -> MlxKvPool:
+    def new_pool(self, n_slots: int, kv_dtype: str, n_states: int = 0) -> MlxKvPool:
         return MlxKvPool(n_slots, self._shapes, kv_dtype)
 
     def forward(
@@ -119,7 +119,8 @@ def load_mlx_span(
     config = checkpoint.config
     if any(map(needs_torch, config.blocks)):
         raise UnsupportedModelError(
-            f"MLX does not compute {config.family}: several residual streams are not supported there",
+            f"MLX does not compute {config.family}: blocks with a state, of one part alone, or with several "
+            "residual streams are not supported there",
             hint="Use --device cpu.",
         )
     plan = MlxPlan.resolve(options, config.native_dtype)
@@ -129,7 +130,7 @@ def load_mlx_span(
     blocks: list[MlxBlock] = []
     for block in range(span.start, span.end):
         settings = config.blocks[block]
-        if (rope := settings.attention.rope) is not None and rope not in ropes:
+        if (rope := settings.rope) is not None and rope not in ropes:
             ropes[rope] = MlxRope(rope)
         blocks.append(MlxBlock(settings, load_block(loader, config, block), ropes[rope], plan.dtype))
         checkpoint.release()

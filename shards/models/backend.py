@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 
 class KvMemory(Protocol):
-    """Memory for keys and values in ``n_slots`` slots, each one page of one block.
+    """What blocks keep of sessions: keys and values in ``n_slots`` slots, each one page of one block, and
+    states in ``n_states`` slots, each that of one block at one position.
 
     What a slot holds before it was written is undefined, and no result may depend on it. The engine keeps
     which session holds which slot; a slot may be one block's now and another's later.
@@ -32,12 +33,19 @@ class KvMemory(Protocol):
     def n_slots(self) -> int: ...
 
     @property
+    def n_states(self) -> int: ...
+
+    @property
     def kv_dtype(self) -> str:
         """A name in ``kv_pool.KV_DTYPES``."""
         ...
 
     def copy_slots(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy each source slot to the target beside it. No slot may be both, no target named twice."""
+        ...
+
+    def copy_states(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """The same for slots of states."""
         ...
 
 
@@ -91,8 +99,9 @@ class SpanBackend(Protocol[Memory]):
         """
         ...
 
-    def new_pool(self, n_slots: int, kv_dtype: str) -> Memory:
-        """Memory for this span's keys and values. Raises MemoryError where there is not enough."""
+    def new_pool(self, n_slots: int, kv_dtype: str, n_states: int = 0) -> Memory:
+        """Memory for this span's keys and values, and states. Raises MemoryError where there is not
+        enough."""
         ...
 
     def forward(
@@ -101,9 +110,10 @@ class SpanBackend(Protocol[Memory]):
         """``x`` (T, ``row_width`` of the span's start), left as it is → (T, that of its end), through
         ``span`` (absolute numbers, between allowed cuts; None: all). Complete when it returns.
 
-        ``slices`` in the order of their rows, which together are all of ``x``'s. Their keys and values go
-        into ``pool``, as the slices' tables say; what a page holds beyond a slice's end counts for nothing.
-        A call that raises has changed nothing before the first position of any slice.
+        ``slices`` in the order of their rows, which together are all of ``x``'s. Their keys and values, and
+        states, go into ``pool``, as the slices' tables say; what a page holds beyond a slice's end counts
+        for nothing. A call that raises has changed no keys and values before the first position of any
+        slice, and no state of a page before its first.
         """
         ...
 

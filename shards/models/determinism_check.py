@@ -79,7 +79,7 @@ class _Sessions:
         if before:
             self._forward(_rows(before, model, seed=4), 0)
             for row, block in zip(self._table, blocks, strict=True):
-                if reach := block.attention.reach:
+                if block.attention and (reach := block.attention.reach):
                     row[: max(0, before - reach + 1) // PAGE_TOKENS] = -1
 
     def after_rollback(self, tokens: int) -> _Sessions:
@@ -126,7 +126,8 @@ def _before(model: SpanBackend[Any]) -> int:
     see all, in the block that sees farthest of those within MOST_BEFORE."""
     blocks = model.config.blocks[model.span.start : model.span.end]
     most = min(MOST_BEFORE, model.config.max_position_embeddings - TOKENS)
-    reach = max((r for block in blocks if (r := block.attention.reach) - TOKENS // 2 <= most), default=0)
+    reaches = (block.attention.reach for block in blocks if block.attention)
+    reach = max((each for each in reaches if each - TOKENS // 2 <= most), default=0)
     return -(-max(0, reach - TOKENS // 2) // PAGE_TOKENS) * PAGE_TOKENS
 
 

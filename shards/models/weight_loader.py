@@ -45,7 +45,7 @@ from ..layers.quantize import (
     to_int4,
     to_int8_groups,
 )
-from .block_weights import mlp_stacks
+from .block_loading import mlp_stacks
 from .load_plan import LoadPlan, WeightKind
 from .rounding_bounds import RoundingBounds, RowErrors
 
@@ -105,10 +105,10 @@ class TensorReader(Generic[Plan]):
             check_shape(raw, (size, cols))
         return raws
 
-    def vector(self, name: str, size: int) -> Floats:
-        """A tensor of ``size`` values."""
+    def vector(self, name: str, *shape: int) -> Floats:
+        """A tensor of that shape."""
         raw = self._checkpoint.tensor(name)
-        check_shape(raw, (size,))
+        check_shape(raw, shape)
         self._read(raw)
         return raw.dequantize()
 

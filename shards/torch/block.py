@@ -8,20 +8,23 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..models.block_weights import AttentionWeights
+from ..formats.blocks.state import RecurrenceConfig, ShortConvConfig
+from ..models.block_weights import AttentionWeights, RecurrenceWeights, ShortConvWeights
 from .experts import Experts
+from .mixers.recurrence import Recurrence, ShortConv
+from .mixers.self_attention import LatentAttention, SelfAttention
 from .mlp import Mlp, Side
-from .self_attention import LatentAttention, SelfAttention
 from .streams import Laurel, Streams
 
 if TYPE_CHECKING:
     from ..formats.blocks.block import BlockConfig
     from ..models.block_weights import BlockWeights, MlpWeights
-    from .attention import PagedAttention
-    from .device import Target
-    from .linear import Linear
-    from .norm import Norm
-    from .rope import Positions, TorchRope
+    from .mixers.attention import PagedAttention
+    from .mixers.states import PagedStates
+    from .tensors.device import Target
+    from .tensors.linear import Linear
+    from .tensors.norm import Norm
+    from .tensors.rope import Positions, TorchRope
 
     Transform = Callable[[Tensor, Tensor], Tensor]
     """``transform(normed, stream)``: what it reads and the residual stream, both (T, hidden)."""
@@ -34,13 +37,10 @@ class Block:
     def __init__(
         self, settings: BlockConfig, weights: TorchWeights, rope: TorchRope | None, target: Target
     ) -> None:
-        """``rope``: of ``settings.attention.rope``; blocks that are turned alike have the same one."""
-        attention = weights.attention
-        self._attention: SelfAttention | LatentAttention
-        if isinstance(attention, AttentionWeights):
-            self._attention = SelfAttention(settings.attention, attention, rope, target, settings.kv_of)
-        else:
-            self._attention = LatentAttention(settings.attention, attention, rope, target)
+        """``rope``: that of its attention; blocks that are turned alike have the same one."""
+        self._attention = _attention(settings, weights, rope, target)
+        self._state = _state(settings, weights, target)
+        self._factors = settings.attention_factor, settings.state_factor, settings.mlp_factor
         self._transform = _transform(settings, weights, target)
         self._norm, self._mlp_norm = weights.norm or _same, weights.mlp_norm
         self._attention_out_norm = weights.attention_out_norm or _same
@@ -61,12 +61,13 @@ class Block:
         x: Tensor,
         positions: Positions,
         attend: PagedAttention,
+        states: PagedStates,
         beside: Tensor | None = None,
     ) -> None:
         """``x`` (T, residual) becomes its own output. ``block`` is absolute. ``beside`` (T, values): what its
         side reads."""
         if self._streams is None:
-            self._compute(block, x, positions, attend)
+            self._compute(block, x, positions, attend, states)
             if self._side is not None and beside is not None:
                 x.add_(self._side(x, beside))
             if self._scalar != 1:
@@ -74,32 +75,73 @@ class Block:
             return
         predicted = self._streams.predict(x.unflatten(1, (self._streams.count, -1)))
         y = predicted[:, self._streams.active].clone(memory_format=torch.contiguous_format)
-        self._compute(block, y, positions, attend)
+        self._compute(block, y, positions, attend, states)
         corrected = self._streams.correct(predicted, y)
         if self._side is not None and beside is not None:
             corrected[:, 1:] += self._side(self._streams.scaled(corrected), beside)[:, None]
         x.copy_(corrected.flatten(1))
 
-    def _compute(self, block: int, x: Tensor, positions: Positions, attend: PagedAttention) -> None:
-        """``x`` (T, hidden), in place: attention and MLP."""
+    def _compute(
+        self, block: int, x: Tensor, positions: Positions, attend: PagedAttention, states: PagedStates
+    ) -> None:
+        """``x`` (T, hidden), in place: what mixes rows, and what transforms each."""
         normed = self._norm(x)
-        attended = self._attention_out_norm(self._attention(block, normed, positions, attend))
-        if self._parallel:
-            made = self._transform(normed if self._mlp_norm is None else self._mlp_norm(x), x)
-            self._add(x, attended + self._mlp_out_norm(made))
-        else:
-            self._add(x, attended)
-            if self._laurel is not None:
-                x.copy_(self._laurel(x, normed))
-            made = self._transform(x if self._mlp_norm is None else self._mlp_norm(x), x)
-            self._add(x, self._mlp_out_norm(made))
+        mixed = self._mixed(block, normed, positions, attend, states)
+        if self._parallel and mixed is not None:
+            made = self._transformed(normed if self._mlp_norm is None else self._mlp_norm(x), x)
+            self._add(x, mixed if made is None else mixed + made)
+            return
+        if mixed is not None:
+            self._add(x, mixed)
+        if self._laurel is not None:
+            x.copy_(self._laurel(x, normed))
+        made = self._transformed(x if self._mlp_norm is None else self._mlp_norm(x), x)
+        if made is not None:
+            self._add(x, made)
+
+    def _mixed(
+        self, block: int, normed: Tensor, positions: Positions, attend: PagedAttention, states: PagedStates
+    ) -> Tensor | None:
+        of_attention, of_state, _ = self._factors
+        mixed = None
+        if self._attention is not None:
+            mixed = _times(self._attention(block, normed, positions, attend), of_attention)
+        if self._state is not None:
+            kept = _times(self._state(block, normed, states), of_state)
+            mixed = kept if mixed is None else mixed + kept
+        return None if mixed is None else self._attention_out_norm(mixed)
+
+    def _transformed(self, normed: Tensor, x: Tensor) -> Tensor | None:
+        if self._transform is None:
+            return None
+        return self._mlp_out_norm(_times(self._transform(normed, x), self._factors[2]))
 
     def _add(self, x: Tensor, part: Tensor) -> None:
         """In place: keeps the type where a product is of a wider one."""
         x.add_(part if self._multiplier == 1 else part * self._multiplier)
 
 
-def _transform(settings: BlockConfig, weights: TorchWeights, target: Target) -> Transform:
+def _attention(
+    settings: BlockConfig, weights: TorchWeights, rope: TorchRope | None, target: Target
+) -> SelfAttention | LatentAttention | None:
+    held = weights.attention
+    if settings.attention is None or held is None:
+        return None
+    if isinstance(held, AttentionWeights):
+        return SelfAttention(settings.attention, held, rope, target, settings.kv_of)
+    return LatentAttention(settings.attention, held, rope, target)
+
+
+def _state(settings: BlockConfig, weights: TorchWeights, target: Target) -> Recurrence | ShortConv | None:
+    kept, held = settings.state, weights.state
+    if isinstance(kept, RecurrenceConfig) and isinstance(held, RecurrenceWeights):
+        return Recurrence(kept, held, target)
+    if isinstance(kept, ShortConvConfig) and isinstance(held, ShortConvWeights):
+        return ShortConv(kept, held, target)
+    return None
+
+
+def _transform(settings: BlockConfig, weights: TorchWeights, target: Target) -> Transform | None:
     """By the dense MLP, the experts or both."""
     held = weights.experts
     dense = experts = None
@@ -112,7 +154,7 @@ def _transform(settings: BlockConfig, weights: TorchWeights, target: Target) -> 
             return experts
         if dense is not None:
             return lambda normed, _: dense(normed)
-        raise ValueError("a block with neither an MLP nor experts")
+        return None
     dense_out_norm, experts_out_norm = held.dense_out_norm or _same, held.out_norm or _same
 
     def both(normed: Tensor, stream: Tensor) -> Tensor:
@@ -120,6 +162,10 @@ def _transform(settings: BlockConfig, weights: TorchWeights, target: Target) -> 
         return dense_out_norm(dense(normed)) + experts_out_norm(experts(routed, stream))
 
     return both
+
+
+def _times(x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1 else x * factor
 
 
 def _same(x: Tensor) -> Tensor:

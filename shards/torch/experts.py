@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .mlp import Mlp
-from .norm import norm_of
+from .tensors.norm import norm_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from ..formats.blocks.experts import ExpertsConfig
     from ..models.block_weights import ExpertsWeights, MlpWeights
-    from .device import Target
-    from .linear import Linear
-    from .norm import Norm
+    from .tensors.device import Target
+    from .tensors.linear import Linear
+    from .tensors.norm import Norm
 
     TorchExperts = ExpertsWeights[Norm, Linear, list[MlpWeights[Linear]]]
 

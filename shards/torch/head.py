@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .device import DTYPES, to_array
+from .tensors.device import DTYPES, to_array
 
 if TYPE_CHECKING:
     from ..models.head import FinalNorm
-    from .device import Target
-    from .linear import Linear
+    from .tensors.device import Target
+    from .tensors.linear import Linear
 
 
 class TorchProduct:

@@ -16,9 +16,9 @@ from ..formats.blocks.mlp import MlpConfig
 if TYPE_CHECKING:
     from ..formats.blocks.block import SideConfig
     from ..models.block_weights import MlpWeights, SideWeights
-    from .device import Target
-    from .linear import Linear
-    from .norm import Norm
+    from .tensors.device import Target
+    from .tensors.linear import Linear
+    from .tensors.norm import Norm
 
 
 class Mlp:
@@ -28,7 +28,9 @@ class Mlp:
         self._inner, self._gated = settings.inner, settings.gated
         self._limit = settings.limit if settings.activation == "clamped" else 0.0
         self.gate_up, self.down = weights
-        self._activation = target.per_row(_sparse(activation(settings), settings.sparsity))
+        activate = _sparse(activation(settings), settings.sparsity)
+        factor = settings.gate_factor
+        self._activation = target.per_row(activate if factor == 1 else lambda gate: activate(gate * factor))
 
     def __call__(self, x: Tensor) -> Tensor:
         gate_up = self.gate_up(x)

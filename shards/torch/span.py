@@ -13,15 +13,17 @@ from ...swarm.codecs.codec import MAX_MAGNITUDE
 from ...swarm.errors import UsageError
 from ...swarm.types import Span
 from ..checkpoint.checkpoint import Checkpoint
-from ..layers.kv_pool import BatchSlice, resolve_kv_dtype
-from ..models.block_weights import bytes_in_file, load_block
+from ..layers.kv_pool import BatchSlice, kv_shapes, resolve_kv_dtype
+from ..layers.state_pool import StatePool, state_shapes
+from ..models.block_loading import bytes_in_file, load_block
 from ..models.load_plan import LoadPlan
 from ..models.sideband import passed_on, residual_of
-from .attention import PagedAttention
 from .block import Block
-from .device import Target, to_array
-from .kv_pool import TorchKvPool
-from .rope import Positions, TorchRope
+from .mixers.attention import PagedAttention
+from .mixers.states import PagedStates
+from .tensors.device import Target, to_array
+from .tensors.kv_pool import TorchKvPool
+from .tensors.rope import Positions, TorchRope
 from .weights import TorchLoader
 
 if TYPE_CHECKING:
@@ -55,9 +57,10 @@ class SpanOnTorch(ABC):
     def kv_dtype(self, wanted: str, *, exact: bool) -> str:
         return resolve_kv_dtype(wanted, self.plan.dtype, exact, self.device)
 
-    def new_pool(self, n_slots: int, kv_dtype: str) -> TorchKvPool:
-        shapes = {block.attention.kv for block in self.config.blocks[self.span.start : self.span.end]}
-        return TorchKvPool(n_slots, shapes, kv_dtype, self.target.device)
+    def new_pool(self, n_slots: int, kv_dtype: str, n_states: int = 0) -> TorchKvPool:
+        blocks = self.config.blocks[self.span.start : self.span.end]
+        states = StatePool(n_states, state_shapes(blocks))
+        return TorchKvPool(n_slots, kv_shapes(blocks), kv_dtype, self.target.device, states)
 
     def use_threads(self, threads: int) -> None:  # noqa: B027  it does nothing, here and in subclasses
         """Not on torch, whose results may depend on them."""
@@ -119,9 +122,10 @@ class TorchSpan(SpanOnTorch):
         target, first = self.target, self.span.start
         positions = Positions(slices, target.device, target.dtype)
         attend = PagedAttention(pool, slices, target.dtype, rowwise=target.rowwise)
+        states = PagedStates(pool, slices)
         for block in range(span.start, span.end):
             side = None if beside is None else beside[block - span.start]
-            self.blocks[block - first](block, rows, positions, attend, side)
+            self.blocks[block - first](block, rows, positions, attend, states, side)
 
 
 def load_torch_span(
@@ -143,7 +147,7 @@ def load_torch_span(
     with torch.inference_mode():
         for block in range(span.start, span.end):
             settings = config.blocks[block]
-            rope = settings.attention.rope
+            rope = settings.rope
             if rope is not None and rope not in ropes:
                 ropes[rope] = TorchRope(rope, target.device, target.dtype, rowwise=target.rowwise)
             weights = load_block(loader, config, block)

@@ -11,9 +11,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from ..formats.blocks.block import StreamsConfig
     from ..models.block_weights import LaurelWeights, StreamsWeights
-    from .device import Target
-    from .linear import Linear
-    from .norm import Norm
+    from .tensors.device import Target
+    from .tensors.linear import Linear
+    from .tensors.norm import Norm
 
 
 class Laurel:

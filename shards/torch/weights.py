@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from ..layers.quantize import INT4_SOURCES, Int4Groups, as_torch_holds, to_int8
-from ..models.block_weights import MlpWeights, mlp_stacks
+from ..models.block_loading import mlp_stacks
+from ..models.block_weights import MlpWeights
 from ..models.load_plan import LoadPlan, WeightKind
 from ..models.rounding_bounds import RoundingBounds, RowErrors
 from ..models.weight_loader import Progress, TensorReader, check_shape, in_pieces, int4_groups, whole
-from .device import DTYPES, Target, tensor_of
-from .linear import DenseLinear, HeadProducts, Int4Linear, Int8Linear, Linear, RowTiles, Scratch
-from .norm import Norm, norm_of
+from .tensors.device import DTYPES, Target, tensor_of
+from .tensors.linear import DenseLinear, HeadProducts, Int4Linear, Int8Linear, Linear, RowTiles, Scratch
+from .tensors.norm import Norm, norm_of
 
 if TYPE_CHECKING:
     from ..checkpoint.checkpoint import Checkpoint

@@ -14,7 +14,7 @@ from ...swarm.errors import UnsupportedModelError
 from ...swarm.protocol.field_types import PAGE_TOKENS
 from ..formats.config import ModelConfig
 from ..layers.kv_pool import BatchSlice
-from ..torch.kv_pool import TorchKvPart, TorchKvPool
+from ..torch.tensors.kv_pool import TorchKvPart, TorchKvPool
 
 
 class PagedLayer(CacheLayerMixin):
@@ -76,6 +76,9 @@ def paged_cache(config: ModelConfig, pool: TorchKvPool, part: BatchSlice, first:
     for block in range(first, end):
         row: Sequence[int] | np.ndarray = part.table[block - part.first_block, :pages].astype(np.int64)
         slots = torch.from_numpy(np.ascontiguousarray(row)).to(pool.device)
-        held = pool.part(config.blocks[block].attention.kv)
+        attention = config.blocks[block].attention
+        if attention is None:
+            raise UnsupportedModelError(f"block {block} has no attention")
+        held = pool.part(attention.kv)
         layers[block] = PagedLayer(held, slots, part.start, part.count)
     return Cache(layers=layers)

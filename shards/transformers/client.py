@@ -16,7 +16,7 @@ from ..formats.foreign_config import ForeignConfig
 from ..formats.transformers.layered import LayeredModel, unusable
 from ..models.client_part import ClientModel
 from ..models.load_plan import LoadPlan
-from ..torch.device import Target, to_array
+from ..torch.tensors.device import Target, to_array
 from .weights import load_weights
 
 if TYPE_CHECKING:

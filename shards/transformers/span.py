@@ -23,9 +23,9 @@ from ..formats.transformers.layered import LayeredModel, unusable
 from ..formats.transformers.own_keys import numbers
 from ..layers.kv_pool import BatchSlice
 from ..models.load_plan import LoadPlan
-from ..torch.device import Target, to_array
-from ..torch.kv_pool import TorchKvPool
 from ..torch.span import SpanOnTorch
+from ..torch.tensors.device import Target, to_array
+from ..torch.tensors.kv_pool import TorchKvPool
 from .cache import paged_cache
 from .weights import load_weights
 

@@ -16,7 +16,7 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..formats.qtypes import DENSE
 from ..formats.transformers.layered import LayeredModel
 from ..models.weight_loader import Progress
-from ..torch.device import DTYPES, tensor_of
+from ..torch.tensors.device import DTYPES, tensor_of
 
 _MAX_TABLES = 1 << 30
 """Bytes of the tables that a model computes for itself, such as masks and rotations; most have some

@@ -18,7 +18,7 @@ from swarm_node.shards.formats.tensors import model_tensors
 from swarm_node.shards.layers.kv_pool import BatchSlice, KvPool
 from swarm_node.shards.models.backend import KvMemory, SpanBackend
 from swarm_node.shards.pieces import manifest
-from swarm_node.shards.torch.kv_pool import TorchKvPool
+from swarm_node.shards.torch.tensors.kv_pool import TorchKvPool
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.types import Span
 from tests.shards.gguf_files import write_gguf_llama

@@ -19,14 +19,13 @@ from swarm_node.shards.checkpoint.checkpoint import Checkpoint, directory_config
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.formats.config import ModelConfig
 from swarm_node.shards.formats.tensors import EMBEDDING, TensorInfo, model_tensors
-from swarm_node.shards.layers.kv_pool import BatchSlice
 from swarm_node.shards.loading import load_backend, load_client_model
 from swarm_node.shards.models.backend import SpanBackend
-from swarm_node.shards.models.block_weights import bytes_in_file
+from swarm_node.shards.models.block_loading import bytes_in_file
 from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.shards.models.own_memory import OwnMemory
 from swarm_node.shards.models.random_blocks import random_checkpoint
 from swarm_node.swarm.errors import ModelError, SwarmError
-from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.types import Span
 from tests.shards.families.cases import CASES, GGUF_CASES
 
@@ -128,16 +127,14 @@ def loaded(checkpoint: Checkpoint, kernels: str, memory: int | None = None) -> S
 
 def through(model: SpanBackend[Any], x: np.ndarray) -> np.ndarray:
     """In CHUNKS."""
-    span = model.span
-    pages = -(-len(x) // PAGE_TOKENS)
-    pool = model.new_pool(len(span) * pages, "float32")
-    table = np.arange(len(span) * pages, dtype=np.int32).reshape(len(span), pages)
-    ropes = [block.attention.rope for block in model.config.blocks]
+    memory = OwnMemory(model, "float32", len(x))
+    ropes = [block.rope for block in model.config.blocks]
     is_long = any(rope and len(x) > rope.original_max_position_embeddings for rope in ropes)
     out, at = [], 0
     for rows in np.split(x, np.cumsum(CHUNKS)[:-1]):
         if len(rows):
-            out.append(model.forward(rows, [BatchSlice(table, 0, 0, at, len(rows), is_long)], pool))
+            part = memory.slice(at, len(rows), long_context=is_long)
+            out.append(model.forward(rows, [part], memory.pool))
         at += len(rows)
     return np.concatenate(out)
 

@@ -14,7 +14,7 @@ import psutil
 from swarm_node.shards.layers.kv_pool import BatchSlice
 from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.shards.models.native_span import WEIGHTS_SHARE, NativeSpan
+from swarm_node.shards.native.span import WEIGHTS_SHARE, NativeSpan
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.types import Span
 

@@ -2,9 +2,9 @@
 
 In these terms a block is, with x (tokens, hidden) and all norms optional:
 
-    a = attention_out_norm(attention(norm(x)))
-    sequential:   x += m * a;   x += m * mlp_out_norm(mlp(mlp_norm(x)))
-    parallel:     x += m * (a + mlp_out_norm(mlp(mlp_norm(x)))), without mlp_norm: mlp(norm(x))
+    a = attention_out_norm(attention_factor * attention(norm(x)) + state_factor * state(norm(x)))
+    sequential:   x += m * a;   x += m * mlp_out_norm(mlp_factor * mlp(mlp_norm(x)))
+    parallel:     x += m * (a + mlp_out_norm(mlp_factor * mlp(mlp_norm(x)))), without mlp_norm: mlp(norm(x))
     with a side:  x += side.norm(projection(side.activation(gate(x)) * values))
     x *= scalar
 
@@ -17,7 +17,8 @@ x_i, and
     x_i = p_i + (correct(route(y))_i + 1) * (y - p_active)
     with a side, which reads x_active * scale: its values are added to all but the first x_i
 
-where ``mlp`` is a dense MLP, experts, or both, and m the ``residual_multiplier``. How a file lays its weights
+where ``attention`` or ``state`` (``state.py``), or both of them, may be missing, ``mlp`` is a dense MLP,
+experts, both or missing, and m the ``residual_multiplier``. How a file lays its weights
 out (fused, transposed, interleaved) is no part of this: readers of files undo it.
 """
 
@@ -31,6 +32,8 @@ from .attention import AttentionConfig
 from .experts import ExpertsConfig
 from .mlp import ACTIVATIONS, MlpConfig
 from .norm import NormConfig
+from .rope import RopeConfig
+from .state import RecurrenceConfig, ShortConvConfig
 
 MAX_STREAMS = 16
 """Residual streams of one block; models have 4."""
@@ -85,7 +88,7 @@ class BlockConfig:
     ``kv_of``: number of the earlier block whose keys and values this one reads: it makes and caches none.
     """
 
-    attention: AttentionConfig
+    attention: AttentionConfig | None
     mlp: MlpConfig | None
     experts: ExpertsConfig | None = None
     norm: NormConfig | None = None
@@ -99,21 +102,48 @@ class BlockConfig:
     kv_of: int | None = None
     laurel: LaurelConfig | None = None
     streams: StreamsConfig | None = None
+    state: RecurrenceConfig | ShortConvConfig | None = None
+    attention_factor: float = 1.0
+    state_factor: float = 1.0
+    mlp_factor: float = 1.0
 
     def __post_init__(self) -> None:
         attention = self.attention
-        if self.kv_of is not None and (attention.latent or attention.v_norm or attention.keys_as_values):
+        if self.kv_of is not None and (
+            attention is None or attention.latent or attention.v_norm or attention.keys_as_values
+        ):
             raise UnsupportedModelError("a block that reads another's keys and values has none of its own")
-        if self.mlp is None and self.experts is None:
-            raise CheckpointError("a block has neither an MLP nor experts")
+        if not (attention or self.state or self.mlp or self.experts):
+            raise CheckpointError("a block computes nothing")
         if self.laurel is not None and (self.parallel or self.norm is None or self.residual_multiplier != 1):
             raise UnsupportedModelError("a learned residual in such a block is not supported")
-        check_between("the residual multiplier", self.residual_multiplier, (0.0, SCALES[1]))
+        if not (self.mixes and self.transforms) and (self.parallel or self.laurel or self.streams):
+            raise UnsupportedModelError("such a block of one part alone is not supported")
+        for name in ("residual_multiplier", "attention_factor", "state_factor", "mlp_factor"):
+            check_between(f"a block's {name}", getattr(self, name), (0.0, SCALES[1]))
         both = self.experts and (self.experts.norm or self.experts.dense_out_norm or self.experts.out_norm)
         if both and self.mlp is None:
             raise UnsupportedModelError("experts with norms of their own and no dense MLP are not supported")
 
+    @property
+    def rope(self) -> RopeConfig | None:
+        """Of its attention, if it has one."""
+        return None if self.attention is None else self.attention.rope
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a token's result depends on tokens before it."""
+        return self.attention is not None or self.state is not None
+
+    @property
+    def transforms(self) -> bool:
+        return self.mlp is not None or self.experts is not None
+
 
 def needs_torch(block: BlockConfig) -> bool:
     """Whether only torch computes such a block."""
-    return bool(block.streams or block.laurel or (block.mlp is not None and block.mlp.sparsity))
+    factors = (block.attention_factor, block.state_factor, block.mlp_factor)
+    if block.attention is None or block.state is not None or not block.transforms or factors != (1, 1, 1):
+        return True
+    mlp = block.mlp
+    return bool(block.streams or block.laurel or (mlp is not None and (mlp.sparsity or mlp.gate_factor != 1)))

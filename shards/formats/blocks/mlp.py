@@ -28,6 +28,7 @@ class MlpConfig:
     alpha: float = 1.702
     limit: float = 7.0
     sparsity: float = 0.0
+    gate_factor: float = 1.0
 
     def __post_init__(self) -> None:
         check_count("the inner size of an MLP", self.inner, MAX_WIDTH)
@@ -36,5 +37,6 @@ class MlpConfig:
             raise UnsupportedModelError("activation clamped is for gated MLPs")
         if not 0 <= self.sparsity < 1 or (self.sparsity and not self.gated):
             raise UnsupportedModelError(f"a sparsity of {self.sparsity} of an MLP is not supported")
+        check_between("the gate factor of an MLP", self.gate_factor, (0.0, SCALES[1]))
         check_between("the limit of an MLP", self.limit, SCALES)
         check_between("the alpha of an MLP", self.alpha, SCALES)

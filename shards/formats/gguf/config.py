@@ -389,9 +389,9 @@ def _turned(factors: tuple[float, ...]) -> float:
 
 def _check_unread(own: Fields, settings: Settings, config: ModelConfig, family: Family) -> None:
     """Check that the model has everything that we compute, and nothing else."""
-    attention = config.blocks[0].attention
-    keys = own.integer("attention.key_length", attention.head_dim)
-    if attention.latent is None and own.integer("attention.value_length", keys) != keys:
+    attention = next((block.attention for block in config.blocks if block.attention), None)
+    keys = own.integer("attention.key_length", attention.head_dim if attention else 1)
+    if attention and attention.latent is None and own.integer("attention.value_length", keys) != keys:
         raise UnsupportedModelError(
             f"{own.named('attention.value_length')} is {own.shown('attention.value_length')} in heads of "
             f"{keys}: keys and values of different sizes are not supported"
@@ -411,7 +411,7 @@ def _check_neutral(own: Fields, key: str, config: ModelConfig) -> None:
     if key not in NEUTRAL and own.is_one_of(key, (0,)):
         return
     experts = [block.experts for block in config.blocks if block.experts]
-    attentions = [block.attention for block in config.blocks]
+    attentions = [block.attention for block in config.blocks if block.attention]
     windowed = [each for each in attentions if each.window]
     is_windowed = bool(windowed) or not own.is_one_of("attention.sliding_window", (0,))
     of_none = not is_windowed if key.endswith("_swa") else key.startswith("expert_") and not experts

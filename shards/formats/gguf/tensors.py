@@ -71,7 +71,7 @@ def gguf_tensors(source: GGUFSource) -> tuple[ModelConfig, NamedSource]:
     names = {**NAMES, **(gguf.tensors if gguf else {})}
     found = places(config, names, "blk.{}.", source.manifest)
     where = str(source.header.file.path)
-    ropes = {block.attention.rope for block in config.blocks}
+    ropes = {block.rope for block in config.blocks}
     is_long = any(rope is not None and rope.long_factors for rope in ropes)
     read = [FREQUENCIES, *((LONG, SHORT) if is_long else ())]
     ignored = "|".join([*map(re.escape, read), next_blocks(config, "blk.{}."), *_unread(config)])

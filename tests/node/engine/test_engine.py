@@ -10,7 +10,7 @@ import pytest
 from swarm_node.node.engine.engine import Engine, EngineSettings
 from swarm_node.node.engine.jobs import StepDone, StepDropped, StepFailed, StepJob
 from swarm_node.shards.layers.kv_pool import KvPool
-from swarm_node.shards.models.native_span import NativeSpan
+from swarm_node.shards.native.span import NativeSpan
 from swarm_node.shards.torch.span import TorchSpan
 from swarm_node.swarm.codecs.int8s import Int8sCodec
 from swarm_node.swarm.codecs.kinds import NONE

@@ -21,7 +21,7 @@ from swarm_node.shards.kernels.library import library
 from swarm_node.shards.layers.kv_pool import BatchSlice
 from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.shards.models.native_span import NativeSpan
+from swarm_node.shards.native.span import NativeSpan
 from swarm_node.swarm.errors import CheckpointError, UsageError
 from swarm_node.swarm.runtime.c_build import NativeUnavailableError
 from swarm_node.swarm.types import Span

@@ -14,7 +14,7 @@ from swarm_node.shards.formats.blocks.attention import KvShape
 from swarm_node.shards.kernels.library import address
 from swarm_node.shards.kernels.pages import SnAttention, SnPiece, kv_struct
 from swarm_node.shards.layers.kv_pool import BatchSlice, KvPool
-from swarm_node.shards.torch.kv_pool import TorchKvPool
+from swarm_node.shards.torch.tensors.kv_pool import TorchKvPool
 from tests.shards.torch.kv_cases import CPU, soil
 
 INT64 = ctypes.c_int64

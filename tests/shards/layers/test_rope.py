@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, rotat
 from swarm_node.shards.formats.blocks.rope import RopeConfig
 from swarm_node.shards.formats.hf.config import hf_config
 from swarm_node.shards.layers.rope import Rope, frequencies
-from swarm_node.shards.torch.rope import TorchRope
+from swarm_node.shards.torch.tensors.rope import TorchRope
 
 ROPES: dict[str, dict[str, Any]] = {
     "default": {"rope_type": "default"},

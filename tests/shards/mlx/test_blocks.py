@@ -23,7 +23,7 @@ from swarm_node.shards.mlx.linear import GroupedLinear
 from swarm_node.shards.mlx.scores import Scores
 from swarm_node.shards.mlx.span import MlxSpan, load_mlx_span
 from swarm_node.shards.mlx.weights import MlxLoader, MlxPlan
-from swarm_node.shards.models.block_weights import load_block
+from swarm_node.shards.models.block_loading import load_block
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.random_blocks import random_checkpoint
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS

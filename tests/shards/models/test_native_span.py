@@ -27,11 +27,11 @@ from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.shards.models.block_weights import AttentionWeights, BlockWeights, MlpWeights
 from swarm_node.shards.models.load_plan import LoadOptions, resolve
 from swarm_node.shards.torch.block import Block
-from swarm_node.shards.torch.device import Target
-from swarm_node.shards.torch.linear import DenseLinear, Scratch
-from swarm_node.shards.torch.norm import RmsNorm
-from swarm_node.shards.torch.rope import TorchRope
 from swarm_node.shards.torch.span import TorchSpan
+from swarm_node.shards.torch.tensors.device import Target
+from swarm_node.shards.torch.tensors.linear import DenseLinear, Scratch
+from swarm_node.shards.torch.tensors.norm import RmsNorm
+from swarm_node.shards.torch.tensors.rope import TorchRope
 from swarm_node.swarm.errors import LocalProtocolError
 from swarm_node.swarm.runtime.c_build import NativeUnavailableError
 from swarm_node.swarm.types import Span

@@ -23,7 +23,7 @@ from swarm_node.shards.models.rounding_bounds import (
     torch_rounding,
 )
 from swarm_node.shards.torch.head import TorchHead
-from swarm_node.shards.torch.linear import Int4Linear, Int8Linear, Linear, Scratch
+from swarm_node.shards.torch.tensors.linear import Int4Linear, Int8Linear, Linear, Scratch
 
 QTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 KERNELS = ["native", "torch int8", "torch int4"]

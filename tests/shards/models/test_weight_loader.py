@@ -27,7 +27,7 @@ from swarm_node.shards.kernels.table import kernel_table
 from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.load_plan import LoadOptions, WeightKind, resolve
 from swarm_node.shards.models.weight_loader import WeightLoader
-from swarm_node.shards.torch.linear import DenseLinear, Int4Linear, Int8Linear
+from swarm_node.shards.torch.tensors.linear import DenseLinear, Int4Linear, Int8Linear
 from swarm_node.shards.torch.weights import TorchLoader
 from swarm_node.swarm.errors import CheckpointError, UsageError
 from swarm_node.swarm.types import Span

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from swarm_node.shards.formats.blocks.attention import KvShape
 from swarm_node.shards.layers.kv_pool import BatchSlice, KvPart
-from swarm_node.shards.torch.attention import Scores
-from swarm_node.shards.torch.kv_pool import TorchKvPart, TorchKvPool
+from swarm_node.shards.torch.mixers.attention import Scores
+from swarm_node.shards.torch.tensors.kv_pool import TorchKvPart, TorchKvPool
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 
 CPU = torch.device("cpu")

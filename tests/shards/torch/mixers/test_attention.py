@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from swarm_node.shards.layers.kv_pool import KV_DTYPES, BatchSlice
-from swarm_node.shards.torch.attention import PagedAttention
+from swarm_node.shards.torch.mixers.attention import PagedAttention
 from swarm_node.swarm.errors import LocalProtocolError
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from tests.shards.torch.kv_cases import PagedSession, shuffled_sessions, softmax_attention, stored, used_pool

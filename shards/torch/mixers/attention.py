@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...swarm.errors import LocalProtocolError
-from ...swarm.protocol.field_types import PAGE_TOKENS
-from ..layers.kv_pool import BatchSlice
-from .kv_pool import TorchKvPool
+from ....swarm.errors import LocalProtocolError
+from ....swarm.protocol.field_types import PAGE_TOKENS
+from ...layers.kv_pool import BatchSlice
+from ..tensors.kv_pool import TorchKvPool
 
 if TYPE_CHECKING:
-    from ..formats.blocks.attention import AttentionConfig, KvShape
+    from ...formats.blocks.attention import AttentionConfig, KvShape
 
 QUERY_ROWS = 128
 """On CPU this many prompt rows are attended at once. Its SDPA computes masked keys too, so cutting a chunk

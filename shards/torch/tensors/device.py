@@ -14,8 +14,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..formats.raw_tensor import RawTensor
-    from ..models.load_plan import LoadPlan
+    from ...formats.raw_tensor import RawTensor
+    from ...models.load_plan import LoadPlan
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

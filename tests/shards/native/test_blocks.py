@@ -20,7 +20,7 @@ from swarm_node.shards.layers.kv_pool import KV_DTYPES
 from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.determinism_check import MOST_BEFORE, check_determinism
 from swarm_node.shards.models.load_plan import LoadOptions, resolve
-from swarm_node.shards.models.native_span import NativeSpan, load_native_span
+from swarm_node.shards.native.span import NativeSpan, load_native_span
 from swarm_node.swarm.errors import CheckpointError
 from swarm_node.swarm.types import Span
 from tests.shards.models.block_cases import (

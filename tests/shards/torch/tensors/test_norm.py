@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from swarm_node.shards.formats.blocks.norm import NORMS, NormConfig
-from swarm_node.shards.torch.norm import RmsNorm, norm_of
+from swarm_node.shards.torch.tensors.norm import RmsNorm, norm_of
 
 
 @pytest.mark.parametrize("size", [1e-6, 1.0, 3e4])

@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..tensors.norm import Norm, norm_of
+from ..tensors.rope import Positions, TorchRope, turned
 from .attention import PagedAttention, Scores
-from .norm import Norm, norm_of
-from .rope import Positions, TorchRope, turned
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..formats.blocks.attention import AttentionConfig, HeadNorm
-    from ..models.block_weights import AttentionWeights, LatentWeights
-    from .device import Target
-    from .linear import Linear
+    from ...formats.blocks.attention import AttentionConfig, HeadNorm
+    from ...models.block_weights import AttentionWeights, LatentWeights
+    from ..tensors.device import Target
+    from ..tensors.linear import Linear
 
 
 class SelfAttention:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from ..formats.blocks.attention import KvShape
-from ..layers.kv_pool import KvPart, KvPool, slot_bytes
+from ...formats.blocks.attention import KvShape
+from ...layers.kv_pool import KvPart, KvPool, slot_bytes
+from ...layers.state_pool import StatePool
 
 _DTYPES = {
     "float32": torch.float32,
@@ -22,18 +23,28 @@ _SMALLEST_LARGEST = 1e-30
 
 class TorchKvPool:
     """``n_slots`` slots for blocks of ``shapes``, laid out as ``KvPool``'s. ``data``: (n_slots, slot_bytes)
-    bytes."""
+    bytes; ``states``: (n_states, floats) float32."""
 
-    def __init__(self, n_slots: int, shapes: Iterable[KvShape], kv_dtype: str, device: torch.device) -> None:
-        """Raises UsageError for an unknown ``kv_dtype``, MemoryError where there is not enough."""
-        shapes = frozenset(shapes)
-        self.n_slots, self.kv_dtype, self.device = n_slots, kv_dtype, device
-        self.slot_bytes = max(slot_bytes(shape, kv_dtype) for shape in shapes)
+    def __init__(
+        self,
+        n_slots: int,
+        shapes: Iterable[KvShape],
+        kv_dtype: str,
+        device: torch.device,
+        states: StatePool | None = None,
+    ) -> None:
+        """``states``: how many, and of which shapes. Raises UsageError for an unknown ``kv_dtype``,
+        MemoryError where there is not enough."""
+        shapes, states = frozenset(shapes), states or StatePool(0, ())
+        self.n_slots, self.n_states, self.kv_dtype, self.device = n_slots, states.n_slots, kv_dtype, device
+        self.slot_bytes = max((slot_bytes(shape, kv_dtype) for shape in shapes), default=0)
         if device.type == "cpu":
             self.data = torch.from_numpy(KvPool(n_slots, shapes, kv_dtype).data)
+            self.states = torch.from_numpy(states.data)
         else:
             try:
                 self.data = torch.empty((n_slots, self.slot_bytes), dtype=torch.uint8, device=device)
+                self.states = torch.empty(states.data.shape, device=device)
             except RuntimeError as error:  # and its subclass OutOfMemoryError
                 raise MemoryError(str(error)) from None
         scale = torch.float32 if kv_dtype == "int8" else None
@@ -47,13 +58,19 @@ class TorchKvPool:
         return self._parts[shape]
 
     def copy_slots(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy each source slot to the target beside it. No slot may be both source and target, and no target
-        may be named twice."""
+        """See ``KvMemory``."""
+        self._copy(self.data, sources, targets)
+
+    def copy_states(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """See ``KvMemory``."""
+        self._copy(self.states, sources, targets)
+
+    def _copy(self, data: Tensor, sources: Sequence[int], targets: Sequence[int]) -> None:
         if len(sources) != len(targets):
             raise ValueError(f"{len(sources)} sources, {len(targets)} targets")
         read = torch.tensor(sources, dtype=torch.int64, device=self.device)
         written = torch.tensor(targets, dtype=torch.int64, device=self.device)
-        self.data.index_copy_(0, written, self.data.index_select(0, read))
+        data.index_copy_(0, written, data.index_select(0, read))
 
 
 class TorchKvPart:

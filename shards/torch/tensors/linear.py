@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...swarm.errors import LocalProtocolError
-from ..layers.quantize import GROUP, Int4Groups, Int8Rows
+from ....swarm.errors import LocalProtocolError
+from ...layers.quantize import GROUP, Int4Groups, Int8Rows
 
 PACKED_ROWS_INT4 = 40
 """Up to this many rows the packed int4 kernel is faster than unpacking and a dense product."""

@@ -25,14 +25,14 @@ from ..kernels.bench import PRECISION_NAMES
 from ..kernels.library import ThreadPool, address, library
 from ..kernels.pages import SliceArray, kv_struct
 from ..kernels.rotations import RotationArray
-from ..layers.kv_pool import BatchSlice, KvPool, resolve_kv_dtype
+from ..layers.kv_pool import BatchSlice, KvPool, kv_shapes, resolve_kv_dtype
 from ..layers.memory import zeros
 from ..layers.rope import Rope
-from .block_weights import block_stacks, bytes_in_file, load_block
-from .load_plan import LoadOptions, LoadPlan, resolve
-from .native_block import NativeBlock, NativeWeights, SnBlock
-from .sideband import passed_on, residual_of
-from .weight_loader import Progress, WeightLoader
+from ..models.block_loading import block_stacks, bytes_in_file, load_block
+from ..models.load_plan import LoadOptions, LoadPlan, resolve
+from ..models.sideband import passed_on, residual_of
+from ..models.weight_loader import Progress, WeightLoader
+from .block import NativeBlock, NativeWeights, SnBlock
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -86,11 +86,11 @@ class NativeSpan:
         self.config, self.span = config, span
         self.weights, self.weight_bytes, self.kernels = weights, weight_bytes, kernels
         settings = config.blocks[span.start : span.end]
-        ropes = list(dict.fromkeys(block.attention.rope for block in settings if block.attention.rope))
+        ropes = list(dict.fromkeys(block.rope for block in settings if block.rope))
         numbers = {None: -1} | {rope: number for number, rope in enumerate(ropes)}
-        self._kv = frozenset(block.attention.kv for block in settings)
+        self._kv = kv_shapes(settings)
         self._blocks = tuple(
-            NativeBlock(block, held, config.hidden_size, numbers[block.attention.rope])
+            NativeBlock(block, held, config.hidden_size, numbers[block.rope])
             for block, held in zip(settings, blocks, strict=True)
         )
         for block, following in pairwise(self._blocks) if store is not None else ():
@@ -127,7 +127,7 @@ class NativeSpan:
     def kv_dtype(self, wanted: str, *, exact: bool) -> str:
         return resolve_kv_dtype(wanted, "float32", exact)
 
-    def new_pool(self, n_slots: int, kv_dtype: str) -> KvPool:
+    def new_pool(self, n_slots: int, kv_dtype: str, n_states: int = 0) -> KvPool:
         return KvPool(n_slots, self._kv, kv_dtype)
 
     def use_threads(self, threads: int) -> None:

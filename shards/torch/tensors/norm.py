@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..formats.blocks.norm import NormConfig
+from ...formats.blocks.norm import NormConfig
 
 Norm = Callable[[Tensor], Tensor]
 """``norm(x)``: x (..., size) of any float type → the same shape, in the weight's type."""

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..layers.rope import Rope
+from ...layers.rope import Rope
 
 if TYPE_CHECKING:
-    from ..formats.blocks.attention import QueryScale
-    from ..formats.blocks.rope import RopeConfig
-    from ..layers.kv_pool import BatchSlice
+    from ...formats.blocks.attention import QueryScale
+    from ...formats.blocks.rope import RopeConfig
+    from ...layers.kv_pool import BatchSlice
 
 Rotation = tuple[Tensor, Tensor]
 """cos and sin, each (T, 1, rotary_dim)."""

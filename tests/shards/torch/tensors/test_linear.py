@@ -10,8 +10,8 @@ from torch import Tensor
 
 from swarm_node.shards.layers import quantize
 from swarm_node.shards.layers.quantize import Int4Groups, Int8Rows
-from swarm_node.shards.torch import linear as linears
-from swarm_node.shards.torch.linear import DenseLinear, Int4Linear, Int8Linear, Scratch, int4_block
+from swarm_node.shards.torch.tensors import linear as linears
+from swarm_node.shards.torch.tensors.linear import DenseLinear, Int4Linear, Int8Linear, Scratch, int4_block
 
 ROWS = (1, 3, 16, 17, 40, 41, 70)
 SHAPES = ((64, 64), (192, 96), (80, 32), (48, 160), (7, 64), (320, 64))

@@ -14,7 +14,7 @@ from ..kernels.experts import ExpertWeights, NativeExperts, NativeMlp, SnExperts
 from ..kernels.linear import NativeLinear, SnLinear
 from ..kernels.pages import SnAttention, attention_struct
 from ..kernels.rows import NativeNorm, SnActivation, SnMlp, SnNorm, mlp_struct
-from .block_weights import AttentionWeights, BlockWeights, ExpertsWeights, LatentWeights
+from ..models.block_weights import AttentionWeights, BlockWeights, ExpertsWeights, LatentWeights
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -118,7 +118,8 @@ class NativeBlock:
             self.struct.mlp = mlp_struct(settings.mlp, *(linear.struct for linear in weights.mlp))
         if settings.experts is not None and weights.experts is not None:
             self._add_experts(settings.experts, weights.experts, hidden)
-        self._attend(settings.attention, weights.attention)
+        if settings.attention is not None and weights.attention is not None:
+            self._attend(settings.attention, weights.attention)
 
     def _add_experts(
         self,

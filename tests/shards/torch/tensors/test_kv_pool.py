@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from swarm_node.shards.formats.blocks.attention import KvShape
 from swarm_node.shards.layers.kv_pool import KV_DTYPES
-from swarm_node.shards.torch.kv_pool import TorchKvPart, TorchKvPool, quantize_int8
+from swarm_node.shards.torch.tensors.kv_pool import TorchKvPart, TorchKvPool, quantize_int8
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from tests.shards.torch.kv_cases import soil
 
