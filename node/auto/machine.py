@@ -129,7 +129,7 @@ def measure_machine(
     kinds = _kinds(model, manifest)
     of_block: dict[int, _MeasuredKind] = {}
     try:
-        for blocks in sorted(kinds, key=lambda kind: model.blocks[kind[0]].kv_of is not None):
+        for blocks in sorted(kinds, key=lambda kind: model.blocks[kind[0]].reads is not None):
             measured = _measure_kind(config, model, manifest, blocks, memory, threads, of_block)
             of_block |= dict.fromkeys(blocks, measured)
     except (MemoryError, RuntimeError) as error:
@@ -257,12 +257,12 @@ def _measure_kind(
     threads: int,
     known: Mapping[int, _MeasuredKind],
 ) -> _MeasuredKind:
-    """What one of these ``blocks`` costs, measured with made-up ones like the first. Where these read the
-    keys and values of another block, which is ``known``, that is measured with them: their time is the mean.
+    """What one of these ``blocks`` costs, measured with made-up ones like the first. Where these read what
+    another block makes, which is ``known``, that is measured with them: their time is the mean.
     """
     like = blocks[0]
-    kv_of = model.blocks[like].kv_of
-    others = [] if kv_of is None else [kv_of]
+    read = model.blocks[like].reads
+    others = [] if read is None else [read]
     file_bytes = max(1, sum(manifest[name].nbytes for name in block_names(model, like) if name in manifest))
     most = min(len(blocks), MOST_BLOCKS)
     count = min(most, max(1, min(-(-CACHE_BYTES // file_bytes), memory // file_bytes)))

@@ -6,13 +6,13 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from ..formats.blocks.attention import AttentionConfig, LatentConfig
+from ..formats.blocks.attention import AttentionConfig, IndexerConfig, LatentConfig
 from ..formats.blocks.block import BlockConfig
 from ..formats.blocks.experts import MAX_EXPERTS, ExpertsConfig, RouterConfig
 from ..formats.blocks.mlp import MlpConfig
 from ..formats.blocks.norm import NormConfig
 from ..formats.blocks.rope import RopeConfig
-from ..formats.values.bounds import MAX_WIDTH
+from ..formats.values.bounds import MAX_CONTEXT, MAX_WIDTH
 from .names import Names, either, latent_heads, mlp_named, stack
 from .pieces import mlp, pre_norm, scalar
 from .rope import rope
@@ -39,8 +39,15 @@ GGUF_LATENT: Names = either(
     {"self_attn.k_b_proj": "attn_k_b", "self_attn.v_b_proj": "attn_v_b"}, latent_heads("attn_kv_b")
 )
 """Files of before have one tensor for both."""
+INDEXER = "self_attn.indexer"
+GGUF_INDEXER: Names = {
+    f"{INDEXER}.wq_b": "indexer.attn_q_b",
+    f"{INDEXER}.wk": "indexer.attn_k",
+    f"{INDEXER}.k_norm": "indexer.k_norm",
+    f"{INDEXER}.weights_proj": "indexer.proj",
+}
 LATENT_EPS = 1e-6
-"""Of the norms of latents: transformers' classes have it from no key."""
+"""Of the norms of latents and of an indexer's keys: transformers' classes have it from no key."""
 
 
 def experts(
@@ -104,8 +111,26 @@ def groups(settings: Settings, key: str) -> int:
     return settings.optional_integer(key, least=0 if settings.is_gguf else 1, most=MAX_EXPERTS) or 1
 
 
-def latent(settings: Settings, *, interleaved: bool = True) -> AttentionConfig:
-    """DeepSeek's attention."""
+def indexer(settings: Settings, *, interleaved: bool) -> IndexerConfig:
+    """DeepSeek-V3.2's."""
+    return IndexerConfig(
+        settings.integer("index_n_heads", least=1, most=MAX_WIDTH),
+        settings.integer("index_head_dim", least=1, most=MAX_WIDTH),
+        settings.integer("index_topk", least=1, most=MAX_CONTEXT),
+        NormConfig(LATENT_EPS, "layer", bias=True),
+        interleaved,
+    )
+
+
+def latent(
+    settings: Settings,
+    *,
+    interleaved: bool = True,
+    indexer: IndexerConfig | None = None,
+    has_head_dim: bool = True,
+) -> AttentionConfig:
+    """DeepSeek's attention. ``has_head_dim``: the family reads ``head_dim``, and there it is the
+    turned part's."""
     turned = settings.integer("qk_rope_head_dim", least=1, most=MAX_WIDTH)
     nope, value = (
         _gguf_sizes(settings, turned)
@@ -118,7 +143,8 @@ def latent(settings: Settings, *, interleaved: bool = True) -> AttentionConfig:
     turns = rope(settings, interleaved=interleaved, head_dim=turned)
     bias = settings.flag("attention_bias", False)
     settings.has("num_key_value_heads")  # it says nothing here
-    if settings.optional_integer("head_dim", turned) != turned and not settings.is_gguf:
+    is_read = settings.has("head_dim") and has_head_dim and not settings.is_gguf
+    if is_read and settings.optional_integer("head_dim") != turned:
         raise settings.wrong("head_dim", f"{turned}, as qk_rope_head_dim is")
     return AttentionConfig(
         settings.heads,
@@ -135,6 +161,7 @@ def latent(settings: Settings, *, interleaved: bool = True) -> AttentionConfig:
             value,
             NormConfig(LATENT_EPS),
             settings.optional_integer("q_lora_rank", most=MAX_WIDTH) or 0,
+            indexer,
         ),
     )
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..formats.blocks.attention import AttentionConfig
 from ..formats.blocks.block import BlockConfig
+from ..formats.blocks.rope import RopeConfig
 from ..formats.config import ModelConfig
 from ..formats.tensors import block_tensors, client_tensors
 from .names import Names, Stored, options
@@ -140,6 +141,8 @@ def _part(
 def _pairs(name: str, attention: AttentionConfig) -> Pairs | None:
     """Rows to be put in order: of q and k, and of norms of their rows."""
     rope = attention.rope
+    if rope is not None and name.startswith("self_attn.indexer."):
+        return _index_pairs(name.split(".")[2], attention, rope)
     if rope is None or not rope.interleaved or not name.startswith("self_attn."):
         return None
     part = name.split(".")[1]
@@ -156,6 +159,14 @@ def _pairs(name: str, attention: AttentionConfig) -> Pairs | None:
     if part[1:] == "_norm" and norm is not None and norm.over == "head" and not norm.per_head:
         heads = 1
     return Pairs(heads, attention.head_dim, 0, rope.rotary_dim)
+
+
+def _index_pairs(part: str, attention: AttentionConfig, rope: RopeConfig) -> Pairs | None:
+    """Those of an indexer's q, and of its k and the norm of that."""
+    indexer = attention.latent.indexer if attention.latent else None
+    if indexer is None or not indexer.interleaved or part not in ("wq_b", "wk", "k_norm"):
+        return None
+    return Pairs(indexer.heads if part == "wq_b" else 1, indexer.head_dim, 0, rope.rotary_dim)
 
 
 @lru_cache(maxsize=32)

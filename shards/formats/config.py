@@ -130,6 +130,8 @@ class ModelConfig:
         for number, block in enumerate(self.blocks):
             if block.kv_of is not None:
                 self._check_kv(number, block, block.kv_of)
+            if block.index_of is not None:
+                self._check_index(number, block.index_of)
 
     def _check_sideband(self) -> None:
         made = 0 if self.sideband is None else self.sideband.values
@@ -155,6 +157,15 @@ class ModelConfig:
                 f"block {number} cannot read the keys and values of block {of}: other shapes"
             )
 
+    def _check_index(self, number: int, of: int) -> None:
+        attention = self.blocks[of].attention if 0 <= of < number else None
+        latent = attention.latent if attention else None
+        between = self.blocks[of + 1 : number]
+        if latent is None or latent.indexer is None or any(block.index_of != of for block in between):
+            raise CheckpointError(
+                f"block {number} uses the indexer of block {of}, which is not that of the block before it"
+            )
+
     @property
     def n_blocks(self) -> int:
         return len(self.blocks)
@@ -177,11 +188,11 @@ class ModelConfig:
     @property
     def cuts(self) -> tuple[int, ...]:
         """The boundaries where spans may begin and end: no block behind one reads the keys and values of a
-        block before it."""
+        block before it, or uses its indexer."""
         inside = {
             boundary
             for number, block in enumerate(self.blocks)
-            if block.kv_of is not None
-            for boundary in range(block.kv_of + 1, number + 1)
+            if block.reads is not None
+            for boundary in range(block.reads + 1, number + 1)
         }
         return tuple(boundary for boundary in range(self.n_blocks + 1) if boundary not in inside)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ...swarm.types import Span
-from .blocks.attention import AttentionConfig, LatentConfig
+from .blocks.attention import AttentionConfig, IndexerConfig, LatentConfig
 from .blocks.block import LaurelConfig, SideConfig, StreamsConfig
 from .blocks.experts import ExpertsConfig
 from .blocks.mlp import MlpConfig
@@ -136,6 +136,18 @@ def _latent(attention: AttentionConfig, latent: LatentConfig, hidden: int) -> Sh
         **_linear("self_attn.k_b_proj", attention.heads * rank, latent.nope_dim),
         **_linear("self_attn.v_b_proj", attention.out_size, rank),
         **_linear("self_attn.o_proj", hidden, attention.out_size, bias=attention.out_bias),
+        **_indexer(latent.indexer, latent.q_rank, hidden),
+    }
+
+
+def _indexer(indexer: IndexerConfig | None, q_rank: int, hidden: int) -> Shapes:
+    if indexer is None:
+        return {}
+    return {
+        **_linear("self_attn.indexer.wq_b", indexer.heads * indexer.head_dim, q_rank),
+        **_linear("self_attn.indexer.wk", indexer.head_dim, hidden),
+        **_norm("self_attn.indexer.k_norm", indexer.norm, indexer.head_dim),
+        **_linear("self_attn.indexer.weights_proj", indexer.heads, hidden),
     }
 
 

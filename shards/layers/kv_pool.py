@@ -2,9 +2,10 @@
 ints.
 
 A slot is the memory of one page (``PAGE_TOKENS`` tokens) of one block: keys, then values, then for int8 their
-scales. Keys are stored transposed, (key_dim, PAGE_TOKENS) a head, so that a CPU vector holds one channel of
-many tokens and a score needs no sum across lanes; values are (PAGE_TOKENS, value_dim). Blocks of different
-``KvShape`` share a pool: each lays out its own within a slot that holds the largest.
+scales, then what it has for an indexer, laid out as keys are. Keys are stored transposed, (key_dim,
+PAGE_TOKENS) a head, so that a CPU vector holds one channel of many tokens and a score needs no sum across
+lanes; values are (PAGE_TOKENS, value_dim). Blocks of different ``KvShape`` share a pool: each lays out its
+own within a slot that holds the largest.
 """
 
 from __future__ import annotations
@@ -47,10 +48,11 @@ class KvPart(Generic[Array]):
     value_scales: Array | None
 
     @classmethod
-    def of(cls, slots: Any, shape: KvShape, stored: Any, scale: Any) -> KvPart[Array]:
+    def of(cls, slots: Any, shape: KvShape, stored: Any, scale: Any, first: int = 0) -> KvPart[Array]:
         """Views of ``slots`` (n_slots, slot_bytes), bytes: an array of numpy or torch. ``stored`` and
-        ``scale``: the library's types of the values and their scales (None where there are none)."""
-        heads, used = (len(slots), shape.heads), 0
+        ``scale``: the library's types of the values and their scales (None where there are none). ``first``:
+        the byte of each slot where they begin."""
+        heads, used = (len(slots), shape.heads), first
 
         def take(kind: Any, *dims: int) -> Any:
             nonlocal used
@@ -114,6 +116,12 @@ def slot_bytes(shape: KvShape, kv_dtype: str) -> int:
     """
     if kv_dtype not in KV_DTYPES:
         raise UsageError(f"unknown KV dtype {kv_dtype!r}", hint=f"Known: auto, {', '.join(KV_DTYPES)}.")
+    behind = 0 if shape.index is None else slot_bytes(shape.index, kv_dtype)
+    return index_start(shape, kv_dtype) + behind
+
+
+def index_start(shape: KvShape, kv_dtype: str) -> int:
+    """The byte of a slot where what is kept for an indexer begins."""
     scale = 4 if kv_dtype == "int8" else 0
     dims = (shape.key_dim,) if shape.shared else (shape.key_dim, shape.value_dim)
     return shape.heads * PAGE_TOKENS * sum(dim * _STORED[kv_dtype].itemsize + scale for dim in dims)

@@ -119,8 +119,8 @@ def load_mlx_span(
     config = checkpoint.config
     if any(map(needs_torch, config.blocks)):
         raise UnsupportedModelError(
-            f"MLX does not compute {config.family}: blocks with a state, of one part alone, or with several "
-            "residual streams are not supported there",
+            f"MLX does not compute {config.family}: blocks with a state or an indexer, of one part alone, or "
+            "with several residual streams are not supported there",
             hint="Use --device cpu.",
         )
     plan = MlxPlan.resolve(options, config.native_dtype)

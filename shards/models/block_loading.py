@@ -16,6 +16,7 @@ from .block_weights import (
     Experts,
     ExpertsWeights,
     Heads,
+    IndexerWeights,
     LatentWeights,
     LaurelWeights,
     Linear,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from ...swarm.types import Span
     from ..checkpoint.checkpoint import Checkpoint
-    from ..formats.blocks.attention import AttentionConfig, HeadNorm, LatentConfig
+    from ..formats.blocks.attention import AttentionConfig, HeadNorm, IndexerConfig, LatentConfig
     from ..formats.blocks.block import BlockConfig, LaurelConfig, SideConfig, StreamsConfig
     from ..formats.blocks.experts import ExpertsConfig
     from ..formats.blocks.mlp import MlpConfig
@@ -60,6 +61,8 @@ def block_stacks(config: ModelConfig, block: int) -> list[tuple[Stack, int]]:
         found = [_qkv(prefix, settings, attention, hidden), _out(prefix, attention, hidden)]
     elif attention is not None and attention.latent is not None:
         found = [*_latent(prefix, attention, attention.latent, hidden).values()]
+        if (indexer := attention.latent.indexer) is not None:
+            found += _indexer(prefix, indexer, attention.latent.q_rank, hidden)
     if isinstance(settings.state, ShortConvConfig):
         found += _short_conv(prefix, settings.state, hidden).values()
     elif settings.state is not None:
@@ -142,6 +145,15 @@ def _short_conv(prefix: str, state: ShortConvConfig, hidden: int) -> dict[str, S
         "bcv": Stack(names, [state.width] * 3, hidden),
         "out": Stack([f"{prefix}.state.out_proj"], [hidden], state.width),
     }
+
+
+def _indexer(prefix: str, indexer: IndexerConfig, q_rank: int, hidden: int) -> tuple[Stack, Stack, Stack]:
+    name = f"{prefix}.self_attn.indexer."
+    return (
+        Stack([f"{name}wq_b"], [indexer.heads * indexer.head_dim], q_rank),
+        Stack([f"{name}wk"], [indexer.head_dim], hidden),
+        Stack([f"{name}weights_proj"], [indexer.heads], hidden),
+    )
 
 
 def _side(prefix: str, side: SideConfig, hidden: int) -> tuple[Stack, Stack]:
@@ -256,7 +268,22 @@ def _load_latent(
         k_b=loader.heads(f"{name}k_b_proj", attention.heads, latent.nope_dim),
         v_b=loader.heads(f"{name}v_b_proj", attention.heads, latent.kv_rank),
         out=loader.linear(*parts["out"]),
+        indexer=None
+        if latent.indexer is None
+        else _load_indexer(loader, prefix, latent.indexer, latent.q_rank, hidden),
     )
+
+
+def _load_indexer(
+    loader: BlockLoader[Norm, Linear, Experts, Heads],
+    prefix: str,
+    indexer: IndexerConfig,
+    q_rank: int,
+    hidden: int,
+) -> IndexerWeights[Norm, Linear]:
+    q, k, weights = _indexer(prefix, indexer, q_rank, hidden)
+    norm = loader.norm(f"{prefix}.self_attn.indexer.k_norm", indexer.norm, indexer.head_dim)
+    return IndexerWeights(loader.linear(*q), loader.linear(*k), norm, loader.linear(*weights))
 
 
 def _load_state(

@@ -64,6 +64,15 @@ class AttentionWeights(NamedTuple, Generic[Norm, Linear]):
     sinks: Floats | None = None
 
 
+class IndexerWeights(NamedTuple, Generic[Norm, Linear]):
+    """``q``: q's latent → heads * head_dim; ``k``, ``weights``: hidden → head_dim and → heads."""
+
+    q: Linear
+    k: Linear
+    norm: Norm
+    weights: Linear
+
+
 class LatentWeights(NamedTuple, Generic[Norm, Linear, Heads]):
     """``q``: from the block's input or, where there are ``q_a`` and ``q_norm``, from q's latent. ``k_b``,
     ``v_b``: of each head, nope_dim → kv_rank and kv_rank → value_dim."""
@@ -76,6 +85,7 @@ class LatentWeights(NamedTuple, Generic[Norm, Linear, Heads]):
     k_b: Heads
     v_b: Heads
     out: Linear
+    indexer: IndexerWeights[Norm, Linear] | None = None
 
 
 class RecurrenceWeights(NamedTuple, Generic[Norm, Linear]):

@@ -28,8 +28,12 @@ QUANTIZE = ("auto", "none", "int8", "int4")
 KERNELS = ("auto", "native", "fast", "torch")
 
 
-NEVER_ROUNDED = (".mlp.router.weight", ".mlp.shared_expert_gate.weight")
-"""Ends of names of matrices that ``quantize`` leaves as they are: small, and who is chosen hangs on them."""
+NEVER_ROUNDED = (
+    ".mlp.router.weight",
+    ".mlp.shared_expert_gate.weight",
+    ".self_attn.indexer.weights_proj.weight",
+)
+"""Ends of names of matrices that ``quantize`` leaves as they are: small, and what is chosen hangs on them."""
 
 
 @dataclass(frozen=True, slots=True)

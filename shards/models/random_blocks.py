@@ -17,6 +17,7 @@ import numpy as np
 from ...swarm.errors import CheckpointError
 from ..checkpoint.checkpoint import Checkpoint
 from ..families.places import flat
+from ..formats.blocks.block import BlockConfig
 from ..formats.config import ModelConfig
 from ..formats.floats import narrow
 from ..formats.qtypes import AFFINE, DENSE, HF_GROUPED, row_bytes
@@ -44,22 +45,22 @@ def random_checkpoint(
     config: ModelConfig, manifest: Mapping[str, TensorInfo], blocks: Sequence[int] = (0,)
 ) -> Checkpoint:
     """A model of as many blocks as ``blocks`` has numbers, each of the shape and types of the block that has
-    that number in ``manifest``. A block whose keys and values another one reads comes before it. Tensors are
+    that number in ``manifest``. A block that another one reads from comes before it. Tensors are
     made when they are asked for, each time the same."""
-    made = (config.blocks[block] for block in blocks)
+    made = [config.blocks[block] for block in blocks]
     return Checkpoint(
         "random",
-        replace(
-            config,
-            blocks=tuple(
-                block if block.kv_of is None else replace(block, kv_of=blocks.index(block.kv_of))
-                for block in made
-            ),
-        ),
+        replace(config, blocks=tuple(_renumbered(block, blocks) for block in made)),
         _RandomBlocks(config, manifest, blocks),
         _NoTokenizer(),
         identity_of(()),
     )
+
+
+def _renumbered(block: BlockConfig, blocks: Sequence[int]) -> BlockConfig:
+    """``block`` with the new numbers of those that it reads from."""
+    kv_of, index_of = (None if of is None else blocks.index(of) for of in (block.kv_of, block.index_of))
+    return replace(block, kv_of=kv_of, index_of=index_of)
 
 
 class _RandomBlocks:

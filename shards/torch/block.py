@@ -129,7 +129,7 @@ def _attention(
         return None
     if isinstance(held, AttentionWeights):
         return SelfAttention(settings.attention, held, rope, target, settings.kv_of)
-    return LatentAttention(settings.attention, held, rope, target)
+    return LatentAttention(settings.attention, held, rope, target, settings.index_of)
 
 
 def _state(settings: BlockConfig, weights: TorchWeights, target: Target) -> Recurrence | ShortConv | None:

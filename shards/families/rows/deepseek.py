@@ -1,7 +1,9 @@
-"""DeepSeek, and families with its router (GLM-4.5, dots), or its attention too (Kimi K2, GLM-4.7-Flash)."""
+"""DeepSeek, and families with its router (GLM-4.5, dots), or its attention too (Kimi K2, GLM-4.7-Flash,
+GLM-5)."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ...formats.blocks.attention import HeadNorm
@@ -9,10 +11,12 @@ from ...formats.blocks.block import BlockConfig
 from ...formats.blocks.experts import MAX_EXPERTS, ExpertsConfig, RouterConfig
 from ..experts import (
     EXPERTS,
+    GGUF_INDEXER,
     GGUF_LATENT,
     LATENT,
     corrected_router,
     experts,
+    indexer,
     latent,
     shared,
     sparse_or_dense,
@@ -178,14 +182,24 @@ GLM4_MOE = Family(
 )
 
 
+def _kind(s: Settings, key: str, known: tuple[str, str]) -> str | None:
+    """What a list of two kinds of blocks says of this one; None where there is none."""
+    kinds = s.texts(key)
+    if kinds and (len(kinds) != s.n_blocks or not {*kinds} <= {*known}):
+        raise s.wrong(key, f"{' or '.join(known)} for each of {s.n_blocks} blocks")
+    return kinds[s.block] if kinds else None
+
+
+def _is_dense(s: Settings, otherwise: bool) -> bool:
+    kind = _kind(s, "mlp_layer_types", ("dense", "sparse"))
+    return otherwise if kind is None else kind == "dense"
+
+
 def _glm4_moe_lite_block(s: Settings) -> BlockConfig:
-    kinds = s.texts("mlp_layer_types") or ("dense", *["sparse"] * (s.n_blocks - 1))
-    if len(kinds) != s.n_blocks or not {*kinds} <= {"dense", "sparse"}:
-        raise s.wrong("mlp_layer_types", f"dense or sparse for each of {s.n_blocks} blocks")
     return sparse_or_dense(
         s,
         latent(s, interleaved=s.flag("rope_interleave")),
-        _experts(s, dense=kinds[s.block] == "dense"),
+        _experts(s, dense=_is_dense(s, s.block == 0)),
     )
 
 
@@ -216,6 +230,117 @@ GLM4_MOE_LITE = Family(
     tensors={**EXPERTS, **LATENT},
     aliases={"num_local_experts": "n_routed_experts"},
     fixed={**_V3_FIXED, "first_k_dense_replace": (1,)},
+)
+
+
+INDEXED = "indexed_attention"
+OWN, SHARED = "full", "shared"
+"""What ``indexer_types`` has for a block with an indexer of its own, and for one that uses another's."""
+
+
+def _indexed_block(s: Settings, index_of: int | None = None, *, interleaved: bool = False) -> BlockConfig:
+    """``interleaved``: of the indexer; attention always turns neighbours."""
+    s.layer_type(INDEXED, known=(INDEXED,))
+    chooses = indexer(s, interleaved=interleaved)
+    attention = latent(s, indexer=chooses if index_of is None else None, has_head_dim=False)
+    experts = _experts(s, dense=_is_dense(s, _is_first(s)))
+    return replace(sparse_or_dense(s, attention, experts), index_of=index_of)
+
+
+def _index_of(s: Settings) -> int | None:
+    """The last block before this one that has an indexer, where this one has none (arXiv 2603.12201)."""
+    kinds = s.texts("indexer_types")
+    if not kinds and s.is_text("index_topk_pattern"):
+        kinds = tuple({"F": OWN, "S": SHARED}.get(each, each) for each in s.text("index_topk_pattern"))
+    kinds = kinds or s.texts("index_topk_pattern")
+    if not kinds:
+        period, offset = s.integer("index_topk_freq") or 1, s.integer("index_skip_topk_offset")
+        kinds = tuple(SHARED if max(block - offset + 1, 0) % period else OWN for block in range(s.n_blocks))
+    if len(kinds) != s.n_blocks or not {*kinds} <= {OWN, SHARED}:
+        raise s.wrong("indexer_types", f"{OWN} or {SHARED} for each of {s.n_blocks} blocks")
+    if kinds[0] != OWN:
+        raise s.wrong("indexer_types", f"{OWN} for the first block")
+    last = max(block for block in range(s.block + 1) if kinds[block] == OWN)
+    return None if last == s.block else last
+
+
+_INDEXED: dict[str, Any] = {
+    "attention_bias": False,
+    "bos_token_id": 0,
+    "first_k_dense_replace": 3,
+    "index_head_dim": 128,
+    "index_topk": 2048,
+    "kv_lora_rank": 512,
+    "moe_intermediate_size": 2048,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "num_nextn_predict_layers": 1,
+    "qk_rope_head_dim": 64,
+    "routed_scaling_factor": 2.5,
+    **_V3,
+}
+
+
+def _indexed_gguf(architecture: str) -> GGUFFamily:
+    return GGUFFamily(
+        architecture,
+        neighbours=True,
+        mscale=10.0,
+        settings={"scoring_func": "sigmoid"},
+        keys={
+            **_COUNT,
+            "rope.dimension_count": "qk_rope_head_dim",
+            "attention.value_length": "value_length",
+            "attention.indexer.head_count": "index_n_heads",
+            "attention.indexer.key_length": "index_head_dim",
+            "attention.indexer.top_k": "index_topk",
+        },
+        tensors={**GGUF_LATENT, **GGUF_INDEXER},
+    )
+
+
+DEEPSEEK_V32 = Family(
+    types=("deepseek_v32",),
+    architectures=("DeepseekV32ForCausalLM",),
+    defaults=usual(
+        *(129280, 7168, 18432, 61, 128, 128, 163840),
+        q_lora_rank=1536,
+        qk_nope_head_dim=128,
+        v_head_dim=128,
+        index_n_heads=64,
+        **{**_INDEXED, "n_group": 8, "topk_group": 4},
+    ),
+    block=_indexed_block,
+    client=rms_client,
+    tensors={**EXPERTS, **LATENT},
+    aliases={"num_local_experts": "n_routed_experts", "num_experts": "n_routed_experts"},
+    fixed={**_V3_FIXED, "rope_interleave": (True,), "indexer_rope_interleave": (False,)},
+    gguf=_indexed_gguf("deepseek32"),
+)
+
+GLM_MOE_DSA = Family(
+    types=("glm_moe_dsa",),
+    architectures=("GlmMoeDsaForCausalLM",),
+    defaults=usual(
+        *(154880, 6144, 12288, 78, 64, 64, 202752),
+        rms_norm_eps=1e-5,
+        q_lora_rank=2048,
+        qk_nope_head_dim=192,
+        v_head_dim=256,
+        index_n_heads=32,
+        indexer_types=None,
+        index_topk_pattern=None,
+        index_topk_freq=1,
+        index_skip_topk_offset=2,
+        **_INDEXED,
+    ),
+    block=lambda s: _indexed_block(s, _index_of(s), interleaved=True),
+    client=rms_client,
+    tensors={**EXPERTS, **LATENT},
+    aliases={"num_local_experts": "n_routed_experts", "num_experts": "n_routed_experts"},
+    fixed={**_V3_FIXED, "rope_interleave": (True,), "indexer_rope_interleave": (True,)},
+    gguf=_indexed_gguf("glm-dsa"),
 )
 
 
@@ -251,4 +376,4 @@ DOTS1 = Family(
     gguf=GGUFFamily("dots1", settings={"scoring_func": "sigmoid"}, keys=_COUNT),
 )
 
-ROWS = (DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE, GLM4_MOE_LITE, DOTS1)
+ROWS = (DEEPSEEK_V2, DEEPSEEK_V3, DEEPSEEK_V32, GLM_MOE_DSA, GLM4_MOE, GLM4_MOE_LITE, DOTS1)

@@ -35,12 +35,36 @@ class HeadNorm:
 
 
 @dataclass(frozen=True, slots=True)
+class IndexerConfig:
+    """Which tokens attention sees (DeepSeek-V3.2): of those that it could see, a token sees the ``top`` with
+    the largest sum over ``heads`` index heads of weight * relu(q·k), of equal ones the earlier.
+
+    q is made of q's latent; k, normed, and the heads' weights are made of the block's input. q and k have
+    ``head_dim`` values, of which the first ones are turned as those of attention are; all heads share k,
+    which is cached. ``interleaved``: as in ``RopeConfig``, of the rows that make these q and k.
+    """
+
+    heads: int
+    head_dim: int
+    top: int
+    norm: NormConfig
+    interleaved: bool = False
+
+    def __post_init__(self) -> None:
+        check_count("an indexer's heads", self.heads, MAX_WIDTH)
+        check_count("an indexer's head_dim", self.head_dim, MAX_WIDTH)
+        check_count("the width of an indexer's heads", self.heads * self.head_dim, MAX_WIDTH)
+        check_count("the tokens that an indexer chooses", self.top, MAX_CONTEXT)
+
+
+@dataclass(frozen=True, slots=True)
 class LatentConfig:
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): what is cached of a token is its latent,
     ``kv_rank`` values, normed, and one rotated key of ``rope_dim`` values that all heads share.
 
     A head's q is ``nope_dim`` values, compared with the latent by the head's matrix, and ``rope_dim`` rotated
-    ones; its output has ``value_dim`` values. ``q_rank`` 0: q has no latent of its own.
+    ones; its output has ``value_dim`` values. ``q_rank`` 0: q has no latent of its own. ``indexer``: which
+    tokens are seen; None: all, or those that another block's says (``BlockConfig.index_of``).
     """
 
     kv_rank: int
@@ -49,12 +73,17 @@ class LatentConfig:
     value_dim: int
     norm: NormConfig
     q_rank: int = 0
+    indexer: IndexerConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("kv_rank", "nope_dim", "rope_dim", "value_dim"):
             check_count(f"latent attention's {name}", getattr(self, name), MAX_WIDTH)
         if not 0 <= self.q_rank <= MAX_WIDTH:
             raise CheckpointError(f"latent attention's q_rank is {self.q_rank}")
+        if self.indexer is not None and (not self.q_rank or self.indexer.head_dim < self.rope_dim):
+            raise CheckpointError(
+                "an indexer without a latent of q, or with heads smaller than their turned part"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +104,19 @@ class QueryScale:
 @dataclass(frozen=True, slots=True)
 class KvShape:
     """What a block caches of a token: ``heads`` keys of ``key_dim`` values and as many values of
-    ``value_dim``. ``shared``: the values are the first ``value_dim`` of the keys, and not kept twice."""
+    ``value_dim``. ``shared``: the values are the first ``value_dim`` of the keys, and not kept twice.
+    ``index_dim``: values of the one key of its indexer; 0: it has none."""
 
     heads: int
     key_dim: int
     value_dim: int
     shared: bool = False
+    index_dim: int = 0
+
+    @property
+    def index(self) -> KvShape | None:
+        """What is kept for the indexer, behind the keys and values, as a shape by itself."""
+        return KvShape(1, self.index_dim, self.index_dim, shared=True) if self.index_dim else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +176,8 @@ class AttentionConfig:
     def _check_latent(self, latent: LatentConfig) -> None:
         if self.head_dim != latent.nope_dim + latent.rope_dim or self.kv_heads != 1:
             raise CheckpointError("the heads of latent attention do not have the sizes of their parts")
+        if latent.indexer is not None and self.reach:
+            raise UnsupportedModelError("an indexer beside a window or chunks is not supported")
         if self.qk_norm or self.v_norm or self.keys_as_values or self.bias or self.gate or self.sinks:
             raise UnsupportedModelError(
                 "latent attention with norms, biases, gates or sinks of heads is not supported"
@@ -172,5 +210,7 @@ class AttentionConfig:
     def kv(self) -> KvShape:
         if self.latent is not None:
             rank = self.latent.kv_rank
-            return KvShape(1, rank + self.latent.rope_dim, rank, shared=True)
+            indexer = self.latent.indexer
+            index_dim = 0 if indexer is None else indexer.head_dim
+            return KvShape(1, rank + self.latent.rope_dim, rank, shared=True, index_dim=index_dim)
         return KvShape(self.kv_heads, self.head_dim, self.head_dim)

@@ -86,6 +86,7 @@ class BlockConfig:
     """See the module. ``scalar``: the file has one number that the block's output is multiplied by.
 
     ``kv_of``: number of the earlier block whose keys and values this one reads: it makes and caches none.
+    ``index_of``: number of the earlier block whose indexer says which tokens this one sees.
     """
 
     attention: AttentionConfig | None
@@ -100,6 +101,7 @@ class BlockConfig:
     scalar: bool = False
     side: SideConfig | None = None
     kv_of: int | None = None
+    index_of: int | None = None
     laurel: LaurelConfig | None = None
     streams: StreamsConfig | None = None
     state: RecurrenceConfig | ShortConvConfig | None = None
@@ -113,6 +115,10 @@ class BlockConfig:
             attention is None or attention.latent or attention.v_norm or attention.keys_as_values
         ):
             raise UnsupportedModelError("a block that reads another's keys and values has none of its own")
+        if self.index_of is not None and (
+            attention is None or attention.latent is None or attention.latent.indexer or attention.reach
+        ):
+            raise UnsupportedModelError("a block that uses another's indexer has latent attention and no own")
         if not (attention or self.state or self.mlp or self.experts):
             raise CheckpointError("a block computes nothing")
         if self.laurel is not None and (self.parallel or self.norm is None or self.residual_multiplier != 1):
@@ -139,6 +145,17 @@ class BlockConfig:
     def transforms(self) -> bool:
         return self.mlp is not None or self.experts is not None
 
+    @property
+    def reads(self) -> int | None:
+        """Number of the earlier block that has to be computed on the same machine."""
+        return self.index_of if self.kv_of is None else self.kv_of
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether an indexer, its own or another's, says which tokens attention sees."""
+        latent = self.attention.latent if self.attention else None
+        return self.index_of is not None or (latent is not None and latent.indexer is not None)
+
 
 def needs_torch(block: BlockConfig) -> bool:
     """Whether only torch computes such a block."""
@@ -146,4 +163,6 @@ def needs_torch(block: BlockConfig) -> bool:
     if block.attention is None or block.state is not None or not block.transforms or factors != (1, 1, 1):
         return True
     mlp = block.mlp
+    if block.is_indexed:
+        return True
     return bool(block.streams or block.laurel or (mlp is not None and (mlp.sparsity or mlp.gate_factor != 1)))

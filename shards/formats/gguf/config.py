@@ -248,6 +248,7 @@ class _Translation:
             self._values["num_hidden_layers"] = self._own.integer("block_count") - behind
         self._values["num_nextn_predict_layers"] = behind
         self._layer_types()
+        self._indexer_types(behind)
         self._rope()
         defaults = {key: value for key, value in self._family.defaults.items() if key not in keys.values()}
         return Settings(
@@ -287,6 +288,26 @@ class _Translation:
                     f"{self._own.named(key)} is {behind}, but block {number} has no tensor nextn.*"
                 )
         return behind
+
+    def _indexer_types(self, behind: int) -> None:
+        """Of each block, whether it has an indexer of its own: where no key says it, its tensors do."""
+        if "indexer_types" not in self._family.defaults:
+            return
+        key, blocks = "attention.indexer.types", self._own.integer("block_count") - behind
+        given = self._own.value(key) if self._own.has(key) else None
+        if isinstance(given, GGUFArray):
+            own = self._header.numbers(self._own.key(key))
+        elif given is not None:  # the same for all
+            own = [given] * blocks
+        else:
+            own = [f"blk.{number}.indexer.attn_k.weight" in self._source.manifest for number in range(blocks)]
+        if len(own) not in (blocks, blocks + behind):
+            raise CheckpointError(
+                f"{self._own.named(key)} is a list of {len(own)} items, "
+                f"expected one for each of {blocks} blocks"
+            )
+        self._values["indexer_types"] = ["full" if each else "shared" for each in own[:blocks]]
+        self._names["indexer_types"] = self._own.key(key)
 
     def _layer_types(self) -> None:
         """``sliding_window_pattern``: of each block, whether it has a window; or n: each n-th has none."""

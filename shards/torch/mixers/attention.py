@@ -1,5 +1,5 @@
 """Causal attention of a packed batch over paged keys and values, in plain torch: grouped queries, a window or
-chunks, softcap, sinks, values that are part of the keys.
+chunks, softcap, sinks, values that are part of the keys, and only the tokens that an indexer chose.
 
 Works on any device and for any head size. It is the path of devices other than the CPU, of machines without
 a compiler, and what ``csrc/attention.c`` is tested against. A loop over sessions that gathers each one's
@@ -21,7 +21,7 @@ from torch import Tensor
 from ....swarm.errors import LocalProtocolError
 from ....swarm.protocol.field_types import PAGE_TOKENS
 from ...layers.kv_pool import BatchSlice
-from ..tensors.kv_pool import TorchKvPool
+from ..tensors.kv_pool import TorchKvPart, TorchKvPool
 
 if TYPE_CHECKING:
     from ...formats.blocks.attention import AttentionConfig, KvShape
@@ -77,6 +77,11 @@ class _Seen:
     rows: Sequence[tuple[int, int]] = ()
 
 
+_Chosen = Tensor | list[Tensor | None] | None
+"""Which tokens the rows of a slice see: (rows, keys) of bool; or of each row by itself their numbers,
+ascending int64, None where it sees all; None: all rows see all."""
+
+
 class PagedAttention:
     """The ``attend`` function of one forward pass over ``slices``: stores keys and values, then attends.
 
@@ -94,6 +99,7 @@ class PagedAttention:
         # 7.8 ms).
         self._dtype = torch.float32 if device.type == "cpu" else dtype
         self._seen: dict[tuple[int, int], list[_Seen]] = {}
+        self._chosen: list[_Chosen] = []
         # Blocks that every slice holds, so that one table serves the whole batch.
         self._first_block = max(part.first_block for part in slices)
         end_block = min(part.first_block + len(part.table) for part in slices)
@@ -110,13 +116,39 @@ class PagedAttention:
         self._slots = torch.cat(slots, 1)  # (blocks, rows of all slices in their order)
         self._offsets = torch.cat(offsets)
 
-    def __call__(self, block: int, scores: Scores, q: Tensor, k: Tensor | None, v: Tensor | None) -> Tensor:
+    def choose(self, block: int, kv: KvShape, top: int, q: Tensor, k: Tensor, weights: Tensor) -> None:
+        """Stores the index keys ``k`` (T, 1, index_dim), and chooses for each row the ``top`` tokens that it
+        will see, by ``q`` (T, index heads, index_dim) and ``weights`` (T, index heads): in ``block``, whose
+        shape is ``kv``, and in those after it that have no indexer of their own."""
+        at = block - self._first_block
+        held = self._pool.index(kv)
+        held.store(self._slots[at], self._offsets, k, k)
+        self._chosen = []
+        for part, pages in zip(self._slices, self._pages, strict=True):
+            rows = slice(part.row, part.row + part.count)
+            chosen: _Chosen = [None] * part.count
+            if part.start + part.count > top:
+                own = q[rows].float(), weights[rows].float()
+                chooses = _chosen_row_by_row if self._rowwise or part.count == 1 else _chosen_together
+                chosen = chooses(*own, held, pages[at], part.start, top)
+            self._chosen.append(chosen)
+
+    def __call__(
+        self,
+        block: int,
+        scores: Scores,
+        q: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
+        *,
+        indexed: bool = False,
+    ) -> Tensor:
         """``q`` (T, heads, key_dim), ``k`` (T, kv_heads, key_dim), ``v`` (T, kv_heads, value_dim) → (T, heads
         * value_dim). Where ``scores.kv`` is shared, ``v`` is not read. No ``k``: the block's keys and values
-        of these rows are there already.
+        of these rows are there already. ``indexed``: rows see what was chosen last.
 
         ``block`` is absolute and held by every slice. Raises LocalProtocolError when the slices are not T
-        rows.
+        rows, or nothing was chosen.
         """
         rows, heads, _ = q.shape
         at = block - self._first_block
@@ -129,20 +161,49 @@ class PagedAttention:
         reach = (scores.window, scores.chunk)
         if reach not in self._seen:
             self._seen[reach] = [self._see(part, scores) for part in self._slices]
-        for part, pages, seen in zip(self._slices, self._pages, self._seen[reach], strict=True):
+        if indexed and not self._chosen:
+            raise LocalProtocolError(f"no indexer before block {block} has chosen what it sees")
+        every: list[_Chosen] = self._chosen if indexed else [None] * len(self._slices)
+        for part, pages, seen, chosen in zip(
+            self._slices, self._pages, self._seen[reach], every, strict=True
+        ):
             queries = q[part.row : part.row + part.count].to(self._dtype)
             attended = out[part.row : part.row + part.count]
             used = pages[at, seen.first_page :]
             if seen.mask is None:
-                keys, values = held.pages(used, self._dtype)
-                # From the last row to the first: each clears the values behind its own place.
-                for row in range(part.count - 1, -1, -1):
-                    attended[row] = _decode(queries[row], keys, values, *seen.rows[row], scores)
+                self._attend_rows(queries, held, used, seen, chosen, attended, scores)
             else:
                 keys, values = held.gather(used, self._dtype)  # (kv_heads, whole pages, dim)
                 start = part.start - seen.first_page * PAGE_TOKENS
-                _prefill(queries, keys, values, seen.mask, attended, scores, start)
+                mask = seen.mask
+                if isinstance(chosen, Tensor):
+                    mask = mask.masked_fill(~chosen, float("-inf"))
+                _prefill(queries, keys, values, mask, attended, scores, start)
         return out.view(rows, heads * scores.kv.value_dim)
+
+    def _attend_rows(
+        self,
+        q: Tensor,
+        held: TorchKvPart,
+        pages: Tensor,
+        seen: _Seen,
+        chosen: _Chosen,
+        out: Tensor,
+        settings: Scores,
+    ) -> None:
+        """Row by row: ``q`` (n, heads, key_dim) → ``out`` (n, heads, value_dim)."""
+        alone = [None] * len(q) if chosen is None or isinstance(chosen, Tensor) else chosen
+        keys = values = None
+        # From the last row to the first: each clears the values behind its own place.
+        for row in range(len(q) - 1, -1, -1):
+            tokens = alone[row]
+            if tokens is not None:
+                found = held.tokens(pages[tokens // PAGE_TOKENS], tokens % PAGE_TOKENS, self._dtype)
+                out[row] = _decode_chosen(q[row], *found, settings)
+                continue
+            if keys is None or values is None:
+                keys, values = held.pages(pages, self._dtype)
+            out[row] = _decode(q[row], keys, values, *seen.rows[row], settings)
 
     def _see(self, part: BatchSlice, scores: Scores) -> _Seen:
         first_page = max(0, scores.first_seen(part.start)) // PAGE_TOKENS
@@ -183,6 +244,60 @@ def _decode(q: Tensor, keys: Tensor, values: Tensor, start: int, end: int, setti
     weights = settings.weights(scores, None if sinks is None else sinks.view(kv_heads, -1, 1))
     weights = weights.unflatten(-1, (pages, PAGE_TOKENS)).permute(2, 0, 1, 3)
     return torch.matmul(weights, values).sum(0).view(heads, -1)
+
+
+def _decode_chosen(q: Tensor, keys: Tensor, values: Tensor, settings: Scores) -> Tensor:
+    """One row, ``q`` (heads, key_dim), that sees all of ``keys`` (kv_heads, key_dim, n) and ``values``
+    (kv_heads, n, value_dim) → (heads, value_dim)."""
+    kv_heads = len(keys)
+    scores = torch.matmul((q * settings.scale).unflatten(0, (kv_heads, -1)), keys)
+    scores = settings.capped(scores) if settings.softcap else scores
+    sinks = None if settings.sinks is None else settings.sinks.view(kv_heads, -1, 1)
+    return torch.matmul(settings.weights(scores, sinks), values).flatten(0, 1)
+
+
+def _chosen_row_by_row(
+    q: Tensor, weights: Tensor, held: TorchKvPart, pages: Tensor, start: int, top: int
+) -> list[Tensor | None]:
+    """Of rows from position ``start`` on, ``q`` (n, heads, dim), ``weights`` (n, heads), with index keys in
+    ``pages``. A row's bits depend on itself and its past alone."""
+    keys, _ = held.pages(pages, torch.float32)  # (pages, 1, dim, PAGE_TOKENS)
+    chosen: list[Tensor | None] = []
+    for row, end in enumerate(range(start + 1, start + len(q) + 1)):
+        if end <= top:
+            chosen.append(None)
+            continue
+        found = torch.matmul(q[row, None], keys[: -(-end // PAGE_TOKENS)]).relu_()  # (pages, 1, heads, …)
+        scores = torch.matmul(weights[row, None, None], found).flatten()[:end]
+        chosen.append(best(scores[None], top)[0].nonzero()[:, 0])
+    return chosen
+
+
+def _chosen_together(
+    q: Tensor, weights: Tensor, held: TorchKvPart, pages: Tensor, start: int, top: int
+) -> Tensor:
+    """As ``_chosen_row_by_row``, for all rows at once."""
+    end = start + len(q)
+    keys = held.gather(pages, torch.float32)[0][0, :end].T  # (dim, end)
+    chosen = keys.new_empty((len(q), end), dtype=torch.bool)
+    rows = max(1, SCORE_VALUES // (q.shape[1] * end))
+    positions = torch.arange(end, device=keys.device)
+    for first in range(0, len(q), rows):
+        part = slice(first, first + rows)
+        found = torch.matmul(q[part], keys).relu_()  # (rows, heads, end)
+        scores = torch.matmul(weights[part, None], found)[:, 0]
+        own = positions[start : start + len(q)][part, None]
+        chosen[part] = best(scores.masked_fill_(positions > own, float("-inf")), top)
+    return chosen
+
+
+def best(scores: Tensor, top: int) -> Tensor:
+    """``scores`` (rows, keys), at least ``top`` keys → whether each is among the ``top`` largest of its row;
+    of equal ones the earlier."""
+    least = scores.topk(top).values[:, -1:]
+    larger, equal = scores > least, scores == least
+    room = top - larger.sum(-1, keepdim=True)
+    return larger | (equal & (equal.cumsum(-1) <= room))
 
 
 def _prefill(

@@ -1,5 +1,5 @@
 """From a block's input to queries, keys and values, and from what they attend to its output: with heads of
-keys and values, and with a latent that all heads share."""
+keys and values, and with a latent that all heads share; and which tokens an indexer lets these see."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .attention import PagedAttention, Scores
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ...formats.blocks.attention import AttentionConfig, HeadNorm
-    from ...models.block_weights import AttentionWeights, LatentWeights
+    from ...formats.blocks.attention import AttentionConfig, HeadNorm, IndexerConfig
+    from ...models.block_weights import AttentionWeights, IndexerWeights, LatentWeights
     from ..tensors.device import Target
     from ..tensors.linear import Linear
 
@@ -95,10 +95,16 @@ class LatentAttention:
         weights: LatentWeights[Norm, Linear, Linear],
         rope: TorchRope | None,
         target: Target,
+        index_of: int | None = None,
     ) -> None:
+        """``index_of``: the block whose indexer says which tokens are seen, where that is not its own."""
         if settings.latent is None:
             raise ValueError("attention without a latent")
-        self.q_a, self.q_norm, self.q, self.kv_a, self.kv_norm, self.k_b, self.v_b, self.out = weights
+        self.q_a, self.q_norm, self.q, self.kv_a, self.kv_norm, self.k_b, self.v_b, self.out, _ = weights
+        self._indexer = None
+        if settings.latent.indexer is not None and weights.indexer is not None:
+            self._indexer = Indexer(settings, settings.latent.indexer, weights.indexer, rope, target)
+        self._is_indexed = self._indexer is not None or index_of is not None
         self._heads, self._rope = settings.heads, rope
         self._rank, self._nope = settings.latent.kv_rank, settings.latent.nope_dim
         self._query_scale, self._fused = settings.query_scale, not target.rowwise
@@ -108,6 +114,8 @@ class LatentAttention:
         queried = x if self.q_a is None else self.q_a(x).to(x.dtype)
         if self.q_norm is not None:
             queried = self.q_norm(queried)
+        if self._indexer is not None:
+            self._indexer(block, x, queried, positions, attend)
         q = self.q(queried).to(x.dtype).unflatten(1, (self._heads, -1))
         kv = self.kv_a(x).to(x.dtype)
         latent = self.kv_norm(kv[:, : self._rank])
@@ -118,8 +126,35 @@ class LatentAttention:
         if self._query_scale is not None:
             q = q * positions.query_scale(self._query_scale)
         k = torch.cat((latent[:, None], rotating[:, -1:]), -1)  # (T, 1, key_dim)
-        attended = attend(block, self._scores, q, k, k[..., : self._rank])
+        attended = attend(block, self._scores, q, k, k[..., : self._rank], indexed=self._is_indexed)
         return self.out(self.v_b(attended.unflatten(1, (self._heads, -1))).flatten(1))
+
+
+class Indexer:
+    """Lets ``attend`` choose the tokens that a block sees. ``x``: (T, hidden), as the block has normed it;
+    ``queried`` (T, q_rank): the latents of its queries."""
+
+    def __init__(
+        self,
+        attention: AttentionConfig,
+        settings: IndexerConfig,
+        weights: IndexerWeights[Norm, Linear],
+        rope: TorchRope | None,
+        target: Target,
+    ) -> None:
+        self.q, self.k, self.norm, self.weights = weights
+        self._kv, self._top, self._heads = attention.kv, settings.top, settings.heads
+        self._rope, self._fused = rope, not target.rowwise
+
+    def __call__(
+        self, block: int, x: Tensor, queried: Tensor, positions: Positions, attend: PagedAttention
+    ) -> None:
+        q = self.q(queried).to(x.dtype).unflatten(1, (self._heads, -1))
+        k = self.norm(self.k(x).to(x.dtype))
+        qk = torch.cat((q, k[:, None]), 1)  # (T, heads + 1, head_dim)
+        if self._rope is not None:
+            qk = turned(qk, positions.rotation(self._rope), fused=self._fused)
+        attend.choose(block, self._kv, self._top, qk[:, :-1], qk[:, -1:], self.weights(x))
 
 
 def _qk_norm(

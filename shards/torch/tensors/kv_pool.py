@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...formats.blocks.attention import KvShape
-from ...layers.kv_pool import KvPart, KvPool, slot_bytes
+from ...layers.kv_pool import KvPart, KvPool, index_start, slot_bytes
 from ...layers.state_pool import StatePool
 
 _DTYPES = {
@@ -52,10 +52,22 @@ class TorchKvPool:
             shape: TorchKvPart(shape, KvPart.of(self.data, shape, _DTYPES[kv_dtype], scale))
             for shape in shapes
         }
+        self._indexes = {
+            shape: TorchKvPart(
+                shape.index,
+                KvPart.of(self.data, shape.index, _DTYPES[kv_dtype], scale, index_start(shape, kv_dtype)),
+            )
+            for shape in shapes
+            if shape.index is not None
+        }
 
     def part(self, shape: KvShape) -> TorchKvPart:
         """The slots as blocks of ``shape``, one of the pool's, see them."""
         return self._parts[shape]
+
+    def index(self, shape: KvShape) -> TorchKvPart:
+        """What blocks of ``shape``, one of the pool's, keep for their indexer."""
+        return self._indexes[shape]
 
     def copy_slots(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """See ``KvMemory``."""
@@ -110,6 +122,16 @@ class TorchKvPart:
         return keys.reshape(self.shape.heads, -1, self.shape.key_dim), values.reshape(
             self.shape.heads, -1, self.shape.value_dim
         )
+
+    def tokens(self, slots: Tensor, offsets: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys (heads, key_dim, n) and values (heads, n, value_dim) of the tokens at ``slots``, ``offsets``
+        (n), int64, in ``dtype``."""
+        held = self.held
+        keys, values = held.keys[slots, :, :, offsets].to(dtype), held.values[slots, :, offsets].to(dtype)
+        if held.key_scales is not None and held.value_scales is not None:
+            keys *= held.key_scales[slots, :, offsets].to(dtype)[..., None]
+            values *= held.value_scales[slots, :, offsets].to(dtype)[..., None]
+        return keys.permute(1, 2, 0), values.transpose(0, 1)
 
     def _narrow(self, x: Tensor, scales: Tensor | None, slots: Tensor, offsets: Tensor) -> Tensor:
         """To the stored type, with the ``scales`` written; float16 saturates at its largest value instead of

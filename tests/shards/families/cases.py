@@ -48,6 +48,8 @@ LATENT = {
     "qk_rope_head_dim": 8,
     "v_head_dim": 14,
 }
+INDEXED = {**LATENT, "index_n_heads": 16, "index_head_dim": 12, "index_topk": 5}
+"""Many heads: of few, all may score a token zero, and transformers breaks ties as it likes."""
 ERNIE = {"moe_num_experts": 5, "moe_k": 2, "moe_intermediate_size": 12}
 GRANITE = {
     "embedding_multiplier": 3.0,
@@ -298,6 +300,22 @@ CASES: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 2,
         "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
     },
+    "deepseek_v32": {**INDEXED, "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1},
+    "deepseek_v32-yarn": {
+        **INDEXED,
+        "n_group": 1,
+        "topk_group": 1,
+        "index_topk": 1,
+        "mlp_layer_types": ["dense", "sparse", "sparse"],
+        "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+    },
+    "glm_moe_dsa": {**INDEXED, "first_k_dense_replace": 1},
+    "glm_moe_dsa-shared": {
+        **INDEXED,
+        "num_hidden_layers": 7,
+        "first_k_dense_replace": 2,
+        "indexer_types": ["full", "shared", "full", "full", "shared", "shared", "full"],
+    },
     "glm4_moe": {**ROUTED, "head_dim": 16, "use_qk_norm": True, "routed_scaling_factor": 1.5},
     "glm4_moe-groups": {
         **ROUTED,
@@ -398,7 +416,7 @@ CASES: dict[str, dict[str, Any]] = {
 """``model_type`` or ``model_type-what`` → settings beside SMALL."""
 NO_GGUF = {"mistral", "gemma3n_text"}
 """llama.cpp's converter writes the first as Llama, without its window; files of the second are not read."""
-NO_MLX = {"gemma3n_text"}
+NO_MLX = {"gemma3n_text", "deepseek_v32", "glm_moe_dsa"}
 """Computed by torch alone, which the C kernels' loader takes by itself."""
 NOT_IN_GGUF = {
     "llama-llama3": "its factors are in a tensor that test_reader reads",

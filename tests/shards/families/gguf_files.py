@@ -54,6 +54,9 @@ NUMBERS = {
     "kv_lora_rank": "attention.kv_lora_rank",
     "qk_head_dim": "attention.key_length_mla",
     "v_head_dim": "attention.value_length_mla",
+    "index_n_heads": "attention.indexer.head_count",
+    "index_head_dim": "attention.indexer.key_length",
+    "index_topk": "attention.indexer.top_k",
 }
 SAME_FILES = {
     "olmo3": "olmo2",
@@ -62,7 +65,9 @@ SAME_FILES = {
     "granitemoe": "granitemoeshared",
 }
 """Families whose files say that they are another's."""
-SIGMOID = {"deepseek_v3", "glm4_moe", "glm4_moe_lite", "minimax_m2", "dots1"}
+NEWER = {"deepseek32": "glm-dsa"}
+"""Architectures that the gguf package does not know yet → one that has the same names of tensors."""
+SIGMOID = {"deepseek_v3", "deepseek_v32", "glm_moe_dsa", "glm4_moe", "glm4_moe_lite", "minimax_m2", "dots1"}
 TRANSPOSED = {"gpt_oss", "llama4_text"}
 WINDOWED = {"gemma4_text", "gemma2", "gemma3_text", "cohere2", "olmo2", "olmo3", "exaone4"}
 
@@ -81,7 +86,8 @@ def write_gguf(
     _add_settings(writer, arch, config)
     if vocabulary:
         add_vocabulary(writer)
-    number = next(each for each, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
+    like = NEWER.get(arch, arch)
+    number = next(each for each, name in gguf.MODEL_ARCH_NAMES.items() if name == like)
     names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
     for name, value in _state(model).items():
         name = name.replace("layer_scalar", "layer_scalar.weight")
@@ -181,6 +187,8 @@ def _add_settings(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
         }
     if isinstance(used := given.get("expert_used_count"), list):
         given["expert_used_count"] = used[0]
+    if "shared" in (kinds := getattr(config, "indexer_types", None) or ()):
+        writer.add_array(f"{arch}.attention.indexer.types", [kind == "full" for kind in kinds])
     if hasattr(config, "mlp_layer_types"):
         given["leading_dense_block_count"] = config.mlp_layer_types.index("sparse")
     if config.model_type in SIGMOID:

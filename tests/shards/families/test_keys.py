@@ -80,6 +80,7 @@ OF_SOME = {
     "minimax_m2": {"rotary_dim"},
     "granitemoe": {"shared_intermediate_size"},
     "hunyuan_v1_moe": {"n_shared_experts"},
+    "glm_moe_dsa": {"index_topk_pattern", "index_topk_freq", "index_skip_topk_offset"},
 }
 """What files of before have, and the class makes other keys of; and what the tensors have to agree with."""
 
@@ -210,6 +211,20 @@ OLD: dict[str, tuple[str, dict[str, Any]]] = {
         {"first_k_dense_replace": 1, "topk_method": "noaux_tc", "num_nextn_predict_layers": 1}
         | {"partial_rotary_factor": 1.0, "rope_theta": 1e6},
     ),
+    "deepseek v3.2": (
+        "deepseek_v32",
+        {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1, "rope_theta": 10000}
+        | {"first_k_dense_replace": 3, "ep_size": 1, "n_group": 8, "topk_group": 4, "index_topk": 2048}
+        | {"rope_scaling": {**YARN, "factor": 40, "type": "yarn", "mscale": 1.0, "mscale_all_dim": 1.0}},
+    ),
+    "glm 5": ("glm_moe_dsa", {"head_dim": 64, "qk_head_dim": 256, "rope_theta": 1e6}),
+    "glm 5.2": (
+        "glm_moe_dsa",
+        {"index_topk_freq": 4, "index_skip_topk_offset": 3, "index_topk_pattern": None}
+        | {"rope_interleave": True, "indexer_rope_interleave": True, "max_position_embeddings": 1 << 20}
+        | {"index_share_for_mtp_iteration": True, "rope_parameters": {"rope_theta": 8e6}},
+    ),
+    "glm 5, by a pattern": ("glm_moe_dsa", {"num_hidden_layers": 4, "index_topk_pattern": "FSFS"}),
     "minimax": (
         "minimax_m2",
         {"rotary_dim": 64, "scoring_func": "sigmoid", "use_qk_norm": True, "use_routing_bias": True}

@@ -222,7 +222,7 @@ def test_blocks_behind_the_last_of_other_families_are_refused(tmp_path: Path) ->
         open_checkpoint(str(folder))
 
 
-def changed(path: Path, change: Callable[[Tensors], Tensors], **keys: int | None) -> Path:
+def changed(path: Path, change: Callable[[Tensors], Tensors], **keys: int | list[bool] | None) -> Path:
     """The GGUF file ``path`` with other tensors and numbers; None: without. ``__`` in keys is a point."""
     reader = gguf.GGUFReader(path)
     fields = {key: each.contents() for key, each in reader.fields.items() if not key.startswith("GGUF.")}
@@ -238,6 +238,8 @@ def changed(path: Path, change: Callable[[Tensors], Tensors], **keys: int | None
             writer.add_uint32(key, value)
         elif isinstance(value, float):
             writer.add_float32(key, value)
+        elif isinstance(value, list):
+            writer.add_array(key, value)
         elif value is not None:
             writer.add_string(key, value)
     for name, value in change({each.name: np.array(each.data) for each in reader.tensors}).items():
@@ -334,6 +336,31 @@ def test_deepseek_scores_experts_as_a_gguf_file_says(number: int, scores: str, t
         assert {b.experts.router.scores for b in checkpoint.config.blocks if b.experts} == {scores}
 
 
+@pytest.mark.parametrize(
+    ("types", "wanted"),
+    [(True, [None] * 3), ([True, False, True], [None, 0, None]), ([True, False, False, True], [None, 0, 0])],
+)
+def test_which_blocks_have_an_indexer_is_read_from_a_gguf_file(
+    types: bool | list[bool], wanted: list[int | None], tmp_path: Path
+) -> None:
+    """A list may also tell of the blocks that guess further tokens; without one, tensors do."""
+    shared = {"indexer_types": ["full" if of is None else "shared" for of in wanted]}
+    path = write_gguf(small_model("glm_moe_dsa", **shared), tmp_path / "model.gguf")
+    with open_checkpoint(str(path)) as checkpoint:
+        assert [block.index_of for block in checkpoint.config.blocks] == wanted
+    with open_checkpoint(str(changed(path, dict, attention__indexer__types=None))) as checkpoint:
+        assert [block.index_of for block in checkpoint.config.blocks] == wanted
+    path = changed(path, dict, attention__indexer__types=types)
+    if isinstance(types, list) and len(types) > 3:
+        with pytest.raises(
+            CheckpointError, match=r"indexer.types is a list of 4 items, expected .* 3 blocks"
+        ):
+            open_checkpoint(str(path))
+        return
+    with open_checkpoint(str(path)) as checkpoint:
+        assert [block.index_of for block in checkpoint.config.blocks] == wanted
+
+
 def test_an_expert_of_a_stack_is_not_copied(tmp_path: Path) -> None:
     path = write_gguf(small_model("qwen3_moe"), tmp_path / "model.gguf")
     with open_checkpoint(str(path)) as checkpoint:
@@ -363,6 +390,16 @@ def test_an_expert_of_a_stack_is_not_copied(tmp_path: Path) -> None:
         ("deepseek_v3", {"attention_bias": True}, "latent attention with norms, biases"),
         ("deepseek_v2-groups", {"topk_method": "best"}, "topk_method is 'best', expected greedy or"),
         ("deepseek_v3", {"kv_lora_rank": 16}, "has shape"),
+        ("deepseek_v32", {"index_topk": 0}, "index_topk is 0, expected a whole number from 1"),
+        ("deepseek_v32", {"index_n_heads": 8}, "wq_b.weight .*has shape"),
+        ("deepseek_v32", {"index_head_dim": 4}, "heads smaller than their turned part"),
+        ("deepseek_v32", {"layer_types": ["full_attention"] * 3}, "layer_types has 'full_attention'"),
+        ("deepseek_v32", {"indexer_rope_interleave": True}, "indexer_rope_interleave is True, which is not"),
+        ("glm_moe_dsa", {"indexer_types": ["full"] * 2}, "expected full or shared for each of 3 blocks"),
+        ("glm_moe_dsa", {"indexer_types": ["shared"] * 3}, "expected full for the first block"),
+        ("glm_moe_dsa", {"indexer_types": ["full", "half", "full"]}, "expected full or shared"),
+        ("glm_moe_dsa", {"indexer_types": ["full", "shared", "full"]}, "has tensors that its config"),
+        ("glm_moe_dsa-shared", {"indexer_types": ["full"] * 7}, "has no tensor .*indexer"),
         ("phimoe", {"num_experts_per_tok": 3}, "sparsemixer with 3 experts a token"),
         ("ernie4_5_moe", {"moe_norm_min": 0.5}, "moe_norm_min is 0.5, expected"),
         ("hunyuan_v1_moe", {"moe_topk": [1, 2, 1]}, "expected one number for all blocks"),

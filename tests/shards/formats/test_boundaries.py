@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from swarm_node.shards.checkpoint.checkpoint import check_span
-from swarm_node.shards.formats.blocks.attention import AttentionConfig, HeadNorm
+from swarm_node.shards.formats.blocks.attention import AttentionConfig, HeadNorm, IndexerConfig, LatentConfig
 from swarm_node.shards.formats.blocks.block import BlockConfig, SideConfig, StreamsConfig
 from swarm_node.shards.formats.blocks.mlp import MlpConfig
 from swarm_node.shards.formats.blocks.norm import NormConfig
@@ -22,6 +22,10 @@ from swarm_node.swarm.types import Span
 NORM = NormConfig(1e-6)
 BLOCK = BlockConfig(AttentionConfig(4, 2, 8, 0.3, None), MlpConfig(32), norm=NORM)
 WINDOW = replace(BLOCK, attention=replace(BLOCK.attention, window=5))
+LAYER = NormConfig(1e-6, "layer", bias=True)
+LATENT = LatentConfig(32, 16, 8, 24, NORM, q_rank=40, indexer=IndexerConfig(4, 12, 5, LAYER))
+INDEXED = replace(BLOCK, attention=AttentionConfig(4, 1, 24, 0.3, None, latent=LATENT))
+UNINDEXED = replace(INDEXED, attention=replace(INDEXED.attention, latent=replace(LATENT, indexer=None)))
 SIDE = replace(BLOCK, side=SideConfig(8, "silu", NORM))
 BESIDE = SidebandConfig(8, 100, NORM, 0.1, 3.0, 0.7)
 E2B: dict[str, Any] = {
@@ -77,6 +81,23 @@ def test_no_cut_is_between_a_block_and_one_that_reads_its_keys_and_values() -> N
     assert model(BLOCK, BLOCK, WINDOW, reads[0], BLOCK, reads[2]).cuts == (0, 1, 6)
 
 
+def test_no_cut_is_between_a_block_and_one_that_uses_its_indexer() -> None:
+    uses = [replace(UNINDEXED, index_of=of) for of in (1, 4)]
+    assert model(INDEXED, INDEXED, uses[0], uses[0], INDEXED, uses[1], BLOCK).cuts == (0, 1, 4, 6, 7)
+
+
+def test_glm_5_2() -> None:
+    document = {"model_type": "glm_moe_dsa", "index_topk_freq": 4, "index_skip_topk_offset": 3}
+    config = hf_config(document, {}, "config.json")
+    assert config.cuts == (0, 1, *range(2, 79, 4))
+    assert [block.index_of for block in config.blocks[:8]] == [None, None, None, 2, 2, 2, None, 6]
+    assert not any("indexer" in name for name in block_tensors(config, 3))
+    assert block_tensors(config, 2)["model.layers.2.self_attn.indexer.wq_b.weight"] == (4096, 2048)
+    with pytest.raises(UsageError, match="cannot be served alone") as caught:
+        check_span(Span(4, 8), config)
+    assert caught.value.hint == "Choose --blocks 2-9."
+
+
 def test_gemma_4_e2b() -> None:
     config = hf_config(E2B, {}, "config.json")
     assert config.cuts == config.boundaries.cuts == (*range(14), 35)
@@ -127,6 +148,11 @@ LATENTLESS = replace(BLOCK, attention=replace(BLOCK.attention, kv_heads=1))
         ((BLOCK, replace(BLOCK, kv_of=0), replace(BLOCK, kv_of=1)), {}, "block 2 reads keys and values"),
         ((BLOCK, replace(LATENTLESS, kv_of=0)), {}, "other shapes"),
         ((BLOCK, replace(WINDOW, kv_of=0)), {}, "other shapes"),
+        ((replace(UNINDEXED, index_of=0),), {}, "block 0 uses the indexer of block 0"),
+        ((INDEXED, replace(UNINDEXED, index_of=-1)), {}, "block 1 uses the indexer of block -1"),
+        ((UNINDEXED, replace(UNINDEXED, index_of=0)), {}, "block 1 uses the indexer of block 0"),
+        ((INDEXED, INDEXED, replace(UNINDEXED, index_of=0)), {}, "which is not that of the block before"),
+        ((INDEXED, UNINDEXED, replace(UNINDEXED, index_of=0)), {}, "which is not that of the block before"),
     ],
 )
 def test_blocks_that_do_not_go_together(
@@ -154,6 +180,22 @@ def test_a_block_without_keys_of_its_own_has_nothing_to_do_with_them() -> None:
         "self_attn.q_norm.weight",
         "self_attn.o_proj.weight",
     }
+
+
+@pytest.mark.parametrize("key", ["heads", "head_dim", "top"])
+@pytest.mark.parametrize("value", [0, -1, 2**40])
+def test_numbers_of_an_indexer_are_bounded(key: str, value: int) -> None:
+    with pytest.raises(CheckpointError, match="indexer"):
+        replace(IndexerConfig(4, 12, 5, LAYER), **{key: value})
+
+
+def test_an_indexer_needs_what_it_reads() -> None:
+    for changes in ({"q_rank": 0}, {"rope_dim": 13}):
+        with pytest.raises(CheckpointError, match="an indexer"):
+            replace(LATENT, **changes)
+    for block in (BLOCK, INDEXED):
+        with pytest.raises(UnsupportedModelError, match="another's indexer"):
+            replace(block, index_of=0)
 
 
 @pytest.mark.parametrize("values", [0, 2**20 + 1])

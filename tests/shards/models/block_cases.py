@@ -9,7 +9,13 @@ from typing import Any
 from hypothesis import strategies as st
 
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
-from swarm_node.shards.formats.blocks.attention import AttentionConfig, HeadNorm, LatentConfig, QueryScale
+from swarm_node.shards.formats.blocks.attention import (
+    AttentionConfig,
+    HeadNorm,
+    IndexerConfig,
+    LatentConfig,
+    QueryScale,
+)
 from swarm_node.shards.formats.blocks.block import BlockConfig, LaurelConfig, SideConfig, StreamsConfig
 from swarm_node.shards.formats.blocks.experts import ExpertsConfig, RouterConfig
 from swarm_node.shards.formats.blocks.mlp import ACTIVATIONS, MlpConfig
@@ -225,8 +231,26 @@ CASES: dict[str, tuple[BlockConfig, ...]] = {
 }
 
 
+def indexed(top: int, own: bool = True, **changes: Any) -> AttentionConfig:
+    """Latent attention of which a token sees ``top`` tokens, by an indexer of its own or another's."""
+    indexer = IndexerConfig(heads=8, head_dim=12, top=top, norm=LAYER) if own else None
+    parts = LatentConfig(32, 16, 8, 24, RMS, q_rank=40, indexer=indexer)
+    return latent(latent=parts, **changes)
+
+
 ALTERNATING = StreamsConfig(3, 1, RMS, scaled=True)
 OF_TORCH: dict[str, tuple[BlockConfig, ...]] = {
+    "indexer": (block(indexed(20)),) * 2,
+    "indexer, one token": (block(indexed(1, rope=None)),),
+    "indexer, all tokens": (block(indexed(500)),),
+    "another's indexer": (
+        block(indexed(33)),
+        replace(sparse(SIGMOID), attention=indexed(1, own=False), index_of=0),
+        block(indexed(1, own=False), index_of=0),
+        block(indexed(40)),
+        block(indexed(1, own=False), index_of=3),
+    ),
+    "indexer beside others": (block(attention(kv_heads=1)), block(indexed(9)), block(latent())),
     "sparse gate": (block(mlp=MlpConfig(INNER, "gelu_tanh", sparsity=0.8)),) * 2,
     "learned residual": (block(laurel=LaurelConfig(6, RMS), scalar=True),) * 2,
     "streams": (block(streams=ALTERNATING),) * 2,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from swarm_node.shards.checkpoint.checkpoint import Checkpoint
+    from swarm_node.shards.formats.blocks.attention import IndexerConfig
     from swarm_node.shards.formats.blocks.block import BlockConfig
     from swarm_node.shards.formats.blocks.experts import ExpertsConfig
     from swarm_node.shards.formats.blocks.norm import NormConfig
@@ -33,11 +34,14 @@ def reference(
     config = checkpoint.config
     out, beside = np.split(x.astype(np.float64), [config.residual_width], 1)
     made: dict[int, tuple[Doubles, Doubles]] = {}
+    chosen = None
     for number in range(config.n_blocks) if span is None else range(span.start, span.end):
         settings = config.blocks[number]
         values = 0 if settings.side is None else settings.side.values
         own, beside = np.split(beside, [values], 1)
-        out = _Block(checkpoint, number, settings, long, made)(out, own)
+        block = _Block(checkpoint, number, settings, long, made, chosen)
+        out = block(out, own)
+        chosen = block.chosen
     return np.concatenate((out, beside), 1)
 
 
@@ -49,8 +53,11 @@ class _Block:
         settings: BlockConfig,
         long: bool,
         made: dict[int, tuple[Doubles, Doubles]],
+        chosen: NDArray[np.bool_] | None,
     ) -> None:
-        """``made``: keys and values of the blocks before, and then of this one."""
+        """``made``: keys and values of the blocks before, and then of this one. ``chosen``: which tokens an
+        indexer said last that each one sees."""
+        self.chosen = chosen
         self._number, self._made = number, made
         self._checkpoint, self._prefix = checkpoint, f"model.layers.{number}."
         self._settings, self._long = settings, long
@@ -173,10 +180,12 @@ class _Block:
         assert parts is not None
         tokens, heads, rank, nope = len(x), settings.heads, parts.kv_rank, parts.nope_dim
         if parts.q_rank:
-            q = self._norm("self_attn.q_a_layernorm", parts.norm, self._linear("self_attn.q_a_proj", x))
-            q = self._linear("self_attn.q_b_proj", q)
+            small_q = self._norm("self_attn.q_a_layernorm", parts.norm, self._linear("self_attn.q_a_proj", x))
+            q = self._linear("self_attn.q_b_proj", small_q)
         else:
             q = self._linear("self_attn.q_proj", x)
+        if parts.indexer is not None:
+            self.chosen = self._index(parts.indexer, x, small_q)
         q = q.reshape(tokens, heads, -1)
         kv = self._linear("self_attn.kv_a_proj", x)
         small = self._norm("self_attn.kv_a_layernorm", parts.norm, kv[:, :rank])
@@ -187,6 +196,19 @@ class _Block:
         values = np.einsum("tr,hvr->thv", small, v_b)
         q = np.concatenate((q[..., :nope], _turn(q[..., nope:], settings.rope, self._long)), -1)
         return self._linear("self_attn.o_proj", self._softmax(q, keys, values).reshape(tokens, -1))
+
+    def _index(self, indexer: IndexerConfig, x: Doubles, small_q: Doubles) -> NDArray[np.bool_]:
+        """(T, T): whether the first sees the second, the causal mask aside."""
+        name, rope = "self_attn.indexer", self._settings.attention.rope
+        q = self._linear(f"{name}.wq_b", small_q).reshape(len(x), indexer.heads, -1)
+        k = self._norm(f"{name}.k_norm", indexer.norm, self._linear(f"{name}.wk", x))
+        q, k = _turn(q, rope, self._long), _turn(k[:, None], rope, self._long)[:, 0]
+        weights = self._linear(f"{name}.weights_proj", x)
+        scores = np.einsum("th,thk->tk", weights, np.maximum(np.einsum("thd,kd->thk", q, k), 0))
+        chosen = np.zeros(scores.shape, bool)
+        for row in range(len(x)):
+            chosen[row, np.argsort(-scores[row, : row + 1], kind="stable")[: indexer.top]] = True
+        return chosen
 
     def _softmax(self, q: Doubles, k: Doubles, v: Doubles) -> Doubles:
         """All (T, heads, a head's dimensions)."""
@@ -199,6 +221,9 @@ class _Block:
             seen &= at[:, None] - at < settings.window
         if settings.chunk:
             seen &= at[:, None] // settings.chunk == at // settings.chunk
+        if self._settings.is_indexed:
+            assert self.chosen is not None
+            seen &= self.chosen
         out = np.empty(v.shape)
         sinks = self._tensor("self_attn.sinks.weight") if settings.sinks else None
         for head in range(settings.heads):

@@ -14,13 +14,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from swarm_node.shards.formats.blocks.block import BlockConfig
-from swarm_node.shards.layers.kv_pool import BatchSlice
+from swarm_node.shards.layers.kv_pool import KV_DTYPES, BatchSlice
 from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.swarm.errors import LocalProtocolError
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.types import Span
-from tests.shards.models.block_cases import CASES, HIDDEN, OF_TORCH, block_configs, checkpoint_of, width_of
+from tests.shards.models.block_cases import (
+    CASES,
+    HIDDEN,
+    OF_TORCH,
+    block,
+    block_configs,
+    checkpoint_of,
+    indexed,
+    width_of,
+)
 from tests.shards.models.block_reference import reference
 
 Sessions = Callable[..., Any]
@@ -103,6 +113,39 @@ def test_weights_are_held_as_the_plan_says(sessions: Sessions, case: str, option
     got, want = (fed_in_chunks(sessions, each, "float16") for each in (model, exact))
     errors = (got - want).norm(dim=1) / want.norm(dim=1)
     assert errors.median().item() < (0.2 if options.get("quantize") == "int4" else 0.03)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_an_indexer_that_chooses_all_tokens_changes_no_bit(sessions: Sessions, deterministic: bool) -> None:
+    """Until a session has more tokens than it chooses."""
+    every = load(OF_TORCH["indexer, all tokens"], deterministic=deterministic)
+    just = load((block(indexed(TOKENS)),), deterministic=deterministic)
+    fewer = load((block(indexed(TOKENS - 1)),), deterministic=deterministic)
+    want, same, other = (fed_in_chunks(sessions, each) for each in (every, just, fewer))
+    assert torch.equal(want, same)
+    assert torch.equal(want[:-1], other[:-1])
+    assert not torch.equal(want[-1], other[-1])
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+def test_going_back_forgets_index_keys(sessions: Sessions, kv_dtype: str) -> None:
+    """What is fed again overwrites them, in every type that they are kept in."""
+    model = load(OF_TORCH["another's indexer"], deterministic=True)
+    session, fresh, x = (
+        sessions(model, tokens=96, kv_dtype=kv_dtype),
+        sessions(model, tokens=96, kv_dtype=kv_dtype),
+        inputs(),
+    )
+    want = fresh.forward(x)
+    session.forward(torch.cat((x[:40], inputs(seed=5)[40:])))
+    session.lengths[0] = 40
+    assert torch.equal(session.forward(x[40:]), want[40:])
+
+
+def test_a_block_whose_indexer_was_not_computed_is_an_error(sessions: Sessions) -> None:
+    session = sessions(load(OF_TORCH["another's indexer"]), tokens=96)
+    with pytest.raises(LocalProtocolError, match="no indexer before block 1"):
+        session.forward(inputs(4), span=Span(1, 3))
 
 
 def test_a_long_session_is_turned_by_the_long_factors() -> None:

@@ -5,12 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from swarm_node.shards.formats.blocks.attention import KvShape
 from swarm_node.shards.layers.kv_pool import KV_DTYPES, BatchSlice
-from swarm_node.shards.torch.mixers.attention import PagedAttention
+from swarm_node.shards.torch.mixers.attention import PagedAttention, Scores, best
+from swarm_node.shards.torch.tensors.kv_pool import TorchKvPool
 from swarm_node.swarm.errors import LocalProtocolError
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
-from tests.shards.torch.kv_cases import PagedSession, shuffled_sessions, softmax_attention, stored, used_pool
+from tests.shards.torch.kv_cases import (
+    CPU,
+    PagedSession,
+    shuffled_sessions,
+    softmax_attention,
+    soil,
+    stored,
+    used_pool,
+)
 
 
 @pytest.mark.slow
@@ -95,3 +107,44 @@ def test_a_table_may_be_longer_than_what_is_held():
     pool, plain = used_pool(2, 1, 8, "float32")
     attend = PagedAttention(pool, [BatchSlice(table, 0, 0, 5, 2)], torch.float32)
     assert attend(0, plain, x, x, x).shape == (2, 8)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from([0.0, -0.5, 1.0, 2.0]), min_size=9, max_size=9), min_size=1), st.data()
+)
+def test_of_equal_scores_the_earlier_tokens_are_seen(rows: list[list[float]], data: st.DataObject) -> None:
+    scores, top = torch.tensor(rows), data.draw(st.integers(1, 9))
+    for scored, chosen in zip(rows, best(scores, top).tolist(), strict=True):
+        ranked = sorted(range(9), key=lambda token: (-scored[token], token))
+        assert [token for token in range(9) if chosen[token]] == sorted(ranked[:top])
+
+
+@pytest.mark.parametrize("rowwise", [False, True])
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+def test_a_row_sees_the_tokens_that_were_chosen(kv_dtype: str, rowwise: bool) -> None:
+    """Rows that see all and rows that do not, of two sessions; what lies behind them is NaN."""
+    torch.manual_seed(3)
+    shape, top = KvShape(1, 12, 8, shared=True, index_dim=6), 35
+    sessions, n_slots = shuffled_sessions([(0, 1, 70), (0, 1, 60)])
+    pool, plain = TorchKvPool(n_slots, (shape,), kv_dtype, CPU), Scores(shape, 0.3)
+    for part in (pool.part(shape), pool.index(shape)):
+        soil(part.held)
+    for counts in ((50, 20), (1, 1), (9, 30)):
+        rows = sum(counts)
+        slices = [sessions[0].part(0, counts[0]), sessions[1].part(counts[0], counts[1])]
+        attend = PagedAttention(pool, slices, torch.float32, rowwise=rowwise)
+        q, k, weights = torch.randn(rows, 3, 6), torch.randn(rows, 1, 6), torch.randn(rows, 3)
+        attend.choose(0, shape, top, q, k, weights)
+        queries, keys = torch.randn(rows, 4, 12), torch.randn(rows, 1, 12)
+        out = attend(0, plain, queries, keys, keys[..., :8], indexed=True).double()
+        for part, session in zip(slices, sessions, strict=True):
+            index, _ = stored(pool.index(shape), session, 0, part.start + part.count)
+            held, values = stored(pool.part(shape), session, 0, part.start + part.count)
+            for row, end in enumerate(range(part.start + 1, part.start + part.count + 1), part.row):
+                found = (q[row].double() @ index[:end, 0].T).relu()
+                tokens = (weights[row].double() @ found).argsort(descending=True, stable=True)[:top]
+                shares = (queries[row].double() @ held[tokens, 0].T * 0.3).softmax(-1)
+                wanted = (shares @ values[tokens, 0]).flatten()
+                torch.testing.assert_close(out[row], wanted, atol=1e-5, rtol=1e-5)
+            session.length += part.count

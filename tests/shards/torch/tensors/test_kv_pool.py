@@ -108,3 +108,21 @@ def test_shared_values_are_the_first_of_the_keys(kv_dtype: str) -> None:
     keys, values = pool.gather(torch.tensor([0]), torch.float32)
     assert keys.shape == (1, PAGE_TOKENS, 6)
     assert torch.equal(values, keys[..., :4])
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+def test_index_keys_lie_behind_keys_and_values(kv_dtype: str) -> None:
+    """Neither overwrites the other, and a copied slot has both."""
+    shape = KvShape(1, 12, 8, shared=True, index_dim=6)
+    whole = TorchKvPool(3, (shape, KvShape(2, 5, 5)), kv_dtype, CPU)
+    index, part = whole.index(shape), whole.part(shape)
+    slots, offsets = torch.tensor([1, 1]), torch.tensor([0, 31])
+    k, key = torch.randn(2, 1, 12), torch.randn(2, 1, 6)
+    index.store(slots, offsets, key, key)
+    part.store(slots, offsets, k, k)
+    before = index.tokens(slots, offsets, torch.float32)[0], part.tokens(slots, offsets, torch.float32)[0]
+    whole.copy_slots([1], [2])
+    for held, wanted, kept in ((index, key, before[0]), (part, k, before[1])):
+        tolerance = TOLERANCE[kv_dtype] * wanted.abs().max().item()
+        torch.testing.assert_close(kept, wanted.permute(1, 2, 0), atol=tolerance, rtol=0)
+        assert torch.equal(held.tokens(slots + 1, offsets, torch.float32)[0], kept)
