@@ -55,7 +55,8 @@ class RecurrenceConfig:
         y = gated(o);   out_proj y
 
     conv: each channel's own weights of its last ``taps`` inputs, the newest last, and with ``conv_bias`` a
-    bias. A key head is that of ``heads`` / ``key_heads`` value heads, one after the other.
+    bias. A key head is that of ``heads`` / ``key_heads`` value heads, one after the other: value head h has
+    key head h // (heads / key_heads) or, with ``tiled``, h % key_heads.
 
     Rule "delta" (Gated DeltaNet, arXiv 2412.06464; KDA, arXiv 2510.26692): q and k of a head are divided by
     sqrt(sum of squares + 1e-6), then q by sqrt(key_dim). u = beta * (v - k S), S being decayed, and
@@ -91,6 +92,7 @@ class RecurrenceConfig:
     beta_scale: float = 1.0
     steps: tuple[float, float] = (0.0, float("inf"))
     skip: bool = False
+    tiled: bool = False
     conv_bias: bool = False
     bias: bool = False
     out_bias: bool = False

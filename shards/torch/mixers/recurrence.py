@@ -124,7 +124,10 @@ class Recurrence:
         if settings.rule == "delta":
             q, k = self._unit(q) * settings.key_dim**-0.5, self._unit(k)
         served = settings.heads // settings.key_heads
-        q, k = (each.repeat_interleave(served, 1) for each in (q, k))
+        if settings.tiled:
+            q, k = (each.repeat(1, served, 1) for each in (q, k))
+        else:
+            q, k = (each.repeat_interleave(served, 1) for each in (q, k))
         return q, k, v.unflatten(1, (settings.heads, -1))
 
     def _out(self, o: Tensor, z: Tensor) -> Tensor:
