@@ -27,6 +27,10 @@ PREFILL_TOKENS = 256
 """One call takes at most this many tokens, so that an answer that ends early does not keep the others waiting
 for its prompt."""
 
+STATES = 3
+"""Where blocks keep a state, a sequence has so many of each: a guess that was wrong is at most a page of
+tokens back, and often on the page before."""
+
 _T = TypeVar("_T")
 
 
@@ -65,13 +69,11 @@ class DraftSequence:
     """One answer's draft. ``guess`` is called in the model's thread, the rest in the event loop's."""
 
     def __init__(self, model: DraftModel, prompt: Sequence[int], max_tokens: int) -> None:
-        from ...swarm.protocol.field_types import PAGE_TOKENS
+        from ...shards.models.own_memory import OwnMemory
 
-        count = len(model.blocks.span)
-        pages = -(-max_tokens // PAGE_TOKENS)
+        blocks = model.blocks
         self._model = model
-        self._pool = model.blocks.new_pool(count * pages, model.blocks.kv_dtype("auto", exact=True))
-        self._table = np.arange(count * pages, dtype=np.int32).reshape(count, pages)
+        self._memory = OwnMemory(blocks, blocks.kv_dtype("auto", exact=True), max_tokens, states=STATES)
         self._ids: list[int] = []  # in the cache
         self._settled = 0  # of them, for good
         self._closed = False
@@ -134,12 +136,15 @@ class DraftSequence:
             self._feed(prompt[start : start + PREFILL_TOKENS])
 
     def _feed(self, ids: Sequence[int]) -> np.ndarray:
-        """(tokens, hidden) after all blocks."""
-        from ...shards.layers.kv_pool import BatchSlice
-
-        model = self._model
-        piece = BatchSlice(self._table, 0, 0, len(self._ids), len(ids))
-        hidden = model.blocks.forward(model.client.embed(ids), [piece], self._pool)
+        """The last rows, at least one, after all blocks: (tokens, hidden)."""
+        model, memory = self._model, self._memory
+        start = memory.start(len(self._ids))
+        fed = [*self._ids[start:], *ids]
+        hidden = np.empty((0, 0), np.float32)
+        for first in range(0, len(fed), PREFILL_TOKENS):
+            part = fed[first : first + PREFILL_TOKENS]
+            piece = memory.slice(start + first, len(part))
+            hidden = model.blocks.forward(model.client.embed(part), [piece], memory.pool)
         self._ids.extend(ids)
         return hidden
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic
+from typing import Generic
 
 import numpy as np
 
@@ -14,39 +14,42 @@ from .backend import Memory, SpanBackend
 class OwnMemory(Generic[Memory]):
     """For ``sessions`` sessions of up to ``tokens`` tokens each, over all blocks of ``model``.
 
-    They may go back where no block keeps a state, which has one slot a session, or with ``borders``: then
-    each page's end keeps its own, and they may go back to any of them.
+    Where blocks keep a state, a session has ``states`` slots in each, which its pages take in turn: it may go
+    back as ``start`` says.
     """
 
     def __init__(
-        self,
-        model: SpanBackend[Memory],
-        kv_dtype: str,
-        tokens: int,
-        sessions: int = 1,
-        *,
-        borders: bool = False,
+        self, model: SpanBackend[Memory], kv_dtype: str, tokens: int, sessions: int = 1, *, states: int = 1
     ) -> None:
         span, pages = model.span, -(-tokens // PAGE_TOKENS)
-        shape = (sessions, len(span), pages)
-        keeps = any(block.state is not None for block in model.config.blocks[span.start : span.end])
-        slots = shape if borders else (sessions, len(span), 1)
-        self._first = span.start
-        self._tables = _numbered(shape)
-        self._states = np.ascontiguousarray(np.broadcast_to(_numbered(slots), shape)) if keeps else None
-        self.pool: Memory = model.new_pool(self._tables.size, kv_dtype, slots_of(slots) if keeps else 0)
+        blocks = model.config.blocks[span.start : span.end]
+        self._first, self._slots = span.start, states
+        tables = np.arange(sessions * len(span) * pages, dtype=np.int32)
+        self._tables = tables.reshape(sessions, len(span), pages)
+        self._states = None
+        if any(block.state is not None for block in blocks):
+            first = np.arange(0, sessions * len(span) * states, states, dtype=np.int32)
+            self._states = first.reshape(sessions, len(span), 1) + np.arange(pages, dtype=np.int32) % states
+        self._live = [0] * sessions  # the position that the slot of a session's last page holds
+        self._furthest = [0] * sessions  # up to which pages have taken slots of earlier ones
+        n_states = 0 if self._states is None else sessions * len(span) * states
+        self.pool: Memory = model.new_pool(self._tables.size, kv_dtype, n_states)
+
+    def start(self, position: int, *, session: int = 0) -> int:
+        """Where a session that is to go on at ``position`` must be fed from: less than a page before it, or
+        from the beginning where no slot holds what was there."""
+        if self._states is None or position == self._live[session]:
+            return position
+        whole = position // PAGE_TOKENS
+        last = (self._furthest[session] - 1) // PAGE_TOKENS
+        return whole * PAGE_TOKENS if last - (whole - 1) < self._slots else 0
 
     def slice(
         self, start: int, count: int, *, row: int = 0, session: int = 0, long_context: bool = False
     ) -> BatchSlice:
-        """Rows ``row`` to ``row + count`` of a batch are those of ``session`` from position ``start`` on."""
+        """Rows ``row`` to ``row + count`` of a batch are those of ``session`` from position ``start`` on, and
+        are computed next."""
+        end = self._live[session] = start + count
+        self._furthest[session] = max(self._furthest[session], end) if start else end
         states = None if self._states is None else self._states[session]
         return BatchSlice(self._tables[session], self._first, row, start, count, long_context, states)
-
-
-def slots_of(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape))
-
-
-def _numbered(shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.int32]]:
-    return np.arange(slots_of(shape), dtype=np.int32).reshape(shape)
