@@ -63,7 +63,7 @@ def _model_config(
 ) -> ModelConfig:
     blocks = tuple(_blocks(family, settings))
     context = _context(settings.positions, blocks)
-    _check_reach(settings, context)
+    _check_reach(family, settings, context)
     return ModelConfig(
         family=family.name,
         blocks=tuple(_without_vain_windows(blocks, context)),
@@ -113,14 +113,16 @@ def _without_vain_windows(blocks: tuple[BlockConfig, ...], context: int) -> list
     return [known[block] for block in blocks]
 
 
-def _check_reach(settings: Settings, context: int) -> None:
-    """Of a family without windows: that the file asks for none."""
+def _check_reach(family: Family, settings: Settings, context: int) -> None:
+    """Of a family without windows: that the file asks for none. One that has them may have a file in which no
+    block has one."""
     unread = settings.unread()
     if "layer_types" in unread and any(settings.of(n).layer_type() != FULL for n in range(settings.n_blocks)):
         raise UnsupportedModelError(
             f"{settings.named('layer_types')} has other types than {FULL}, which this family does not have"
         )
-    window = settings.window() if "sliding_window" in unread else 0
+    has_none = "sliding_window" in unread and "sliding_window" not in family.defaults
+    window = settings.window() if has_none else 0
     if 0 < window < context:
         raise UnsupportedModelError(
             f"{settings.named('sliding_window')} is {window}: this family has no sliding-window attention"

@@ -253,14 +253,14 @@ def _index_of(s: Settings) -> int | None:
     if not kinds and s.is_text("index_topk_pattern"):
         kinds = tuple({"F": OWN, "S": SHARED}.get(each, each) for each in s.text("index_topk_pattern"))
     kinds = kinds or s.texts("index_topk_pattern")
-    if not kinds:
-        period, offset = s.integer("index_topk_freq") or 1, s.integer("index_skip_topk_offset")
-        kinds = tuple(SHARED if max(block - offset + 1, 0) % period else OWN for block in range(s.n_blocks))
-    if len(kinds) != s.n_blocks or not {*kinds} <= {OWN, SHARED}:
+    if kinds and (len(kinds) != s.n_blocks or not {*kinds} <= {OWN, SHARED}):
         raise s.wrong("indexer_types", f"{OWN} or {SHARED} for each of {s.n_blocks} blocks")
-    if kinds[0] != OWN:
-        raise s.wrong("indexer_types", f"{OWN} for the first block")
-    last = max(block for block in range(s.block + 1) if kinds[block] == OWN)
+    period, offset = s.integer("index_topk_freq") or 1, s.integer("index_skip_topk_offset")
+    last = s.block
+    while kinds[last] == SHARED if kinds else max(last - offset + 1, 0) % period:
+        last -= 1
+        if last < 0:
+            raise s.wrong("indexer_types", f"{OWN} for the first block")
     return None if last == s.block else last
 
 

@@ -13,6 +13,7 @@ from ...formats.blocks.experts import ExpertsConfig, RouterConfig
 from ...formats.blocks.mlp import MlpConfig
 from ...formats.config import SidebandConfig
 from ...formats.values.bounds import MAX_VOCAB, MAX_WIDTH, SOFTCAPS
+from ...formats.values.fields import Fields
 from ..experts import experts
 from ..family import Family, GGUFFamily
 from ..names import Names, fused, stack
@@ -268,7 +269,8 @@ def _gemma4_experts(s: Settings) -> ExpertsConfig | None:
 
 def _of_full_layers(s: Settings, shares: bool) -> dict[str, Any]:
     """Head sizes of blocks without a window, of ``per_layer_config`` or of keys of their own."""
-    if (layers := s.section("per_layer_config")) is not None:
+    if s.is_given("per_layer_config"):  # which is empty where blocks of both kinds are alike
+        layers = s.section("per_layer_config") or Fields({}, s.where)
         own = (part for name, part in layers.inner() if name.isdecimal() and int(name) == s.block)
         return {
             key: part.integer(key, least=1, most=MAX_WIDTH)

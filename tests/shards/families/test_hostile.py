@@ -46,6 +46,11 @@ SMALL = {
 
 OF_EACH_BLOCK: dict[str, dict[str, Any]] = {
     "gemma3n_text": {"intermediate_size": 64, "activation_sparsity_pattern": None, "num_kv_shared_layers": 0},
+    "glm_moe_dsa": {
+        **dict.fromkeys(("indexer_types", "index_topk_pattern")),
+        "index_topk_freq": 1,
+        "index_skip_topk_offset": 2,
+    },
 }
 """Lists with as many numbers as the class's default has blocks, and what counts these."""
 
