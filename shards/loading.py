@@ -262,7 +262,7 @@ def device_memory(name: str) -> int | None:
         return cuda_memory_left(int(index or 0))
     if kind == "mlx":
         require_mlx()
-        from .mlx.device import memory_left
+        from .mlx.tensors.device import memory_left
 
         return memory_left()
     return None

@@ -8,14 +8,14 @@ import mlx.core as mx
 
 from ...swarm.errors import UnsupportedModelError
 from ..models.block_weights import AttentionWeights
-from .attention import PagedAttention
 from .experts import ExpertsLayer, MlxExperts
-from .heads import HeadsLayer
-from .latent import LatentLayer
-from .linear import DenseLinears, MlxLinear
+from .mixers.attention import PagedAttention
+from .mixers.heads import HeadsLayer
+from .mixers.latent import LatentLayer
 from .mlp import MlxMlp, MlxSide
-from .norm import MlxNorm, normed
-from .rope import MlxRope, Positions
+from .tensors.linear import DenseLinears, MlxLinear
+from .tensors.norm import MlxNorm, normed
+from .tensors.rope import MlxRope, Positions
 
 if TYPE_CHECKING:
     from ...swarm.errors import UnsupportedModelError

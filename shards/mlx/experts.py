@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
-from .device import evaluated, optional
-from .linear import ExpertLinears, MlxLinear
 from .mlp import MlxMlp, activation
-from .norm import MlxNorm, normed
+from .tensors.device import evaluated, optional
+from .tensors.linear import ExpertLinears, MlxLinear
+from .tensors.norm import MlxNorm, normed
 
 if TYPE_CHECKING:
     from ..formats.blocks.experts import ExpertsConfig, RouterConfig

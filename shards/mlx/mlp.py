@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from .device import fused
-from .linear import MlxLinear
+from .tensors.device import Function, fused
+from .tensors.linear import MlxLinear
 
 if TYPE_CHECKING:
     from ..formats.blocks.block import SideConfig
     from ..formats.blocks.mlp import MlpConfig
     from ..models.block_weights import MlpWeights, SideWeights
-    from .norm import MlxNorm
-
-Function = Callable[[mx.array], mx.array]
+    from .tensors.norm import MlxNorm
 
 
 class MlxMlp:

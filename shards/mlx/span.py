@@ -17,11 +17,11 @@ from ..layers.kv_pool import BatchSlice, kv_shapes, resolve_kv_dtype
 from ..models.block_loading import bytes_in_file, load_block
 from ..models.load_plan import LoadOptions
 from ..models.sideband import check_width, passed_on
-from .attention import PagedAttention
 from .block import MlxBlock
-from .device import DTYPES, device_name, on_gpu, prepare, to_mlx
-from .pool import MlxKvPool, default_kv_dtype
-from .rope import MlxRope, Positions
+from .mixers.attention import PagedAttention
+from .tensors.device import DTYPES, device_name, on_gpu, prepare, to_mlx
+from .tensors.kv_pool import MlxKvPool, default_kv_dtype
+from .tensors.rope import MlxRope, Positions
 from .weights import MlxLoader, MlxPlan
 
 if TYPE_CHECKING:

@@ -27,9 +27,9 @@ from ..layers.quantize import (
 )
 from ..models.load_plan import NEVER_ROUNDED, LoadOptions
 from ..models.weight_loader import TensorReader, check_shape, in_pieces, whole
-from .device import evaluated, on_gpu, stacked
 from .experts import MlxExperts
-from .linear import (
+from .tensors.device import evaluated, on_gpu, stacked
+from .tensors.linear import (
     DenseLinear,
     DenseLinears,
     ExpertLinears,
@@ -38,7 +38,7 @@ from .linear import (
     MlxLinear,
     StackedLinear,
 )
-from .norm import MlxNorm
+from .tensors.norm import MlxNorm
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

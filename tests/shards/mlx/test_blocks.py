@@ -17,11 +17,11 @@ from swarm_node.shards.checkpoint.checkpoint import Checkpoint
 from swarm_node.shards.formats.blocks.block import BlockConfig
 from swarm_node.shards.formats.qtypes import row_bytes
 from swarm_node.shards.layers.kv_pool import BatchSlice
-from swarm_node.shards.mlx import scores
-from swarm_node.shards.mlx.attention import PagedAttention
-from swarm_node.shards.mlx.linear import GroupedLinear
-from swarm_node.shards.mlx.scores import Scores
+from swarm_node.shards.mlx.mixers import scores
+from swarm_node.shards.mlx.mixers.attention import PagedAttention
+from swarm_node.shards.mlx.mixers.scores import Scores
 from swarm_node.shards.mlx.span import MlxSpan, load_mlx_span
+from swarm_node.shards.mlx.tensors.linear import GroupedLinear
 from swarm_node.shards.mlx.weights import MlxLoader, MlxPlan
 from swarm_node.shards.models.block_loading import load_block
 from swarm_node.shards.models.load_plan import LoadOptions

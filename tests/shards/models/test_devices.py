@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from swarm_node.shards.loading import device_memory
-from swarm_node.shards.mlx import device as mlx_device
+from swarm_node.shards.mlx.tensors import device as mlx_device
 from swarm_node.shards.models import devices
 from swarm_node.shards.models.devices import DeviceChoice, choose_device, require_mlx
 from swarm_node.shards.models.load_plan import LoadOptions, resolve_device

@@ -13,7 +13,9 @@ import mlx.core as mx
 import numpy as np
 import psutil
 
-from ..formats.floats import narrow
+from ...formats.floats import narrow
+
+Function = Callable[[mx.array], mx.array]
 
 DTYPES: dict[str, mx.Dtype] = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 _WRITABLE = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.uint16, "uint32": mx.uint32}

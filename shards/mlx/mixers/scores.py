@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
-from .device import fused
+from ..tensors.device import Function, fused
 
 if TYPE_CHECKING:
-    from ..formats.blocks.attention import AttentionConfig
-    from ..layers.kv_pool import BatchSlice
-    from .mlp import Function
+    from ...formats.blocks.attention import AttentionConfig
+    from ...layers.kv_pool import BatchSlice
 
 MOST_SCORES = 1 << 27
 """A prompt's rows are attended so many at a time that there are at most this many scores: not every size of

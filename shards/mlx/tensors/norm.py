@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 if TYPE_CHECKING:
-    from ..formats.blocks.norm import NormConfig
+    from ...formats.blocks.norm import NormConfig
 
 
 class MlxNorm:

@@ -14,10 +14,10 @@ from collections.abc import Callable, Collection, Sequence
 import mlx.core as mx
 import numpy as np
 
-from ...swarm.errors import UnsupportedModelError
-from ...swarm.protocol.field_types import PAGE_TOKENS
-from ..formats.blocks.attention import KvShape
-from ..layers.kv_pool import KV_DTYPES, slot_bytes
+from ....swarm.errors import UnsupportedModelError
+from ....swarm.protocol.field_types import PAGE_TOKENS
+from ...formats.blocks.attention import KvShape
+from ...layers.kv_pool import KV_DTYPES, slot_bytes
 from .device import fused
 
 _STORED = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.uint16, "int8": mx.int8}

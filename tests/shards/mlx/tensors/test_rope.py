@@ -10,7 +10,7 @@ from swarm_node.shards.formats.blocks.attention import QueryScale
 from swarm_node.shards.formats.blocks.rope import RopeConfig
 from swarm_node.shards.layers.kv_pool import BatchSlice
 from swarm_node.shards.layers.rope import Rope
-from swarm_node.shards.mlx.rope import MlxRope, Positions
+from swarm_node.shards.mlx.tensors.rope import MlxRope, Positions
 
 ROPES = {
     "default": RopeConfig(16),

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
-from ..layers.kv_pool import BatchSlice
-from ..layers.rope import dynamic_inv_freq, frequencies
+from ...layers.kv_pool import BatchSlice
+from ...layers.rope import dynamic_inv_freq, frequencies
 from .device import evaluated
 
 if TYPE_CHECKING:
-    from ..formats.blocks.attention import QueryScale
-    from ..formats.blocks.rope import RopeConfig
+    from ...formats.blocks.attention import QueryScale
+    from ...formats.blocks.rope import RopeConfig
 
 
 _SLOWEST = 1e-30

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
+from ..tensors.device import optional
+from ..tensors.linear import MlxLinear
+from ..tensors.norm import MlxNorm
+from ..tensors.rope import MlxRope, Positions
 from .attention import PagedAttention, Scores
-from .device import optional
-from .linear import MlxLinear
-from .norm import MlxNorm
-from .rope import MlxRope, Positions
 
 if TYPE_CHECKING:
-    from ..formats.blocks.attention import AttentionConfig, HeadNorm
-    from ..models.block_weights import AttentionWeights
+    from ...formats.blocks.attention import AttentionConfig, HeadNorm
+    from ...models.block_weights import AttentionWeights
 
 
 class HeadsLayer:

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from ..tensors.linear import DenseLinears, MlxLinear
+from ..tensors.norm import MlxNorm, normed
+from ..tensors.rope import MlxRope, Positions
 from .attention import PagedAttention, Scores
-from .linear import DenseLinears, MlxLinear
-from .norm import MlxNorm, normed
-from .rope import MlxRope, Positions
 
 if TYPE_CHECKING:
-    from ..formats.blocks.attention import AttentionConfig
-    from ..models.block_weights import LatentWeights
+    from ...formats.blocks.attention import AttentionConfig
+    from ...models.block_weights import LatentWeights
 
 
 class LatentLayer:

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
-from ...swarm.errors import LocalProtocolError
-from ...swarm.protocol.field_types import PAGE_TOKENS
-from ...swarm.types import Span
-from ..layers.kv_pool import BatchSlice
-from .device import index
-from .pool import MlxKvPool, Stored
+from ....swarm.errors import LocalProtocolError
+from ....swarm.protocol.field_types import PAGE_TOKENS
+from ....swarm.types import Span
+from ...layers.kv_pool import BatchSlice
+from ..tensors.device import index
+from ..tensors.kv_pool import MlxKvPool, Stored
 from .scores import Mask, Scores
 
 if TYPE_CHECKING:
-    from ..formats.blocks.attention import KvShape
+    from ...formats.blocks.attention import KvShape
 
 MOST_PADDING = 2
 """The longest context of a group may be this many times as long as the shortest."""
