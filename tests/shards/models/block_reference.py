@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from swarm_node.shards.formats.blocks.mlp import MlpConfig
+from swarm_node.shards.formats.blocks.state import RecurrenceConfig
 from swarm_node.shards.layers.rope import frequencies
 
 if TYPE_CHECKING:
@@ -96,8 +97,7 @@ class _Block:
     def _block(self, x: Doubles) -> Doubles:
         settings, m = self._settings, self._settings.residual_multiplier
         normed = self._norm("input_layernorm", settings.norm, x)
-        attends = self._latent if settings.attention.latent else self._heads
-        a = self._norm("self_attn.out_norm", settings.attention_out_norm, attends(normed))
+        a = self._mixed(normed) if settings.mixes else np.zeros_like(x)
         if not settings.parallel:
             x = x + m * a
             if (laurel := settings.laurel) is not None:
@@ -106,9 +106,23 @@ class _Block:
             normed = x
         elif settings.mlp_norm is not None:
             normed = x
+        if not settings.transforms:
+            return x
         out = self._both(x, self._norm("post_attention_layernorm", settings.mlp_norm, normed))
-        out = self._norm("mlp.out_norm", settings.mlp_out_norm, out)
+        out = self._norm("mlp.out_norm", settings.mlp_out_norm, settings.mlp_factor * out)
         return x + m * (a + out) if settings.parallel else x + m * out
+
+    def _mixed(self, normed: Doubles) -> Doubles:
+        """By attention, by a state or by both."""
+        settings, mixed = self._settings, np.zeros(1)
+        if (attention := settings.attention) is not None:
+            attends = self._latent if attention.latent else self._heads
+            mixed = mixed + settings.attention_factor * attends(normed)
+        if isinstance(state := settings.state, RecurrenceConfig):
+            mixed = mixed + settings.state_factor * self._recurrence(state, normed)
+        elif state is not None:
+            mixed = mixed + settings.state_factor * self._short_conv(normed)
+        return self._norm("self_attn.out_norm", settings.attention_out_norm, mixed)
 
     # tensors
 
@@ -236,6 +250,64 @@ class _Block:
             out[:, head] = _softmax(scores)[:, : len(q)] @ v[:, head]
         return out
 
+    # states
+
+    def _short_conv(self, x: Doubles) -> Doubles:
+        b, c, v = (self._linear(f"state.{part}_proj", x) for part in "bcv")
+        return self._linear("state.out_proj", c * self._conv("state.conv", b * v))
+
+    def _recurrence(self, settings: RecurrenceConfig, x: Doubles) -> Doubles:
+        """A matrix a head, token by token."""
+        of_z, of_v, of_k, of_q, of_decay = settings.factors
+        q, k, v = (
+            _silu(self._conv(f"state.{part}_conv", self._linear(f"state.{part}_proj", x) * factor))
+            for part, factor in (("q", of_q), ("k", of_k), ("v", of_v))
+        )
+        served = settings.heads // settings.key_heads
+        q, k = (part.reshape(len(x), settings.key_heads, -1).repeat(served, 1) for part in (q, k))
+        v = v.reshape(len(x), settings.heads, -1)
+        raw = self._ranked("decay", settings.decay_rank, x) * of_decay + self._tensor("state.decay_bias")
+        raw, rate = raw.reshape(len(x), settings.heads, -1), np.exp(self._tensor("state.a_log"))[:, None]
+        if settings.rule == "delta":
+            q, k = (part / np.sqrt((part**2).sum(-1, keepdims=True) + 1e-6) for part in (q, k))
+            q = q / np.sqrt(settings.key_dim)
+            added = settings.beta_scale * _sigmoid(self._linear("state.beta_proj", x))
+            log_decay = -rate * np.logaddexp(0, raw)
+            if settings.lower_bound:
+                log_decay = settings.lower_bound * _sigmoid(rate * raw)
+        else:
+            step = np.clip(np.logaddexp(0, raw), *settings.steps)
+            added, log_decay = step[..., 0], -rate * step
+        out, matrices = np.empty(v.shape), np.zeros((settings.heads, settings.key_dim, settings.value_dim))
+        for at in range(len(x)):
+            matrices = np.exp(log_decay[at])[..., None] * matrices
+            held = np.einsum("hk,hkv->hv", k[at], matrices) if settings.rule == "delta" else 0
+            matrices = matrices + np.einsum("hk,hv->hkv", k[at], added[at, :, None] * (v[at] - held))
+            out[at] = np.einsum("hk,hkv->hv", q[at], matrices)
+        if settings.skip:
+            out = out + self._tensor("state.skip")[:, None] * v
+        z = self._ranked("gate", settings.gate_rank, x) * of_z
+        return self._linear("state.out_proj", self._gated(settings, out.reshape(len(x), -1), z))
+
+    def _gated(self, settings: RecurrenceConfig, o: Doubles, z: Doubles) -> Doubles:
+        gate = _silu(z) if settings.gate == "silu" else _sigmoid(z)
+        parts = (o * gate if settings.gate_first else o).reshape(len(o), settings.norm_groups, -1)
+        normed = self._norm("state.norm", settings.norm, parts).reshape(o.shape)
+        return normed if settings.gate_first else normed * gate
+
+    def _conv(self, name: str, x: Doubles) -> Doubles:
+        """Of each channel's last inputs."""
+        weights = self._tensor(f"{name}.weight")
+        taps = weights.shape[1]
+        inputs = np.concatenate((np.zeros((taps - 1, x.shape[1])), x))
+        out = sum(inputs[tap : tap + len(x)] * weights[:, tap] for tap in range(taps))
+        return out + self._tensor(f"{name}.bias") if self._checkpoint.has(f"{self._prefix}{name}.bias") else out
+
+    def _ranked(self, part: str, rank: int, x: Doubles) -> Doubles:
+        if not rank:
+            return self._linear(f"state.{part}_proj", x)
+        return self._linear(f"state.{part}_b_proj", self._linear(f"state.{part}_a_proj", x))
+
     # MLPs
 
     def _both(self, x: Doubles, normed: Doubles) -> Doubles:
@@ -255,7 +327,7 @@ class _Block:
         up = self._linear(f"{name}.up_proj", x)
         if not mlp.gated:
             return self._linear(f"{name}.down_proj", _activation(mlp, up))
-        gate = self._linear(f"{name}.gate_proj", x)
+        gate = self._linear(f"{name}.gate_proj", x) * mlp.gate_factor
         if mlp.sparsity:
             cutoff = gate.mean(1) + gate.std(1) * NormalDist().inv_cdf(mlp.sparsity)
             gate = np.maximum(gate - cutoff[:, None], 0)
@@ -344,12 +416,16 @@ def _turn(x: Doubles, rope: RopeConfig | None, long: bool) -> Doubles:
 
 def _activation(mlp: MlpConfig, x: Doubles) -> Doubles:
     if mlp.activation == "silu":
-        return x * _sigmoid(x)
+        return _silu(x)
     if mlp.activation == "gelu":
         return x * 0.5 * (1 + np.vectorize(erf)(x / np.sqrt(2)))
     if mlp.activation == "gelu_tanh":
         return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
     return np.maximum(x, 0) ** (2 if mlp.activation == "relu2" else 1)
+
+
+def _silu(x: Doubles) -> Doubles:
+    return x * _sigmoid(x)
 
 
 def _sigmoid(x: Doubles) -> Doubles:
