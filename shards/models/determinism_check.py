@@ -4,7 +4,8 @@ One sequence is computed token by token. Then again: as one chunk behind another
 chunks before them, over pages full of another try's keys and values, one half of the blocks after the other,
 as a route with other hops would enter it. Every row must come out with the same bits.
 Where blocks see only so far back, other tokens come before it, so that the end of what they see lies within
-them or moves over their first ones; pages that no token of the sequence sees are not there.
+them or moves over their first ones; pages that no token of the sequence sees are not there. Blocks that keep
+a state go on from that after the tokens before, and go back to it.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import numpy as np
 from ...swarm.errors import UsageError
 from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.types import Span
-from ..layers.kv_pool import BatchSlice
 from .backend import SpanBackend
+from .own_memory import OwnMemory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -68,19 +69,21 @@ class _Sessions:
     """The checked session and the one beside it, with KV memory of their own."""
 
     def __init__(self, model: SpanBackend[Any], kv_dtype: str) -> None:
-        blocks, before = model.config.blocks[model.span.start : model.span.end], _before(model)
-        pages = -(-(before + TOKENS) // PAGE_TOKENS)
-        self._model = model
-        self._before = before
-        self._pool = model.new_pool(2 * pages * len(blocks), kv_dtype)
-        self._table, self._other_table = np.arange(2 * pages * len(blocks), dtype=np.int32).reshape(
-            2, len(blocks), pages
-        )
-        if before:
-            self._forward(_rows(before, model, seed=4), 0)
-            for row, block in zip(self._table, blocks, strict=True):
-                if block.attention and (reach := block.attention.reach):
-                    row[: max(0, before - reach + 1) // PAGE_TOKENS] = -1
+        self._model, self._before = model, _before(model)
+        tokens = self._before + TOKENS
+        self._memory = OwnMemory(model, kv_dtype, tokens, 2, states=-(-tokens // PAGE_TOKENS))
+        if self._before:
+            self._forward(_rows(self._before, model, seed=4), 0)
+            self._forget()
+
+    def _forget(self) -> None:
+        """What no token of the sequence sees, of those before it."""
+        blocks = self._model.config.blocks[self._model.span.start : self._model.span.end]
+        for row, block in zip(self._memory.tables[0], blocks, strict=True):
+            if block.attention and (reach := block.attention.reach):
+                row[: max(0, self._before - reach + 1) // PAGE_TOKENS] = -1
+        if (states := self._memory.states) is not None:
+            states[0, :, : self._before // PAGE_TOKENS - 1] = -1
 
     def after_rollback(self, tokens: int) -> _Sessions:
         """Another sequence was computed in the same pages and taken back."""
@@ -102,8 +105,7 @@ class _Sessions:
         return np.concatenate(out)
 
     def _forward(self, rows: Floats, start: int) -> Floats:
-        first = self._model.span.start
-        return self._model.forward(rows, [BatchSlice(self._table, first, 0, start, len(rows))], self._pool)
+        return self._model.forward(rows, [self._memory.slice(start, len(rows))], self._memory.pool)
 
     def _beside(self, rows: Floats, start: int, before: bool) -> Floats:
         model, count = self._model, len(rows)
@@ -111,13 +113,13 @@ class _Sessions:
         own = len(others) if before else 0
         other = 0 if before else count
         slices = [
-            BatchSlice(self._table, model.span.start, own, start, count),
-            BatchSlice(self._other_table, model.span.start, other, 0, len(others)),
+            self._memory.slice(start, count, row=own),
+            self._memory.slice(0, len(others), row=other, session=1),
         ]
         batch = np.concatenate([others, rows] if before else [rows, others])
         slices.sort(key=lambda part: part.row)
         for span in [model.span] if before else _halves(model.span, model.config.cuts):
-            batch = model.forward(batch, slices, self._pool, span)
+            batch = model.forward(batch, slices, self._memory.pool, span)
         return batch[own : own + count]
 
 

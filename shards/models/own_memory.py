@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Generic
+from typing import TYPE_CHECKING, Generic
 
 import numpy as np
 
@@ -10,12 +10,18 @@ from ...swarm.protocol.field_types import PAGE_TOKENS
 from ..layers.kv_pool import BatchSlice
 from .backend import Memory, SpanBackend
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 
 class OwnMemory(Generic[Memory]):
     """For ``sessions`` sessions of up to ``tokens`` tokens each, over all blocks of ``model``.
 
     Where blocks keep a state, a session has ``states`` slots in each, which its pages take in turn: it may go
     back as ``start`` says.
+
+    ``tables`` and ``states``, None where no block keeps one: (sessions, blocks of ``model``, pages) of slots,
+    as ``BatchSlice`` has them.
     """
 
     def __init__(
@@ -25,20 +31,20 @@ class OwnMemory(Generic[Memory]):
         blocks = model.config.blocks[span.start : span.end]
         self._first, self._slots = span.start, states
         tables = np.arange(sessions * len(span) * pages, dtype=np.int32)
-        self._tables = tables.reshape(sessions, len(span), pages)
-        self._states = None
+        self.tables = tables.reshape(sessions, len(span), pages)
+        self.states: NDArray[np.int32] | None = None
         if any(block.state is not None for block in blocks):
             first = np.arange(0, sessions * len(span) * states, states, dtype=np.int32)
-            self._states = first.reshape(sessions, len(span), 1) + np.arange(pages, dtype=np.int32) % states
+            self.states = first.reshape(sessions, len(span), 1) + np.arange(pages, dtype=np.int32) % states
         self._live = [0] * sessions  # the position that the slot of a session's last page holds
         self._furthest = [0] * sessions  # up to which pages have taken slots of earlier ones
-        n_states = 0 if self._states is None else sessions * len(span) * states
-        self.pool: Memory = model.new_pool(self._tables.size, kv_dtype, n_states)
+        n_states = 0 if self.states is None else sessions * len(span) * states
+        self.pool: Memory = model.new_pool(self.tables.size, kv_dtype, n_states)
 
     def start(self, position: int, *, session: int = 0) -> int:
         """Where a session that is to go on at ``position`` must be fed from: less than a page before it, or
         from the beginning where no slot holds what was there."""
-        if self._states is None or position == self._live[session]:
+        if self.states is None or position == self._live[session]:
             return position
         whole = position // PAGE_TOKENS
         last = (self._furthest[session] - 1) // PAGE_TOKENS
@@ -51,5 +57,5 @@ class OwnMemory(Generic[Memory]):
         are computed next."""
         end = self._live[session] = start + count
         self._furthest[session] = max(self._furthest[session], end) if start else end
-        states = None if self._states is None else self._states[session]
-        return BatchSlice(self._tables[session], self._first, row, start, count, long_context, states)
+        states = None if self.states is None else self.states[session]
+        return BatchSlice(self.tables[session], self._first, row, start, count, long_context, states)

@@ -33,8 +33,13 @@ _LOW, _HIGH = 0x20, 0x30
 0.008 to 0.13."""
 _EXPONENT = 123
 """The first byte of a group of MXFP4: a scale of 1 / 16."""
-_FACTOR = re.compile(r"(norm|scalar|scale)(\.weight)?$")
-"""Names of what a row is multiplied by: numbers about one."""
+_MEANS = {
+    re.compile(r"(norm|scalar|scale)(\.weight)?$|\.state\.skip$"): np.float32(1),
+    re.compile(r"\.state\.decay_bias$"): np.float32(-3),
+}
+"""What vectors of these names are about, others being about zero: what a row is multiplied by; and the bias
+of a decay, so that a state keeps some 19 of 20 parts a token, as models' do: none vanishes, and none grows.
+"""
 _SPREAD = np.float32(0.2)
 """The standard deviation of vectors."""
 _POOL = 1_048_573
@@ -90,8 +95,7 @@ def _made(info: TensorInfo) -> RawTensor:
     if info.qtype in DENSE:
         values = _cut(_normal_numbers(), info.name, rows, cols)
         values = values * np.float32(cols**-0.5) if len(info.shape) > 1 else values * _SPREAD
-        if _FACTOR.search(info.name):
-            values += 1
+        values += sum(mean for name, mean in _MEANS.items() if name.search(info.name))
         stored = narrow(values, DENSE[info.qtype]).view(np.uint8)
     else:
         stored = _cut(_random_bytes(), info.name, rows, row_bytes(info.qtype, cols))

@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 
 from swarm_node.shards.formats.hf.config import hf_config
 from swarm_node.shards.formats.tensors import model_tensors
-from swarm_node.shards.layers.kv_pool import BatchSlice, KvPool
+from swarm_node.shards.layers.kv_pool import KvPool
 from swarm_node.shards.models.backend import KvMemory, SpanBackend
+from swarm_node.shards.models.own_memory import OwnMemory
 from swarm_node.shards.pieces import manifest
 from swarm_node.shards.torch.tensors.kv_pool import TorchKvPool
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
@@ -52,10 +53,10 @@ def small_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 
 class Sessions:
-    """Sequences fed to a span, their pages scattered over the slots of one pool.
+    """Sequences fed to a span, their pages and states scattered over the slots of one pool.
 
     Memory starts as NaN (int8, and where it must be finite: as large numbers), so that reading what nobody
-    wrote shows.
+    wrote shows. ``borders``: they may go back to any border of a page, in blocks that keep a state.
     """
 
     def __init__(
@@ -66,14 +67,18 @@ class Sessions:
         kv_dtype: str = "float32",
         seed: int = 0,
         long: bool = False,
+        borders: bool = False,
     ) -> None:
-        blocks, pages = len(model.span), -(-tokens // PAGE_TOKENS)
-        used = count * blocks * pages
-        order = np.random.default_rng(seed).permutation(used + 5)[:used]
         self.model = model
-        self.tables = order.astype(np.int32).reshape(count, blocks, pages)
-        self.pool = model.new_pool(used + 5, kv_dtype)
-        soil(self.pool)
+        states = -(-tokens // PAGE_TOKENS) if borders else 1
+        self.memory = OwnMemory(model, kv_dtype, tokens, count, states=states)
+        order, pool = np.random.default_rng(seed), self.memory.pool
+        self.tables = self.memory.tables
+        self.tables[:] = order.permutation(pool.n_slots).astype(np.int32)[self.tables]
+        if (states := self.memory.states) is not None:
+            states[:] = order.permutation(pool.n_states).astype(np.int32)[states]
+        self.pool = pool
+        soil(pool)
         self.lengths = [0] * count
         self._long = long
 
@@ -84,8 +89,7 @@ class Sessions:
         pieces, row = [], 0
         for session, count in steps or [(0, len(x))]:
             start = self.lengths[session]
-            table, first = self.tables[session], self.model.span.start
-            pieces.append(BatchSlice(table, first, row, start, count, self._long))
+            pieces.append(self.memory.slice(start, count, row=row, session=session, long_context=self._long))
             self.lengths[session] += count
             row += count
         return torch.from_numpy(self.model.forward(x.float().numpy(), pieces, self.pool, span))
@@ -94,6 +98,8 @@ class Sessions:
 def soil(pool: KvMemory) -> None:
     if isinstance(pool, (KvPool, TorchKvPool)):
         pool.data[:] = 0xFF  # NaN; int8: -1, times NaN
+        states = pool.states.data if isinstance(pool, KvPool) else pool.states
+        states[:] = float("nan")
         return
     pool._cells[:] = 0x4700 if pool.kv_dtype == "bfloat16" else 100  # these bits are 32768
     if pool._scale_cells is not None:

@@ -18,7 +18,8 @@ class MlpConfig:
     Activation "clamped", of gated MLPs: with gate at most ``limit`` and up from -limit to limit,
     gate * sigmoid(``alpha`` * gate) * (up + 1). ``sparsity``, of gated MLPs: before its activation gate is
     max(0, gate - m - q * d), m and d being mean and deviation of the row, and q the quantile of the normal
-    distribution below which this part lies; 0: gate itself.
+    distribution below which this part lies; 0: gate itself. ``gate_factor``, of gated MLPs: what gate(x) is
+    multiplied by before all else.
     """
 
     inner: int
@@ -37,6 +38,8 @@ class MlpConfig:
             raise UnsupportedModelError("activation clamped is for gated MLPs")
         if not 0 <= self.sparsity < 1 or (self.sparsity and not self.gated):
             raise UnsupportedModelError(f"a sparsity of {self.sparsity} of an MLP is not supported")
+        if self.gate_factor != 1 and not self.gated:
+            raise UnsupportedModelError("a gate factor of an MLP without a gate is not supported")
         check_between("the gate factor of an MLP", self.gate_factor, (0.0, SCALES[1]))
         check_between("the limit of an MLP", self.limit, SCALES)
         check_between("the alpha of an MLP", self.alpha, SCALES)

@@ -41,8 +41,10 @@ class PagedStates:
     def _begin(self, slots: Sequence[int], start: int, shape: StateShape) -> State:
         if not start:
             flat = torch.zeros(shape.floats, device=self._data.device)
+        elif (slot := slots[(start - 1) // PAGE_TOKENS]) < 0:
+            raise LocalProtocolError(f"the state before position {start} was not kept")
         else:
-            flat = self._data[slots[(start - 1) // PAGE_TOKENS], : shape.floats].clone()
+            flat = self._data[slot, : shape.floats].clone()
         return (
             flat[: shape.matrices].view(shape.heads, shape.key_dim, shape.value_dim),
             flat[shape.matrices :].view(shape.rows, shape.channels),

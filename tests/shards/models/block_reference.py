@@ -301,7 +301,9 @@ class _Block:
         taps = weights.shape[1]
         inputs = np.concatenate((np.zeros((taps - 1, x.shape[1])), x))
         out = sum(inputs[tap : tap + len(x)] * weights[:, tap] for tap in range(taps))
-        return out + self._tensor(f"{name}.bias") if self._checkpoint.has(f"{self._prefix}{name}.bias") else out
+        return (
+            out + self._tensor(f"{name}.bias") if self._checkpoint.has(f"{self._prefix}{name}.bias") else out
+        )
 
     def _ranked(self, part: str, rank: int, x: Doubles) -> Doubles:
         if not rank:
