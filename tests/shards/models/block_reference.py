@@ -263,8 +263,9 @@ class _Block:
             _silu(self._conv(f"state.{part}_conv", self._linear(f"state.{part}_proj", x) * factor))
             for part, factor in (("q", of_q), ("k", of_k), ("v", of_v))
         )
-        served = settings.heads // settings.key_heads
-        q, k = (part.reshape(len(x), settings.key_heads, -1).repeat(served, 1) for part in (q, k))
+        heads, served = np.arange(settings.heads), settings.heads // settings.key_heads
+        of_keys = heads % settings.key_heads if settings.tiled else heads // served
+        q, k = (part.reshape(len(x), settings.key_heads, -1)[:, of_keys] for part in (q, k))
         v = v.reshape(len(x), settings.heads, -1)
         raw = self._ranked("decay", settings.decay_rank, x) * of_decay + self._tensor("state.decay_bias")
         raw, rate = raw.reshape(len(x), settings.heads, -1), np.exp(self._tensor("state.a_log"))[:, None]
