@@ -271,14 +271,18 @@ class CodecRangeError(LocalProtocolError):
 
 
 class PeerError(SwarmError):
-    """A peer's ERROR or REFUSED frame. ``retriable``: the same request may succeed elsewhere or later."""
+    """A peer's ERROR or REFUSED frame. ``retriable``: the same request may succeed elsewhere or later.
+    ``holds``: the position at which the session can go on; None: at none that is known."""
 
     exit_code = 6
 
-    def __init__(self, message: str, *, code: ErrorCode, retriable: bool, hint: str = "") -> None:
+    def __init__(
+        self, message: str, *, code: ErrorCode, retriable: bool, hint: str = "", holds: int | None = None
+    ) -> None:
         super().__init__(message, hint=hint)
         self.code = code
         self.retriable = retriable
+        self.holds = holds
 
 
 class NotAdmittedError(PeerError):

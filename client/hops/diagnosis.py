@@ -15,6 +15,7 @@ from ...swarm.errors import (
     EdgeFailedError,
     ErrorCode,
     HopFailedError,
+    PeerError,
     RemoteProtocolError,
     StreamClosedError,
     SwarmError,
@@ -35,14 +36,23 @@ MISCOUNTED = frozenset({ErrorCode.BAD_STEP, ErrorCode.CONTEXT_EXCEEDED})
 """Of those codes, these may follow from steps that were sent before."""
 
 
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """A hop can go on at position ``holds``, and not where it was to."""
+
+    cause: PeerError
+    holds: int
+
+
 @dataclass(slots=True)
 class Diagnosis:
-    """By place in the route: hops that are lost, hops whose sessions are of no use any more, and edges (named
-    by the hop they lead to) that are lost."""
+    """By place in the route: hops that are lost, hops whose sessions are of no use any more, edges (named by
+    the hop they lead to) that are lost, and hops that can go on at an earlier position."""
 
     lost: dict[int, SwarmError] = field(default_factory=dict)
     spoilt: dict[int, SwarmError] = field(default_factory=dict)
     edges: dict[int, SwarmError] = field(default_factory=dict)
+    behind: dict[int, Behind] = field(default_factory=dict)
 
     def worst(self, hops: Sequence[HopClient]) -> HopFailedError | EdgeFailedError:
         """Nonsense before loss, loss before edges."""
@@ -79,6 +89,7 @@ async def diagnose(hops: Sequence[HopClient]) -> Diagnosis:
     for number, hop in enumerate(hops):
         if hop.failure is not None:
             found.lost[number] = hop.failure
+            found.behind.pop(number, None)
     for number in list(found.edges):
         if number in found.lost or number - 1 in found.lost:
             del found.edges[number]
@@ -104,6 +115,9 @@ def _judge(hops: Sequence[HopClient], number: int, found: Diagnosis) -> None:
     hop = hops[number]
     error, code = hop.state.step_error, hop.state.step_code
     if error is None:
+        return
+    if isinstance(error, PeerError) and code is ErrorCode.CACHE_LOST and error.holds is not None:
+        found.behind[number] = Behind(error, error.holds)
         return
     if number and code in REFUSED_INPUT:
         if hop.upstream:

@@ -62,9 +62,18 @@ class Attempts:
         self._openings = self._failures = self._strange = 0
         self._since: float | None = None  # of strangers that do not open
         self._lacking: Standing | None = None  # what others failed to be
+        self._excused: set[str] = set()
+
+    def excuses(self, peer_id: str) -> bool:
+        """Whether a failure that a healthy peer may have speaks not against this one: once, until tokens come
+        again."""
+        excused = peer_id not in self._excused
+        self._excused.add(peer_id)
+        return excused
 
     def succeeded(self) -> None:
         """Tokens come again."""
+        self._excused.clear()
         self._openings = self._failures = self._strange = 0
         self._since = None
 

@@ -137,6 +137,9 @@ class RouteRepair:
     async def _take_note(self, found: Diagnosis) -> None:
         session = self._session
         hops = session.hops
+        for number, refusal in found.behind.items():
+            if refusal.holds >= session.acked or not self._attempts.excuses(hops[number].peer_id):
+                found.lost[number] = refusal.cause
         await self._blame_ourselves(found)
         for number, cause in found.lost.items():
             hop = hops[number]
@@ -151,7 +154,8 @@ class RouteRepair:
             if id(cause) not in self._told:
                 self._told.add(id(cause))
                 self._record.hop_lost(hop.peer_id, cause)
-                if not (isinstance(cause, PeerError) and cause.code in NO_FAULT):
+                no_fault = isinstance(cause, PeerError) and cause.code in NO_FAULT
+                if not (no_fault and self._attempts.excuses(hop.peer_id)):
                     self._gone.add(hop.peer_id)
                 if isinstance(cause, PeerError) and cause.code is ErrorCode.CACHE_LOST:
                     self._cache_lost = True
@@ -169,6 +173,9 @@ class RouteRepair:
         for number, hop in enumerate(hops):
             if number not in found.lost:
                 hop.clear()
+                if number in found.behind:
+                    self._record.went_back(found.behind[number].cause)
+                    hop.lacks(found.behind[number].holds)
 
     async def _blame_ourselves(self, found: Diagnosis) -> None:
         """Hops that are silent because of our own daemon have done nothing."""

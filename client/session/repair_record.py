@@ -38,13 +38,18 @@ class RepairRecord:
         self.lost: list[str] = []
         self.cost = ReplayCost()
         self._causes: list[SwarmError] = []
-        self._reopened = False
+        self._reopened = self._went_back = False
 
     def hop_lost(self, peer_id: str, cause: SwarmError) -> None:
         self.lost.append(peer_id)
         self._causes.append(cause)
 
     def edge_lost(self, cause: SwarmError) -> None:
+        self._causes.append(cause)
+
+    def went_back(self, cause: SwarmError) -> None:
+        """A hop kept its session, and was fed the end of it again."""
+        self._went_back = True
         self._causes.append(cause)
 
     def reached(self, acked: int) -> None:
@@ -70,7 +75,7 @@ class RepairRecord:
 
     def closed(self, kind: RepairKind | None = None) -> Repair:
         if kind is None:
-            kind = "reopen" if self._reopened else "replay" if self.lost else "relay"
+            kind = "reopen" if self._reopened else "replay" if self.lost or self._went_back else "relay"
         cause = self._causes[0] if self._causes else None
         return Repair(
             kind,

@@ -85,12 +85,14 @@ class StepDone:
 
 @dataclass(frozen=True, slots=True)
 class StepFailed:
-    """Why a step has no result. The KV cache then holds what it held before the step's position."""
+    """Why a step has no result. The KV cache then holds what it held before the step's position. ``holds``:
+    where the session can go on instead; None: nowhere."""
 
     code: ErrorCode
     message: str
     hint: str = ""
     retriable: bool = False
+    holds: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -224,7 +224,7 @@ class NodeSession:
                 if self.journal is not None:
                     self.journal.rollback(job.position)
                 code, text, hint = outcome.code, outcome.message, outcome.hint
-                failed = ErrorMessage(self.id, job.step, code, text, outcome.retriable, hint)
+                failed = ErrorMessage(self.id, job.step, code, text, outcome.retriable, hint, outcome.holds)
                 if job.step == self.hop.last_step:
                     self._last_answer = failed
                 self._refuse(failed, hold, source)

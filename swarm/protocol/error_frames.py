@@ -44,5 +44,8 @@ def error_of(message: ErrorMessage | Refused | Busy, peer_id: str) -> SwarmError
         return ModelMismatchError(f"{name}: {message.message}", hint=message.hint)
     if message.code is ErrorCode.NOT_ADMITTED:
         return NotAdmittedError(f"{name}: {message.message}", hint=message.hint)
-    retriable = isinstance(message, ErrorMessage) and message.retriable
-    return PeerError(f"{name}: {message.message}", code=message.code, retriable=retriable, hint=message.hint)
+    retriable, holds = False, None
+    if isinstance(message, ErrorMessage):
+        retriable, holds = message.retriable, message.holds
+    text = f"{name}: {message.message}"
+    return PeerError(text, code=message.code, retriable=retriable, hint=message.hint, holds=holds)

@@ -361,7 +361,8 @@ class Pong:
 
 @dataclass(frozen=True, slots=True)
 class ErrorMessage:
-    """What went wrong, for one step, one session (``step`` None) or the whole stream (both None)."""
+    """What went wrong, for one step, one session (``step`` None) or the whole stream (both None). ``holds``:
+    where the session can go on instead of at the step's position; None: nowhere."""
 
     session: Annotated[bytes | None, Maybe(Blob(16))]
     step: Annotated[int | None, Maybe(Integer(0, MAX_COUNTER))]
@@ -369,6 +370,7 @@ class ErrorMessage:
     message: Text
     retriable: Annotated[bool, Boolean()]
     hint: Text = ""
+    holds: Annotated[int | None, Maybe(Integer(0, MAX_COUNTER))] = None
 
 
 @dataclass(frozen=True, slots=True)

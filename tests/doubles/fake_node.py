@@ -79,6 +79,7 @@ class Behaviour:
     die_at_step: int | None = None  # once: end every stream instead of answering, and forget all sessions
     mute_at_step: int | None = None  # once: nothing more on any stream there is, like a frozen process
     error_at_step: tuple[int, ErrorMessage] | None = None  # once; session and step are filled in
+    error_from_step: tuple[int, ErrorMessage] | None = None  # and ever after, but for held steps
     nan_at_step: int | None = None  # once
     nan_from_step: int | None = None  # and ever after
     lie: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
@@ -461,7 +462,13 @@ class FakeNode:
             self.mute()
         if how.error_at_step is not None and how.error_at_step[0] == job.step:
             (_, error), how.error_at_step = how.error_at_step, None
-            job.refusal = StepFailed(error.code, error.message, error.hint, error.retriable)
+            job.refusal = _failure(error)
+        elif how.error_from_step is not None and how.error_from_step[0] <= job.step and self._is_wanted(job):
+            job.refusal = _failure(how.error_from_step[1])
+
+    def _is_wanted(self, job: StepJob) -> bool:
+        """It is not held."""
+        return not any(step.step == job.step and step.hold for step in self.steps)
 
     def _spoil(self, step: int, came: np.ndarray, rows: np.ndarray) -> np.ndarray:
         how = self.behaviour
@@ -477,6 +484,10 @@ class FakeNode:
                 last = len(rows) - len(rows) // outcome.rows
                 rows[last : last + 4] = b"\x00\x00\xc0\x7f"
                 outcome.payload = bytes(rows)
+
+
+def _failure(error: ErrorMessage) -> StepFailed:
+    return StepFailed(error.code, error.message, error.hint, error.retriable, error.holds)
 
 
 async def _forever() -> None:

@@ -14,7 +14,7 @@ import pytest
 from swarm_node.client.routing.slow_search import SlowHop
 from swarm_node.swarm.errors import ErrorCode
 from swarm_node.swarm.protocol.messages import ErrorMessage, Step
-from tests.doubles.chain_case import CHUNK, OPTIONS, PATIENCE, PROMPT, ChainCase, H, S, check
+from tests.doubles.chain_case import CHUNK, OPTIONS, PATIENCE, PROMPT, ChainCase, H, N, S, check
 from tests.doubles.fake_swarm import HIDDEN, settle
 
 pytestmark = pytest.mark.slow
@@ -348,6 +348,50 @@ async def test_typed_errors_replace_one_hop(code: ErrorCode) -> None:
     (repair,) = answer.repaired
     assert (repair.kind, repair.lost) == ("replay", ("hb",))
     assert case.blamed <= {"hb"}
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+async def test_a_hop_that_says_where_it_can_go_on_keeps_its_session(number: int) -> None:
+    """It is fed from there by the hop before it, or by us, and no more than that."""
+    case = await ChainCase(3).start()
+    node, holds = case.swarm.nodes[H[number]], len(PROMPT) // 2
+    refusal = ErrorMessage(None, None, ErrorCode.CACHE_LOST, "no state there", True, holds=holds)
+    node.behaviour.error_at_step = (12, refusal)
+    answer = await case.disturbed()
+    (repair,) = answer.repaired
+    assert (repair.kind, repair.lost) == ("replay", ())
+    assert repair.replayed_tokens < N + len(PROMPT) - holds
+    assert min(step.position for step in node.steps if step.step > 12) == holds
+    assert all(len(case.swarm.nodes[name].opens) == 1 for name in case.names)
+    assert case.blamed == set()
+
+
+@pytest.mark.parametrize("holds", [10_000, None])
+async def test_a_hop_that_can_go_on_nowhere_is_replaced(holds: int | None) -> None:
+    case = await ChainCase(3).start()
+    refusal = ErrorMessage(None, None, ErrorCode.CACHE_LOST, "no state there", True, holds=holds)
+    case.swarm.nodes["hb"].behaviour.error_at_step = (12, refusal)
+    answer = await case.disturbed()
+    (repair,) = answer.repaired
+    assert (repair.kind, repair.lost) == ("replay", ("hb",))
+
+
+async def test_a_hop_that_goes_back_for_ever_is_replaced() -> None:
+    case = await ChainCase(3).start()
+    refusal = ErrorMessage(None, None, ErrorCode.CACHE_LOST, "no state there", True, holds=3)
+    case.swarm.nodes["hb"].behaviour.error_from_step = (12, refusal)
+    answer = await case.disturbed()
+    assert [repair.lost for repair in answer.repaired] == [("hb",)]
+    assert [hop.peer_id for hop in answer.route.hops] == ["ha", "sb", "hc"]
+
+
+@pytest.mark.parametrize("code", [ErrorCode.CACHE_LOST, ErrorCode.DOWNSTREAM_LOST, ErrorCode.UPSTREAM_LOST])
+async def test_what_a_healthy_peer_may_say_is_no_excuse_for_ever(code: ErrorCode) -> None:
+    case = await ChainCase(3).start()
+    refusal = ErrorMessage(None, None, code, "sorry", True)
+    case.swarm.nodes["hb"].behaviour.error_from_step = (12, refusal)
+    answer = await case.disturbed()
+    assert [hop.peer_id for hop in answer.route.hops] == ["ha", "sb", "hc"]
 
 
 @pytest.mark.parametrize("fault", ["die_at_open", "die_at_hold", "die_at_replay"])
