@@ -28,7 +28,7 @@ from ..swarm.transport.interface import Transport
 from ..swarm.types import ModelRef, NodeInfo, Span
 from .config import NodeConfig
 from .engine.engine import Engine, EngineLoad, EngineSettings
-from .engine.kv_layout import KvLayout
+from .engine.memory.kv_layout import KvLayout
 from .engine.self_bench import SelfMeasurement, measure_decode, measure_self
 from .figures.work import WorkDone
 from .limits.quotas import Limits

@@ -24,8 +24,8 @@ from ...swarm.placement.types import ModelShape, NodeOffer, Serve, StandBy, Verd
 from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.types import PeerLink, Span
 from ..config import NodeConfig
-from ..engine.kv_layout import KvLayout
-from ..engine.page_tables import pages_for
+from ..engine.memory.kv_layout import KvLayout
+from ..engine.memory.page_tables import pages_for
 from ..engine.self_bench import PREFILL_TOKENS, measure_self
 from ..loaded_span import is_memory_error, kv_dtype_of, load_options
 from ..resources import MemoryShortError, give_memory_back, usable_memory

@@ -34,11 +34,11 @@ from ...swarm.types import Span
 from ..figures.work import WorkDone
 from .batch_runner import BatchReport, BatchRunner
 from .jobs import StepDone, StepDropped, StepFailed, StepJob, TokenSequence
-from .kv_layout import KvLayout
 from .load import EngineLoad, LoadMeter
-from .page_allocator import PageAllocator
-from .page_tables import PageTable
-from .prefix_cache import PrefixCache
+from .memory.kv_layout import KvLayout
+from .memory.page_allocator import PageAllocator
+from .memory.page_tables import PageTable
+from .memory.prefix_cache import PrefixCache
 from .run_delay import RunDelay
 from .scheduler import Scheduler
 from .thread_width import ThreadWidth

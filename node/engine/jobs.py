@@ -14,7 +14,7 @@ from ...swarm.errors import ErrorCode
 from ...swarm.fidelity.written_rows import WrittenRows
 from ...swarm.protocol.messages import Want
 from ...swarm.types import Span
-from .page_tables import PageChange, PageTable
+from .memory.page_tables import PageChange, PageTable
 
 
 @dataclass(eq=False, slots=True)

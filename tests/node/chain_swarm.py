@@ -14,7 +14,7 @@ import numpy as np
 
 from scripts.lab.tiny_model import HIDDEN
 from swarm_node.node.engine.engine import Engine, EngineSettings
-from swarm_node.node.engine.page_tables import pages_for
+from swarm_node.node.engine.memory.page_tables import pages_for
 from swarm_node.node.limits.quotas import Limits
 from swarm_node.node.sessions.server import DEFAULT_JOURNAL_BYTES, NodeServer
 from swarm_node.shards.models.backend import SpanBackend

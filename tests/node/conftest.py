@@ -17,7 +17,7 @@ from tokenizers import models
 
 from scripts.lab.tiny_model import BLOCKS, HIDDEN, write_llama
 from swarm_node.node.engine.engine import Engine, EngineSettings
-from swarm_node.node.engine.page_tables import pages_for
+from swarm_node.node.engine.memory.page_tables import pages_for
 from swarm_node.node.limits.quotas import Limits
 from swarm_node.node.sessions.server import NodeServer
 from swarm_node.shards.checkpoint.opening import open_checkpoint

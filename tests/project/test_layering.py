@@ -77,7 +77,7 @@ FLOORS = {
         ("client/gateway",),
     ),
     "node": (
-        ("node/figures",),
+        ("node/figures", "node/engine/memory"),
         ("node/engine", "node/limits", "node/presence", "node/volunteering"),
         ("node/sessions",),
         ("node",),

@@ -9,7 +9,7 @@ import torch
 from swarm_node.node.auto import machine as machine_module
 from swarm_node.node.auto.machine import MeasuredMachine, measure_machine, room_for
 from swarm_node.node.config import NodeConfig
-from swarm_node.node.engine.kv_layout import KvLayout
+from swarm_node.node.engine.memory.kv_layout import KvLayout
 from swarm_node.node.resources import MemoryShortError
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.formats.blocks.experts import RouterConfig

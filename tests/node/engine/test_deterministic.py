@@ -19,7 +19,7 @@ from swarm_node.node import loaded_span
 from swarm_node.node.config import NodeConfig, NodeEvent
 from swarm_node.node.engine.engine import Engine, EngineSettings
 from swarm_node.node.engine.jobs import StepDone, StepDropped, StepJob, TokenSequence
-from swarm_node.node.engine.page_tables import pages_for
+from swarm_node.node.engine.memory.page_tables import pages_for
 from swarm_node.node.node import Node
 from swarm_node.shards.layers.kv_pool import KV_DTYPES
 from swarm_node.shards.loading import load_backend

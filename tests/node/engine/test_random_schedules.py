@@ -23,7 +23,7 @@ import torch
 
 from swarm_node.node.engine.engine import Engine, EngineSettings
 from swarm_node.node.engine.jobs import StepDone, StepDropped, StepFailed, StepJob, TokenSequence
-from swarm_node.node.engine.page_tables import pages_for
+from swarm_node.node.engine.memory.page_tables import pages_for
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.formats.config import ModelConfig
 from swarm_node.shards.layers.kv_pool import BatchSlice

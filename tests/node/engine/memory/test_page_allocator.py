@@ -4,7 +4,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from swarm_node.node.engine.page_allocator import Page, PageAllocator
+from swarm_node.node.engine.memory.page_allocator import Page, PageAllocator
 from swarm_node.swarm.errors import LocalProtocolError, UsageError
 
 TOTAL = 12

@@ -8,10 +8,10 @@ from zlib import crc32
 
 import pytest
 
-from swarm_node.node.engine.kv_layout import KvLayout
-from swarm_node.node.engine.page_allocator import Page, PageAllocator
-from swarm_node.node.engine.page_tables import PageChange, PageTable, pages_for
-from swarm_node.node.engine.prefix_cache import PrefixCache
+from swarm_node.node.engine.memory.kv_layout import KvLayout
+from swarm_node.node.engine.memory.page_allocator import Page, PageAllocator
+from swarm_node.node.engine.memory.page_tables import PageChange, PageTable, pages_for
+from swarm_node.node.engine.memory.prefix_cache import PrefixCache
 from swarm_node.swarm.errors import LocalProtocolError
 from swarm_node.swarm.fairness.shares import Holder
 from swarm_node.swarm.types import Span

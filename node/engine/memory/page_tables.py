@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ...swarm.errors import LocalProtocolError
-from ...swarm.protocol.field_types import PAGE_TOKENS
+from ....swarm.errors import LocalProtocolError
+from ....swarm.protocol.field_types import PAGE_TOKENS
 from .kv_layout import KvGroup, KvLayout
 from .page_allocator import Page, PageAllocator
 from .prefix_cache import Known, PrefixCache

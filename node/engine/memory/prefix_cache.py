@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...swarm.fairness.shares import Holder
-from ...swarm.types import Span
+from ....swarm.fairness.shares import Holder
+from ....swarm.types import Span
 from .kv_layout import KvGroup, KvLayout
 from .page_allocator import Page, PageAllocator, PrefixKey
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from swarm_node.node.engine.kv_layout import KvLayout
+from swarm_node.node.engine.memory.kv_layout import KvLayout
 from tests.shards.models.block_cases import attention, block
 
 PLAIN, WINDOW = block(), block(attention(window=20))

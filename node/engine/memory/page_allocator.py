@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ...swarm.errors import LocalProtocolError, UsageError
-from ...swarm.fairness.owner_lru import OwnerLru
-from ...swarm.fairness.shares import Holder
+from ....swarm.errors import LocalProtocolError, UsageError
+from ....swarm.fairness.owner_lru import OwnerLru
+from ....swarm.fairness.shares import Holder
 
 
 class PrefixKey(NamedTuple):

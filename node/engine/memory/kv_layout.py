@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ...shards.formats.blocks.block import BlockConfig
-from ...swarm.protocol.field_types import PAGE_TOKENS
+from ....shards.formats.blocks.block import BlockConfig
+from ....swarm.protocol.field_types import PAGE_TOKENS
 
 ROLLBACK_TOKENS = 64
 """A session may always go back by this many tokens, however far its blocks see: drafts have 32 at most."""

@@ -3,9 +3,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.node.engine.kv_layout import KvGroup, KvLayout
-from swarm_node.node.engine.page_allocator import Page, PageAllocator, PrefixKey
-from swarm_node.node.engine.prefix_cache import Known, PrefixCache
+from swarm_node.node.engine.memory.kv_layout import KvGroup, KvLayout
+from swarm_node.node.engine.memory.page_allocator import Page, PageAllocator, PrefixKey
+from swarm_node.node.engine.memory.prefix_cache import Known, PrefixCache
 from swarm_node.swarm.fairness.shares import Holder
 from swarm_node.swarm.types import Span
 
