@@ -26,7 +26,15 @@ def _token(at: float, n: int, peers: list[str], repairs: int = 0) -> dict[str, A
 
 
 def _ended(at: float, tokens: list[int], expected: list[int], **more: Any) -> dict[str, Any]:
-    ended = {"event": "ended", "stream": 0, "began": 100.0, "at": at, "token_ids": tokens}
+    ended = {
+        "event": "ended",
+        "stream": 0,
+        "began": 100.0,
+        "at": at,
+        "token_ids": tokens,
+        "drafted": 0,
+        "accepted": 0,
+    }
     return {**ended, "expected": expected, "text_is_whole": True, "gaps": [0.01], "repairs": [], **more}
 
 

@@ -11,6 +11,8 @@ the undisturbed one, and when all is over nothing may be left: no session, page,
   scripts/chaos --streams daemon                    all streams through the nodes' p2pds
   scripts/chaos --faults frozen,SIGTERM             only these kinds
   scripts/chaos --kills 1000                        only kill -9, as fast as nodes come back, on a tiny model
+  scripts/chaos --kills 300 --model tiny-hybrid     the same, where every other block keeps a state
+  scripts/chaos --kills 300 --draft                 the same, with a draft model that is often wrong
 
 Exit code 0: nothing was lost; 1: something was, or something is left; 2: wrong usage.
 """
@@ -33,7 +35,7 @@ from ..processes.event_process import stop_all
 from ..processes.fork_server import ForkServer
 from ..prompts import BLOCKS, MODEL
 from ..tiny_model import BLOCKS as TINY_BLOCKS
-from ..tiny_model import write_tiny_model
+from ..tiny_model import write_tiny_hybrid, write_tiny_model
 from ..wan_lab.network import WanLab, why_not_here
 from .clients import ChaosClients
 from .nodes import ChaosNodes
@@ -43,6 +45,9 @@ from .report import figures, problems_of, tables
 from .schedule import KILL, KINDS, Planned, chosen, schedule
 from .watch import Watch
 
+TINY = {"tiny": write_tiny_model, "tiny-hybrid": write_tiny_hybrid}
+WRONG = 0.03
+"""How wrong the weights of a draft model are: see ``write_tiny_model``."""
 PAUSE_S = (0.3, 1.5)
 """Between two faults, shortest and longest."""
 KILL_PAUSE_S = (0.0, 0.25)
@@ -67,7 +72,7 @@ class Chaos:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
         self._kills: int | None = arguments.kills
-        self._tiny = arguments.model == "tiny"
+        self._tiny = arguments.model in TINY
         self._watch = Watch(on_note=self._tell if arguments.verbose else lambda note: None)
         self._aimed = 0
         self._began = self._started = self._told = time.monotonic()
@@ -80,7 +85,11 @@ class Chaos:
             sockets.mkdir()
             environment = {"OMP_NUM_THREADS": "1", "TMPDIR": str(sockets), MARK: folder.name}
             left = exit_.enter_context(remains(folder.name))
-            model = str(write_tiny_model(folder) if self._tiny else Path(arguments.model))
+            model = str(TINY[arguments.model](folder) if self._tiny else Path(arguments.model))
+            drafts = None
+            if arguments.draft:
+                (draft_folder := folder / "draft").mkdir()
+                drafts = str(TINY[arguments.model](draft_folder, wrong=WRONG))
             spans = split_evenly(TINY_BLOCKS if self._tiny else BLOCKS, arguments.spans)
             fork_server = exit_.enter_context(ForkServer(environment))
             places = Places(exit_.enter_context(WanLab()) if arguments.lab else None)
@@ -106,6 +115,7 @@ class Chaos:
                     initial_peers=swarm.initial_peers,
                     prompts=6,
                     new_tokens=arguments.new_tokens,
+                    draft=drafts,
                     pause_s=READER_PAUSE_S if self._tiny else 0.0,
                     exact=arguments.mode == "float32",
                 )
@@ -137,7 +147,8 @@ class Chaos:
         report = figures(self._watch, seconds)
         return {
             "seed": arguments.seed,
-            "mode": f"{'tiny model' if self._tiny else Path(arguments.model).name}, {arguments.mode}",
+            "mode": f"{arguments.model if self._tiny else Path(arguments.model).name}, {arguments.mode}"
+            + (", drafts" if arguments.draft else ""),
             "streams": arguments.streams,
             "replicas": arguments.replicas,
             "spans": arguments.spans,
@@ -280,7 +291,14 @@ def parse(words: list[str]) -> argparse.Namespace:
         default="direct",
         help="from process to process (the default), or all through the nodes' p2pds",
     )
-    parser.add_argument("--model", help="a .gguf file, or tiny: random weights (default with --kills)")
+    parser.add_argument(
+        "--model",
+        help="a .gguf file, or random weights: tiny (default with --kills), or tiny-hybrid, of which every "
+        "other block keeps a state",
+    )
+    parser.add_argument(
+        "--draft", action="store_true", help="a tiny model's answers are drafted, and the drafts err"
+    )
     parser.add_argument("--spans", type=count, default=2, help="default: %(default)s")
     parser.add_argument("--replicas", type=count, help="of each span (default: 2; with --kills 4)")
     parser.add_argument("--clients", type=count, default=4, help="streams (default: %(default)s)")
@@ -300,6 +318,8 @@ def parse(words: list[str]) -> argparse.Namespace:
     parsed.seconds = parsed.seconds or parsed.minutes * 60
     parsed.model = parsed.model or ("tiny" if parsed.kills else str(MODEL))
     parsed.replicas = parsed.replicas or (4 if parsed.kills else 2)
+    if parsed.draft and parsed.model not in TINY:
+        parser.error(f"--draft is for --model {' or '.join(TINY)}")
     if parsed.lab and (reason := why_not_here()):
         parser.error(f"--lab: {reason}")
     if parsed.replicas < 2:

@@ -47,6 +47,7 @@ class ChaosClient:
         pause_s: float,
         exact: bool,
         prefix_cache: bool,
+        draft: str | None = None,
     ) -> None:
         self._model_path = model
         self._initial_peers = initial_peers
@@ -57,6 +58,8 @@ class ChaosClient:
         self._connection: dict[str, Any] = {"prefix_cache": prefix_cache, "threads": 1}
         if exact:
             self._connection |= {"wire_codec": "none", "dtype": "float32", "quantize": "none"}
+        if draft is not None:
+            self._connection["draft"] = draft
         self._stopping = False
         self._expected: list[list[int]] = []
 
@@ -130,6 +133,8 @@ class ChaosClient:
             "text_is_whole": text == result.text,
             "gaps": [round(gap, 4) for gap in gaps],
             "repairs": repairs_of(result, repaired_at),
+            "drafted": result.speculated.drafted,
+            "accepted": result.speculated.accepted,
         }
 
 

@@ -46,6 +46,8 @@ def figures(watch: Watch, seconds: float) -> dict[str, Any]:
         "generations": watch.generations,
         "failed_generations": len(watch.failures),
         "tokens": watch.tokens,
+        "drafted": watch.drafted,
+        "accepted": watch.accepted,
         **{name: watch.wrong[name] for name in LOST},
         "stalls": grouped(watch.stalls),
         "unharmed": dict(sorted(watch.unharmed.items())),
@@ -98,6 +100,7 @@ def tables(report: dict[str, Any]) -> list[Table | str]:
         f"{report['generations']} generations, {report['tokens']} tokens: {report['lost']} lost, "
         f"{report['doubled']} doubled, {report['differing']} differing; "
         f"{report['failed_generations']} generations failed",
+        f"{report['drafted']} tokens were drafted, {report['accepted']} of them were right",
         f"replayed {replayed['tokens']} tokens: {_size(replayed['bytes_nodes'])} sent by nodes, "
         f"{_size(replayed['bytes_client'])} by clients",
         f"time without a token: p50 {gaps['p50'] * 1000:.0f} ms, p99 {gaps['p99'] * 1000:.0f} ms, "

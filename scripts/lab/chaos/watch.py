@@ -66,6 +66,8 @@ class Watch:
     streams: dict[StreamKey, StreamState] = field(default_factory=dict)
     generations: int = 0
     tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
     wrong: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     stalls: list[tuple[str, float]] = field(default_factory=list)
@@ -163,6 +165,8 @@ class Watch:
     def _ended(self, client: int, event: dict[str, Any]) -> None:
         self.generations += 1
         self.tokens += len(event["token_ids"])
+        self.drafted += event["drafted"]
+        self.accepted += event["accepted"]
         self.wrong.update(difference(event["expected"], event["token_ids"]))
         if not event["text_is_whole"]:
             self.failures.append(f"client {client}: the streamed pieces are not the answer's text")
