@@ -14,7 +14,6 @@ from ..shards.certificates.finding import find_certificate
 from ..shards.certificates.reading import row_reader
 from ..shards.checkpoint.checkpoint import Checkpoint
 from ..shards.kernels import library, table
-from ..shards.layers.kv_pool import largest_slot
 from ..shards.loading import load_backend
 from ..shards.models.backend import KvMemory, SpanBackend
 from ..shards.models.determinism_check import check_determinism
@@ -28,7 +27,7 @@ from ..swarm.transport.interface import Transport
 from ..swarm.types import ModelRef, NodeInfo, Span
 from .config import NodeConfig
 from .engine.engine import Engine, EngineLoad, EngineSettings
-from .engine.memory.kv_layout import KvLayout
+from .engine.memory.span_memory import SpanMemory
 from .engine.self_bench import SelfMeasurement, measure_decode, measure_self
 from .figures.work import WorkDone
 from .limits.quotas import Limits
@@ -44,6 +43,8 @@ SWEEP_S = 5.0
 
 MUCH_SLOWER = 1.2
 """A change of speed by a smaller factor is noise, and would change no plan."""
+
+_FEWER = "Choose a smaller --kv-cache-tokens, fewer --blocks or --kv-dtype int8."
 
 OnProgress = Callable[[int, int, str], None]
 """``on_progress(done_bytes, total_bytes, label)`` while weights load; called in a worker thread."""
@@ -275,28 +276,34 @@ class LoadedSpan:
         self._exit.push_async_callback(self._server.aclose)
 
     def _kv_pool(self, model: SpanBackend[Any]) -> KvMemory:
-        """Memory for the KV cache: as many whole pages as were asked for, or as free memory suggests."""
+        """Memory for pages and states: as much as was asked for in tokens, or as free memory suggests."""
         config = model.config
         blocks, context = config.blocks[model.span.start : model.span.end], config.max_position_embeddings
         self.kv_dtype = kv_dtype = kv_dtype_of(self._config, model)
-        layout = KvLayout.of(blocks, self._config.max_batch_tokens)
+        memory = SpanMemory.of(blocks, self._config.max_batch_tokens, kv_dtype)
+        available, limit = available_memory(self._config.device), self._config.memory
+        if limit is not None:
+            available = min(available, max(0, limit - model.weight_bytes))
         if self._config.kv_cache_tokens is not None:
-            slots = layout.slots_for(self._config.kv_cache_tokens, context)
+            size = memory.for_tokens(self._config.kv_cache_tokens, context)
         else:
-            slot = largest_slot(blocks, kv_dtype)
-            available, limit = available_memory(self._config.device), self._config.memory
-            if limit is not None:
-                available = min(available, max(0, limit - model.weight_bytes))
-            wanted = default_kv_bytes(available, layout.slots_of(context) * slot, is_budget=limit is not None)
-            slots = max(len(blocks), wanted // slot)
-        try:
-            return cast(KvMemory, model.new_pool(slots, kv_dtype))
-        except MemoryError as error:
-            logger.warning("event=kv_allocation_failed slots=%d error=%r", slots, str(error)[:200])
+            whole = memory.session_bytes(context)
+            size = memory.within(default_kv_bytes(available, whole, is_budget=limit is not None), context)
+        if size.states and memory.bytes_of(size) > available:
             raise MemoryShortError(
-                f"{layout.tokens_in(slots, context)} tokens of KV cache as {kv_dtype} do not fit into the "
-                f"memory of {model.device}",
-                hint="Choose a smaller --kv-cache-tokens, fewer --blocks or --kv-dtype int8.",
+                f"{size.states} states of {memory.state_bytes >> 10} KiB and {size.slots} pages of KV cache "
+                f"take {memory.bytes_of(size) >> 20} MiB, and {available >> 20} MiB are free on "
+                f"{model.device}",
+                hint=_FEWER,
+            )
+        try:
+            return cast(KvMemory, model.new_pool(size.slots, kv_dtype, size.states))
+        except MemoryError as error:
+            logger.warning("event=kv_allocation_failed size=%s error=%r", size, str(error)[:200])
+            raise MemoryShortError(
+                f"{memory.layout.tokens_in(*size, context)} tokens of KV cache as {kv_dtype} do not fit into "
+                f"the memory of {model.device}",
+                hint=_FEWER,
             ) from error
 
 

@@ -31,10 +31,11 @@ class MemoryShortError(UsageError):
 def default_kv_bytes(available_bytes: int, context_bytes: int, *, is_budget: bool = False) -> int:
     """Bytes of KV cache for a node that was not told: a share of the available memory.
 
-    At least one full context, of ``context_bytes``, where that fits into KV_CEILING, and at most MAX_CONTEXTS
-    of them. ``is_budget``: all of ``available_bytes`` is meant for the cache.
+    At least one full context, of ``context_bytes`` (0 for blocks that cache nothing), where that fits into
+    KV_CEILING, and at most MAX_CONTEXTS of them. ``is_budget``: all of ``available_bytes`` is meant for the
+    cache.
     """
-    if context_bytes < 1:
+    if context_bytes < 0:
         raise UsageError(f"a context of {context_bytes} bytes is not possible")
     share = int(available_bytes * (1 if is_budget else KV_SHARE))
     ceiling = int(available_bytes * KV_CEILING)

@@ -204,7 +204,7 @@ class Engine:
 
     def tokens_in(self, slots: int, span: Span) -> int:
         """Tokens of sessions over ``span`` for which ``slots`` do."""
-        return self._layout(span).tokens_in(slots, self._context)
+        return self._layout(span).tokens_in(slots, self.pool.n_states, self._context)
 
     def slots_of(self, max_tokens: int, span: Span) -> int:
         """Slots that a session over ``span`` takes at most."""

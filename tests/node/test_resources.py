@@ -45,5 +45,6 @@ def test_default_kv_cache_for_machines_one_knows():
     assert default_kv_bytes(20 * GIB, context) == 20 * GIB // 4
     assert default_kv_bytes(GIB // 2, context) == context  # one context, more than the share
     assert default_kv_bytes(64 * 1024**2, context) == int(0.8 * 64 * 1024**2)
+    assert default_kv_bytes(GIB, 0) == 0  # blocks that cache nothing
     with pytest.raises(UsageError):
-        default_kv_bytes(GIB, 0)
+        default_kv_bytes(GIB, -1)

@@ -1,8 +1,10 @@
-"""How many slots a session needs in each of its blocks. Plain ints.
+"""How much memory a session needs in each of its blocks: slots for pages of keys and values, and slots for
+states. Plain ints.
 
 Blocks that see all tokens need a page for every page of tokens; those that read another block's keys and
 values need none. Those that see only the last ones, or those of a chunk, use a few pages again and again: a
-session holds what a token sees there, what one batch may add, and ROLLBACK_TOKENS.
+session holds what a token sees there, what one batch may add, and ROLLBACK_TOKENS. Blocks that keep a state
+need MOST_STATES slots, however long the session is.
 """
 
 from __future__ import annotations
@@ -13,10 +15,18 @@ from dataclasses import dataclass
 from ....shards.formats.blocks.block import BlockConfig
 from ....swarm.protocol.field_types import PAGE_TOKENS
 
+Rows = slice | list[int]
+
 ROLLBACK_TOKENS = 64
-"""A session may always go back by this many tokens, however far its blocks see: drafts have 32 at most."""
+"""A session may always go back by this many tokens, however far its blocks see: drafts have 32 at most, and
+31 more are fed again where a state is only held for the end of a page."""
 ALL_PAGES = 2**31
 """More pages than a session can have."""
+MOST_STATES = 4
+"""Pages of which a session holds the state: the one it writes, the two before, so that it can go back by a
+draft of 32 tokens from anywhere in a page, and the one before the step that is computed."""
+UNBOUND_SESSIONS = 64
+"""What a span without any cache has room for: sessions of a whole context, as far as announcements tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +37,7 @@ class KvGroup:
     ``page_tokens`` tokens that a session holds at once in each of them.
     """
 
-    rows: slice | list[int]
+    rows: Rows
     blocks: int
     reach: int
     most: int
@@ -38,9 +48,22 @@ class KvGroup:
         return max(0, position - self.reach + 1) // self.page_tokens if self.reach else 0
 
 
+@dataclass(frozen=True, slots=True)
+class StateGroup:
+    """Blocks that keep a state: ``rows`` of a session's table of states, ``blocks`` of them.
+
+    ``most``: pages of ``page_tokens`` tokens of which a session holds the state at once.
+    """
+
+    rows: Rows
+    blocks: int
+    page_tokens: int
+    most: int = MOST_STATES
+
+
 class KvLayout:
     """The groups of one span's blocks, by ``reaches`` of these, None for one that caches nothing.
-    ``batch_tokens``: most tokens of one session in a batch.
+    ``batch_tokens``: most tokens of one session in a batch. ``states``: rows of blocks that keep a state.
 
     ``most`` counts one page more than these tokens need: the first one may begin anywhere in its page.
     """
@@ -50,6 +73,7 @@ class KvLayout:
         reaches: Iterable[int | None],
         batch_tokens: int,
         *,
+        states: Iterable[int] = (),
         page_tokens: int = PAGE_TOKENS,
         rollback_tokens: int = ROLLBACK_TOKENS,
     ) -> None:
@@ -61,7 +85,7 @@ class KvLayout:
                 rows.setdefault(reach, []).append(row)
         self.groups = tuple(
             KvGroup(
-                slice(None) if len(rows[reach]) == len(reaches) else rows[reach],
+                _whole(rows[reach], len(reaches)),
                 len(rows[reach]),
                 reach,
                 self._pages(reach + batch_tokens + rollback_tokens) + 1 if reach else ALL_PAGES,
@@ -70,30 +94,47 @@ class KvLayout:
             for reach in sorted(rows)
         )
         self.blocks = sum(group.blocks for group in self.groups)
+        kept = [*states]
+        self.states = StateGroup(_whole(kept, len(reaches)), len(kept), page_tokens) if kept else None
 
     @classmethod
     def of(cls, blocks: Iterable[BlockConfig], batch_tokens: int) -> KvLayout:
         """Of a span between allowed cuts, which holds what its blocks read."""
+        blocks = [*blocks]
         reaches = (
             block.attention.reach if block.attention and block.kv_of is None else None for block in blocks
         )
-        return cls(reaches, batch_tokens)
+        states = (row for row, block in enumerate(blocks) if block.state is not None)
+        return cls(reaches, batch_tokens, states=states)
 
     def slots_of(self, tokens: int) -> int:
         """Slots of one session of ``tokens`` tokens."""
         pages = self._pages(tokens)
         return sum(min(pages, group.most) * group.blocks for group in self.groups)
 
+    def states_of(self, tokens: int) -> int:
+        """Slots for states of one session of ``tokens`` tokens."""
+        group = self.states
+        return min(self._pages(tokens), group.most) * group.blocks if group else 0
+
     def slots_for(self, tokens: int, context: int) -> int:
         """Slots of sessions that have ``tokens`` tokens together, each up to ``context``."""
         sessions, rest = divmod(self._pages(tokens), max(1, self._pages(context)))
         return sessions * self.slots_of(context) + self.slots_of(rest * self.page_tokens)
 
-    def tokens_in(self, slots: int, context: int) -> int:
-        """Tokens, in whole pages, of sessions for which ``slots`` slots do: one of up to ``context`` tokens
-        finds room exactly if it is not longer than that."""
-        sessions, rest = divmod(slots, self.slots_of(max(1, context)))
-        return (sessions * self._pages(max(1, context)) + self._pages_in(rest)) * self.page_tokens
+    def tokens_in(self, slots: int, states: int, context: int) -> int:
+        """Tokens, in whole pages, of sessions for which ``slots`` and ``states`` slots do: one of up to
+        ``context`` tokens finds room exactly if it is not longer than that."""
+        context = max(1, context)
+        pages = self._pages(context)
+        bounds: list[int] = []
+        if self.groups:
+            sessions, rest = divmod(slots, self.slots_of(context))
+            bounds.append(sessions * pages + self._pages_in(rest))
+        if self.states is not None:
+            sessions, rest = divmod(states, self.states_of(context))
+            bounds.append(sessions * pages + rest // self.states.blocks)
+        return min(bounds, default=UNBOUND_SESSIONS * pages) * self.page_tokens
 
     def _pages_in(self, slots: int) -> int:
         """Pages of the longest session for which ``slots`` do, if there is a longest one."""
@@ -109,3 +150,7 @@ class KvLayout:
 
     def _pages(self, tokens: int) -> int:
         return -(-tokens // self.page_tokens)
+
+
+def _whole(rows: list[int], of: int) -> Rows:
+    return slice(None) if len(rows) == of else rows

@@ -1,0 +1,77 @@
+"""What sessions over some blocks cost in bytes, and how a node's memory is divided into pages and states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ....shards.formats.blocks.block import BlockConfig
+from ....shards.layers.kv_pool import largest_slot
+from ....shards.layers.state_pool import largest_state
+from .kv_layout import KvLayout
+
+SESSION_TOKENS = 4096
+"""There are states for a session for each SESSION_TOKENS tokens of KV cache: a long answer, or a chat."""
+
+
+class PoolSize(NamedTuple):
+    """Slots for pages of keys and values, each of one block, and slots for states of one block."""
+
+    slots: int
+    states: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpanMemory:
+    """Of blocks between allowed cuts. ``slot_bytes`` and ``state_bytes``: of one slot, 0 where none is
+    needed."""
+
+    layout: KvLayout
+    slot_bytes: int
+    state_bytes: int
+
+    @classmethod
+    def of(cls, blocks: Sequence[BlockConfig], batch_tokens: int, kv_dtype: str) -> SpanMemory:
+        """``batch_tokens``: most tokens of one session in a batch. Raises UsageError for an unknown
+        ``kv_dtype``."""
+        layout = KvLayout.of(blocks, batch_tokens)
+        slot = largest_slot(blocks, kv_dtype) if layout.groups else 0
+        return cls(layout, slot, largest_state(blocks))
+
+    def session(self, tokens: int) -> PoolSize:
+        """What one session of ``tokens`` tokens takes."""
+        return PoolSize(self.layout.slots_of(tokens), self.layout.states_of(tokens))
+
+    def session_bytes(self, tokens: int) -> int:
+        """Of one session of ``tokens`` tokens, pages and states together."""
+        return self.bytes_of(self.session(tokens))
+
+    def bytes_of(self, size: PoolSize) -> int:
+        return size.slots * self.slot_bytes + size.states * self.state_bytes
+
+    def for_tokens(self, tokens: int, context: int) -> PoolSize:
+        """For sessions that have ``tokens`` tokens together, each up to ``context``: states for as many as
+        SESSION_TOKENS suggests, but no more memory for them than for pages, and always for one session."""
+        slots = self.layout.slots_for(tokens, context)
+        usual = min(max(1, context), SESSION_TOKENS)
+        return PoolSize(slots, self._states(-(-tokens // usual), slots * self.slot_bytes, min(tokens, usual)))
+
+    def within(self, budget: int, context: int) -> PoolSize:
+        """As many as ``budget`` bytes hold, but room for one token at least. States take half of it at most,
+        and leave room for the pages of one whole context; but one session's states are always there."""
+        layout, usual = self.layout, min(max(1, context), SESSION_TOKENS)
+        left = max(0, budget - layout.slots_of(context) * self.slot_bytes)
+        sessions = budget // max(1, self.session_bytes(usual))
+        states = self._states(sessions, min(left, budget // 2) if self.slot_bytes else budget, usual)
+        slots = max(0, budget - states * self.state_bytes) // self.slot_bytes if self.slot_bytes else 0
+        return PoolSize(max(layout.slots_of(1), slots), states)
+
+    def _states(self, sessions: int, most_bytes: int, tokens: int) -> int:
+        """Slots for ``sessions`` sessions of ``tokens`` tokens within ``most_bytes``, or else for one."""
+        each = self.layout.states_of(tokens)
+        if not each:
+            return 0
+        if self.slot_bytes:
+            sessions = min(sessions, most_bytes // (each * self.state_bytes))
+        return max(1, sessions) * each
