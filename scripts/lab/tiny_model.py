@@ -18,6 +18,7 @@ BLOCKS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INNER, VOCAB, CONTEXT = 4, 64, 4, 2, 
 TAPS = 4
 FIRST_CHARACTER = 0x4E00
 """Tokens beyond printable ASCII are the characters from here on: whole, printable, one code point each."""
+CHAT = "{% for message in messages %}{{ message.content }} {% endfor %}"
 SPREAD = 2.0
 """Times the usual width of random weights, so that greedy answers wander and do not repeat one token."""
 
@@ -37,8 +38,8 @@ def write_tiny_model(folder: Path, *, seed: int = 7, blocks: int = BLOCKS, wrong
     return folder
 
 
-def write_tokenizer(folder: Path) -> None:
-    """tokenizer.json of ``characters``, and tokenizer_config.json."""
+def write_tokenizer(folder: Path, **settings: str) -> None:
+    """tokenizer.json of ``characters``, and tokenizer_config.json with these ``settings``."""
     from tokenizers import Tokenizer, decoders, models
 
     vocabulary = {character: n for n, character in enumerate(characters())}
@@ -46,7 +47,7 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens(["</s>"])
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", **settings}))
 
 
 def write_llama(
@@ -119,7 +120,7 @@ def write_tiny_hybrid(folder: Path, *, seed: int = 7, blocks: int = BLOCKS, wron
             "tie_word_embeddings": False,
         },
     )
-    write_tokenizer(folder)
+    write_tokenizer(folder, chat_template=CHAT)
     return folder
 
 

@@ -7,6 +7,7 @@ tasks or descriptors more, memory flat, no error in their logs, and no wrong ans
 
   scripts/soak                            half an hour
   scripts/soak --minutes 2 --json -       shorter, figures for machines on standard output
+  scripts/soak --model tiny-hybrid        random weights, of which every other block keeps a state
 
 Exit code 0: nothing was found; 1: something was; 2: wrong usage.
 """
@@ -16,8 +17,10 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+import tempfile
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
@@ -27,8 +30,11 @@ from ..command_line import add_json, console, positive, run_and_report, script_p
 from ..local_swarm import LocalSwarm, split_evenly
 from ..processes.worker import Worker, run_in_process, workers
 from ..prompts import BLOCKS, MODEL
+from ..tiny_model import BLOCKS as TINY_BLOCKS
+from ..tiny_model import write_tiny_hybrid
 from .verdict import SLOPE_FROM_S, Sample, log_problems, node_problems, second_half_growth
 
+HYBRID = "tiny-hybrid"
 POLITE = 2
 """Processes of polite clients."""
 IDLE_SESSION_S = 4.0
@@ -50,19 +56,28 @@ class Soak:
         self._sample_s = min(arguments.sample_seconds, self._seconds / 8)
         self._rng = random.Random(arguments.seed)
         self._seed = arguments.seed
+        self._hybrid = arguments.model == HYBRID
         self._killed = 0
         self._victim: Worker | None = None
         self._kill_at: float | None = None
+        self._asked: dict[str, Any] = {}  # the swarm, and its model
         self.problems: list[str] = []
 
     def run(self) -> dict[str, Any]:
         options = ["--threads", "1", "--kv-cache-tokens", str(KV_TOKENS)]
         overrides = {"idle_session_seconds": IDLE_SESSION_S, "idle_connection_seconds": 3 * IDLE_SESSION_S}
-        spans = split_evenly(BLOCKS, 2)
-        with LocalSwarm(MODEL, spans, serve_options=options, overrides=overrides) as swarm:
-            expected = run_in_process(
-                "scripts.lab.soak.polite:undisturbed_answers", initial_peers=swarm.initial_peers
-            )
+        spans = split_evenly(TINY_BLOCKS if self._hybrid else BLOCKS, 2)
+        with (
+            tempfile.TemporaryDirectory(prefix="swarm-soak-") as folder,
+            LocalSwarm(
+                model := str(write_tiny_hybrid(Path(folder)) if self._hybrid else MODEL),
+                spans,
+                serve_options=options,
+                overrides=overrides,
+            ) as swarm,
+        ):
+            self._asked = {"initial_peers": swarm.initial_peers, "model": model}
+            expected = run_in_process("scripts.lab.soak.polite:undisturbed_answers", **self._asked)
             start = self._samples(swarm, 0.0)
             try:
                 samples, done = self._under_load(swarm, expected)
@@ -98,9 +113,9 @@ class Soak:
     def _under_load(
         self, swarm: LocalSwarm, expected: list[list[int]]
     ) -> tuple[list[list[Sample]], dict[str, Any]]:
-        peers = {"initial_peers": swarm.initial_peers}
         polite = [
-            {**peers, "expected": expected, "seed": self._seed + n, "rest_s": REST_S} for n in range(POLITE)
+            {**self._asked, "expected": expected, "seed": self._seed + n, "rest_s": REST_S}
+            for n in range(POLITE)
         ]
         nodes = [node.events[-1] for node in swarm.nodes]
         samples: list[list[Sample]] = [[] for _ in swarm.nodes]
@@ -108,7 +123,7 @@ class Soak:
             workers("scripts.lab.soak.polite:polite_clients", polite) as friends,
             workers("scripts.lab.soak.hostile:hostile_peer", [{"nodes": nodes, "seed": self._seed}]) as foes,
         ):
-            self._victim = Worker("scripts.lab.soak.polite:client_to_kill", **peers)
+            self._victim = Worker("scripts.lab.soak.polite:client_to_kill", **self._asked)
             for worker in [*friends, *foes, self._victim]:
                 worker.wait_ready()
             began = time.monotonic()
@@ -133,7 +148,7 @@ class Soak:
     def _keep_killing(self, swarm: LocalSwarm) -> None:
         """Start a client, let it ask for a moment, kill it, start the next one."""
         if self._victim is None:
-            self._victim = Worker("scripts.lab.soak.polite:client_to_kill", initial_peers=swarm.initial_peers)
+            self._victim = Worker("scripts.lab.soak.polite:client_to_kill", **self._asked)
         elif self._kill_at is None:
             if self._victim.has_events:
                 self._victim.wait_ready()
@@ -213,6 +228,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=positive, help="instead of minutes")
     parser.add_argument("--sample-seconds", type=positive, default=5.0, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=1, help="of what clients choose (default: %(default)s)")
+    parser.add_argument(
+        "--model", choices=("SmolLM2", HYBRID), default="SmolLM2", help="default: %(default)s"
+    )
     add_json(parser)
     return parser.parse_args(words)
 

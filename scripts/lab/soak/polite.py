@@ -14,7 +14,7 @@ from typing import Any
 import uvloop
 
 from ..processes.parent import next_order, tell
-from ..prompts import MODEL, long_prompt
+from ..prompts import long_prompt
 
 QUESTIONS = (
     "What is the capital of France?",
@@ -37,9 +37,9 @@ def undisturbed_answers(**options: Any) -> list[list[int]]:
     return uvloop.run(_undisturbed_answers(**options))
 
 
-async def _undisturbed_answers(*, initial_peers: Sequence[str]) -> list[list[int]]:
-    async with await _connect(initial_peers) as model:
-        return [list((await _ask(model, question)).token_ids) for question in QUESTIONS]
+async def _undisturbed_answers(*, initial_peers: Sequence[str], model: str) -> list[list[int]]:
+    async with await _connect(initial_peers, model) as swarm:
+        return [list((await _ask(swarm, question)).token_ids) for question in QUESTIONS]
 
 
 def polite_clients(**options: Any) -> dict[str, Any]:
@@ -47,18 +47,18 @@ def polite_clients(**options: Any) -> dict[str, Any]:
     return uvloop.run(PoliteClients(**options).run())
 
 
-def client_to_kill(*, initial_peers: Sequence[str]) -> None:
+def client_to_kill(*, initial_peers: Sequence[str], model: str) -> None:
     """Answers side by side for ever: for a parent that kills this process in their middle."""
-    uvloop.run(_answer_for_ever(initial_peers))
+    uvloop.run(_answer_for_ever(initial_peers, model))
 
 
-async def _answer_for_ever(initial_peers: Sequence[str]) -> None:
-    async with await _connect(initial_peers) as model:
+async def _answer_for_ever(initial_peers: Sequence[str], model: str) -> None:
+    async with await _connect(initial_peers, model) as swarm:
         tell("ready")
         while True:
             async with asyncio.TaskGroup() as group:
                 for question in QUESTIONS[:AT_ONCE]:
-                    group.create_task(model.generate(question, max_new_tokens=400, ignore_eos=True))
+                    group.create_task(swarm.generate(question, max_new_tokens=400, ignore_eos=True))
 
 
 class PoliteClients:
@@ -66,9 +66,15 @@ class PoliteClients:
     around the node's limit so that some are dropped."""
 
     def __init__(
-        self, *, initial_peers: Sequence[str], expected: Sequence[Sequence[int]], seed: int, rest_s: float
+        self,
+        *,
+        initial_peers: Sequence[str],
+        model: str,
+        expected: Sequence[Sequence[int]],
+        seed: int,
+        rest_s: float,
     ) -> None:
-        self._peers = initial_peers
+        self._peers, self._model = initial_peers, model
         self._expected = expected
         self._rng = random.Random(seed)
         self._rest_s = rest_s
@@ -84,7 +90,7 @@ class PoliteClients:
         stop = asyncio.create_task(self._until_stopped())
         tell("ready")
         while not self._stopping.is_set():
-            async with await _connect(self._peers) as model, asyncio.TaskGroup() as group:
+            async with await _connect(self._peers, self._model) as model, asyncio.TaskGroup() as group:
                 for _ in range(AT_ONCE):
                     group.create_task(self._visit(model))
             self._done["client left"] += 1
@@ -175,15 +181,15 @@ class PoliteClients:
         if self._encode is None:
             from swarm_node.shards.checkpoint.opening import open_checkpoint
 
-            with open_checkpoint(str(MODEL)) as checkpoint:
+            with open_checkpoint(self._model) as checkpoint:
                 self._encode = checkpoint.tokenizer().encode
         return long_prompt(self._encode, LONG_TOKENS, self._rng.randrange(1_000_000))
 
 
-async def _connect(initial_peers: Sequence[str]) -> Any:
+async def _connect(initial_peers: Sequence[str], model: str) -> Any:
     from swarm_node.client import AsyncSwarmModel
 
-    return await AsyncSwarmModel.connect(model=str(MODEL), initial_peers=initial_peers, threads=1, wait=30)
+    return await AsyncSwarmModel.connect(model=model, initial_peers=initial_peers, threads=1, wait=30)
 
 
 async def _ask(model: Any, question: str) -> Any:
