@@ -45,24 +45,32 @@ class MlxSide:
 @cache
 def activation(settings: MlpConfig) -> Function:
     """What becomes of the rows (..., 2 * inner) of gate and up, or (..., inner) of up alone: (..., inner)."""
-    inner = settings.inner
+    inner, factor = settings.inner, settings.gate_factor
     if not settings.gated:
-        return fused(_ACTIVATIONS[settings.activation])
-    gate = fused(_clamped(settings) if settings.activation == "clamped" else _gated(settings.activation))
+        return fused(_scaled(_ACTIVATIONS[settings.activation], factor))
+    if settings.activation == "clamped":
+        gate = fused(_clamped(settings))
+    else:
+        gate = fused(_gated(settings.activation, factor))
     return lambda rows: gate(rows[..., :inner], rows[..., inner:])
 
 
 @cache
-def _gated(name: str) -> Callable[[mx.array, mx.array], mx.array]:
-    activate = _ACTIVATIONS[name]
+def _gated(name: str, factor: float = 1.0) -> Callable[[mx.array, mx.array], mx.array]:
+    activate = _scaled(_ACTIVATIONS[name], factor)
     return lambda gate, up: activate(gate) * up
 
 
+@cache
+def _scaled(activate: Function, factor: float) -> Function:
+    return activate if factor == 1 else lambda x: activate(x * factor)
+
+
 def _clamped(settings: MlpConfig) -> Callable[[mx.array, mx.array], mx.array]:
-    alpha, limit = settings.alpha, settings.limit
+    alpha, limit, factor = settings.alpha, settings.limit, settings.gate_factor
 
     def gated(gate: mx.array, up: mx.array) -> mx.array:
-        gate = mx.minimum(gate, limit)
+        gate = mx.minimum(gate * factor, limit)
         return gate * mx.sigmoid(alpha * gate) * (mx.clip(up, -limit, limit) + 1)
 
     return gated

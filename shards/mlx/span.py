@@ -12,13 +12,13 @@ from ...swarm.codecs.codec import MAX_MAGNITUDE
 from ...swarm.errors import LocalProtocolError, UnsupportedModelError, UsageError
 from ...swarm.types import Span
 from ..checkpoint.checkpoint import Checkpoint
-from ..formats.blocks.block import needs_torch
 from ..layers.kv_pool import BatchSlice, kv_shapes, resolve_kv_dtype
 from ..models.block_loading import bytes_in_file, load_block
 from ..models.load_plan import LoadOptions
 from ..models.sideband import check_width, passed_on
 from .block import MlxBlock
 from .mixers.attention import PagedAttention
+from .mixers.states import PagedStates
 from .tensors.device import DTYPES, device_name, on_gpu, prepare, to_mlx
 from .tensors.kv_pool import MlxKvPool, default_kv_dtype
 from .tensors.rope import MlxRope, Positions
@@ -27,6 +27,7 @@ from .weights import MlxLoader, MlxPlan
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ..formats.blocks.block import BlockConfig
     from ..formats.blocks.rope import RopeConfig
     from ..formats.config import ModelConfig
     from ..models.weight_loader import Progress
@@ -67,7 +68,7 @@ class MlxSpan:
         return resolve_kv_dtype(wanted, self._dtype, exact)
 
     def new_pool(self, n_slots: int, kv_dtype: str, n_states: int = 0) -> MlxKvPool:
-        return MlxKvPool(n_slots, self._shapes, kv_dtype)
+        return MlxKvPool(n_slots, self._shapes, kv_dtype, n_states)
 
     def forward(
         self,
@@ -84,7 +85,7 @@ class MlxSpan:
         if sum(part.count for part in slices) != len(x):
             raise LocalProtocolError(f"slices of other rows than the batch's {len(x)}")
         attention = PagedAttention(pool, slices, span)
-        order = attention.order
+        states, order = PagedStates(pool, attention.slices), attention.order
         width = self.config.hidden_size
         rows = to_mlx(x if order is None else x[order]).astype(DTYPES[self._dtype])
         hidden, positions = rows[:, :width], Positions(attention.slices)
@@ -92,10 +93,12 @@ class MlxSpan:
             side = self.config.blocks[block].side
             beside = None if side is None else rows[:, width : width + side.values]
             width += 0 if side is None else side.values
-            hidden = self._blocks[block - self.span.start](block, hidden, positions, attention, beside)
+            compute = self._blocks[block - self.span.start]
+            hidden = compute(block, hidden, positions, attention, states, beside)
         result = hidden.astype(mx.float32)
-        mx.eval(result, attention.pending())
+        mx.eval(result, attention.pending(), states.pending())
         attention.commit()
+        states.commit()
         out = np.array(result, copy=False)
         if order is not None:
             turned = np.empty_like(out)
@@ -105,6 +108,12 @@ class MlxSpan:
 
     def use_threads(self, threads: int) -> None:
         pass  # MLX has its own
+
+
+def computes(block: BlockConfig) -> bool:
+    """Whether MLX has all that such a block is made of."""
+    sparse = block.mlp is not None and block.mlp.sparsity
+    return not (block.streams or block.laurel or sparse or block.is_indexed)
 
 
 def load_mlx_span(
@@ -117,10 +126,10 @@ def load_mlx_span(
 ) -> MlxSpan:
     """As ``loading.load_backend``. UsageError for options that MLX has nothing for."""
     config = checkpoint.config
-    if any(map(needs_torch, config.blocks)):
+    if any(not computes(block) for block in config.blocks[span.start : span.end]):
         raise UnsupportedModelError(
-            f"MLX does not compute {config.family}: blocks with a state or an indexer, of one part alone, or "
-            "with several residual streams are not supported there",
+            f"MLX does not compute {config.family}: several residual streams, a learned residual, a sparse "
+            "gate and an indexer of attention are not supported there",
             hint="Use --device cpu.",
         )
     plan = MlxPlan.resolve(options, config.native_dtype)

@@ -1,9 +1,12 @@
-"""Paged memory for keys and values on MLX.
+"""A session's memory on MLX: keys and values in pages, and states.
 
 MLX has no operation that is sure to write into an array: an update copies the whole array unless nothing else
 refers to it, kernels under way included. So rows are written by the CPU, through a view of the same memory
 (unified on Apple Silicon), after the step that made them is complete, and the array that kernels read stays
 the same object for ever. One token's keys and values are a few KiB a block, which costs less than a kernel.
+
+A state is a MiB or two, and each token makes a new one. A slot of a state is a reference to the array that
+the last step made: nothing is copied, and a copy of a slot is a reference more.
 """
 
 from __future__ import annotations
@@ -14,9 +17,10 @@ from collections.abc import Callable, Collection, Sequence
 import mlx.core as mx
 import numpy as np
 
-from ....swarm.errors import UnsupportedModelError
+from ....swarm.errors import LocalProtocolError
 from ....swarm.protocol.field_types import PAGE_TOKENS
 from ...formats.blocks.attention import KvShape
+from ...formats.blocks.state import StateShape
 from ...layers.kv_pool import KV_DTYPES, slot_bytes
 from .device import fused
 
@@ -30,6 +34,9 @@ _SMALLEST_LARGEST = 1e-30
 
 Stored = tuple[mx.array, ...]
 """Rows as the pool holds them: (vectors, T, key_dim); for int8 scales (vectors, T) too."""
+State = tuple[mx.array, mx.array]
+"""A block's matrices (heads, key_dim, value_dim) and its convolution's last inputs (rows, channels), float32.
+"""
 
 
 class MlxKvPool:
@@ -39,34 +46,45 @@ class MlxKvPool:
     A token's keys in a block, then its values, are its vectors. ``data``: (units, n_slots, PAGE_TOKENS,
     width), where a vector takes key_dim / width units. It is one unit where all blocks have the same key_dim:
     pages of one session, taken together, are then a contiguous matrix a head. ``scales``, for int8: (vectors,
-    n_slots, PAGE_TOKENS).
+    n_slots, PAGE_TOKENS). ``states``: what each slot of a state holds, evaluated; None before it is written.
     """
 
-    def __init__(self, n_slots: int, shapes: Collection[KvShape], kv_dtype: str) -> None:
+    def __init__(self, n_slots: int, shapes: Collection[KvShape], kv_dtype: str, n_states: int = 0) -> None:
         """Raises UsageError for an unknown ``kv_dtype``, RuntimeError where memory is short."""
-        self.slot_bytes = max(slot_bytes(shape, kv_dtype) for shape in shapes)
+        self.slot_bytes = max((slot_bytes(shape, kv_dtype) for shape in shapes), default=0)
         self.n_slots, self.kv_dtype = n_slots, kv_dtype
-        self._width = math.gcd(*(shape.key_dim for shape in shapes))
-        units = max(vectors(shape) * shape.key_dim for shape in shapes) // self._width
+        self.states: list[State | None] = [None] * n_states
+        self._width = math.gcd(*(shape.key_dim for shape in shapes)) or 1
+        units = max((vectors(shape) * shape.key_dim for shape in shapes), default=0) // self._width
         self.data = mx.zeros((units, n_slots, PAGE_TOKENS, self._width), _STORED[kv_dtype])
         self.scales = None
         if kv_dtype == "int8":
-            self.scales = mx.zeros((max(map(vectors, shapes)), n_slots, PAGE_TOKENS))
+            self.scales = mx.zeros((max(map(vectors, shapes), default=0), n_slots, PAGE_TOKENS))
         arrays = [self.data] if self.scales is None else [self.data, self.scales]
         mx.eval(arrays)
         # Views that may be written: MLX's arrays lend their memory, and these two are never part of a result.
         self._cells = np.array(self.data, copy=False)
         self._scale_cells = None if self.scales is None else np.array(self.scales, copy=False)
 
-    n_states = 0
+    @property
+    def n_states(self) -> int:
+        return len(self.states)
+
+    def state(self, slot: int, shape: StateShape) -> State:
+        """Raises LocalProtocolError where ``slot`` holds no state of ``shape``."""
+        held = self.states[slot] if slot >= 0 else None
+        if held is None or [part.shape for part in held] != _parts(shape):
+            raise LocalProtocolError(f"state slot {slot} holds no state of {shape}")
+        return held
 
     def copy_states(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        raise UnsupportedModelError("MLX keeps no states")
+        _check_pairs(sources, targets)
+        for source, target in zip(sources, targets, strict=True):
+            self.states[target] = self.states[source]
 
     def copy_slots(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """No kernel may be under way."""
-        if len(sources) != len(targets):
-            raise ValueError(f"{len(sources)} sources, {len(targets)} targets")
+        _check_pairs(sources, targets)
         read, written = np.asarray(sources, np.int64), np.asarray(targets, np.int64)
         self._cells[:, written] = self._cells[:, read]
         if self._scale_cells is not None:
@@ -114,6 +132,21 @@ class MlxKvPool:
 
     def _plain(self, stored: mx.array) -> mx.array:
         return stored.view(mx.bfloat16) if self.kv_dtype == "bfloat16" else stored
+
+
+def fresh(shape: StateShape) -> State:
+    """That of a session's beginning."""
+    matrices, window = _parts(shape)
+    return mx.zeros(matrices), mx.zeros(window)
+
+
+def _parts(shape: StateShape) -> list[tuple[int, ...]]:
+    return [(shape.heads, shape.key_dim, shape.value_dim), (shape.rows, shape.channels)]
+
+
+def _check_pairs(sources: Sequence[int], targets: Sequence[int]) -> None:
+    if len(sources) != len(targets):
+        raise ValueError(f"{len(sources)} sources, {len(targets)} targets")
 
 
 def vectors(shape: KvShape) -> int:

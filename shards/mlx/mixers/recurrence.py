@@ -1,0 +1,210 @@
+"""Recurrences and short convolutions of ``formats.blocks.state``: what a block makes of its rows before and
+after they meet the state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from ...formats.blocks.state import RecurrenceConfig
+from ..tensors.device import Function, evaluated, fused, optional
+from ..tensors.linear import MlxLinear
+from .chunks import ChunkRows, advance
+from .states import Chunks, PagedStates
+
+if TYPE_CHECKING:
+    from ...formats.blocks.state import ShortConvConfig
+    from ...models.block_weights import RecurrenceWeights, ShortConvWeights
+    from ..tensors.kv_pool import State
+    from ..tensors.norm import MlxNorm
+
+_L2_EPS = 1e-6
+
+Windows = Callable[[int, int], mx.array]
+"""``windows(slice, chunk)``: the convolution's last inputs after a chunk of a slice."""
+
+
+class RecurrenceLayer:
+    """Of a block whose normed input is x (T, hidden)."""
+
+    def __init__(self, settings: RecurrenceConfig, weights: RecurrenceWeights[MlxNorm, MlxLinear]) -> None:
+        self._settings, self._weights = settings, weights
+        self._conv = _Convolution(weights, activated=True)
+        self._rate = evaluated(weights.a_log, "float32")
+        self._decay_bias = evaluated(weights.decay_bias, "float32")
+        self._skip = optional(weights.skip, "float32")
+        self._norm = optional(weights.norm, "float32")
+        self._gate = _low_rank(weights.gate_a, weights.gate_b)
+        decay = _low_rank(weights.decay_a, weights.decay_b) or weights.decay
+        if decay is None:
+            raise ValueError("a recurrence without a projection to its decay")
+        self._decay_and_beta: Function = decay
+        each = settings.heads // settings.key_heads
+        self._heads = (each, settings.key_heads) if settings.tiled else (settings.key_heads, each)
+        self._key_heads = (1, settings.key_heads) if settings.tiled else (settings.key_heads, 1)
+
+    def __call__(self, block: int, x: mx.array, states: PagedStates) -> mx.array:
+        """→ (T, hidden). ``block`` is absolute."""
+        settings, weights = self._settings, self._weights
+        begun, kept = states.begin(block, settings.state), states.kept(block)
+        qkvz = weights.qkvz(x).astype(mx.float32)
+        mixed, windows = self._conv(self._scaled(qkvz[:, : settings.channels]), begun, states)
+        rows = self._rows(x, mixed)
+        outs = []
+        for group in states.groups:
+            out, after = self._advance(group, rows, [begun[number][0] for number in group.numbers])
+            outs.append(out)
+            for number, count in zip(group.numbers, group.counts, strict=True):
+                for chunk in range(count):
+                    matrices = next(after)
+                    if (slot := kept[number].get(chunk)) is not None:
+                        state = matrices.reshape(begun[number][0].shape), windows(number, chunk)
+                        states.keep(slot, state)
+        o = outs[0] if len(outs) == 1 else mx.concatenate(outs)
+        o = o if states.order is None else o[states.order]  # (T, heads, value_dim)
+        if self._skip is not None:
+            v = mixed[:, -settings.inner :].reshape(o.shape)
+            o = o + self._skip[:, None] * v
+        z = qkvz[:, settings.channels :] if self._gate is None else self._gate(x).astype(mx.float32)
+        z = z if settings.factors[0] == 1 else z * settings.factors[0]
+        return weights.out(self._out(o.reshape(z.shape), z).astype(x.dtype))
+
+    def _scaled(self, qkv: mx.array) -> mx.array:
+        _, v, k, q, _ = self._settings.factors
+        if v == k == q == 1:
+            return qkv
+        key = self._settings.key_size
+        parts = mx.split(qkv, [key, 2 * key], axis=1)
+        return mx.concatenate([part * each for part, each in zip(parts, (q, k, v), strict=True)], axis=1)
+
+    def _rows(self, x: mx.array, mixed: mx.array) -> list[mx.array]:
+        """Of the batch: q, k (T, key heads, key_dim), v (T, heads, value_dim), ln(decay) (T, heads, 1 or
+        key_dim), beta or step (T, heads, 1)."""
+        settings, weights = self._settings, self._weights
+        q, k, v = mx.split(mixed, [settings.key_size, 2 * settings.key_size], axis=1)
+        q, k = (each.reshape(len(x), settings.key_heads, -1) for each in (q, k))
+        v = v.reshape(len(x), settings.heads, -1)
+        both = self._decay_and_beta(x).astype(mx.float32)
+        raw, beta = both[:, : settings.decay_size], both[:, settings.decay_size :]
+        raw = raw if settings.factors[4] == 1 else raw * settings.factors[4]
+        raw = (raw + self._decay_bias).reshape(len(x), settings.heads, -1)
+        rate = mx.exp(self._rate)[:, None]
+        if settings.rule == "plain":
+            step = mx.clip(mx.logaddexp(raw, 0.0), *settings.steps)
+            return [q, k, v, -rate * step, step]
+        if settings.lower_bound:
+            log = settings.lower_bound * mx.sigmoid(rate * raw)
+        else:
+            log = -rate * mx.logaddexp(raw, 0.0)
+        beta = beta if weights.beta is None else weights.beta(x).astype(mx.float32)
+        beta = settings.beta_scale * mx.sigmoid(beta)[..., None]
+        return [_unit(q) * settings.key_dim**-0.5, _unit(k), v, log, beta]
+
+    def _advance(self, group: Chunks, rows: list[mx.array], begun: list[mx.array]):
+        """→ o of the group's rows with their padding, (rows, heads, value_dim), and the matrices after each
+        chunk."""
+        q, k, v, log, added = (group.of(part) for part in rows)
+        if group.valid is not None:
+            k, log = (mx.where(group.valid[..., None], part, 0.0) for part in (k, log))
+        chunks = ChunkRows(
+            *(self._by_head(part, self._key_heads) for part in (q, k)),
+            *(self._by_head(part, self._heads) for part in (v, log, added)),
+        )
+        settings = self._settings
+        matrices = [part.reshape(1, *self._heads, *part.shape[1:]) for part in begun]
+        o, after = advance(settings, group.counts, group.size)(chunks, *matrices)
+        o = mx.moveaxis(o, -2, 1).reshape(-1, settings.heads, settings.value_dim)
+        return o, iter(after)
+
+    def _by_head(self, part: mx.array, heads: tuple[int, int]) -> mx.array:
+        """(C, L, heads, dim) → (C, *heads, L, dim)."""
+        return mx.moveaxis(part, 1, 2).reshape(len(part), *heads, part.shape[1], -1)
+
+    def _out(self, o: mx.array, z: mx.array) -> mx.array:
+        settings = self._settings
+        gated = fused(_silu_times if settings.gate == "silu" else _sigmoid_times)
+        if settings.norm is None:
+            return gated(z, o)
+        return self._normed(gated(z, o)) if settings.gate_first else gated(z, self._normed(o))
+
+    def _normed(self, o: mx.array) -> mx.array:
+        settings = self._settings
+        eps = 0.0 if settings.norm is None else settings.norm.eps
+        groups = mx.fast.rms_norm(o.reshape(len(o), settings.norm_groups, -1), None, eps).reshape(o.shape)
+        return groups if self._norm is None else groups * self._norm
+
+
+class ShortConvLayer:
+    """Of a block whose normed input is x (T, hidden)."""
+
+    def __init__(self, settings: ShortConvConfig, weights: ShortConvWeights[MlxLinear]) -> None:
+        self._settings, self._bcv, self._out = settings, weights.bcv, weights.out
+        self._conv = _Convolution(weights, activated=False)
+
+    def __call__(self, block: int, x: mx.array, states: PagedStates) -> mx.array:
+        """→ (T, hidden). ``block`` is absolute."""
+        begun = states.begin(block, self._settings.state)
+        b, c, v = mx.split(self._bcv(x).astype(mx.float32), 3, axis=1)
+        mixed, windows = self._conv(b * v, begun, states)
+        for number, chunks in enumerate(states.kept(block)):
+            for chunk, slot in chunks.items():
+                states.keep(slot, (begun[number][0], windows(number, chunk)))
+        return self._out((c * mixed).astype(x.dtype))
+
+
+class _Convolution:
+    """Of each channel's last inputs. ``activated``: silu follows."""
+
+    def __init__(
+        self,
+        weights: RecurrenceWeights[MlxNorm, MlxLinear] | ShortConvWeights[MlxLinear],
+        *,
+        activated: bool,
+    ) -> None:
+        self._taps = [evaluated(tap, "float32") for tap in weights.taps.T]
+        self._bias = optional(weights.conv_bias, "float32")
+        self._activated = activated
+
+    def __call__(self, x: mx.array, begun: list[State], states: PagedStates) -> tuple[mx.array, Windows]:
+        """``x`` (T, channels) → the same shape, and the windows after chunks."""
+        taps = len(self._taps)
+        inputs = mx.concatenate([*(window for _, window in begun), x])
+        parts = [inputs[rows] for rows in states.inputs(taps)]
+        out = fused(_weighted)(*parts, *self._taps)
+        out = out if self._bias is None else out + self._bias
+        out = fused(_silu)(out) if self._activated else out
+        return out, lambda number, chunk: inputs[states.ends(taps, number, chunk)]
+
+
+def _low_rank(first: MlxLinear | None, second: MlxLinear | None) -> Function | None:
+    """Their product, where there are two."""
+    if first is None or second is None:
+        return None
+    return lambda x: second(first(x))
+
+
+def _unit(x: mx.array) -> mx.array:
+    """Each of ``x`` (T, heads, dim) divided by its length."""
+    return x * mx.rsqrt(x.square().sum(-1, keepdims=True) + _L2_EPS)
+
+
+def _weighted(*parts_and_taps: mx.array) -> mx.array:
+    half = len(parts_and_taps) // 2
+    out = parts_and_taps[0] * parts_and_taps[half]
+    for part, tap in zip(parts_and_taps[1:half], parts_and_taps[half + 1 :], strict=True):
+        out = out + part * tap
+    return out
+
+
+def _silu(x: mx.array) -> mx.array:
+    return x * mx.sigmoid(x)
+
+
+def _silu_times(z: mx.array, o: mx.array) -> mx.array:
+    return _silu(z) * o
+
+
+def _sigmoid_times(z: mx.array, o: mx.array) -> mx.array:
+    return mx.sigmoid(z) * o
