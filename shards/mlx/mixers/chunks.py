@@ -190,7 +190,7 @@ def _each(whole: _Chunk, count: int) -> Iterator[_Chunk]:
     return map(_Chunk._make, zip(*parts, strict=True))
 
 
-def _joined(parts: Sequence[mx.array]) -> mx.array:
+def _joined(parts: list[mx.array]) -> mx.array:
     return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
 

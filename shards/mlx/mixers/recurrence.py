@@ -3,7 +3,7 @@ after they meet the state."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -102,7 +102,9 @@ class RecurrenceLayer:
         beta = settings.beta_scale * mx.sigmoid(beta)[..., None]
         return [_unit(q) * settings.key_dim**-0.5, _unit(k), v, log, beta]
 
-    def _advance(self, group: Chunks, rows: list[mx.array], begun: list[mx.array]):
+    def _advance(
+        self, group: Chunks, rows: list[mx.array], begun: list[mx.array]
+    ) -> tuple[mx.array, Iterator[mx.array]]:
         """→ o of the group's rows with their padding, (rows, heads, value_dim), and the matrices after each
         chunk."""
         q, k, v, log, added = (group.of(part) for part in rows)

@@ -63,12 +63,7 @@ class PagedStates:
     def begin(self, block: int, shape: StateShape) -> list[State]:
         """That of each slice before its first row, in block number ``block``. Raises LocalProtocolError for a
         slice that has none."""
-        return [
-            self._pool.state(int(_slots(part, block)[(part.start - 1) // PAGE_TOKENS]), shape)
-            if part.start
-            else fresh(shape)
-            for part in self._slices
-        ]
+        return [self._begin(part, block, shape) for part in self._slices]
 
     def kept(self, block: int) -> list[dict[int, int]]:
         """Of each slice: after which of its chunks the state is kept in which slot."""
@@ -126,6 +121,14 @@ class PagedStates:
             first, rows = self._chunks[number][chunk]
             self._ends[key] = index(self._numbered(taps, number, np.arange(1 - taps, 0) + first + rows))
         return self._ends[key]
+
+    def _begin(self, part: BatchSlice, block: int, shape: StateShape) -> State:
+        if not part.start:
+            return fresh(shape)
+        slot = int(_slots(part, block)[(part.start - 1) // PAGE_TOKENS])
+        if slot < 0:
+            raise LocalProtocolError(f"the state before position {part.start} was not kept")
+        return self._pool.state(slot, shape)
 
     def _tap(self, taps: int, tap: int) -> Rows:
         back = tap - (taps - 1)

@@ -72,7 +72,7 @@ class MlxKvPool:
 
     def state(self, slot: int, shape: StateShape) -> State:
         """Raises LocalProtocolError where ``slot`` holds no state of ``shape``."""
-        held = self.states[slot] if slot >= 0 else None
+        held = self.states[slot]
         if held is None or [part.shape for part in held] != _parts(shape):
             raise LocalProtocolError(f"state slot {slot} holds no state of {shape}")
         return held

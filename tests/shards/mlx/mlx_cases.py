@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from swarm_node.shards.checkpoint.checkpoint import Checkpoint
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.loading import load_backend
-from swarm_node.shards.mlx.span import MlxSpan
+from swarm_node.shards.mlx.span import MlxSpan, load_mlx_span
 from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.types import Span
@@ -57,3 +58,7 @@ def agree(sessions: Any, pair: Pair, tolerance: dict[str, float] = CLOSE, **opti
     wanted, got = (outputs(sessions, model, **options) for model in pair)
     for ours, theirs in zip(got, wanted, strict=True):
         torch.testing.assert_close(ours, theirs.float(), **tolerance)
+
+
+def loaded(checkpoint: Checkpoint, options: LoadOptions = MLX) -> MlxSpan:
+    return load_mlx_span(checkpoint, Span(0, checkpoint.config.n_blocks), options)

@@ -16,38 +16,25 @@ from hypothesis import strategies as st
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
 from swarm_node.shards.formats.blocks.block import BlockConfig
 from swarm_node.shards.formats.qtypes import row_bytes
-from swarm_node.shards.layers.kv_pool import BatchSlice
+from swarm_node.shards.mlx.block import MlxBlock
 from swarm_node.shards.mlx.mixers import scores
 from swarm_node.shards.mlx.mixers.attention import PagedAttention
 from swarm_node.shards.mlx.mixers.scores import Scores
-from swarm_node.shards.mlx.span import MlxSpan, load_mlx_span
+from swarm_node.shards.mlx.span import MlxSpan
 from swarm_node.shards.mlx.tensors.linear import GroupedLinear
 from swarm_node.shards.mlx.weights import MlxLoader, MlxPlan
 from swarm_node.shards.models.block_loading import load_block
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.random_blocks import random_checkpoint
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
-from swarm_node.swarm.types import Span
-from tests.shards.conftest import soil
+from tests.shards.conftest import Sessions
+from tests.shards.mlx.mlx_cases import FEEDS, loaded
 from tests.shards.models.block_cases import CASES, HIDDEN, block_configs, checkpoint_of
 from tests.shards.models.block_reference import reference
+from tests.shards.models.state_cases import STATES, blocks_with_states
 
-FEEDS = [
-    [(0, 40)],
-    [(1, 7), (0, 1)],
-    [(2, 1), (0, 1), (1, 1)],
-    [(1, 1), (0, 33), (2, 1)],
-    [(2, 64), (1, 1), (0, 1)],
-    *[[(2, 1), (0, 1), (1, 1)]] * 2,
-    [(1, 2)],
-]
-"""(session, tokens) of each batch: prompts and decode steps, past page ends, contexts of 1 to 80 tokens."""
 LENGTH = 128
-EXACT = LoadOptions(device="mlx", dtype="float32", quantize="none")
-
-
-def loaded(checkpoint: Checkpoint, options: LoadOptions = EXACT) -> MlxSpan:
-    return load_mlx_span(checkpoint, Span(0, checkpoint.config.n_blocks), options)
+ALL = CASES | STATES
 
 
 def outputs(
@@ -59,24 +46,19 @@ def outputs(
     long: bool = False,
 ) -> list[np.ndarray]:
     """``inputs`` (sessions, LENGTH, hidden) → of each session the rows that were fed."""
-    sessions, blocks, pages = len(inputs), len(model.span), LENGTH // PAGE_TOKENS
-    used = sessions * blocks * pages
-    slots = np.random.default_rng(0).permutation(used + 5)[:used].astype(np.int32)
-    tables = slots.reshape(sessions, blocks, pages)
-    pool = model.new_pool(used + 5, kv_dtype)
-    soil(pool)
-    lengths, rows = [0] * sessions, [[np.empty((0, HIDDEN), np.float32)] for _ in inputs]
+    held = Sessions(model, len(inputs), LENGTH, kv_dtype)
+    lengths, rows = held.lengths, [[np.empty((0, HIDDEN), np.float32)] for _ in inputs]
     for feed in feeds:
         parts, x = [], []
         for session, count in feed:
             start = lengths[session]
             for block, config in enumerate(model.config.blocks):
-                tables[session, block, : first_page(config, start)] = -1
+                held.tables[session, block, : first_page(config, start)] = -1
             first = sum(part.count for part in parts)
-            parts.append(BatchSlice(tables[session].copy(), 0, first, start, count, long))
+            parts.append(held.memory.slice(start, count, row=first, session=session, long_context=long))
             x.append(inputs[session, start : start + count])
             lengths[session] += count
-        out = model.forward(np.concatenate(x), parts, pool)
+        out = model.forward(np.concatenate(x), parts, held.pool)
         for (session, _), part in zip(feed, parts, strict=True):
             rows[session].append(out[part.row : part.row + part.count].copy())
     return [np.concatenate(parts) for parts in rows]
@@ -84,6 +66,8 @@ def outputs(
 
 def first_page(config: BlockConfig, start: int) -> int:
     """The first that a token at ``start`` sees."""
+    if config.attention is None:
+        return 0
     window, chunk = config.attention.window, config.attention.chunk
     first = max(0, start - window + 1) if window else start // chunk * chunk if chunk else 0
     return first // PAGE_TOKENS
@@ -101,13 +85,13 @@ def check(checkpoint: Checkpoint, tolerance: float = 2e-5, **options: Any) -> No
         np.testing.assert_allclose(rows, wanted, atol=tolerance * np.abs(wanted).max(), rtol=0)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ALL)
 def test_blocks_of_every_kind(name: str) -> None:
-    check(checkpoint_of(CASES[name]))
+    check(checkpoint_of(ALL[name]))
 
 
 @settings(deadline=None, max_examples=60)
-@given(blocks=st.lists(block_configs(), min_size=1, max_size=3), data=st.data())
+@given(blocks=st.lists(block_configs() | blocks_with_states(), min_size=1, max_size=3), data=st.data())
 def test_blocks_such_as_no_model_has(blocks: list[BlockConfig], data: st.DataObject) -> None:
     checkpoint, inputs = checkpoint_of(tuple(blocks)), inputs_of()
     left, feeds = [LENGTH] * 3, []
@@ -131,20 +115,26 @@ def test_shapes_of_keys_and_values_share_a_pool(name: str, kv_dtype: str, tolera
     check(checkpoint_of(dense), tolerance, kv_dtype=kv_dtype)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ALL)
 def test_sixteen_bits_stay_sixteen_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Most rows come close: where a router nearly hesitates, rounding chooses other experts."""
-    checkpoint = checkpoint_of(CASES[name])
+    checkpoint = checkpoint_of(ALL[name])
     inputs = inputs_of(width=checkpoint.config.row_width(0))
     model = loaded(checkpoint, LoadOptions(device="mlx", dtype="bfloat16", quantize="none"))
-    types, attend = set(), PagedAttention.__call__
+    types, attend, compute = set(), PagedAttention.__call__, MlxBlock.__call__
 
     def spied(self: PagedAttention, block: int, scores: Scores, *qkv: mx.array | None) -> mx.array:
         out = attend(self, block, scores, *qkv)
         types.update(array.dtype for array in (*qkv, out) if array is not None)
         return out
 
+    def watched(self: MlxBlock, *arguments: Any) -> mx.array:
+        out = compute(self, *arguments)
+        types.add(out.dtype)
+        return out
+
     monkeypatch.setattr(PagedAttention, "__call__", spied)
+    monkeypatch.setattr(MlxBlock, "__call__", watched)
     for rows, x in zip(outputs(model, inputs, kv_dtype="bfloat16"), inputs, strict=True):
         wanted = reference(checkpoint, x[: len(rows)])
         errors = np.abs(rows - wanted).max(1) / np.abs(wanted).max()
@@ -210,9 +200,11 @@ def test_no_router_is_rounded(quantize: str) -> None:
         np.testing.assert_allclose(np.array(linear(mx.array(x))), x @ exact.T, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["deepseek", "gpt-oss", "sparsemixer", "softcap", "mixed"])
+@pytest.mark.parametrize(
+    "name", ["deepseek", "gpt-oss", "sparsemixer", "softcap", "mixed", "different states", "nemotron"]
+)
 def test_rows_that_are_not_finite_stay_their_sessions_own(name: str) -> None:
-    checkpoint = checkpoint_of(CASES[name])
+    checkpoint = checkpoint_of(ALL[name])
     inputs = inputs_of(width=checkpoint.config.row_width(0))
     inputs[0] = np.nan
     inputs[1, ::3] = np.inf
