@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -85,7 +86,15 @@ class NamedSource:
             raw = raw.named(name, place.shape)
         if place.pairs is not None:
             raw = raw.part(name, raw.shape, row_order(place.pairs))
-        return raw.named(name, place.shape)
+        raw = raw.named(name, place.shape)
+        return self._logarithm(raw) if place.log else raw
+
+    def _logarithm(self, raw: RawTensor) -> RawTensor:
+        """ln(-x) of a vector x: how llama.cpp keeps the rates of decays."""
+        values = raw.dequantize()
+        if not np.all((values < 0) & np.isfinite(values)):
+            raise CheckpointError(f"tensor {raw.name} of {self._where} has values that are not below 0")
+        return replace(raw, qtype="F32", stored=np.log(-values).reshape(1, -1).view(np.uint8), row_order=None)
 
     def release(self) -> None:
         self._inner.release()
@@ -117,7 +126,8 @@ class NamedSource:
                 f"tensor {place.stored} of {self._where} has type {info.qtype}, which is not supported",
                 hint=SUPPORTED,
             )
-        qtype = info.qtype if info.qtype in DENSE or not (place.transposed or place.turned) else "F32"
+        decoded = place.log or (info.qtype not in DENSE and (place.transposed or place.turned))
+        qtype = "F32" if decoded else info.qtype
         rows, cols = flat(place.shape)
         return TensorInfo(name, place.shape, qtype, rows * row_bytes(qtype, cols))
 

@@ -11,14 +11,16 @@ from itertools import chain
 class Stored:
     """A tensor of the file. ``parts``: those of ours that it holds, one below the other; none: the one it is
     named for. ``groups``: "" for each part whole, "rows" for a row of each in turn, "heads" for each head's
-    rows of every part in turn. ``transposed``: the file has columns as rows; ``turned``: so do these parts,
-    head by head. Of an expert, a name without ``{}`` is a stack of all experts'."""
+    rows of every part in turn, "keys" for those of each key head of a recurrence. ``transposed``: the file
+    has columns as rows; ``turned``: so do these parts, head by head. ``log``: the file's vector is -exp of
+    ours. Of an expert, a name without ``{}`` is a stack of all experts'."""
 
     name: str
     parts: tuple[str, ...] = ()
     groups: str = ""
     transposed: bool = False
     turned: tuple[str, ...] = ()
+    log: bool = False
 
 
 Names = Mapping[str, str | Stored | tuple[str | Stored, ...]]

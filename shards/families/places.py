@@ -13,6 +13,7 @@ import numpy as np
 from ..formats.blocks.attention import AttentionConfig
 from ..formats.blocks.block import BlockConfig
 from ..formats.blocks.rope import RopeConfig
+from ..formats.blocks.state import RecurrenceConfig
 from ..formats.config import ModelConfig
 from ..formats.tensors import block_tensors, client_tensors
 from .names import Names, Stored, options
@@ -35,7 +36,7 @@ class Place(NamedTuple):
     """Where one of our tensors, of ``shape``, lies in the file: tensor ``stored`` of shape ``whole``. Of a
     stack this ``number``, of that the ``rows`` (or of each group of ``rows[2]`` rows ``rows[1]`` from
     ``rows[0]`` on), put in order by ``pairs``. ``transposed`` or, each of ``turned`` groups of its rows,
-    turned."""
+    turned. ``log``: as of ``Stored``."""
 
     stored: str
     shape: tuple[int, ...]
@@ -45,6 +46,7 @@ class Place(NamedTuple):
     pairs: Pairs | None = None
     transposed: bool = False
     turned: int = 0
+    log: bool = False
 
     def of(self, expert: str) -> Place:
         """The same of the expert with this number: experts of a block are alike."""
@@ -65,9 +67,13 @@ class _Scope(NamedTuple):
         experts = self.settings.experts if self.settings else None
         return experts.count if experts else 1
 
-    @property
-    def heads(self) -> int:
-        return self.settings.attention.heads if self.settings and self.settings.attention else 1
+    def groups(self, kind: str) -> int:
+        """How many groups ``Stored.groups`` means."""
+        attention = self.settings.attention if self.settings else None
+        state = self.settings.state if self.settings else None
+        if kind == "heads" and attention is not None:
+            return attention.heads
+        return state.key_heads if kind == "keys" and isinstance(state, RecurrenceConfig) else 1
 
 
 def places(config: ModelConfig, names: Names, in_block: str, present: Container[str]) -> dict[str, Place]:
@@ -103,11 +109,11 @@ def _place(name: str, scope: _Scope, names: Names, present: Container[str]) -> P
     alternatives = options(names.get(stem, stem))
     stored = next((each for each in alternatives if in_file(each) in present), alternatives[0])
     shape = scope.shapes[name]
-    place = Place(scope.begin + stored.name + end, shape, shape)
+    place = Place(scope.begin + stored.name + end, shape, shape, log=stored.log)
     if stored.parts:
         shapes = {part: scope.shapes.get((part + end).replace("{}", number)) for part in stored.parts}
         known = {part: theirs for part, theirs in shapes.items() if theirs is not None}  # v may be k
-        place = _part(place, stem, stored, known, scope.heads)
+        place = _part(place, stem, stored, known, scope.groups(stored.groups))
     if stored.transposed and len(shape) > 1:
         place = place._replace(whole=place.whole[::-1], transposed=True)
     if expert is not None and "{}" not in stored.name:
@@ -117,10 +123,9 @@ def _place(name: str, scope: _Scope, names: Names, present: Container[str]) -> P
 
 
 def _part(
-    place: Place, mine: str, stored: Stored, shapes: Mapping[str, tuple[int, ...]], heads: int
+    place: Place, mine: str, stored: Stored, shapes: Mapping[str, tuple[int, ...]], groups: int
 ) -> Place:
     """``place`` among the other parts of ``stored``, which have ``shapes``."""
-    groups = heads if stored.groups == "heads" else 1
     sizes: dict[str, int] = {}
     cols: tuple[int, ...] = ()
     for part, shape in shapes.items():

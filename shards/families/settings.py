@@ -12,7 +12,9 @@ from ..formats.values.fields import Fields
 from ..formats.values.shown import shown
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
-_SAME = {"attention": FULL}
+LINEAR = "linear_attention"
+"""Of blocks that keep a state."""
+_SAME = {"attention": FULL, "mamba": LINEAR}
 
 
 class Settings(Fields):

@@ -116,10 +116,10 @@ SEED_OSS = Family(
 )
 
 
-def granite_attention(s: Settings) -> AttentionConfig:
+def granite_attention(s: Settings, **more: Any) -> AttentionConfig:
     bias = s.flag("attention_bias")
     scale = scalar(s, "attention_multiplier", s.head_dim**-0.5)
-    return attention(s, scale=scale, bias=bias, out_bias=bias)
+    return attention(s, scale=scale, bias=bias, out_bias=bias, **more)
 
 
 def granite_client(s: Settings) -> dict[str, Any]:
@@ -159,13 +159,14 @@ def _smollm3_block(s: Settings) -> BlockConfig:
     """Some blocks have no rope: those alone may have a window."""
     turns = has_rope(s)
     slides = s.flag("use_sliding_window") and s.layer_type(FULL if turns else SLIDING) == SLIDING
+    window = s.window()
     bias = s.flag("attention_bias")
     return pre_norm(
         s,
         attention(
             s,
             rope=rope(s) if turns else None,
-            window=s.window() if slides else 0,
+            window=window if slides else 0,
             bias=bias,
             out_bias=bias,
         ),

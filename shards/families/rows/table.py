@@ -7,12 +7,25 @@ from itertools import chain
 from ....swarm.errors import UnsupportedModelError
 from ...formats.values.shown import shown
 from ..family import Family
-from . import deepseek, gemma, gemma3n, glm, gpt_oss, layer_norm, llama, llama4, olmo, qwen, sparse
+from . import (
+    deepseek,
+    gemma,
+    gemma3n,
+    glm,
+    gpt_oss,
+    hybrid_mamba,
+    layer_norm,
+    llama,
+    llama4,
+    olmo,
+    qwen,
+    sparse,
+)
 
 ROWS: tuple[Family, ...] = tuple(
     chain(
         *(llama.ROWS, qwen.ROWS, gemma.ROWS, gemma3n.ROWS, glm.ROWS, olmo.ROWS, layer_norm.ROWS),
-        *(sparse.ROWS, deepseek.ROWS, gpt_oss.ROWS, llama4.ROWS),
+        *(sparse.ROWS, deepseek.ROWS, gpt_oss.ROWS, llama4.ROWS, hybrid_mamba.ROWS),
     )
 )
 FAMILIES = {row.name: row for row in ROWS}

@@ -122,6 +122,7 @@ _OF_EXPERTS: dict[str, Callable[[ExpertsConfig], float | None]] = {
 _NEVER = 1e20
 """A frequency that is divided by so much, or more, turns nothing."""
 _ATTENTION_BIAS = r"blk\.[0-9]+\.attn_(q|k|v|qkv|output)\.bias"
+_CONV_BIAS = r"blk\.[0-9]+\.ssm_conv1d\.bias"
 _MLP_BIAS = r"blk\.[0-9]+\.ffn_(gate|up|down)\.bias"
 FLAGS = {
     "attention_bias": _ATTENTION_BIAS,
@@ -129,6 +130,7 @@ FLAGS = {
     "mlp_bias": _MLP_BIAS,
     "use_bias": f"{_ATTENTION_BIAS}|{_MLP_BIAS}",
     "attention_out_bias": r"blk\.[0-9]+\.attn_output\.bias",
+    "mamba_conv_bias": _CONV_BIAS,
     "qkv_bias": r"blk\.[0-9]+\.attn_(q|k|v|qkv)\.bias",
     "lm_head_bias": r"output\.bias",
     "router_correction": r"blk\.[0-9]+\.exp_probs_b(\.bias)?",

@@ -57,6 +57,21 @@ GRANITE = {
     "residual_multiplier": 0.3,
     "attention_multiplier": 0.05,
 }
+MAMBA = {
+    "mamba_n_heads": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 12,
+    "mamba_chunk_size": 8,
+}
+MAMBA_OPTIONS = {
+    **MAMBA,
+    "mamba_d_head": 16,
+    "mamba_d_conv": 2,
+    "mamba_conv_bias": False,
+    "mamba_proj_bias": True,
+    "time_step_limit": [0.2, 1.5],
+}
+HYBRID = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
 
 CASES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -393,6 +408,35 @@ CASES: dict[str, dict[str, Any]] = {
     "granitemoeshared": {**LOCAL, **GRANITE, "shared_intermediate_size": 28},
     "granitemoeshared-none": {**LOCAL, **GRANITE},
     "granitemoeshared-biases": {**LOCAL, "shared_intermediate_size": 12, "attention_bias": True},
+    "granitemoehybrid": {**MAMBA, **HYBRID, **LOCAL, **GRANITE, "shared_intermediate_size": 28},
+    "granitemoehybrid-dense": {
+        **MAMBA,
+        **HYBRID,
+        "mamba_d_conv": 2,
+        "mamba_conv_bias": False,
+        "num_local_experts": 0,
+        "shared_intermediate_size": 28,
+        "position_embedding_type": "rope",
+        "attention_bias": True,
+        "tie_word_embeddings": True,
+    },
+    "granitemoehybrid-attention": {
+        **MAMBA,
+        "layer_types": ["attention"] * 3,
+        **GRANITE,
+        "num_local_experts": 0,
+        "shared_intermediate_size": 28,
+        "position_embedding_type": "rope",
+    },
+    "bamba": {**MAMBA, "attn_layer_indices": [1]},
+    "bamba-options": {
+        **MAMBA_OPTIONS,
+        "attn_layer_indices": [0, 2],
+        "attention_bias": True,
+        "mlp_bias": True,
+        "head_dim": 20,
+        "tie_word_embeddings": True,
+    },
     "olmoe": OLMOE,
     "olmoe-biases": {**OLMOE, "attention_bias": True, "norm_topk_prob": True},
     "olmoe-yarn": {**OLMOE, "rope_parameters": YARN, "num_key_value_heads": 4},
@@ -434,10 +478,8 @@ CASES: dict[str, dict[str, Any]] = {
     },
 }
 """``model_type`` or ``model_type-what`` → settings beside SMALL."""
-NO_GGUF = {"mistral", "gemma3n_text"}
-"""llama.cpp's converter writes the first as Llama, without its window; files of the second are not read."""
-NO_MLX = {"gemma3n_text", "deepseek_v32", "glm_moe_dsa"}
-"""Computed by torch alone, which the C kernels' loader takes by itself."""
+NO_GGUF = {"mistral", "gemma3n_text", "bamba"}
+"""llama.cpp's converter writes the first as Llama, without its window; files of the others are not read."""
 NOT_IN_GGUF = {
     "llama-llama3": "its factors are in a tensor that test_reader reads",
     "gemma2-options": "llama.cpp knows the scale of attention of the models that there are",
@@ -464,5 +506,6 @@ NOT_IN_GGUF = {
     "olmoe-biases": "its shares are never made to a sum of 1",
     "ernie4_5_moe-mixed": "the last block with experts",
     "dots1-window": "its windows",
+    "granitemoehybrid-attention": "that is Granite there",
 }
 GGUF_CASES = [case for case in CASES if case.split("-")[0] not in NO_GGUF and case not in NOT_IN_GGUF]

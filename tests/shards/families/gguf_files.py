@@ -11,7 +11,10 @@ import numpy as np
 from swarm_node.shards.families.rows.table import FAMILIES
 from tests.shards.gguf_files import add_vocabulary
 
+from .gguf_states import HYBRID, add_mamba, has_rope, mamba_parts
+
 NEIGHBOURS = {"llama", "ministral3", "granite", "smollm3", "arcee", "mixtral", "granitemoeshared"}
+NEIGHBOURS |= {"granitemoehybrid"}
 """Families with rotated halves for which llama.cpp turns neighbours: rows of q and k are put so."""
 ONE_MORE = {"gemma", "gemma2", "gemma3_text", "nemotron"}
 """Families that keep weights of norms less one; the file has them whole."""
@@ -121,6 +124,8 @@ def _parts(family: str, name: str, value: np.ndarray, config: Any) -> list[tuple
         return []
     block, part = f"blk.{name.split('.')[2]}", name.split(".", 3)[3]
     last, kind = part.split(".")[-1].removesuffix("_bias"), "bias" if part.endswith("_bias") else "weight"
+    if part.startswith("mamba."):
+        return mamba_parts(block, part.removeprefix("mamba."), value, config)
     if part.endswith("e_score_correction_bias"):
         return [(f"{block}.exp_probs_b.bias", value.reshape(-1))]
     if ".router." in part or part.endswith(("router.proj.weight", "mlp.gate.weight", "gate.wg.weight")):
@@ -130,16 +135,17 @@ def _parts(family: str, name: str, value: np.ndarray, config: Any) -> list[tuple
     if family == "gemma4_text" and part.startswith("experts."):
         return [(f"{block}.ffn_{'down' if last == 'down_proj' else 'gate_up'}_exps.weight", value)]
     if ".experts." in part or "shared_mlp.input_linear" in part or "shared_mlp.output_linear" in part:
-        end = "exps" if ".experts." in part else "shexp"
+        end = "_exps" if ".experts." in part else "_shexp"
+        if getattr(config, "num_local_experts", None) == 0:
+            end = ""
         if family in TRANSPOSED and kind == "weight":
             value = value.swapaxes(1, 2)
         if last == "down_proj" or "output_linear" in part:
-            return [(f"{block}.ffn_down_{end}.{kind}", value)]
-        axis = 1 if end == "exps" else 0
+            return [(f"{block}.ffn_down{end}.{kind}", value)]
+        axis = 1 if end == "_exps" else 0
         both = (value[:, ::2], value[:, 1::2]) if family == "gpt_oss" else np.split(value, 2, axis)
         return [
-            (f"{block}.ffn_{each}_{end}.{kind}", half)
-            for each, half in zip(("gate", "up"), both, strict=True)
+            (f"{block}.ffn_{each}{end}.{kind}", half) for each, half in zip(("gate", "up"), both, strict=True)
         ]
     if "kv_b_proj" in part:
         heads = value.reshape(config.num_attention_heads, -1, value.shape[1])
@@ -169,6 +175,8 @@ def _converted(family: str, name: str, value: np.ndarray, config: Any) -> np.nda
 
 def _add_settings(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
     special = _add_gemma4(writer, arch, config) if config.model_type == "gemma4_text" else ()
+    if hybrid := config.model_type in HYBRID:
+        special = add_mamba(writer, arch, config)
     of_experts = ("llama4_text", "gpt_oss", "minimax_m2", "hunyuan_v1_moe")
     given = {
         name: value
@@ -207,12 +215,14 @@ def _add_settings(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
         writer.add_array(
             f"{arch}.attention.sliding_window_pattern", [kind == "sliding_attention" for kind in kinds]
         )
-    rope = config.rope_parameters
+    rope = getattr(config, "rope_parameters", {})
     if "full_attention" in rope:
         if (local := rope["sliding_attention"]["rope_theta"]) != rope["full_attention"]["rope_theta"]:
             writer.add_float32(f"{arch}.rope.freq_base_swa", local)
         rope = rope["full_attention"]
-    if special:
+    if hybrid and not has_rope(config):
+        return
+    if special and not hybrid:
         writer.add_rope_freq_base(rope["rope_theta"])
         return
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

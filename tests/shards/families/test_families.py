@@ -13,6 +13,7 @@ import torch
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.families.rows.table import FAMILIES
+from swarm_node.shards.formats.blocks.block import needs_torch
 from swarm_node.shards.formats.config import SidebandConfig
 from swarm_node.shards.formats.tensors import (
     EMBEDDING,
@@ -31,7 +32,7 @@ from swarm_node.swarm.errors import UnsupportedModelError
 from swarm_node.swarm.types import Span
 from tests.shards.models.block_reference import reference
 
-from .cases import CASES, GGUF_CASES, NO_MLX
+from .cases import CASES, GGUF_CASES
 from .gguf_files import write_gguf
 from .models import ids, logits, saved, small_model
 
@@ -121,7 +122,7 @@ def test_equals_transformers(case: str, tmp_path: Path, sessions: Callable[..., 
         assert checkpoint.config.family == case.split("-")[0]
         assert_close(computed(checkpoint, tokens), theirs)
         for kind in EXECUTORS:
-            if "device" in kind and checkpoint.config.family in NO_MLX:
+            if "device" in kind and any(map(needs_torch, checkpoint.config.blocks)):
                 with pytest.raises(UnsupportedModelError, match="MLX does not compute"):
                     through(checkpoint, tokens, sessions, **kind)
                 continue

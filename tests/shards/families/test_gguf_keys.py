@@ -48,15 +48,17 @@ FIRST = list({case.split("-")[0]: case for case in reversed(GGUF_CASES)}.values(
 
 def means_nothing(key: str, config: ModelConfig) -> bool:
     """In a file of a model that does not have what the key is for."""
-    ropes = {block.attention.rope.type for block in config.blocks if block.attention.rope}
-    no_window = not any(block.attention.window for block in config.blocks)
+    attentions = [block.attention for block in config.blocks if block.attention]
+    ropes = {block.rope.type for block in config.blocks if block.rope}
+    no_window = not any(attention.window for attention in attentions)
     no_experts = not any(block.experts for block in config.blocks)
     return (
         key in HARMLESS
         or (key.startswith("expert_") and no_experts)
         or (key.endswith(("_swa", "sliding_window_pattern")) and no_window)
+        or (key.startswith("rope.") and not ropes)
         or (key in OF_YARN and "yarn" not in ropes)
-        or (key in OF_CACHE and config.blocks[0].attention.latent is not None)
+        or (key in OF_CACHE and attentions[0].latent is not None)
         or (key == "feed_forward_length" and all(block.mlp is None for block in config.blocks))
         # The context is the original one times the factor, where the file says both.
         or (key == "rope.scaling.original_context_length" and ropes <= {"default", "proportional"})

@@ -25,6 +25,7 @@ CHANGES_NOTHING = {
         "return_dict",
     ),
     *("transformers_version", "pretraining_tp", "altup_coef_clip", "output_router_logits"),
+    *("num_logits_to_keep", "mamba_chunk_size", "z_loss_coefficient"),
     *("router_aux_loss_coef", "router_jitter_noise", "moe_intermediate_size", "top_k_experts"),
     *(
         "input_jitter_noise",
@@ -40,8 +41,11 @@ NEEDED: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"num_experts_per_tok": 6},
     "glm4_moe": {"head_dim": 128},
     "dots1": {"n_routed_experts": 128, "num_experts_per_tok": 6, "n_shared_experts": 2},
+    "bamba": {"attn_layer_indices": [1]},
+    "granitemoehybrid": {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}
+    | {"position_embedding_type": "rope"},
 }
-"""What has to be said, as the class's default is a model that is not supported."""
+"""What has to be said, as the class's default is a model that is not supported, or has no attention."""
 
 
 class Asked(dict[str, Any]):
