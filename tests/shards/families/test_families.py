@@ -13,7 +13,6 @@ import torch
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.families.rows.table import FAMILIES
-from swarm_node.shards.formats.blocks.block import needs_torch
 from swarm_node.shards.formats.config import SidebandConfig
 from swarm_node.shards.formats.tensors import (
     EMBEDDING,
@@ -27,6 +26,7 @@ from swarm_node.shards.formats.tensors import (
     SPREAD,
 )
 from swarm_node.shards.loading import load_backend, load_client_model
+from swarm_node.shards.mlx.span import computes
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.errors import UnsupportedModelError
 from swarm_node.swarm.types import Span
@@ -122,7 +122,7 @@ def test_equals_transformers(case: str, tmp_path: Path, sessions: Callable[..., 
         assert checkpoint.config.family == case.split("-")[0]
         assert_close(computed(checkpoint, tokens), theirs)
         for kind in EXECUTORS:
-            if "device" in kind and any(map(needs_torch, checkpoint.config.blocks)):
+            if "device" in kind and not all(map(computes, checkpoint.config.blocks)):
                 with pytest.raises(UnsupportedModelError, match="MLX does not compute"):
                     through(checkpoint, tokens, sessions, **kind)
                 continue
