@@ -125,6 +125,7 @@ class LoadedSpan:
             device=self.device,
             decode_ms_per_block=self.measured.decode_ms_per_block,
             prefill_tokens_per_s=self.measured.prefill_tokens_per_s,
+            context_ms_per_block=self.measured.context_ms_per_block,
             free_kv_tokens=server.free_kv_tokens,
             total_kv_tokens=server.total_kv_tokens,
             codecs=self.server.terms.codecs,
@@ -152,6 +153,7 @@ class LoadedSpan:
             "journal_mib": self._config.journal_mib,
             "decode_ms_per_block": round(self.measured.decode_ms_per_block, 4),
             "prefill_tokens_per_s": round(self.measured.prefill_tokens_per_s, 1),
+            "context_ms_per_block": round(self.measured.context_ms_per_block, 4),
         }
 
     async def remeasure(self) -> None:

@@ -35,6 +35,11 @@ class Figure:
 DECODE_MS = Figure(0.001, 600_000)
 """Milliseconds of one decoded token in one block. A microsecond is less than any accelerator needs to start
 its kernels, and a node that takes ten minutes is of no use."""
+MEASURED_CONTEXT = 256
+"""Tokens before the one with which DECODE_MS is measured: what attention then reads is little beside the
+weights."""
+CONTEXT_MS = Figure(0, 600_000)
+"""Milliseconds that each 1000 tokens of context add to a decoded token in one block."""
 PREFILL_TOKENS_PER_S = Figure(0.001, 1e8)
 """Tokens of a prompt per second through a span: from one in a quarter of an hour to a hundred times what the
 largest accelerators do with the smallest models."""

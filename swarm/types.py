@@ -149,9 +149,12 @@ class Incarnation:
 class NodeInfo:
     """What a node announces. Speeds are its own measurements; 0 means not measured yet.
 
-    ``decode_ms_per_block``: one decode token through one block, batch 1, milliseconds.
+    ``decode_ms_per_block``: one decode token through one block, batch 1, milliseconds; each 1000 tokens of
+    context add ``context_ms_per_block``.
     ``prefill_tokens_per_s``: tokens per second through the whole span, in chunks.
     ``free_kv_tokens`` / ``total_kv_tokens``: KV cache in tokens of the whole span.
+    ``free_states`` / ``total_states``: for how many sessions over the whole span there is memory of its
+    blocks that keep a state; both are 0 where no block does.
     ``weights``: how the weights are held, for people ("int4", "bf16"). ``device``: what computes, for people
     ("cpu", "cuda").
     Load, measured over the last seconds: ``queue_ms`` is how long a decode step waits before it is computed,
@@ -203,6 +206,9 @@ class NodeInfo:
     name: str = ""
     up_bytes_per_s: int = 0
     down_bytes_per_s: int = 0
+    context_ms_per_block: float = 0.0
+    free_states: int = 0
+    total_states: int = 0
     incarnation: Incarnation | None = field(default=None, compare=False)
     record: SignedRecord | None = field(default=None, compare=False, repr=False)
 

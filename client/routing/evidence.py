@@ -164,27 +164,35 @@ class Evidence:
         """The announcements with what counts of their speeds. ``own_only``: where this client has measured
         a peer, claims that are better count for nothing, even within the honest."""
         served = [
-            max(decode_seconds(node), own.block_s if own.counts(now) else 0.0)
+            (max(decode_seconds(node), own.block_s if own.counts(now) else 0.0), node.context_ms_per_block)
             for node in nodes
             if (own := self._peers.get(node.peer_id)) is not None and own.has_served
         ]
-        usual_s = median_low(served) if served else 0.0
-        return [self._believed(node, usual_s, now, own_only) for node in nodes]
+        usual_s, usual_growth_ms = map(median_low, zip(*served, strict=True)) if served else (0.0, 0.0)
+        return [self._believed(node, usual_s, usual_growth_ms, now, own_only) for node in nodes]
 
-    def _believed(self, node: NodeInfo, usual_s: float, now: float, own_only: bool) -> NodeInfo:
+    def _believed(
+        self, node: NodeInfo, usual_s: float, usual_growth_ms: float, now: float, own_only: bool
+    ) -> NodeInfo:
         claim_s = least_s = decode_seconds(node)
         own = self._peers.get(node.peer_id)
         if own is not None and own.counts(now) and own.block_s > (1.0 if own_only else HONEST) * claim_s:
             least_s = own.block_s
+        growth_ms = node.context_ms_per_block
         if self.standing(node.peer_id, now) < Standing.PROVEN:
             least_s = max(least_s, usual_s / CREDIT)
+            growth_ms = max(growth_ms, usual_growth_ms / CREDIT)
         elif not own_only and own is not None and not own.has_served:
             least_s = max(least_s, usual_s)
         prompt_s = max(prefill_seconds(node), least_s / PROMPT_GAIN)
-        if least_s == claim_s and prompt_s == prefill_seconds(node):
+        unchanged = least_s == claim_s and prompt_s == prefill_seconds(node)
+        if unchanged and growth_ms == node.context_ms_per_block:
             return node
         return replace(
-            node, decode_ms_per_block=least_s * 1000, prefill_tokens_per_s=1 / (prompt_s * len(node.span))
+            node,
+            decode_ms_per_block=least_s * 1000,
+            prefill_tokens_per_s=1 / (prompt_s * len(node.span)),
+            context_ms_per_block=growth_ms,
         )
 
     def asked(self, node: NodeInfo) -> None:

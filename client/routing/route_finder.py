@@ -135,7 +135,9 @@ class RouteFinder:
             # Announced free KV cache is up to a refresh old: ask nodes that were full rather than give up.
             # They say BUSY if they still are.
             hopeful = [
-                replace(node, free_kv_tokens=node.total_kv_tokens) if node.state is NodeState.ONLINE else node
+                replace(node, free_kv_tokens=node.total_kv_tokens, free_states=node.total_states)
+                if node.state is NodeState.ONLINE
+                else node
                 for node in nodes
             ]
             try:
@@ -143,7 +145,8 @@ class RouteFinder:
             except NoRouteError:
                 raise error from None
         if held is not None:
-            fed = replace(request, prompt_tokens=max(1, request.prompt_tokens - held.tokens))
+            rest = max(1, request.prompt_tokens - held.tokens)
+            fed = replace(request, prompt_tokens=rest, fed=request.prompt_tokens - rest)
             if (cheaper := cheaper_held(route, request, held.route, fed, nodes, edges)) is not None:
                 route, request = cheaper, fed
         used = {hop.peer_id for hop in route.hops}

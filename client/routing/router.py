@@ -192,25 +192,27 @@ class Router:
         self._evidence.served(peer_id, self.now())
         self._bans.succeeded(peer_id)
 
-    def worked(self, peer_id: str, blocks: int, step_s: float, tokens: float) -> None:
-        """What a step of ``tokens`` tokens took on average by our clock, with the link there and back."""
+    def worked(self, peer_id: str, blocks: int, step_s: float, tokens: float, context: int) -> None:
+        """What a step of ``tokens`` tokens took on average by our clock, with the link there and back, and
+        with ``context`` tokens before it at most."""
         edges, size = (
             self._link_table.edges(self._announcements.nodes, self.now()),
             self._bytes_per_token * tokens,
         )
         link_s = edges.one_way_s("", peer_id, size) + edges.one_way_s(peer_id, "", size)
-        self._is_liar(peer_id, blocks, (step_s - link_s) / tokens)
+        self._is_liar(peer_id, blocks, (step_s - link_s) / tokens, context)
 
-    def _is_liar(self, peer_id: str, blocks: int, token_s: float) -> bool:
+    def _is_liar(self, peer_id: str, blocks: int, token_s: float, context: int = 0) -> bool:
         """Whether a token took far longer at a peer than it says. It has to prove itself anew then; noise and
         load are forgiven."""
         node = self._announcements.of(peer_id)
-        if (
-            node is None
-            or token_s <= LIE_FACTOR * (queue_seconds(node) + blocks * decode_seconds(node)) + NOISE_S
-        ):
+        if node is None:
             return False
-        self._evidence.doubted(peer_id, token_s / blocks, self.now())
+        claim_s = queue_seconds(node) + blocks * decode_seconds(node, context)
+        if token_s <= LIE_FACTOR * claim_s + NOISE_S:
+            return False
+        longer_s = decode_seconds(node, context) - decode_seconds(node)
+        self._evidence.doubted(peer_id, token_s / blocks - longer_s, self.now())
         return True
 
     def answered(self, peer_id: str) -> None:

@@ -75,9 +75,9 @@ class SlowWatch:
         here = {(a.peer_id, b.peer_id) for a, b in pairwise(session.hops)}
         return Rewire(join=apart.pairs & here)
 
-    def report_links(self, segments: Iterable[Segment]) -> None:
-        """Tell the router what a session's steps say of links, better than PINGs do: of a hop that answers
-        alone its link, of a chain the sum of its links."""
+    def report_links(self, segments: Iterable[Segment], context: int) -> None:
+        """Tell the router what steps of a session of ``context`` tokens say of links, better than PINGs do:
+        of a hop that answers alone its link, of a chain the sum of its links."""
         router = self._router
         for segment in segments:
             decode, prefill = segment.trace.decode, segment.trace.prefill
@@ -90,7 +90,7 @@ class SlowWatch:
                 hop, rtt_s = segment.first, decode.wire_s / decode.steps
                 if decode.tokens >= STEPS_TO_MEASURE:
                     step_s, tokens = hop.trace.decode.seconds / decode.steps, decode.tokens / decode.steps
-                    router.worked(hop.peer_id, len(hop.plan.hop.span), step_s, tokens)
+                    router.worked(hop.peer_id, len(hop.plan.hop.span), step_s, tokens, context)
                 rate = (
                     transfer_rate(prefill.bytes_sent, prefill.wire_s, rtt_s) if prefill.steps == 1 else None
                 )

@@ -290,7 +290,7 @@ class SwarmSession:
         self._doubts.close()
         if not self._closed and self._session is not None:
             self._session.close(self._ids if keep else ())
-            self._slow.report_links(self._session.segments)
+            self._slow.report_links(self._session.segments, len(self._ids))
             if keep and self._proven:
                 self._remember(len(self._ids))
         self._closed = True

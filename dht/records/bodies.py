@@ -4,7 +4,8 @@
              "prefill_tps", "kv_free", "kv_total", "codecs", "weights", "agent",
              "queue_ms", "tps", "sessions", "links", "journal", "journal_max", "row_check", "coarse",
              "max_blocks", "weights_root", "weights_whole", "shares_weights",
-             "direct", "label", "incarnation", "device"}            those from "queue_ms" on may be absent
+             "direct", "label", "incarnation", "device", "up", "down", "context_ms", "states_free",
+             "states_total"}                                        those from "queue_ms" on may be absent
     model   {"v": 1, "kind": "model", "name", "digest", "n_blocks", "parts"}      "parts" may be absent
     wanted  {"v": 1, "kind": "wanted", "models"}          a list of [name, digest or ""]
     gone    {"v": 1, "kind": "gone"}                      the owner withdrew; kept until the old entry is dead
@@ -25,6 +26,7 @@ import msgpack
 from ...swarm.errors import LocalProtocolError, RemoteProtocolError
 from ...swarm.figures import (
     BYTES_PER_S,
+    CONTEXT_MS,
     DECODE_MS,
     MAX_JOURNAL_BYTES,
     MAX_KV_TOKENS,
@@ -211,6 +213,9 @@ _NODE_FIELDS: dict[str, FieldType] = _MODEL_FIELDS | {
     "device": Prose(16),
     "up": Count(MAX_LINE_BYTES_PER_S),
     "down": Count(MAX_LINE_BYTES_PER_S),
+    "context_ms": Measured(CONTEXT_MS),
+    "states_free": Count(MAX_SESSIONS),
+    "states_total": Count(MAX_SESSIONS),
 }
 _WANTED_FIELDS: dict[str, FieldType] = {"models": Sequence(WantedField(), 1, MAX_WANTED)}
 _OPTIONAL: dict[str, object] = {
@@ -233,6 +238,9 @@ _OPTIONAL: dict[str, object] = {
     "device": "",
     "up": 0,
     "down": 0,
+    "context_ms": 0.0,
+    "states_free": 0,
+    "states_total": 0,
 }
 """The fields that an entry may leave out, and the values that they then have."""
 
@@ -248,6 +256,8 @@ def encode_node(info: NodeInfo) -> bytes:
         raise LocalProtocolError(f"a span {info.span} outside a model of {info.model.n_blocks} blocks")
     if info.free_kv_tokens > info.total_kv_tokens:
         raise LocalProtocolError("more free KV cache than there is")
+    if info.free_states > info.total_states:
+        raise LocalProtocolError("more free states than there are")
     if info.journal_bytes > info.total_journal_bytes:
         raise LocalProtocolError("a journal larger than its bound")
     maddrs = tuple(maddr for maddr in info.maddrs if is_dialable(maddr, info.peer_id))[:MAX_MADDRS]
@@ -287,6 +297,9 @@ def encode_node(info: NodeInfo) -> bytes:
                 "device": info.device,
                 "up": info.up_bytes_per_s,
                 "down": info.down_bytes_per_s,
+                "context_ms": info.context_ms_per_block,
+                "states_free": info.free_states,
+                "states_total": info.total_states,
             },
         )
         if len(body) <= _MAX_BODY_BYTES or not (links or direct or maddrs):
@@ -339,6 +352,8 @@ def _node(owner: str, values: dict[str, Any]) -> NodeInfo:
         raise RemoteProtocolError(f"{owner} claims blocks {span} of a model of {model.n_blocks}")
     if values["kv_free"] > values["kv_total"]:
         raise RemoteProtocolError(f"{owner} claims more free KV cache than it has")
+    if values["states_free"] > values["states_total"]:
+        raise RemoteProtocolError(f"{owner} claims more free states than it has")
     if values["journal"] > values["journal_max"]:
         raise RemoteProtocolError(f"{owner} claims a journal larger than its bound")
     return NodeInfo(
@@ -372,6 +387,9 @@ def _node(owner: str, values: dict[str, Any]) -> NodeInfo:
         device=values["device"],
         up_bytes_per_s=values["up"],
         down_bytes_per_s=values["down"],
+        context_ms_per_block=values["context_ms"],
+        free_states=values["states_free"],
+        total_states=values["states_total"],
     )
 
 
@@ -391,6 +409,8 @@ def _model_values(model: ModelRef) -> dict[str, object]:
 def _encode(kind: str, fields: dict[str, FieldType], values: dict[str, object]) -> bytes:
     record: dict[str, object] = {"v": RECORD_VERSION, "kind": kind}
     for name, field in fields.items():
+        if name in _OPTIONAL and values[name] == _OPTIONAL[name]:
+            continue
         try:
             record[name] = field.write(values[name])
         except FieldError as error:

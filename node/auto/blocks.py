@@ -339,6 +339,7 @@ def _as_all_see_it(nodes: Sequence[NodeInfo]) -> tuple[NodeInfo, ...]:
             decode_ms_per_block=_in_steps(node.decode_ms_per_block, SPEED_STEP),
             prefill_tokens_per_s=_in_steps(node.prefill_tokens_per_s, SPEED_STEP),
             free_kv_tokens=node.total_kv_tokens,
+            free_states=node.total_states,
             queue_ms=0.0,
             tokens_per_s=0.0,
             sessions=0,

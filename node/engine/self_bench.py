@@ -16,13 +16,20 @@ import numpy as np
 
 from ...shards.models.backend import SpanBackend
 from ...shards.models.own_memory import OwnMemory
+from ...swarm.figures import MEASURED_CONTEXT
+from ...swarm.protocol.field_types import PAGE_TOKENS
 
-PREFILL_TOKENS = 256
+PREFILL_TOKENS = MEASURED_CONTEXT
 """Rows of a measured prompt chunk: enough for the kernels that prefill uses, a fraction of a second on a
 CPU."""
+LONG_TOKENS = 8192
+"""Tokens of the context with which the growth is measured. Its keys and values are those of the prompt, over
+and over, and one block's for all blocks: some megabytes, and no time to compute them."""
 DECODE_SECONDS = 0.2
 PREFILL_SECONDS = 0.3
-"""Time boxes; at least one timed run happens even if it alone takes longer."""
+GROWTH_SECONDS = 0.4
+"""Time boxes; at least one timed run happens even if it alone takes longer. That of the growth is for two
+kinds of runs, and on a machine that others use too."""
 MAX_RUNS = 64
 LEAST_RUNS, LONGEST_BOX = 3, 5
 """So many runs, if they take no more than so many time boxes: one alone may have waited for other work of the
@@ -34,10 +41,11 @@ AGAIN_RUNS = 15
 @dataclass(frozen=True, slots=True)
 class SelfMeasurement:
     """``decode_ms_per_block``: one token, batch 1, context of PREFILL_TOKENS. ``prefill_tokens_per_s``:
-    whole span."""
+    whole span. ``context_ms_per_block``: what each 1000 tokens of context add to the first."""
 
     decode_ms_per_block: float
     prefill_tokens_per_s: float
+    context_ms_per_block: float = 0.0
 
 
 def measure_self(
@@ -56,9 +64,39 @@ def measure_self(
     prefill_s = _time(lambda: forward(0, tokens), PREFILL_SECONDS, clock)
     forward(tokens, 1)
     decode_s = _time(lambda: forward(tokens, 1), DECODE_SECONDS, clock)
+    growth = _growth(model, kv_dtype, max_tokens, prompt, clock)
     return SelfMeasurement(
-        decode_ms_per_block=decode_s * 1000 / len(model.span), prefill_tokens_per_s=tokens / prefill_s
+        decode_ms_per_block=decode_s * 1000 / len(model.span),
+        prefill_tokens_per_s=tokens / prefill_s,
+        context_ms_per_block=decode_s * growth * 1e6 / len(model.span),
     )
+
+
+def _growth(
+    model: SpanBackend[Any], kv_dtype: str, max_tokens: int, prompt: np.ndarray, clock: Callable[[], float]
+) -> float:
+    """The part by which each further token of context lengthens a decode step, beyond what windows see:
+    exactly 0 where no block sees all tokens, and where contexts are too short to tell."""
+    blocks = model.config.blocks[model.span.start : model.span.end]
+    reaches = [block.attention.reach for block in blocks if block.attention is not None]
+    long = min(LONG_TOKENS, max_tokens - 1)
+    short = max([PREFILL_TOKENS, *(reach for reach in reaches if reach <= long // 2)])
+    if 0 not in reaches or long < 2 * short:
+        return 0.0
+    memory = OwnMemory(model, kv_dtype, long + 1, shared=True)
+    model.forward(prompt, [memory.slice(0, len(prompt))], memory.pool)
+    memory.repeat(len(prompt) // PAGE_TOKENS)
+
+    def decode(tokens: int) -> float:
+        began = clock()
+        model.forward(prompt[:1], [memory.slice(tokens, 1)], memory.pool)
+        return clock() - began
+
+    times: list[tuple[float, float]] = []
+    _time(lambda: times.append((decode(long), decode(short))), GROWTH_SECONDS, clock)
+    # The quickest of each: their ratio is the same under load, where a difference would be of the load.
+    longer, shorter = map(min, zip(*times, strict=True))
+    return max(0.0, longer / max(shorter, 1e-9) - 1) / (long - short)
 
 
 def measure_decode(

@@ -26,7 +26,8 @@ EARLY_S = 4.0
 LOOK_S = 1.0
 """Seconds between looks at the load: a few comparisons each."""
 MUCH_KV = 0.125
-"""A change by this part of the KV cache counts: smaller ones would not change a route."""
+"""A change by this part of the KV cache, or of the sessions for which there are states, counts: smaller ones
+would not change a route. So does that there are none left, or some again."""
 MUCH_QUEUE_MS = 2.0
 MUCH_QUEUE_RATIO = 2.0
 """A wait in the queue has changed much if it at least doubled or halved, by at least MUCH_QUEUE_MS."""
@@ -37,6 +38,11 @@ def moved_much(told: NodeInfo, current: NodeInfo) -> bool:
     if current.links and not told.links:
         return True
     if abs(current.free_kv_tokens - told.free_kv_tokens) >= max(1, MUCH_KV * current.total_kv_tokens):
+        return True
+    states = abs(current.free_states - told.free_states)
+    if states >= max(1, MUCH_KV * current.total_states) or bool(current.free_states) != bool(
+        told.free_states
+    ):
         return True
     low, high = sorted((told.queue_ms, current.queue_ms))
     return high - low >= MUCH_QUEUE_MS and high >= MUCH_QUEUE_RATIO * low

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Generic
 
 import numpy as np
@@ -22,16 +23,27 @@ class OwnMemory(Generic[Memory]):
 
     ``tables`` and ``states``, None where no block keeps one: (sessions, blocks of ``model``, pages) of slots,
     as ``BatchSlice`` has them.
+
+    ``shared``: all blocks use the same slots for keys and values, as costs little. Times are what they are
+    otherwise, results are not.
     """
 
     def __init__(
-        self, model: SpanBackend[Memory], kv_dtype: str, tokens: int, sessions: int = 1, *, states: int = 1
+        self,
+        model: SpanBackend[Memory],
+        kv_dtype: str,
+        tokens: int,
+        sessions: int = 1,
+        *,
+        states: int = 1,
+        shared: bool = False,
     ) -> None:
         span, pages = model.span, -(-tokens // PAGE_TOKENS)
         blocks = model.config.blocks[span.start : span.end]
         self._first, self._slots = span.start, states
-        tables = np.arange(sessions * len(span) * pages, dtype=np.int32)
-        self.tables = tables.reshape(sessions, len(span), pages)
+        own = (sessions, 1 if shared else len(span), pages)
+        tables = np.arange(math.prod(own), dtype=np.int32).reshape(own)
+        self.tables = np.ascontiguousarray(np.broadcast_to(tables, (sessions, len(span), pages)))
         self.states: NDArray[np.int32] | None = None
         if any(block.state is not None for block in blocks):
             first = np.arange(0, sessions * len(span) * states, states, dtype=np.int32)
@@ -39,7 +51,7 @@ class OwnMemory(Generic[Memory]):
         self._live = [0] * sessions  # the position that the slot of a session's last page holds
         self._furthest = [0] * sessions  # up to which pages have taken slots of earlier ones
         n_states = 0 if self.states is None else sessions * len(span) * states
-        self.pool: Memory = model.new_pool(self.tables.size, kv_dtype, n_states)
+        self.pool: Memory = model.new_pool(tables.size, kv_dtype, n_states)
 
     def start(self, position: int, *, session: int = 0) -> int:
         """Where a session that is to go on at ``position`` must be fed from: less than a page before it, or
@@ -59,3 +71,9 @@ class OwnMemory(Generic[Memory]):
         self._furthest[session] = max(self._furthest[session], end) if start else end
         states = None if self.states is None else self.states[session]
         return BatchSlice(self.tables[session], self._first, row, start, count, long_context, states)
+
+    def repeat(self, pages: int) -> None:
+        """Fill what follows the first ``pages`` pages with copies of them, in every table."""
+        for row in np.unique(self.tables.reshape(-1, self.tables.shape[-1]), axis=0).tolist():
+            sources = [row[index % pages] for index in range(pages, len(row))]
+            self.pool.copy_slots(sources, row[pages:])

@@ -43,7 +43,8 @@ class RouteRequest:
     ``banned``: peers to leave out; ``used``: others, which are in the route already or are to leave it.
     ``digest``: the model's; "" takes nodes of any. ``before`` and ``after``: the peers that the route's ends
     are joined to, "" for the client. ``borders``: those between hops that the route should have inside, and
-    no others, where that costs little more; None: any will do.
+    no others, where that costs little more; None: any will do. ``fed``: tokens that the hops hold already
+    and that are not fed to them.
     """
 
     n_blocks: int
@@ -61,6 +62,7 @@ class RouteRequest:
     borders: tuple[int, ...] | None = None
     row_bytes: tuple[int, ...] = ()
     cuts: tuple[int, ...] = ()
+    fed: int = 0
 
     def __post_init__(self) -> None:
         if self.span.end > self.n_blocks:  # the span itself raises for an impossible one
@@ -69,8 +71,13 @@ class RouteRequest:
             raise UsageError(f"blocks {self.span} cannot be cut out of the model")
         if self.row_bytes and len(self.row_bytes) != self.n_blocks + 1:
             raise UsageError(f"bytes of {len(self.row_bytes)} boundaries of {self.n_blocks} blocks")
-        if min(self.kv_tokens, self.prompt_tokens, self.new_tokens, self.bytes_per_token) < 0:
+        if min(self.kv_tokens, self.prompt_tokens, self.new_tokens, self.bytes_per_token, self.fed) < 0:
             raise UsageError("tokens and bytes of a route request must be 0 or more")
+
+    @property
+    def context(self) -> float:
+        """Tokens before a decoded one, in the mean of all of them."""
+        return self.fed + self.prompt_tokens + self.new_tokens / 2
 
     def bytes_at(self, boundary: int) -> int:
         """Of a token's activations there."""
@@ -124,7 +131,8 @@ class Prices:
         """(for using the node at all, for each block on it)."""
         request = self._request
         enter = (request.new_tokens + (request.prompt_tokens > 0)) * queue_seconds(node)
-        block = request.new_tokens * decode_seconds(node) + request.prompt_tokens * prefill_seconds(node)
+        decode_s = request.new_tokens * decode_seconds(node, request.context)
+        block = decode_s + request.prompt_tokens * prefill_seconds(node)
         return round(enter * 1e9), round(block * 1e9)
 
     def client_link(self, peer_id: str) -> int:
@@ -262,6 +270,7 @@ def predict_route(
         edges,
         prompt_tokens=request.prompt_tokens,
         bytes_at=request.bytes_at,
+        context=request.context,
         before=request.before,
         after=request.after,
     )
@@ -305,6 +314,8 @@ def why_unusable(node: NodeInfo, request: RouteRequest) -> str:
         return "in use"
     if node.free_kv_tokens < request.kv_tokens:
         return f"full, {node.free_kv_tokens} of {node.total_kv_tokens} tokens free"
+    if request.kv_tokens and node.total_states and not node.free_states:
+        return f"full, no room for the states of another session beside {node.total_states}"
     return ""
 
 

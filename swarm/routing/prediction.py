@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ..figures import DECODE_MS, PREFILL_TOKENS_PER_S, QUEUE_MS
+from ..figures import CONTEXT_MS, DECODE_MS, MEASURED_CONTEXT, PREFILL_TOKENS_PER_S, QUEUE_MS
 from ..types import Hop, NodeInfo, Span
 from .edges import Edges
 
@@ -14,6 +14,9 @@ UNMEASURED_DECODE_MS_PER_BLOCK = 5.0
 """Milliseconds assumed for a node that has not measured itself: slow enough that any measured one is
 preferred."""
 UNMEASURED_PREFILL_TOKENS_PER_S = 100.0
+MOST_GROWTH = 10.0
+"""1000 tokens of context are believed to add at most this many times the time of a short one. Measured: up to
+half of it, where few experts compute; nobody shall excuse slowness with a context of some hundred tokens."""
 CHUNKS_PER_HOP = 4
 """A prefill is cut into this many chunks for each hop of a route of several. A hop then idles for under a
 fifth of the time. Where each chunk is computed in slices of 25 ms, they cost no more than larger ones (see
@@ -108,9 +111,12 @@ def queue_seconds(node: NodeInfo) -> float:
     return QUEUE_MS.nearest(node.queue_ms) / 1000
 
 
-def decode_seconds(node: NodeInfo) -> float:
-    """Seconds of one token for each block."""
-    return max(node.decode_ms_per_block or UNMEASURED_DECODE_MS_PER_BLOCK, DECODE_MS.low) / 1000
+def decode_seconds(node: NodeInfo, context: float = 0) -> float:
+    """Seconds of one token for each block, with ``context`` tokens before it."""
+    longer = max(0.0, context - MEASURED_CONTEXT) / 1000
+    decode_ms = max(node.decode_ms_per_block or UNMEASURED_DECODE_MS_PER_BLOCK, DECODE_MS.low)
+    growth_ms = min(CONTEXT_MS.nearest(node.context_ms_per_block), MOST_GROWTH * decode_ms)
+    return (decode_ms + longer * growth_ms) / 1000
 
 
 def prefill_seconds(node: NodeInfo) -> float:
@@ -135,13 +141,15 @@ def predict(
     *,
     prompt_tokens: int,
     bytes_at: Callable[[int], int],
+    context: float = 0,
     before: str = "",
     after: str = "",
     max_step_tokens: int = 1 << 30,
 ) -> Prediction:
-    """``nodes``: the hops' announcements, in their order. ``before`` and ``after``: the peers that feed the
-    first hop and take what the last gives, "" for the client, to which only one row of a prompt is sent.
-    ``bytes_at``: of a token's activations at a boundary, one way, encoded."""
+    """``nodes``: the hops' announcements, in their order. ``context``: tokens before a decoded one.
+    ``before`` and ``after``: the peers that feed the first hop and take what the last gives, "" for the
+    client, to which only one row of a prompt is sent. ``bytes_at``: of a token's activations at a boundary,
+    one way, encoded."""
     peers = [before, *(hop.peer_id for hop in hops), after]
     sizes = [bytes_at(boundary) for boundary in (hops[0].span.start, *(hop.span.end for hop in hops))]
     links = [(a, b, size) for (a, b), size in zip(pairwise(peers), sizes, strict=True)]
@@ -154,7 +162,7 @@ def predict(
             hop.peer_id,
             hop.span,
             queue_seconds(node),
-            len(hop.span) * decode_seconds(node),
+            len(hop.span) * decode_seconds(node, context),
             prompt_tokens * len(hop.span) * prefill_seconds(node),
         )
         for hop, node in zip(hops, nodes, strict=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from swarm_node.client.routing.evidence import (
@@ -101,6 +103,17 @@ def test_claims_are_capped_by_what_was_seen() -> None:
     assert evidence.believed([honest, fantastic], 1.0, own_only=True)[1] is fantastic
     evidence.served("x", 0.0)
     assert evidence.believed([honest, fantastic], 1.0)[1] is fantastic
+
+
+def test_a_stranger_does_not_outbid_others_by_a_claim_that_contexts_cost_nothing() -> None:
+    evidence = Evidence()
+    honest, stranger = replace(node("a"), context_ms_per_block=0.4), node("x")
+    evidence.served("a", 0.0)
+    known, believed = evidence.believed([honest, stranger], 1.0)
+    assert known is honest
+    assert believed.context_ms_per_block == pytest.approx(0.4 / CREDIT)
+    evidence.proved("x", 0.0)
+    assert evidence.believed([honest, stranger], 1.0)[1] is stranger
 
 
 def test_an_own_measure_outranks_a_claim_that_is_far_off() -> None:

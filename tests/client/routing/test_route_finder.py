@@ -26,6 +26,29 @@ async def test_an_old_announcement_of_a_full_node_is_not_believed_for_ever() -> 
         await router.plan(replace(NEED, kv_tokens=61))
 
 
+async def test_a_node_that_had_no_states_free_is_asked_last_and_not_given_up() -> None:
+    swarm, router, _ = await clocked_swarm(a="0-5", b="0-5")
+    swarm.announce("a", free_states=0, total_states=4)
+    for _ in range(3):
+        assert hops(await router.plan(NEED)) == [("b", "0-5")]
+    swarm.store.remove("b")
+    router.failed(failure("b"))
+    assert hops(await router.plan(NEED)) == [("a", "0-5")]
+    await router.close()
+
+
+async def test_a_long_context_does_not_make_a_liar() -> None:
+    """64,000 tokens of context make these blocks take 17 times as long."""
+    swarm, router, _ = await clocked_swarm(a="0-5")
+    swarm.announce("a", decode_ms_per_block=5.0, context_ms_per_block=1.3)
+    await router.plan(NEED)
+    router.measured("a", 0.0)
+    router.worked("a", 6, 6 * 0.088, 1, 64_000)
+    assert not router.is_wary()
+    router.worked("a", 6, 6 * 0.088, 1, 300)
+    assert router.is_wary()
+
+
 async def test_draining_peers_are_left_alone() -> None:
     swarm, router, _ = await clocked_swarm(a="0-5")
     swarm.announce("a", state=NodeState.DRAINING)

@@ -174,7 +174,10 @@ def test_model_and_gone_round_trip() -> None:
     assert isinstance(told, ModelRef)
     assert (told.parts, told.root) == ("ab" * 16, "")
     with pytest.raises(RemoteProtocolError, match="parts"):
-        decode(OWNER, encode_model(MODEL).replace(b"\xa5parts\xa0", b"\xa5parts\xa1x"))
+        decode(
+            OWNER,
+            encode_model(dataclasses.replace(MODEL, parts="a")).replace(b"\xa5parts\xa1a", b"\xa5parts\xa1x"),
+        )
     assert decode(OWNER, encode_gone()) == Gone()
 
 
@@ -186,6 +189,38 @@ def test_a_name_that_no_line_can_show_is_refused(name: object) -> None:
         decode(OWNER, msgpack.packb({**record, "label": name}))
     del record["label"]
     assert cast(NodeInfo, decode(OWNER, msgpack.packb(record))).name == ""
+
+
+def test_what_is_not_there_to_tell_takes_no_room() -> None:
+    """So records of nodes without states are what they were before there were any."""
+    states = {"states_free", "states_total", "context_ms"}
+    assert not states & set(msgpack.unpackb(encode_node(NODE)))
+    hybrid = dataclasses.replace(NODE, free_states=3, total_states=8, context_ms_per_block=0.25)
+    record = msgpack.unpackb(encode_node(hybrid))
+    assert states <= set(record)
+    assert decode(OWNER, msgpack.packb(record)) == hybrid
+    for name in states:
+        del record[name]
+    assert decode(OWNER, msgpack.packb(record)) == NODE
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("states_free", 9),
+        ("states_free", -1),
+        ("states_total", 10**6 + 1),
+        ("context_ms", -0.1),
+        ("context_ms", 1e6),
+    ],
+)
+def test_states_and_context_are_bounded(name: str, value: float) -> None:
+    hybrid = dataclasses.replace(NODE, free_states=3, total_states=8, context_ms_per_block=0.25)
+    record = msgpack.unpackb(encode_node(hybrid))
+    with pytest.raises(RemoteProtocolError):
+        decode(OWNER, msgpack.packb({**record, name: value}))
+    with pytest.raises(LocalProtocolError, match="states"):
+        encode_node(dataclasses.replace(hybrid, free_states=9))
 
 
 def test_usual_record_is_small() -> None:

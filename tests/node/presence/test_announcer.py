@@ -19,6 +19,10 @@ INFO = NodeInfo(
 )
 
 
+def states(free: int) -> NodeInfo:
+    return dataclasses.replace(INFO, free_states=free, total_states=16)
+
+
 def loaded(free: int, queue_ms: float = 0.0) -> NodeInfo:
     return dataclasses.replace(INFO, free_kv_tokens=free, total_kv_tokens=1000, queue_ms=queue_ms)
 
@@ -131,6 +135,11 @@ async def test_a_directory_that_hangs_counts_as_failed(monkeypatch):
         (loaded(9, 10.0), loaded(9, 19.0), False),
         (loaded(9, 10.0), loaded(9, 20.0), True),
         (loaded(9, 10.0), loaded(9, 5.0), True),
+        (states(4), states(4), False),
+        (states(4), states(3), False),
+        (states(4), states(2), True),
+        (states(1), states(0), True),  # nobody finds room any more
+        (states(0), states(1), True),
         (INFO, INFO, False),  # nothing measured, no cache
     ],
 )

@@ -67,3 +67,16 @@ def test_the_last_pages_borders_are_held(model: SpanBackend) -> None:
     memory = OwnMemory(model, "float32", TOKENS, states=3)
     memory.slice(0, 140)
     assert [memory.start(position) for position in (140, 139, 128, 127, 96, 95)] == [140, 128, 128, 96, 96, 0]
+
+
+def test_shared_slots_are_one_blocks_and_repeat_what_they_hold(model: SpanBackend, rows: np.ndarray) -> None:
+    memory = OwnMemory(model, "float32", TOKENS, shared=True)
+    pages = TOKENS // 32
+    assert memory.pool.n_slots == pages
+    model.forward(rows[:64], [memory.slice(0, 64)], memory.pool)
+    memory.repeat(2)
+    data = memory.pool.data
+    data = data.numpy() if hasattr(data, "numpy") else data
+    for page in range(pages):
+        np.testing.assert_array_equal(data[page], data[page % 2])
+    assert len(set(map(bytes, data))) == 2

@@ -397,3 +397,29 @@ def test_a_swarm_made_to_tempt_the_search_is_still_routed() -> None:
     assert (client_links[0][1].start, client_links[-1][1].end) == (0, 80)
     alone = route_price_ns([(nodes[0], Span(0, 80))], edges, wanted)
     assert route_price_ns(client_links, edges, wanted) < alone
+
+
+def test_a_node_without_room_for_states_is_full() -> None:
+    some = replace(node("s", 0, 6), free_states=1, total_states=4)
+    none = replace(some, free_states=0)
+    assert find_route([some], links([some]), request()).hops[0].peer_id == "s"
+    with pytest.raises(NoRouteError, match="no room for the states of another session beside 4"):
+        find_route([none], links([none]), request())
+    planned = find_route([none], links([none]), request(kv_tokens=0))
+    assert planned.hops[0].peer_id == "s", "a session that needs no room finds one"
+
+
+def test_over_a_long_context_blocks_that_keep_a_state_win() -> None:
+    """Both are announced with a short context, in which attention is the faster."""
+    attends = replace(node("a", 0, 6), context_ms_per_block=0.2)
+    keeps = node("k", 0, 6, ms=1.5)
+    nodes = [attends, keeps]
+    short = find_route(nodes, links(nodes), request())
+    assert short.hops[0].peer_id == "a"
+    long = find_route(nodes, links(nodes), request(prompt_tokens=20_000, fed=0, kv_tokens=0))
+    assert long.hops[0].peer_id == "k"
+    held = find_route(nodes, links(nodes), request(prompt_tokens=1, fed=20_000))
+    assert held.hops[0].peer_id == "k", "tokens that need not be fed are context too"
+    assert held.seconds_per_token > 6 * 0.0015
+    with pytest.raises(UsageError):
+        request(fed=-1)

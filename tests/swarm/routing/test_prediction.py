@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from swarm_node.swarm.figures import QUEUE_MS
+from swarm_node.swarm.figures import MEASURED_CONTEXT, QUEUE_MS
 from swarm_node.swarm.routing.edges import Edges, Link
-from swarm_node.swarm.routing.prediction import chunk_tokens, predict
+from swarm_node.swarm.routing.prediction import chunk_tokens, decode_seconds, predict
 from swarm_node.swarm.types import Hop, ModelRef, NodeInfo, NodeState, PeerLink, Span
 
 MODEL = ModelRef("m", "d" * 64, 6)
@@ -36,6 +38,27 @@ def test_a_decoded_token() -> None:
     assert predicted.around(1) == pytest.approx(0.006 + 0.0021 + 0.007)
     assert predicted.prefill_s == 0
     assert all(edge.measured for edge in predicted.edges)
+
+
+def test_attention_over_a_long_context_takes_time_and_states_do_not() -> None:
+    attends = node("a", Span(0, 3), context_ms_per_block=0.25)
+    keeps = node("b", Span(3, 6))
+    edges = Edges([attends, keeps], LINKS)
+
+    def compute_s(context: float) -> list[float]:
+        predicted = predict(
+            HOPS, [attends, keeps], edges, prompt_tokens=0, bytes_at=lambda _: 1000, context=context
+        )
+        return [hop.compute_s for hop in predicted.hops]
+
+    assert compute_s(0) == compute_s(MEASURED_CONTEXT) == pytest.approx([0.003, 0.003])
+    assert compute_s(MEASURED_CONTEXT + 32_000) == pytest.approx([3 * 0.009, 0.003])
+
+
+def test_a_claim_of_growth_excuses_little_in_a_short_context() -> None:
+    claims = node("a", Span(0, 6), context_ms_per_block=600_000.0)
+    assert decode_seconds(claims, 420) < 3 * decode_seconds(claims)
+    assert math.isfinite(decode_seconds(claims, 2**40))
 
 
 def test_each_boundary_has_rows_of_its_own_size() -> None:
