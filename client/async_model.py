@@ -294,7 +294,7 @@ class AsyncSwarmModel:
             router,
             self._scout,
             RouteSettings(
-                SessionSettings(local.boundaries, max_tokens, local.embedding_rms),
+                SessionSettings(local.boundaries, max_tokens, local.embedding_rms, local.keeps_states),
                 self._codecs,
                 router if self._chain else None,
                 prefix=PrefixKey(self._salt, router.model.digest) if self._salt is not None else None,

@@ -47,7 +47,8 @@ class LocalModel:
     """``boundaries``: what passes between the model's blocks. ``sideband``: that has values of each token for
     each of them beside the residual. ``context``: the longest sequence in tokens. ``draft``: guesses what the
     model will say. ``close`` gives files back, if there are any; a draft model ends its step before.
-    ``embedding_rms``: root mean square of a usual embedding, 0 where it is not known. ``wire_codec``: the
+    ``embedding_rms``: root mean square of a usual embedding, 0 where it is not known. ``keeps_states``: see
+    ``SessionSettings``. ``wire_codec``: the
     kind of codec in which its activations travel, unless a person asks for another. ``scales``: for the rows
     at each boundary, as far as they are known. ``failed``: kinds of codecs that lose too much by the model's
     certificate, or may without one. ``reader``: judges the rows that come from the last block. ``facts``: for
@@ -63,6 +64,7 @@ class LocalModel:
     answered: Callable[[], None] | None = None
     draft: DraftModel | None = None
     embedding_rms: float = 0.0
+    keeps_states: bool = False
     wire_codec: str = DEFAULT_KIND
     sideband: bool = False
     scales: Mapping[int, ScaleTable] = field(default_factory=dict)
@@ -139,6 +141,7 @@ def load_local_model(
         close=close,
         draft=guesser,
         embedding_rms=usual_rms,
+        keeps_states=any(block.state is not None for block in config.blocks),
         wire_codec=DEFAULT_KIND if config.sideband is None else UNMEASURED_KIND,
         sideband=config.sideband is not None,
         scales={} if certificate is None else certificate.scales(),

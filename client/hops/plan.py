@@ -29,11 +29,14 @@ class Patient(Protocol):
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
     """What all hops of a session share. ``boundaries``: of the model. ``max_tokens``: KV cache to reserve, in
-    tokens. ``embedding_rms``: root mean square of the model's usual embedding, 0 where it is not known."""
+    tokens. ``embedding_rms``: root mean square of the model's usual embedding, 0 where it is not known.
+    ``keeps_states``: blocks of the model do, so that a hop that knows a prompt up to the end of a page cannot
+    be asked for its last token once more."""
 
     boundaries: Boundaries
     max_tokens: int
     embedding_rms: float = 0.0
+    keeps_states: bool = False
 
 
 @dataclass(frozen=True, slots=True)

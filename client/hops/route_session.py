@@ -83,7 +83,7 @@ class RouteSession:
     async def open(
         cls, links: LinkPool, route: Route, settings: RouteSettings, ids: Sequence[int] = ()
     ) -> RouteSession:
-        """Open every hop at the same time; ``ids``: what it is going to be fed.
+        """Open every hop at the same time; ``ids``: what it may hold already of what it is going to be fed.
 
         Raises HopFailedError for the first hop that fails; the others are closed.
         """

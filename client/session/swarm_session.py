@@ -338,7 +338,8 @@ class SwarmSession:
 
         def open_(planned: Planned) -> Coroutine[Any, Any, RouteSession]:
             settings = replace(self._settings, nodes=dict(planned.nodes))
-            return RouteSession.open(self._links, planned.route, settings, self._ids)
+            may_know = self._ids[:-1] if settings.session.keeps_states else self._ids
+            return RouteSession.open(self._links, planned.route, settings, may_know)
 
         session, planned = await self._attempts.first(plan, open_)
         self._tell(None)

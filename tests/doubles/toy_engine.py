@@ -38,6 +38,8 @@ TOTAL_TOKENS = 64 * CONTEXT
 class ToyPool:
     """A slot holds, for each token of its page, the sum of the block's inputs up to it."""
 
+    n_states = 0
+
     def __init__(self, n_slots: int) -> None:
         self.n_slots = n_slots
         self.slots: dict[int, np.ndarray] = {}
