@@ -53,19 +53,23 @@ class _Chunk(NamedTuple):
     last: mx.array
 
 
-Advance = Callable[..., tuple[mx.array, list[mx.array]]]
+def advance(
+    settings: RecurrenceConfig, counts: tuple[int, ...], rows: ChunkRows, begun: Sequence[mx.array]
+) -> tuple[mx.array, list[mx.array]]:
+    """``rows`` of chunks, ``counts`` of each slice, and each slice's matrices before them, (1, ..., key_dim,
+    value_dim) → o (C, ..., L, value_dim) and the matrices after each chunk. On a GPU, steps of one row are
+    compiled, once for each number of them."""
+    if rows.v.shape[-2] == 1 and on_gpu():
+        return _compiled(settings, counts)(rows, begun)
+    return _advance(settings, counts, rows, begun)
+
+
+Advance = Callable[[ChunkRows, Sequence[mx.array]], tuple[mx.array, list[mx.array]]]
 
 
 @cache
-def advance(settings: RecurrenceConfig, counts: tuple[int, ...], size: int) -> Advance:
-    """``advance(rows, *begun)``: ``ChunkRows`` of ``size`` rows, ``counts`` of each slice, and each slice's
-    matrices before them, (1, ..., key_dim, value_dim) → o (C, ..., L, value_dim) and the matrices after each
-    chunk. On a GPU, steps of one row are compiled once for each number of them."""
-
-    def compute(rows: ChunkRows, *begun: mx.array) -> tuple[mx.array, list[mx.array]]:
-        return _advance(settings, counts, ChunkRows(*rows), begun)
-
-    return mx.compile(compute) if size == 1 and on_gpu() else compute
+def _compiled(settings: RecurrenceConfig, counts: tuple[int, ...]) -> Advance:
+    return mx.compile(lambda rows, begun: _advance(settings, counts, ChunkRows(*rows), begun))
 
 
 def _advance(

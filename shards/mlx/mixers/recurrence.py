@@ -116,7 +116,7 @@ class RecurrenceLayer:
         )
         settings = self._settings
         matrices = [part.reshape(1, *self._heads, *part.shape[1:]) for part in begun]
-        o, after = advance(settings, group.counts, group.size)(chunks, *matrices)
+        o, after = advance(settings, group.counts, chunks, matrices)
         o = mx.moveaxis(o, -2, 1).reshape(-1, settings.heads, settings.value_dim)
         return o, iter(after)
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swarm_node.shards.mlx.mixers import chunks
 from swarm_node.shards.mlx.mixers.chunks import ChunkRows, advance
 from tests.shards.models.state_cases import channels, delta, mamba
 
@@ -44,10 +45,9 @@ def made_up(rule: str, size: int, decay: float, seed: int) -> tuple[dict[str, np
 
 
 def check(rule: str, rows: dict[str, np.ndarray], state: np.ndarray) -> None:
-    size = rows["v"].shape[2]
     # (C, heads, 1 value head of each key, L, ...)
     wide = ChunkRows(*(mx.array(rows[name])[:, :, None] for name in ChunkRows._fields))
-    out, [after] = advance(RULES[rule](), (1,), size)(wide, mx.array(state)[None, :, None])
+    out, [after] = advance(RULES[rule](), (1,), wide, [mx.array(state)[None, :, None]])
     for got, want in zip((out, after), stepped(rule, rows, state), strict=True):
         wide_got = np.array(got).reshape(want.shape)
         np.testing.assert_allclose(wide_got, want, atol=1e-5 * np.abs(want).max(), rtol=0)
@@ -87,9 +87,19 @@ def test_slices_have_chunks_of_their_own() -> None:
         mx.array(np.concatenate([rows[name] for rows, _ in parts])[:, :, None]) for name in ChunkRows._fields
     ]
     begun = [mx.array(parts[at][1])[None, :, None] for at in (0, 3)]
-    out, after = advance(delta(), (3, 1), 8)(ChunkRows(*wide), *begun)
+    out, after = advance(delta(), (3, 1), ChunkRows(*wide), begun)
     state = parts[0][1]
     for at, (rows, own) in enumerate(parts):
         want, state = stepped("delta", rows, own if at == 3 else state)
         np.testing.assert_allclose(np.array(out[at]).reshape(want.shape), want, atol=1e-5)
         np.testing.assert_allclose(np.array(after[at]).reshape(state.shape), state, atol=1e-5)
+
+
+@pytest.mark.slow  # a C++ compiler's seconds
+@pytest.mark.parametrize("rule", RULES)
+def test_steps_are_compiled_where_there_is_a_gpu(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "on_gpu", lambda: True)
+    for seed in range(2):
+        check(rule, *made_up(rule, 1, 0.5, seed))
+    assert chunks._compiled.cache_info().currsize
+    chunks._compiled.cache_clear()
