@@ -43,7 +43,7 @@ class OwnMemory(Generic[Memory]):
         self._first, self._slots = span.start, states
         own = (sessions, 1 if shared else len(span), pages)
         tables = np.arange(math.prod(own), dtype=np.int32).reshape(own)
-        self.tables = np.array(np.broadcast_to(tables, (sessions, len(span), pages)))
+        self.tables = np.broadcast_to(tables, (sessions, len(span), pages)).copy()
         self.states: NDArray[np.int32] | None = None
         if any(block.state is not None for block in blocks):
             first = np.arange(0, sessions * len(span) * states, states, dtype=np.int32)
