@@ -46,7 +46,12 @@ class SnPiece(ctypes.Structure):
         ("row", ctypes.c_int32),
         ("start", ctypes.c_int32),
         ("count", ctypes.c_int32),
+        ("states", ctypes.c_void_p),
     )
+
+
+class SnStates(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), ("slot_floats", ctypes.c_int64), ("n_slots", ctypes.c_int64))
 
 
 def attention_struct(config: AttentionConfig, sinks: NDArray[np.float32] | None = None) -> SnAttention:
@@ -71,6 +76,12 @@ def kv_struct(pool: KvPool) -> SnKv:
     return SnKv(address(pool.data), pool.slot_bytes, KV_DTYPES.index(pool.kv_dtype))
 
 
+def states_struct(pool: KvPool) -> SnStates:
+    """Valid for as long as ``pool`` lives."""
+    states = pool.states
+    return SnStates(address(states.data), states.data.shape[1], states.n_slots)
+
+
 class SliceArray:
     """A C array of slices that grows as needed and is filled anew for each call."""
 
@@ -87,10 +98,12 @@ class SliceArray:
         row = 0
         for c_slice, part in zip(self.array, slices, strict=False):
             table, first, start, count = part.table, part.first_block, part.start, part.count
+            states = part.states
             blocks, pages = table.shape
             if (
                 table.dtype != np.int32
                 or not table.flags.c_contiguous
+                or (states is not None and not _is_like(states, table))
                 or part.row != row
                 or count < 1
                 or not 0 <= start <= pages * PAGE_TOKENS - count
@@ -106,6 +119,11 @@ class SliceArray:
             c_slice.row = row
             c_slice.start = start
             c_slice.count = count
+            c_slice.states = None if states is None else address(states)
             row += count
         if row != rows:
             raise LocalProtocolError(f"slices of {row} rows for a batch of {rows}")
+
+
+def _is_like(states: NDArray[np.int32], table: NDArray[np.int32]) -> bool:
+    return states.dtype == np.int32 and states.flags.c_contiguous and states.shape == table.shape

@@ -33,7 +33,7 @@ class SnNorm(ctypes.Structure):
 
 
 class SnActivation(ctypes.Structure):
-    _fields_ = (("kind", ctypes.c_int32), ("alpha", ctypes.c_float), ("limit", ctypes.c_float))
+    _fields_ = (("kind", ctypes.c_int32), ("alpha", ctypes.c_float), ("limit", ctypes.c_float), ("factor", ctypes.c_float))
 
 
 class SnMlp(ctypes.Structure):
@@ -59,7 +59,7 @@ class NativeNorm:
 
 
 def activation_struct(mlp: MlpConfig) -> SnActivation:
-    return SnActivation(ACTIVATIONS.index(mlp.activation), mlp.alpha, mlp.limit)
+    return SnActivation(ACTIVATIONS.index(mlp.activation), mlp.alpha, mlp.limit, mlp.gate_factor)
 
 
 def mlp_struct(mlp: MlpConfig, gate_up: SnLinear, down: SnLinear) -> SnMlp:

@@ -15,6 +15,7 @@ from ..kernels.linear import NativeLinear, SnLinear
 from ..kernels.pages import SnAttention, attention_struct
 from ..kernels.rows import NativeNorm, SnActivation, SnMlp, SnNorm, mlp_struct
 from ..models.block_weights import AttentionWeights, BlockWeights, ExpertsWeights, LatentWeights
+from .state import NativeState, SnState
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -84,6 +85,10 @@ class SnBlock(ctypes.Structure):
         ("side_projection", SnLinear),
         ("side_activation", SnActivation),
         ("side_norm", SnNorm),
+        ("state", ctypes.POINTER(SnState)),
+        ("attention_factor", ctypes.c_float),
+        ("state_factor", ctypes.c_float),
+        ("mlp_factor", ctypes.c_float),
     )
 
 
@@ -106,12 +111,17 @@ class NativeBlock:
             scalar=weights.scalar,
             kv_of=-1 if settings.kv_of is None else settings.kv_of,
             side_norm=_norm(None if weights.side is None else weights.side.norm),
+            attention_factor=settings.attention_factor,
+            state_factor=settings.state_factor,
+            mlp_factor=settings.mlp_factor,
         )
         if settings.side is not None and weights.side is not None:
             self.struct.side = settings.side.values
             self.struct.side_gate = weights.side.gate.struct
             self.struct.side_projection = weights.side.projection.struct
-            self.struct.side_activation = SnActivation(ACTIVATIONS.index(settings.side.activation))
+            self.struct.side_activation = SnActivation(
+                ACTIVATIONS.index(settings.side.activation), factor=1.0
+            )
         if settings.parallel and settings.mlp_norm is None:
             self.struct.mlp_norm = self.struct.norm
         if settings.mlp is not None and weights.mlp is not None:
@@ -120,6 +130,10 @@ class NativeBlock:
             self._add_experts(settings.experts, weights.experts, hidden)
         if settings.attention is not None and weights.attention is not None:
             self._attend(settings.attention, weights.attention)
+        if settings.state is not None and weights.state is not None:
+            state = NativeState(settings.state, weights.state)
+            self._held.append(state)
+            self.struct.state = ctypes.pointer(state.struct)
 
     def _add_experts(
         self,

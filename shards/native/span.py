@@ -23,11 +23,12 @@ from ..experts.store import ExpertStore
 from ..formats.blocks.block import needs_torch
 from ..kernels.bench import PRECISION_NAMES
 from ..kernels.library import ThreadPool, address, library
-from ..kernels.pages import SliceArray, kv_struct
+from ..kernels.pages import SliceArray, kv_struct, states_struct
 from ..kernels.rotations import RotationArray
 from ..layers.kv_pool import BatchSlice, KvPool, kv_shapes, resolve_kv_dtype
 from ..layers.memory import zeros
 from ..layers.rope import Rope
+from ..layers.state_pool import StatePool, state_shapes
 from ..models.block_loading import block_stacks, bytes_in_file, load_block
 from ..models.load_plan import LoadOptions, LoadPlan, resolve
 from ..models.sideband import passed_on, residual_of
@@ -88,7 +89,7 @@ class NativeSpan:
         settings = config.blocks[span.start : span.end]
         ropes = list(dict.fromkeys(block.rope for block in settings if block.rope))
         numbers = {None: -1} | {rope: number for number, rope in enumerate(ropes)}
-        self._kv = kv_shapes(settings)
+        self._kv, self._states = kv_shapes(settings), state_shapes(settings)
         self._blocks = tuple(
             NativeBlock(block, held, config.hidden_size, numbers[block.rope])
             for block, held in zip(settings, blocks, strict=True)
@@ -119,7 +120,17 @@ class NativeSpan:
             ctypes.c_void_p,  # rotations
             ctypes.c_int32,  # slices
             ctypes.c_void_p,  # kv
+            ctypes.c_void_p,  # states
             ctypes.c_void_p,  # scratch
+        )
+        self._states_fit = functions.sn_states_fit
+        self._states_fit.argtypes = (
+            ctypes.POINTER(SnSpan),
+            ctypes.c_int32,  # first block
+            ctypes.c_int32,  # end block
+            ctypes.c_void_p,  # slices
+            ctypes.c_int32,  # slices
+            ctypes.c_int64,  # slots
         )
         self._slices = SliceArray()
         self._rotations = RotationArray([Rope(rope, rowwise=rowwise) for rope in ropes])
@@ -128,7 +139,7 @@ class NativeSpan:
         return resolve_kv_dtype(wanted, "float32", exact)
 
     def new_pool(self, n_slots: int, kv_dtype: str, n_states: int = 0) -> KvPool:
-        return KvPool(n_slots, self._kv, kv_dtype)
+        return KvPool(n_slots, self._kv, kv_dtype, StatePool(n_states, self._states))
 
     def use_threads(self, threads: int) -> None:
         self._threads.width = threads
@@ -142,9 +153,13 @@ class NativeSpan:
             raise UsageError(f"blocks {span} are not within {self.span}")
         rows = residual_of(self.config, span, x)  # which becomes the blocks' output
         x = np.ascontiguousarray(x, np.float32)
-        if not self._kv <= pool.shapes:
-            raise LocalProtocolError(f"KV memory for {pool.shapes}: this model has {self._kv}")
+        if not (self._kv <= pool.shapes and self._states <= pool.states.shapes):
+            raise LocalProtocolError(
+                f"memory for {pool.shapes} and {pool.states.shapes}: this model has {self._kv} and {self._states}"
+            )
         self._slices.fill(slices, len(rows), span)
+        if self._states:
+            self._check_states(len(slices), pool, span)
         self._rotations.fill(slices)
         self._forward(
             self._c_span,
@@ -159,11 +174,21 @@ class NativeSpan:
             self._rotations.array,
             len(slices),
             ctypes.byref(kv_struct(pool)),
+            ctypes.byref(states_struct(pool)),
             address(self._scratch),
         )
         if self.store is not None:
             self.store.check()
         return passed_on(self.config, span, x, rows)
+
+    def _check_states(self, slices: int, pool: KvPool, span: Span) -> None:
+        fit = self._states_fit(
+            self._c_span, span.start, span.end, self._slices.array, slices, pool.states.n_slots
+        )
+        if not fit:
+            raise LocalProtocolError(
+                f"slices of blocks {span} without slots for their states among {pool.states.n_slots}"
+            )
 
 
 def unsupported(checkpoint: Checkpoint, span: Span, plan: LoadPlan) -> str | None:

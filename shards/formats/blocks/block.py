@@ -159,10 +159,5 @@ class BlockConfig:
 
 def needs_torch(block: BlockConfig) -> bool:
     """Whether only torch computes such a block."""
-    factors = (block.attention_factor, block.state_factor, block.mlp_factor)
-    if block.attention is None or block.state is not None or not block.transforms or factors != (1, 1, 1):
-        return True
-    mlp = block.mlp
-    if block.is_indexed:
-        return True
-    return bool(block.streams or block.laurel or (mlp is not None and (mlp.sparsity or mlp.gate_factor != 1)))
+    sparse = block.mlp is not None and block.mlp.sparsity
+    return bool(block.streams or block.laurel or block.is_indexed or sparse)

@@ -46,6 +46,7 @@ typedef struct sn_piece {
     int32_t row;          /* first row in the batch */
     int32_t start;        /* position of that row in the session */
     int32_t count;        /* rows */
+    const int32_t *states; /* as table, of slots for states; NULL: none */
 } sn_piece;
 
 /* Stores the keys and values of all rows of the piece for KV heads kv_first to kv_end: row i (of the piece) is read

@@ -1,8 +1,8 @@
 /* A block at a time, and within it TILE_ROWS rows at a time, so that what passes from step to step stays in the
    cache: rows only look at rows before them, whose keys and values are in the pages by then. Experts take more rows
    together, as each reads its weights once for all of them. Threads share a linear by its output tiles, norms by rows,
-   attention by sequences and, of few, by KV heads. Threads wait for each other five times a block and for the norms:
-   whoever has computed some outputs goes on with them as far as nobody else's are needed. Every row's result is the same
+   attention by sequences and, of few, by KV heads, a state by sequences and heads. Threads wait for each other five times a
+   block and for the norms: whoever has computed some outputs goes on with them as far as nobody else's are needed. Every row's result is the same
    bits however the rows are batched, cut and shared. */
 #include "block.h"
 
@@ -29,7 +29,8 @@ typedef struct {
     int64_t qkv, q_latent, queries, attended, values, gate_up;
     int64_t prepared, kv_prepared, mlp_prepared, gated, head, attend, experts;
     int64_t side, side_prepared, side_gated;
-    int64_t branch, parallel, experts_out, experts_normed, router_normed; /* 1 where any block needs it */
+    int64_t branch, kept, parallel, experts_out, experts_normed, router_normed; /* 1 where any block needs it */
+    sn_state_needs state;
 } needs;
 
 static void need(int64_t *most, int64_t wanted) { *most = largest(*most, wanted); }
@@ -38,6 +39,8 @@ static void need_attention(needs *n, const sn_block *block, int64_t rows)
 {
     const sn_attention *a = &block->attention;
     const sn_latent *latent = block->latent;
+    if (!a->heads)
+        return;
     need(&n->attended, (int64_t)a->heads * a->value_dim);
     need(&n->attend, sn_attend_scratch(a));
     need(&n->prepared, sn_linear_scratch(&block->out, rows));
@@ -60,10 +63,25 @@ static void need_attention(needs *n, const sn_block *block, int64_t rows)
     }
 }
 
+static void need_state(needs *n, const sn_block *block, int64_t rows)
+{
+    if (block->state == NULL)
+        return;
+    sn_state_needs state = sn_state_needs_of(block->state, rows);
+    need(&n->qkv, state.qkv);
+    need(&n->kept, block->attention.heads && !sn_adds_mixed(block));
+    need(&n->state.decays, state.decays);
+    need(&n->state.low, state.low);
+    need(&n->state.carried, state.carried);
+    need(&n->state.recur, state.recur);
+    for (int which = 0; which < SN_STATE_LINEARS; which++)
+        need(&n->state.prepared[which], state.prepared[which]);
+}
+
 static void need_mlp(needs *n, const sn_block *block, int32_t threads, int64_t rows)
 {
     need(&n->group, rows);
-    need(&n->branch, !sn_adds_attention(block) || !sn_adds_mlp(block));
+    need(&n->branch, !sn_adds_mixed(block) || !sn_adds_mlp(block));
     need(&n->parallel, block->parallel);
     if (block->mlp.inner) {
         need(&n->gate_up, block->mlp.gate_up.rows);
@@ -96,6 +114,7 @@ static int64_t lay_out(sn_tile *t, const sn_span *span, int32_t threads, int64_t
     for (int32_t index = 0; index < span->n_blocks; index++) {
         const sn_block *block = &span->blocks[index];
         need_attention(&n, block, tile);
+        need_state(&n, block, tile);
         need_mlp(&n, block, threads, smallest(rows, group_rows(block)));
         need_side(&n, block, smallest(rows, group_rows(block)));
     }
@@ -110,7 +129,17 @@ static int64_t lay_out(sn_tile *t, const sn_span *span, int32_t threads, int64_t
     t->gated = sn_take(base, &used, n.gated);
     t->attend_scratch = sn_take(base, &used, number * t->attend_floats * threads);
     t->segment = sn_take(base, &used, (int64_t)sizeof(sn_segment) * tile);
+    t->stretch = sn_take(base, &used, (int64_t)sizeof(sn_stretch) * tile);
+    t->run = sn_take(base, &used, (int64_t)sizeof(sn_run) * tile);
+    t->decays = sn_take(base, &used, number * tile * n.state.decays);
+    t->low = sn_take(base, &used, number * tile * n.state.low);
+    t->recur_floats = (n.state.recur + 15) / 16 * 16;
+    t->recur_scratch = sn_take(base, &used, number * t->recur_floats * threads);
+    t->carried = sn_take(base, &used, rows > tile ? number * n.state.carried : 0);
+    for (int which = 0; which < SN_STATE_LINEARS; which++)
+        t->state_prepared[which] = sn_take(base, &used, n.state.prepared[which]);
     t->branch = sn_take(base, &used, group * n.branch);
+    t->kept = sn_take(base, &used, group * n.kept);
     t->mlp_normed = sn_take(base, &used, group * n.parallel);
     t->mlp_prepared = sn_take(base, &used, n.mlp_prepared);
     t->q_latent = sn_take(base, &used, number * tile * n.q_latent);
@@ -161,20 +190,30 @@ static void read_inputs(void *arg, int32_t first, int32_t end, int32_t thread)
     sn_mlp_inputs(arg, first, end);
 }
 
-/* Parts: rows, to which attention's output is added where it waits in branch; then what the MLP reads. */
+/* What attention and the state's part have made, with their factors, as one. */
+static void join(const sn_block *block, float *branch, const float *kept, int32_t hidden)
+{
+    int both = block->attention.heads && block->state != NULL;
+    float factor = block->attention.heads ? block->attention_factor : block->state_factor;
+    for (int32_t i = 0; (both || factor != 1.0f) && i < hidden; i++)
+        branch[i] = both ? factor * branch[i] + block->state_factor * kept[i] : factor * branch[i];
+}
+
+/* Parts: rows, to which what waits in branch is added; then what the MLP reads. */
 static void between(void *arg, int32_t first, int32_t end, int32_t thread)
 {
     sn_tile *t = arg;
     const sn_block *block = t->block;
     int32_t hidden = t->hidden;
     (void)thread;
-    for (int64_t row = first; row < end && !sn_adds_attention(block); row++) {
+    for (int64_t row = first; row < end && !sn_adds_mixed(block); row++) {
         float *x = t->x + row * hidden, *branch = t->branch + row * hidden;
+        join(block, branch, t->kept + row * hidden, hidden);
         sn_norm_row(&block->attention_out_norm, branch, branch, hidden, 0);
         for (int32_t i = 0; i < hidden; i++)
             x[i] += block->residual_multiplier * branch[i];
     }
-    if (!block->parallel)
+    if (!block->parallel && sn_transforms(block))
         sn_mlp_inputs(t, first, end);
 }
 
@@ -190,18 +229,22 @@ static void block_forward(const sn_tile *batch, sn_pool *pool, int64_t first, in
         sn_pool_run(pool, read_inputs, &group, (int32_t)rows, 1);
     else
         group.mlp_normed = group.normed, group.mlp_prepared = group.prepared;
-    for (int64_t done = 0; done < rows; done += TILE_ROWS) {
+    for (int64_t done = 0; done < rows && sn_mixes(block); done += TILE_ROWS) {
         sn_tile t = group;
         t.rows = smallest(rows - done, TILE_ROWS);
         t.x += done * t.hidden;
         t.branch += done * t.hidden;
-        cut_segments(&t, first + done, pieces);
+        t.kept += done * t.hidden;
+        t.at = first + done;
+        cut_segments(&t, t.at, pieces);
+        if (block->state != NULL)
+            sn_block_state(&t, pool, pieces);
         if (block->latent != NULL)
             sn_latent_attention(&t, pool);
-        else
+        else if (block->attention.heads)
             sn_block_attention(&t, pool);
     }
-    if (!block->parallel || !sn_adds_attention(block))
+    if (!sn_adds_mixed(block) || (!block->parallel && sn_transforms(block)))
         sn_pool_run(pool, between, &group, (int32_t)rows, 1);
     sn_block_mlp(&group, pool);
     if (block->side)
@@ -210,9 +253,10 @@ static void block_forward(const sn_tile *batch, sn_pool *pool, int64_t first, in
 
 void sn_span_forward(const sn_span *span, sn_pool *pool, int32_t first_block, int32_t end_block, float *x,
                      int64_t rows, const float *beside, int64_t beside_ld, const sn_piece *pieces,
-                     const sn_rotation *rotations, int32_t n_pieces, const sn_kv *kv, void *scratch)
+                     const sn_rotation *rotations, int32_t n_pieces, const sn_kv *kv, const sn_states *states,
+                     void *scratch)
 {
-    sn_tile t = {.kv = kv, .rotations = rotations, .n_pieces = n_pieces, .hidden = span->hidden, .x = x};
+    sn_tile t = {.kv = kv, .states = states, .rotations = rotations, .n_pieces = n_pieces, .hidden = span->hidden, .x = x};
     t.beside = beside, t.beside_ld = beside_ld;
     lay_out(&t, span, sn_pool_threads(pool), smallest(rows, EXPERTS_ROWS), scratch);
     for (int32_t number = first_block; number < end_block; number++) {

@@ -11,6 +11,7 @@
 #include "pool.h"
 #include "rows.h"
 #include "sn.h"
+#include "state.h"
 
 enum { SN_NO_GATE = 0, SN_CHANNEL_GATE = 1, SN_HEAD_GATE = 2 };
 
@@ -28,7 +29,7 @@ typedef struct sn_latent {
 
 typedef struct sn_block {
     sn_norm norm, attention_out_norm, mlp_norm, mlp_out_norm;
-    sn_attention attention;
+    sn_attention attention; /* 0 heads: none */
     const sn_latent *latent; /* NULL: the next nine */
     sn_linear qkv;           /* hidden -> q, k, v (without keys_as_values) and the gate, stacked */
     sn_norm q_norm, k_norm;  /* weights of all heads */
@@ -57,6 +58,8 @@ typedef struct sn_block {
     sn_linear side_projection;  /* side -> hidden */
     sn_activation side_activation;
     sn_norm side_norm;
+    const sn_state *state; /* NULL: none */
+    float attention_factor, state_factor, mlp_factor;
 } sn_block;
 
 typedef struct sn_span {
@@ -77,9 +80,15 @@ int64_t sn_span_scratch(const sn_span *span, int32_t threads);
 /* x (rows, hidden), packed, becomes the output of blocks first_block to end_block (absolute). beside, `beside_ld`
    floats a row: what these blocks read beside x, in their order. The pieces, in the order of their rows, are all of
    x; their keys and values are appended to kv. rotations: (kinds, pieces), a block's `rope` being the number of its
-   kind. pool may be NULL. */
+   kind. states: of the pieces' states. pool may be NULL. */
 void sn_span_forward(const sn_span *span, sn_pool *pool, int32_t first_block, int32_t end_block, float *x,
                      int64_t rows, const float *beside, int64_t beside_ld, const sn_piece *pieces,
-                     const sn_rotation *rotations, int32_t n_pieces, const sn_kv *kv, void *scratch);
+                     const sn_rotation *rotations, int32_t n_pieces, const sn_kv *kv, const sn_states *states,
+                     void *scratch);
+
+/* Whether the pieces have, for blocks first_block to end_block, all slots that their states come from and go to, and none
+   but of n_slots; -1 for those that are not kept. */
+int32_t sn_states_fit(const sn_span *span, int32_t first_block, int32_t end_block, const sn_piece *pieces,
+                      int32_t n_pieces, int64_t n_slots);
 
 #endif

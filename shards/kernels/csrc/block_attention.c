@@ -33,14 +33,18 @@ void sn_scale_query(const sn_block *block, int64_t position, float *x, int64_t n
         x[i] *= factor;
 }
 
+void sn_norm_rows(sn_tile *t, int32_t first, int32_t end)
+{
+    for (int64_t row = first; row < end && t->block->state == NULL; row++)
+        sn_norm_row(&t->block->norm, t->x + row * t->hidden, t->normed + row * t->hidden, t->hidden, 0);
+}
+
 static void norm_input(void *arg, int32_t first, int32_t end, int32_t thread)
 {
     sn_tile *t = arg;
-    int32_t hidden = t->hidden;
     (void)thread;
-    for (int64_t row = first; row < end; row++)
-        sn_norm_row(&t->block->norm, t->x + row * hidden, t->normed + row * hidden, hidden, 0);
-    sn_linear_prepare_part(&t->block->qkv, t->normed, hidden, t->rows, t->prepared, first, end, 0, hidden);
+    sn_norm_rows(t, first, end);
+    sn_linear_prepare_part(&t->block->qkv, t->normed, t->hidden, t->rows, t->prepared, first, end, 0, t->hidden);
 }
 
 /* Heads first to end of a row, which begins at x. */
@@ -148,10 +152,11 @@ static int32_t head_ranges(const sn_attention *a)
     return a->kv_heads % together ? 1 : a->kv_heads / together;
 }
 
-void sn_attention_out(sn_tile *t, sn_pool *pool, const float *from, int64_t ld)
+void sn_mixed_out(sn_tile *t, sn_pool *pool, const sn_linear *out, const float *from, int64_t ld, const void *prepared,
+                  float *branch)
 {
-    int adds = sn_adds_attention(t->block);
-    sn_multiply(pool, &t->block->out, from, ld, t->rows, adds ? t->x : t->branch, t->hidden, adds, t->prepared);
+    int adds = sn_adds_mixed(t->block);
+    sn_multiply(pool, out, from, ld, t->rows, adds ? t->x : branch, t->hidden, adds, prepared);
 }
 
 void sn_block_attention(sn_tile *t, sn_pool *pool)
@@ -165,5 +170,5 @@ void sn_block_attention(sn_tile *t, sn_pool *pool)
         sn_pool_run(pool, append, t, t->segments, 1);
     t->splits = t->segments < 2 * sn_pool_width(pool) ? head_ranges(a) : 1;
     sn_pool_run(pool, attend, t, t->segments * t->splits, 1);
-    sn_attention_out(t, pool, t->attended, (int64_t)a->heads * a->value_dim);
+    sn_mixed_out(t, pool, &block->out, t->attended, (int64_t)a->heads * a->value_dim, t->prepared, t->branch);
 }

@@ -17,8 +17,7 @@ static void norm_input(void *arg, int32_t first, int32_t end, int32_t thread)
     const sn_latent *latent = t->block->latent;
     int32_t hidden = t->hidden;
     (void)thread;
-    for (int64_t row = first; row < end; row++)
-        sn_norm_row(&t->block->norm, t->x + row * hidden, t->normed + row * hidden, hidden, 0);
+    sn_norm_rows(t, first, end);
     sn_linear_prepare_part(latent->q_a.rows ? &latent->q_a : &latent->q, t->normed, hidden, t->rows, t->prepared, first,
                            end, 0, hidden);
     sn_linear_prepare_part(&latent->kv_a, t->normed, hidden, t->rows, t->kv_prepared, first, end, 0, hidden);
@@ -136,5 +135,5 @@ void sn_latent_attention(sn_tile *t, sn_pool *pool)
     sn_pool_run(pool, attend, t, t->segments * t->splits, 1);
     sn_pool_run(pool, make_values, t, heads, 1);
     sn_pool_run(pool, prepare_out, t, rows, 1);
-    sn_attention_out(t, pool, t->values, block->out.cols);
+    sn_mixed_out(t, pool, &block->out, t->values, block->out.cols, t->prepared, t->branch);
 }

@@ -71,6 +71,8 @@ static void finish(void *arg, int32_t first, int32_t end, int32_t thread)
                 branch[i] += experts[i];
         }
         if (!sn_adds_mlp(block)) {
+            for (int32_t i = 0; block->mlp_factor != 1.0f && i < hidden; i++)
+                branch[i] *= block->mlp_factor;
             sn_norm_row(&block->mlp_out_norm, branch, branch, hidden, 0);
             for (int32_t i = 0; i < hidden; i++)
                 x[i] += block->residual_multiplier * branch[i];

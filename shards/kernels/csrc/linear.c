@@ -1,6 +1,8 @@
 /* Which kernel does a linear. */
 #include "linear_int.h"
 
+static int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
+
 static int is_integer(int kind) { return (kind & SN_BASE) == SN_INT; }
 
 /* Whether a product reads activations in fixed point. */
@@ -34,6 +36,18 @@ int32_t sn_linear_parts(const sn_linear *w) {
     return tiles;
 }
 
+int32_t sn_linear_first_row(const sn_linear *w, int32_t tile) {
+    if ((w->kind & SN_BASE) != SN_STACK) return least(tile * SN_TILE, w->rows);
+    int32_t row = 0;
+    for (int i = 0; i < SN_MOST_PARTS; i++) {
+        int32_t rows = w->parts[i].rows, tiles = (rows + SN_TILE - 1) / SN_TILE;
+        if (tile < tiles) return row + tile * SN_TILE;
+        row += rows;
+        tile -= tiles;
+    }
+    return row;
+}
+
 void sn_linear_prepare_part(const sn_linear *w, const float *x, int64_t ldx, int64_t n, void *scratch,
                             int64_t first, int64_t end, int64_t first_col, int64_t end_col) {
     if (reads_digits(w)) sn_int_prepare(w, x, ldx, n, scratch, first, end, first_col, end_col);
@@ -42,8 +56,6 @@ void sn_linear_prepare_part(const sn_linear *w, const float *x, int64_t ldx, int
 void sn_linear_prepare(const sn_linear *w, const float *x, int64_t ldx, int64_t n, void *scratch) {
     sn_linear_prepare_part(w, x, ldx, n, scratch, 0, n, 0, w->cols);
 }
-
-static int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
 
 static void run_stack(const sn_linear *w, const float *x, int64_t ldx, int64_t n, float *y, int64_t ldy,
                       int32_t accumulate, const void *scratch, int32_t first_tile, int32_t end_tile) {

@@ -5,8 +5,7 @@
 
 #include "exp.h"
 
-/* Of (x - mean)^2. */
-static float sum_of_squares(const float *x, int32_t n, float mean)
+float sn_sum_of_squares(const float *x, int32_t n, float mean)
 {
     sn_v16 sums[4] = {{0}};
     int32_t i = 0;
@@ -47,7 +46,7 @@ void sn_norm_row(const sn_norm *norm, const float *x, float *out, int32_t n, int
     }
     const float *weight = norm->weight + at;
     float mean = norm->kind == SN_LAYER_NORM ? mean_of(x, n) : 0.0f;
-    float scale = 1.0f / sqrtf(sum_of_squares(x, n, mean) / (float)n + norm->eps);
+    float scale = 1.0f / sqrtf(sn_sum_of_squares(x, n, mean) / (float)n + norm->eps);
     for (int32_t i = 0; i < n; i++)
         out[i] = (x[i] - mean) * scale * weight[i];
     if (norm->bias != NULL)

@@ -17,6 +17,9 @@ typedef struct sn_norm {
    values, whose weights and biases begin at number `at` of the norm's. out may be x. */
 void sn_norm_row(const sn_norm *norm, const float *x, float *out, int32_t n, int64_t at);
 
+/* Of (x - mean)^2. */
+float sn_sum_of_squares(const float *x, int32_t n, float mean);
+
 /* Turns the first `rotary` dimensions of each of `heads` vectors, `ld` floats apart. cos and sin: `rotary` floats. The
    half-rotation's minus sign is in sin: rotated = x * cos + (x with its halves swapped) * sin. */
 void sn_rotate(float *x, int64_t ld, int32_t heads, const float *cos, const float *sin, int32_t rotary);

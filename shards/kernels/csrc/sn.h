@@ -93,6 +93,9 @@ void sn_linear_prepare_part(const sn_linear *w, const float *x, int64_t ldx, int
 /* Independent parts of the product: tiles of SN_TILE output rows. Each part of a stack begins with a new one. */
 int32_t sn_linear_parts(const sn_linear *w);
 
+/* The first output row of a part; of the number behind the last, how many rows there are. */
+int32_t sn_linear_first_row(const sn_linear *w, int32_t tile);
+
 /* Output tiles first_tile to end_tile of y (n rows, `ldy` floats apart), written or, with `accumulate`, added to. */
 void sn_linear_run(const sn_linear *w, const float *x, int64_t ldx, int64_t n, float *y, int64_t ldy,
                    int32_t accumulate, const void *scratch, int32_t first_tile, int32_t end_tile);
