@@ -33,7 +33,12 @@ class SnNorm(ctypes.Structure):
 
 
 class SnActivation(ctypes.Structure):
-    _fields_ = (("kind", ctypes.c_int32), ("alpha", ctypes.c_float), ("limit", ctypes.c_float), ("factor", ctypes.c_float))
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("alpha", ctypes.c_float),
+        ("limit", ctypes.c_float),
+        ("factor", ctypes.c_float),
+    )
 
 
 class SnMlp(ctypes.Structure):

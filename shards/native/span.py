@@ -155,11 +155,12 @@ class NativeSpan:
         x = np.ascontiguousarray(x, np.float32)
         if not (self._kv <= pool.shapes and self._states <= pool.states.shapes):
             raise LocalProtocolError(
-                f"memory for {pool.shapes} and {pool.states.shapes}: this model has {self._kv} and {self._states}"
+                f"memory for {pool.shapes} and states of {pool.states.shapes}: this model has {self._kv} and "
+                f"{self._states}"
             )
         self._slices.fill(slices, len(rows), span)
         if self._states:
-            self._check_states(len(slices), pool, span)
+            self._check_states(slices, pool, span)
         self._rotations.fill(slices)
         self._forward(
             self._c_span,
@@ -181,14 +182,19 @@ class NativeSpan:
             self.store.check()
         return passed_on(self.config, span, x, rows)
 
-    def _check_states(self, slices: int, pool: KvPool, span: Span) -> None:
-        fit = self._states_fit(
-            self._c_span, span.start, span.end, self._slices.array, slices, pool.states.n_slots
+    def _check_states(self, slices: Sequence[BatchSlice], pool: KvPool, span: Span) -> None:
+        """Of ``slices``, with which ``self._slices`` is filled."""
+        slots = pool.states.n_slots
+        wrong = self._states_fit(self._c_span, span.start, span.end, self._slices.array, len(slices), slots)
+        if wrong < 0:
+            return
+        part = slices[wrong]
+        if part.states is None:
+            raise LocalProtocolError(f"a slice without a state for blocks {span}")
+        raise LocalProtocolError(
+            f"a slice of blocks {span} without the state before position {part.start}, or with one beyond "
+            f"the {slots} slots"
         )
-        if not fit:
-            raise LocalProtocolError(
-                f"slices of blocks {span} without slots for their states among {pool.states.n_slots}"
-            )
 
 
 def unsupported(checkpoint: Checkpoint, span: Span, plan: LoadPlan) -> str | None:

@@ -1,4 +1,4 @@
-"""What a block keeps a state for, for the C kernels: the struct of ``csrc/state.h``, from settings and weights."""
+"""The part of a block that keeps a state, for the C kernels: the struct of ``csrc/state.h``."""
 
 from __future__ import annotations
 

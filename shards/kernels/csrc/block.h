@@ -86,8 +86,8 @@ void sn_span_forward(const sn_span *span, sn_pool *pool, int32_t first_block, in
                      const sn_rotation *rotations, int32_t n_pieces, const sn_kv *kv, const sn_states *states,
                      void *scratch);
 
-/* Whether the pieces have, for blocks first_block to end_block, all slots that their states come from and go to, and none
-   but of n_slots; -1 for those that are not kept. */
+/* The first piece that lacks, for blocks first_block to end_block, the slot which its states come from, or names one that
+   is not of n_slots, nor -1 for those that are not kept; -1: none does. */
 int32_t sn_states_fit(const sn_span *span, int32_t first_block, int32_t end_block, const sn_piece *pieces,
                       int32_t n_pieces, int64_t n_slots);
 

@@ -39,13 +39,13 @@ int32_t sn_states_fit(const sn_span *span, int32_t first_block, int32_t end_bloc
             const sn_piece *piece = &pieces[index];
             int64_t end = (int64_t)piece->start + piece->count, page = piece->start ? (piece->start - 1) / SN_PAGE : 0;
             if (piece->states == NULL || (piece->start && slot_of(&t, piece, page) < 0))
-                return 0;
+                return index;
             for (; page <= (end - 1) / SN_PAGE; page++)
                 if (slot_of(&t, piece, page) < -1 || slot_of(&t, piece, page) >= n_slots)
-                    return 0;
+                    return index;
         }
     }
-    return 1;
+    return -1;
 }
 
 /* Where a session's state is after a row of the tile before `position`, or NULL if no slot has it. */

@@ -36,10 +36,12 @@ from tests.shards.models.block_cases import (
     width_of,
 )
 from tests.shards.models.block_reference import reference
+from tests.shards.models.state_cases import STATES, blocks_with_states, channels, delta, kept, mamba
 
 MakeSessions = Callable[..., Any]
 Blocks = tuple[BlockConfig, ...]
 
+ALL = CASES | STATES
 LENGTHS = (70, 41, 9)
 FEEDS = [[(0, 33), (1, 1)], [(1, 1), (0, 1), (2, 3)], [(0, 36), (1, 39), (2, 6)]]
 """(session, tokens) of each batch; rows go past a page and a tile."""
@@ -81,9 +83,9 @@ def check_against_float64(
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ALL)
 def test_against_float64(sessions: MakeSessions, case: str, threads: int) -> None:
-    check_against_float64(sessions, CASES[case], threads=threads)
+    check_against_float64(sessions, ALL[case], threads=threads)
 
 
 def test_a_long_session(sessions: MakeSessions) -> None:
@@ -91,7 +93,9 @@ def test_a_long_session(sessions: MakeSessions) -> None:
 
 
 @settings(max_examples=40)
-@given(blocks=st.lists(block_configs(), min_size=1, max_size=3), threads=st.integers(1, 2))
+@given(
+    blocks=st.lists(block_configs() | blocks_with_states(), min_size=1, max_size=3), threads=st.integers(1, 2)
+)
 def test_any_blocks_against_float64(sessions: MakeSessions, blocks: list[BlockConfig], threads: int) -> None:
     """Without norms numbers grow, and roundings with them."""
     check_against_float64(sessions, tuple(blocks), threads=threads, most=1e-4)
@@ -112,6 +116,14 @@ ODD: dict[str, Blocks] = {
             latent(heads=50, head_dim=15, rope=rope(4), latent=LatentConfig(37, 9, 6, 11, LAYER, q_rank=13))
         ),
     ),
+    "heads of whole vectors and a rest": (
+        kept(delta(heads=2, norm_groups=2, key_dim=7, value_dim=144)),
+        kept(mamba(heads=2, value_dim=90)),
+    ),
+    "heads of many vectors": (
+        kept(channels(value_dim=128, heads=2, key_heads=2, norm_groups=2)),
+        kept(mamba(key_dim=5, value_dim=64)),
+    ),
 }
 
 
@@ -125,16 +137,17 @@ def test_odd_sizes(sessions: MakeSessions, case: str, weights: str) -> None:
 @pytest.mark.parametrize(
     "case",
     ["experts beside a dense MLP", "parallel experts", "deepseek", "parallel, two norms"]
-    + ["values beside", "values beside experts", "gemma 4 E"],
+    + ["values beside", "values beside experts", "gemma 4 E"]
+    + ["attention beside mamba", "scaled", "nemotron", "different states"],
 )
 def test_more_rows_than_go_together(sessions: MakeSessions, case: str) -> None:
     """Experts take 256 at a time, all else 64."""
-    x = torch.randn(330, width_of(CASES[case]), generator=torch.Generator().manual_seed(1))
-    want = sessions(load(CASES[case]), tokens=330).forward(x)
+    x = torch.randn(330, width_of(ALL[case]), generator=torch.Generator().manual_seed(1))
+    want = sessions(load(ALL[case]), tokens=330).forward(x)
     for threads, chunk in ((1, 50), (2, 257), (3, 330)):
-        memory = sessions(load(CASES[case], threads=threads), tokens=330)
+        memory = sessions(load(ALL[case], threads=threads), tokens=330)
         assert torch.equal(torch.cat([memory.forward(rows) for rows in x.split(chunk)]), want)
-    exact = reference(checkpoint_of(CASES[case]), x.numpy())
+    exact = reference(checkpoint_of(ALL[case]), x.numpy())
     assert np.linalg.norm(want.numpy() - exact) / np.linalg.norm(exact) < 1e-5
 
 
@@ -179,17 +192,17 @@ def test_the_check_of_a_span_goes_past_its_windows(windows: tuple[int, ...]) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ALL)
 def test_a_rows_bits_depend_on_its_own_past_alone(sessions: MakeSessions, case: str) -> None:
-    number = list(CASES).index(case)
+    number = list(ALL).index(case)
     weights = list(WEIGHTS)[number % len(WEIGHTS)]
-    check_rows(sessions, CASES[case], weights, KV_DTYPES[number % len(KV_DTYPES)])
+    check_rows(sessions, ALL[case], weights, KV_DTYPES[number % len(KV_DTYPES)])
 
 
 @pytest.mark.slow
 @settings(max_examples=40)
 @given(
-    blocks=st.lists(block_configs(), min_size=1, max_size=2),
+    blocks=st.lists(block_configs() | blocks_with_states(), min_size=1, max_size=2),
     weights=st.sampled_from(list(WEIGHTS)),
     kv_dtype=st.sampled_from(KV_DTYPES),
 )
@@ -200,12 +213,14 @@ def test_rows_of_any_blocks(
 
 
 @pytest.mark.parametrize("qtype", ["F16", "BF16", "Q4_0", "Q4_1", "Q8_0"])
-@pytest.mark.parametrize("case", ["latent of q", "parallel", "output gate", "experts", "relu2 without gate"])
+@pytest.mark.parametrize(
+    "case", ["latent of q", "parallel", "output gate", "experts", "relu2 without gate", "delta", "mamba"]
+)
 def test_the_files_own_weights(sessions: MakeSessions, case: str, qtype: str) -> None:
     """Made-up integers are large weights: a rounding may choose another expert for a row."""
-    model = load(CASES[case], qtype, quantize="auto")
+    model = load(ALL[case], qtype, quantize="auto")
     for session, got in enumerate(fed(sessions, model)):
-        want = reference(checkpoint_of(CASES[case], qtype), rows(session).numpy())
+        want = reference(checkpoint_of(ALL[case], qtype), rows(session).numpy())
         error = np.linalg.norm(got.numpy() - want, axis=1) / np.linalg.norm(want, axis=1)
         assert np.median(error) < 1e-4
 
