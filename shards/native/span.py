@@ -153,11 +153,10 @@ class NativeSpan:
             raise UsageError(f"blocks {span} are not within {self.span}")
         rows = residual_of(self.config, span, x)  # which becomes the blocks' output
         x = np.ascontiguousarray(x, np.float32)
-        if not (self._kv <= pool.shapes and self._states <= pool.states.shapes):
-            raise LocalProtocolError(
-                f"memory for {pool.shapes} and states of {pool.states.shapes}: this model has {self._kv} and "
-                f"{self._states}"
-            )
+        if not self._kv <= pool.shapes:
+            raise LocalProtocolError(f"KV memory for {pool.shapes}: this model has {self._kv}")
+        if not self._states <= pool.states.shapes:
+            raise LocalProtocolError(f"states of {pool.states.shapes}: this model has {self._states}")
         self._slices.fill(slices, len(rows), span)
         if self._states:
             self._check_states(slices, pool, span)
