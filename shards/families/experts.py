@@ -18,19 +18,21 @@ from .pieces import mlp, pre_norm, scalar
 from .rope import rope
 from .settings import Settings
 
+_EACH = "mlp.experts.{}"
+
+
+def each_expert(theirs: str, *names: str) -> dict[str, str]:
+    """``mlp_named`` of experts' matrices alone, as what ``stack`` gives."""
+    return {f"{name}.weight": f"{own}.weight" for name, own in mlp_named(_EACH, theirs, *names).items()}
+
+
 EXPERTS: Names = {
     "mlp.router": "mlp.gate",
     "mlp.router.correction": "mlp.gate.e_score_correction_bias",
     **either(
-        {
-            f"{name}.weight": f"{own}.weight"
-            for name, own in mlp_named("mlp.experts.{}", "mlp.experts.{}").items()
-        },
+        each_expert(_EACH),
         stack("mlp.experts.gate_up_proj", "mlp.experts.down_proj"),
-        {
-            f"{name}.weight": f"{own}.weight"
-            for name, own in mlp_named("mlp.experts.{}", "mlp.switch_mlp").items()
-        },
+        each_expert("mlp.switch_mlp"),
     ),
 }
 """Each expert's matrices, as on the hub; all experts' in one tensor, as transformers has them; MLX's way."""
@@ -128,9 +130,10 @@ def latent(
     interleaved: bool = True,
     indexer: IndexerConfig | None = None,
     has_head_dim: bool = True,
+    has_rope: bool = True,
 ) -> AttentionConfig:
     """DeepSeek's attention. ``has_head_dim``: the family reads ``head_dim``, and there it is the
-    turned part's."""
+    turned part's. ``has_rope``: that part is turned."""
     turned = settings.integer("qk_rope_head_dim", least=1, most=MAX_WIDTH)
     nope, value = (
         _gguf_sizes(settings, turned)
@@ -140,7 +143,7 @@ def latent(
             settings.integer("v_head_dim", least=1, most=MAX_WIDTH),
         )
     )
-    turns = rope(settings, interleaved=interleaved, head_dim=turned)
+    turns = rope(settings, interleaved=interleaved, head_dim=turned) if has_rope else None
     bias = settings.flag("attention_bias", False)
     settings.has("num_key_value_heads")  # it says nothing here
     is_read = settings.has("head_dim") and has_head_dim and not settings.is_gguf
@@ -179,7 +182,9 @@ def _gguf_sizes(settings: Settings, turned: int) -> tuple[int, int]:
     return whole - turned, values or before or settings.integer("v_head_dim", least=1)
 
 
-def _mscale(turns: RopeConfig) -> float:
+def _mscale(turns: RopeConfig | None) -> float:
     """YaRN's factor on the scale of attention, where the file has ``mscale_all_dim``."""
+    if turns is None:
+        return 1.0
     by = turns.mscale_all_dim or 0.0
     return 0.1 * by * math.log(turns.factor) + 1.0 if by and turns.factor > 1 else 1.0

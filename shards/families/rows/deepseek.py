@@ -190,7 +190,7 @@ def _kind(s: Settings, key: str, known: tuple[str, str]) -> str | None:
     return kinds[s.block] if kinds else None
 
 
-def _is_dense(s: Settings, otherwise: bool) -> bool:
+def is_dense(s: Settings, otherwise: bool) -> bool:
     kind = _kind(s, "mlp_layer_types", ("dense", "sparse"))
     return otherwise if kind is None else kind == "dense"
 
@@ -199,7 +199,7 @@ def _glm4_moe_lite_block(s: Settings) -> BlockConfig:
     return sparse_or_dense(
         s,
         latent(s, interleaved=s.flag("rope_interleave")),
-        _experts(s, dense=_is_dense(s, s.block == 0)),
+        _experts(s, dense=is_dense(s, s.block == 0)),
     )
 
 
@@ -243,7 +243,7 @@ def _indexed_block(s: Settings, index_of: int | None = None, *, interleaved: boo
     s.layer_type(INDEXED, known=(INDEXED,))
     chooses = indexer(s, interleaved=interleaved)
     attention = latent(s, indexer=chooses if index_of is None else None, has_head_dim=False)
-    experts = _experts(s, dense=_is_dense(s, _is_first(s)))
+    experts = _experts(s, dense=is_dense(s, _is_first(s)))
     return replace(sparse_or_dense(s, attention, experts), index_of=index_of)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...formats.blocks.attention import HeadNorm
 from ...formats.blocks.block import BlockConfig
+from ...formats.blocks.rope import RopeConfig
 from ..family import Family, GGUFFamily
 from ..names import Names
 from ..pieces import attention, mlp, rms, rms_client, usual
@@ -16,13 +17,13 @@ POST: Names = {
 }
 
 
-def _olmo_block(s: Settings, kind: str) -> BlockConfig:
+def olmo_block(s: Settings, rope: RopeConfig | None, window: int = 0) -> BlockConfig:
     bias, norm = s.flag("attention_bias"), rms(s)
     return BlockConfig(
         attention(
             s,
-            rope=rope(s, kind, scaled=kind == FULL),
-            window=s.window() if kind == SLIDING else 0,
+            rope=rope,
+            window=window,
             qk_norm=HeadNorm(norm, over="all"),
             bias=bias,
             out_bias=bias,
@@ -33,11 +34,15 @@ def _olmo_block(s: Settings, kind: str) -> BlockConfig:
     )
 
 
+def _by_kind(s: Settings, kind: str) -> BlockConfig:
+    return olmo_block(s, rope(s, kind, scaled=kind == FULL), s.window() if kind == SLIDING else 0)
+
+
 OLMO2 = Family(
     types=("olmo2",),
     architectures=("Olmo2ForCausalLM",),
     defaults=usual(*(50304, 4096, 11008, 32, 32, None, 2048), rms_norm_eps=1e-5, attention_bias=False),
-    block=lambda s: _olmo_block(s, s.layer_type() if s.is_gguf else FULL),
+    block=lambda s: _by_kind(s, s.layer_type() if s.is_gguf else FULL),
     client=rms_client,
     tensors=POST,
     gguf=GGUFFamily("olmo2"),  # and OLMo 3's, which have windows
@@ -53,7 +58,7 @@ OLMO3 = Family(
         sliding_window=4096,
         rope_theta=500000.0,
     ),
-    block=lambda s: _olmo_block(s, s.layer_type(every(4))),
+    block=lambda s: _by_kind(s, s.layer_type(every(4))),
     client=rms_client,
     tensors=POST,
 )

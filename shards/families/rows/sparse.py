@@ -30,7 +30,7 @@ _LOCAL = {"expert_count": "num_local_experts"}
 _SPARSE: dict[str, Any] = {"decoder_sparse_step": 1, "mlp_only_layers": None, "norm_topk_prob": False}
 
 
-def _is_sparse(s: Settings, count: str = "num_experts") -> bool:
+def is_sparse(s: Settings, count: str = "num_experts") -> bool:
     """Qwen: every so many blocks, but for some."""
     turn = (s.block + 1) % s.integer("decoder_sparse_step", least=1) == 0
     return turn and s.block not in s.integers("mlp_only_layers", most=MAX_WIDTH) and s.integer(count) > 0
@@ -43,7 +43,7 @@ def _qwen2_moe_block(s: Settings) -> BlockConfig:
         slides = s.layer_type(SLIDING if early else FULL) == SLIDING
     s.has("sliding_window"), s.has("layer_types")  # which else say nothing
     own = mlp(s, "shared_expert_intermediate_size")
-    some = experts(s, softmax_router(s), shared=own, shared_gate=True) if _is_sparse(s) else None
+    some = experts(s, softmax_router(s), shared=own, shared_gate=True) if is_sparse(s) else None
     return sparse_or_dense(s, attention(s, window=s.window() if slides else 0, bias=s.flag("qkv_bias")), some)
 
 
@@ -73,7 +73,7 @@ QWEN2_MOE = Family(
 def _qwen3_moe_block(s: Settings) -> BlockConfig:
     bias, slides = s.flag("attention_bias"), s.flag("use_sliding_window")
     s.has("sliding_window")
-    some = experts(s, softmax_router(s)) if _is_sparse(s) else None
+    some = experts(s, softmax_router(s)) if is_sparse(s) else None
     return sparse_or_dense(
         s,
         attention(s, window=s.window() if slides else 0, qk_norm=HeadNorm(rms(s)), bias=bias, out_bias=bias),

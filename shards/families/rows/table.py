@@ -13,8 +13,10 @@ from . import (
     gemma3n,
     glm,
     gpt_oss,
+    hybrid_delta,
     hybrid_mamba,
     layer_norm,
+    lfm,
     llama,
     llama4,
     olmo,
@@ -25,7 +27,8 @@ from . import (
 ROWS: tuple[Family, ...] = tuple(
     chain(
         *(llama.ROWS, qwen.ROWS, gemma.ROWS, gemma3n.ROWS, glm.ROWS, olmo.ROWS, layer_norm.ROWS),
-        *(sparse.ROWS, deepseek.ROWS, gpt_oss.ROWS, llama4.ROWS, hybrid_mamba.ROWS),
+        *(sparse.ROWS, deepseek.ROWS, gpt_oss.ROWS, llama4.ROWS),
+        *(hybrid_delta.ROWS, hybrid_mamba.ROWS, lfm.ROWS),
     )
 )
 FAMILIES = {row.name: row for row in ROWS}

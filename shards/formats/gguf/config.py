@@ -36,11 +36,12 @@ LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 HARMLESS = frozenset(
     ("vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "pooling_type", "decoder_start_token_id")
     + ("attention.layer_norm_epsilon", "attention.group_norm_epsilon", "rope.dimension_count")
-    + ("use_parallel_residual",)
+    + ("use_parallel_residual", "rope.dimension_sections")
 )
 """Keys that change nothing: those of other heads than a language model's, of norms that a family does not
-have, and of parallel blocks, which llama.cpp's converter of early 2024 wrote for any model. Keys of experts
-and windows change nothing if there are none: llama.cpp writes them for any model."""
+have, of positions in pictures (a text's are the same in all sections), and of parallel blocks, which
+llama.cpp's converter of early 2024 wrote for any model. Keys of experts and windows change nothing if there
+are none: llama.cpp writes them for any model."""
 KEYS = {
     "embedding_length": "hidden_size",
     "block_count": "num_hidden_layers",
@@ -133,7 +134,8 @@ FLAGS = {
     "mamba_conv_bias": _CONV_BIAS,
     "qkv_bias": r"blk\.[0-9]+\.attn_(q|k|v|qkv)\.bias",
     "lm_head_bias": r"output\.bias",
-    "router_correction": r"blk\.[0-9]+\.exp_probs_b(\.bias)?",
+    **dict.fromkeys(("router_correction", "use_expert_bias"), r"blk\.[0-9]+\.exp_probs_b(\.bias)?"),
+    "conv_bias": r"blk\.[0-9]+\.shortconv\..*\.bias",
     "use_qk_norm": r"blk\.[0-9]+\.attn_q_norm\.weight",
 }
 """Flags of transformers that a GGUF file does not have, and the tensors that say them."""

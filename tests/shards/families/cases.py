@@ -73,6 +73,27 @@ MAMBA_OPTIONS = {
 }
 HYBRID = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
 
+DELTA = {
+    "head_dim": 16,
+    "num_hidden_layers": 4,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 6,
+    "rms_norm_eps": 1e-3,
+}
+"""A norm divides what a recurrence gives, which may be near zero: a large eps keeps float32's errors small."""
+OLMO_HYBRID = {"num_hidden_layers": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+"""transformers saves weights of convolutions in three equal parts; test_layouts has them as on the hub."""
+KIMI = {
+    **{key: value for key, value in LATENT.items() if key != "n_routed_experts"},
+    "num_local_experts": 8,
+    "q_lora_rank": None,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_head_dim": 8,
+    "linear_num_heads": 4,
+}
+
 CASES: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama-biases": {"attention_bias": True, "mlp_bias": True, "head_dim": 10, "tie_word_embeddings": True},
@@ -476,9 +497,82 @@ CASES: dict[str, dict[str, Any]] = {
         "max_window_layers": 1,
         "attention_bias": True,
     },
+    "qwen3_next": {**EXPERTS, **DELTA},
+    "qwen3_next-some": {
+        **EXPERTS,
+        **DELTA,
+        "linear_num_key_heads": 4,
+        "mlp_only_layers": [1],
+        "norm_topk_prob": False,
+        "layer_types": ["full_attention", "linear_attention", "linear_attention", "full_attention"],
+    },
+    "qwen3_5_text": DELTA,
+    "qwen3_5_text-whole": {
+        **DELTA,
+        "linear_num_key_heads": 4,
+        "linear_conv_kernel_dim": 2,
+        "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+    },
+    "qwen3_5_moe_text": {**EXPERTS, **DELTA, "shared_expert_intermediate_size": 20},
+    "olmo_hybrid": {**OLMO_HYBRID, "rope_parameters": {"rope_type": "default", "rope_theta": None}},
+    "olmo_hybrid-rope": {
+        **OLMO_HYBRID,
+        "num_hidden_layers": 5,
+        "linear_allow_neg_eigval": False,
+        "attention_bias": True,
+    },
+    "kimi_linear": KIMI,
+    "kimi_linear-groups": {
+        **KIMI,
+        "n_group": 4,
+        "topk_group": 2,
+        "norm_topk_prob": False,
+        "q_lora_rank": 12,
+        "linear_attn_config": {
+            "full_attn_layers": [1, 3],
+            "kda_layers": [2],
+            "num_heads": 2,
+            "head_dim": 6,
+            "short_conv_kernel_size": 3,
+        },
+    },
+    "lfm2": {"num_hidden_layers": 4, "full_attn_idxs": [2], "tie_word_embeddings": True},
+    "lfm2-biases": {
+        "layer_types": ["conv", "full_attention", "conv"],
+        "conv_bias": True,
+        "block_ffn_dim_multiplier": 1.3,
+        "block_multiple_of": 8,
+        "conv_L_cache": 4,
+    },
+    "lfm2_moe": {
+        **EXPERTS,
+        "layer_types": ["conv", "full_attention", "conv"],
+        "num_dense_layers": 1,
+        "routed_scaling_factor": 1.5,
+        "tie_word_embeddings": True,
+    },
+    "lfm2_moe-plain": {
+        **EXPERTS,
+        "layer_types": ["full_attention", "conv", "conv"],
+        "num_dense_layers": 0,
+        "use_expert_bias": False,
+        "norm_topk_prob": False,
+    },
+    "lfm3": {"head_dim": 16, "num_hidden_layers": 6, "sliding_window": 5},
+    "lfm3-plain": {
+        "head_dim": 16,
+        "num_hidden_layers": 5,
+        "sliding_window": 5,
+        "conv_bias": True,
+        "use_sandwich_norm": False,
+        "use_attention_gate": False,
+        "attention_bias": True,
+        "tie_word_embeddings": True,
+    },
 }
 """``model_type`` or ``model_type-what`` → settings beside SMALL."""
-NO_GGUF = {"mistral", "gemma3n_text", "bamba"}
+NO_GGUF = {"mistral", "gemma3n_text", "bamba", "olmo_hybrid", "lfm3"}
 """llama.cpp's converter writes the first as Llama, without its window; files of the others are not read."""
 NOT_IN_GGUF = {
     "llama-llama3": "its factors are in a tensor that test_reader reads",
@@ -507,5 +601,9 @@ NOT_IN_GGUF = {
     "ernie4_5_moe-mixed": "the last block with experts",
     "dots1-window": "its windows",
     "granitemoehybrid-attention": "that is Granite there",
+    "qwen3_next-some": "nor which blocks have no experts or no recurrence",
+    "kimi_linear-groups": "weights of experts that are not divided by their sum",
+    "lfm2-biases": "biases of convolutions",
+    "lfm2_moe-plain": "the same, and experts without correction",
 }
 GGUF_CASES = [case for case in CASES if case.split("-")[0] not in NO_GGUF and case not in NOT_IN_GGUF]

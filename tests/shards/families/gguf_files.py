@@ -11,6 +11,7 @@ import numpy as np
 from swarm_node.shards.families.rows.table import FAMILIES
 from tests.shards.gguf_files import add_vocabulary
 
+from .gguf_delta import DELTA, state_parts, state_settings
 from .gguf_states import HYBRID, add_mamba, has_rope, mamba_parts
 
 NEIGHBOURS = {"llama", "ministral3", "granite", "smollm3", "arcee", "mixtral", "granitemoeshared"}
@@ -123,6 +124,8 @@ def _parts(family: str, name: str, value: np.ndarray, config: Any) -> list[tuple
     if ".layers." not in name:
         return []
     block, part = f"blk.{name.split('.')[2]}", name.split(".", 3)[3]
+    if parts := state_parts(family, part, value, config):
+        return [(f"{block}.{name}", each) for name, each in parts]
     last, kind = part.split(".")[-1].removesuffix("_bias"), "bias" if part.endswith("_bias") else "weight"
     if part.startswith("mamba."):
         return mamba_parts(block, part.removeprefix("mamba."), value, config)
@@ -165,6 +168,8 @@ def _add(writer: gguf.GGUFWriter, name: str, value: np.ndarray, quantize: str | 
 def _converted(family: str, name: str, value: np.ndarray, config: Any) -> np.ndarray:
     if family in ONE_MORE and name.endswith("norm.weight"):
         return value + 1
+    if family in DELTA and name.endswith("norm.weight"):
+        return value + 1
     counts = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
     if family in NEIGHBOURS and (count := counts.get(name.split(".")[-2])):
         heads = getattr(config, count)
@@ -193,6 +198,7 @@ def _add_settings(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
             "attention.key_length": config.kv_lora_rank + config.qk_rope_head_dim,
             "attention.value_length": config.kv_lora_rank,
         }
+    given |= state_settings(config)
     if isinstance(used := given.get("expert_used_count"), list):
         given["expert_used_count"] = used[0]
     if "shared" in (kinds := getattr(config, "indexer_types", None) or ()):
@@ -206,6 +212,8 @@ def _add_settings(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
     for name, value in given.items():
         if isinstance(value, float):
             writer.add_float32(f"{arch}.{name}", value)
+        elif isinstance(value, list):
+            writer.add_array(f"{arch}.{name}", value)
         elif isinstance(value, int):
             writer.add_uint32(f"{arch}.{name}", value)
     if getattr(config, "use_parallel_residual", False):
@@ -216,6 +224,8 @@ def _add_settings(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
             f"{arch}.attention.sliding_window_pattern", [kind == "sliding_attention" for kind in kinds]
         )
     rope = getattr(config, "rope_parameters", {})
+    if not rope:
+        return
     if "full_attention" in rope:
         if (local := rope["sliding_attention"]["rope_theta"]) != rope["full_attention"]["rope_theta"]:
             writer.add_float32(f"{arch}.rope.freq_base_swa", local)
@@ -267,7 +277,7 @@ def _add_gemma4(writer: gguf.GGUFWriter, arch: str, config: Any) -> tuple[str, .
 
 
 def _rope_factors(config: Any) -> dict[str, list[float]]:
-    rope = config.rope_parameters
+    rope = getattr(config, "rope_parameters", {})
     if rope.get("rope_type") != "longrope":
         return {}
     return {"long": rope["long_factor"], "short": rope["short_factor"]}

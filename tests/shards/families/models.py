@@ -24,7 +24,7 @@ def small_model(case: str, **sizes: Any) -> Any:
 
 def randomise(model: Any) -> Any:
     """``model`` in float32, its weights of a size that lets every part count; norms near one."""
-    learned = ("layer_scalar", "correction_bias")
+    learned = ("layer_scalar", "correction_bias", "expert_bias")
     buffers = [value for name, value in model.named_buffers() if name.endswith(learned)]
     with torch.no_grad():
         for each in [*model.parameters(), *buffers]:

@@ -58,7 +58,7 @@ def means_nothing(key: str, config: ModelConfig) -> bool:
         or (key.endswith(("_swa", "sliding_window_pattern")) and no_window)
         or (key.startswith("rope.") and not ropes)
         or (key in OF_YARN and "yarn" not in ropes)
-        or (key in OF_CACHE and attentions[0].latent is not None)
+        or (key in OF_CACHE and any(attention.latent for attention in attentions))
         or (key == "feed_forward_length" and all(block.mlp is None for block in config.blocks))
         # The context is the original one times the factor, where the file says both.
         or (key == "rope.scaling.original_context_length" and ropes <= {"default", "proportional"})

@@ -24,6 +24,7 @@ CHANGES_NOTHING = {
         "output_hidden_states",
         "return_dict",
     ),
+    *(f"linear_{name}" for name in ("a_log_max", "a_log_min", "dt_max", "dt_min", "dt_init_floor")),
     *("transformers_version", "pretraining_tp", "altup_coef_clip", "output_router_logits"),
     *("num_logits_to_keep", "mamba_chunk_size", "z_loss_coefficient"),
     *("router_aux_loss_coef", "router_jitter_noise", "moe_intermediate_size", "top_k_experts"),
@@ -84,6 +85,8 @@ OF_SOME = {
     "minimax_m2": {"rotary_dim"},
     "granitemoe": {"shared_intermediate_size"},
     "hunyuan_v1_moe": {"n_shared_experts"},
+    **{key: {"full_attention_interval"} for key in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")},
+    "kimi_linear": {"linear_attn_config", "first_k_dense_replace"},
     "glm_moe_dsa": {"index_topk_pattern", "index_topk_freq", "index_skip_topk_offset"},
 }
 """What files of before have, and the class makes other keys of; and what the tensors have to agree with."""
@@ -108,6 +111,7 @@ def test_missing_keys_have_transformers_defaults(family: str) -> None:
 
 
 YARN = {"beta_fast": 32, "beta_slow": 1, "factor": 32, "original_max_position_embeddings": 4096}
+MROPE = {"mrope_interleaved": True, "mrope_section": [11, 11, 10], "partial_rotary_factor": 0.25}
 LIKE_SCOUT = {"low_freq_factor": 1.0, "high_freq_factor": 1.0, "original_max_position_embeddings": 8192}
 OLD: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": (
@@ -229,6 +233,32 @@ OLD: dict[str, tuple[str, dict[str, Any]]] = {
         | {"index_share_for_mtp_iteration": True, "rope_parameters": {"rope_theta": 8e6}},
     ),
     "glm 5, by a pattern": ("glm_moe_dsa", {"num_hidden_layers": 4, "index_topk_pattern": "FSFS"}),
+    "qwen3 next": (
+        "qwen3_next",
+        {"full_attention_interval": 4, "partial_rotary_factor": 0.25, "rope_theta": 1e7, "rope_scaling": None}
+        | {"decoder_sparse_step": 1, "mlp_only_layers": [], "max_position_embeddings": 262144},
+    ),
+    "qwen3.5": (
+        "qwen3_5_text",
+        {"full_attention_interval": 2, "mamba_ssm_dtype": "float32", "mlp_only_layers": []}
+        | {"attn_output_gate": True, "partial_rotary_factor": 0.25, "mtp_num_hidden_layers": 1}
+        | {"mtp_use_dedicated_embeddings": False}
+        | {"rope_parameters": {**MROPE, "rope_type": "default", "rope_theta": 1e7}},
+    ),
+    "kimi linear": (
+        "kimi_linear",
+        {"num_hidden_layers": 4, "head_dim": 72, "first_k_dense_replace": 1, "mla_use_nope": True}
+        | {"moe_layer_freq": 1, "moe_renormalize": True, "moe_router_activation_func": "sigmoid"}
+        | {"num_expert_group": 1, "num_experts": 64, "num_experts_per_token": 4, "num_shared_experts": 1}
+        | {"model_max_length": 65536, "use_grouped_topk": True, "num_nextn_predict_layers": 0}
+        | {"linear_attn_config": {"full_attn_layers": [3], "kda_layers": [1, 2, 4], "num_heads": 4}}
+        | {"rope_theta": 10000.0, "rope_scaling": None},
+    ),
+    "lfm2": (
+        "lfm2",
+        {"block_ff_dim": 6656, "full_attn_idxs": [2, 5], "tie_embedding": True, "rope_theta": 1e6}
+        | {"block_dim": 2560, "conv_dim": 2560, "conv_use_xavier_init": True, "use_pos_enc": True},
+    ),
     "minimax": (
         "minimax_m2",
         {"rotary_dim": 64, "scoring_func": "sigmoid", "use_qk_norm": True, "use_routing_bias": True}

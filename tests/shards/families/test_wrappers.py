@@ -25,6 +25,14 @@ VISION = {
     "image_size": 28,
     "patch_size": 14,
 }
+QWEN = {
+    "depth": 1,
+    "num_heads": 2,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "out_hidden_size": 64,
+    "num_position_embeddings": 16,
+}
 WRAPPED = {
     "gemma3": (
         "gemma3_text",
@@ -40,6 +48,8 @@ WRAPPED = {
         "gemma4_text",
         {"vision_config": {**VISION, "head_dim": 8, "num_key_value_heads": 2}, "audio_config": None},
     ),
+    "qwen3_5": ("qwen3_5_text", {"vision_config": QWEN}),
+    "qwen3_5_moe": ("qwen3_5_moe_text", {"vision_config": QWEN}),
 }
 
 

@@ -1,0 +1,366 @@
+"""Families whose blocks have Gated DeltaNet, or KDA, in the place of most attention: Qwen3-Next and 3.5, OLMo
+Hybrid, Kimi Linear."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...formats.blocks.attention import AttentionConfig, HeadNorm
+from ...formats.blocks.block import BlockConfig
+from ...formats.blocks.experts import ExpertsConfig, RouterConfig
+from ...formats.blocks.mlp import MlpConfig
+from ...formats.blocks.norm import NormConfig
+from ...formats.blocks.state import MAX_TAPS, RecurrenceConfig
+from ...formats.values.bounds import MAX_WIDTH
+from ..experts import (
+    EXPERTS,
+    GGUF_LATENT,
+    LATENT,
+    corrected_router,
+    each_expert,
+    experts,
+    latent,
+    shared,
+    softmax_router,
+)
+from ..family import Family, GGUFFamily
+from ..names import Names, either, fused, mlp_named
+from ..pieces import attention, mlp, rms, usual
+from ..recurrences import (
+    DELTA,
+    DELTA_BY_KEYS,
+    DELTA_LEARNED,
+    GGUF_DELTA,
+    GGUF_DELTA_BY_KEYS,
+    GGUF_DELTA_KEYS,
+    GGUF_KDA,
+    KDA,
+    LINEAR,
+    check_silu,
+    delta,
+    kind_by_heads,
+)
+from ..rope import rope
+from ..settings import FULL, Settings, every
+from .deepseek import is_dense
+from .olmo import POST, olmo_block
+from .sparse import is_sparse
+
+_VISUAL = r"(model\.)?visual\..*"
+_GATED = fused("self_attn.q_proj", "self_attn.q_proj", "self_attn.gate_proj", groups="heads")
+_GGUF_GATED = fused("attn_q", "self_attn.q_proj", "self_attn.gate_proj", groups="heads")
+_SHARED_EXPERT = mlp_named("mlp.shared_experts", "mlp.shared_expert")
+_GGUF_NORM = {"post_attention_layernorm": "post_attention_norm"}
+_DELTA: dict[str, Any] = {
+    "head_dim": 256,
+    "partial_rotary_factor": 0.25,
+    "full_attention_interval": 4,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+}
+
+
+def _is_linear(s: Settings) -> bool:
+    """Every so many blocks have attention."""
+    interval = s.integer("full_attention_interval", least=1, most=MAX_WIDTH)
+    return s.layer_type(every(interval, FULL, LINEAR), (FULL, LINEAR)) == LINEAR
+
+
+def _qwen_attention(s: Settings) -> AttentionConfig:
+    """With a gate as wide as its output; positions of a text are the same in all sections of its rope."""
+    return attention(s, rope=rope(s, partial=True), qk_norm=HeadNorm(rms(s, 1.0)), gate="channel")
+
+
+def _qwen_block(
+    s: Settings, dense: MlpConfig | None, some: ExpertsConfig | None = None, *, tiled: bool = False
+) -> BlockConfig:
+    """``tiled``: as of ``RecurrenceConfig``."""
+    norm = rms(s, 1.0)
+    attends, state, linear = _qwen_attention(s), delta(s, tiled=tiled), _is_linear(s)
+    return BlockConfig(
+        None if linear else attends,
+        None if some else dense,
+        some,
+        norm=norm,
+        mlp_norm=norm,
+        state=state if linear else None,
+    )
+
+
+def _qwen_client(s: Settings) -> dict[str, Any]:
+    return {"final_norm": rms(s, 1.0)}
+
+
+def _qwen_experts(s: Settings, router: RouterConfig) -> ExpertsConfig:
+    return experts(s, router, shared=mlp(s, "shared_expert_intermediate_size"), shared_gate=True)
+
+
+QWEN3_NEXT = Family(
+    types=("qwen3_next",),
+    architectures=("Qwen3NextForCausalLM",),
+    defaults=usual(
+        *(151936, 2048, 5632, 48, 16, 2, 32768),
+        decoder_sparse_step=1,
+        mlp_only_layers=None,
+        norm_topk_prob=True,
+        moe_intermediate_size=512,
+        shared_expert_intermediate_size=512,
+        num_experts_per_tok=10,
+        num_experts=512,
+        **_DELTA,
+    ),
+    block=lambda s: _qwen_block(s, mlp(s), _qwen_experts(s, softmax_router(s)) if is_sparse(s) else None),
+    client=_qwen_client,
+    tensors={**EXPERTS, **_SHARED_EXPERT, **_GATED, **DELTA_BY_KEYS},
+    ignored=r"mtp\..*",
+    gguf=GGUFFamily(
+        "qwen3next",
+        experts=True,
+        settings={"norm_topk_prob": True},
+        keys=GGUF_DELTA_KEYS,
+        tensors={**_GGUF_GATED, **_GGUF_NORM, **GGUF_DELTA_BY_KEYS},
+    ),
+)
+
+
+QWEN3_5 = Family(
+    types=("qwen3_5_text",),
+    architectures=("Qwen3_5ForCausalLM",),
+    defaults=usual(*(248320, 4096, 12288, 32, 16, 4, 32768), **_DELTA),
+    block=lambda s: _qwen_block(s, mlp(s), tiled=s.is_gguf),
+    client=_qwen_client,
+    tensors={**_GATED, **DELTA},
+    ignored=rf"{_VISUAL}|(model\.)?mtp\..*",
+    wrappers=("qwen3_5",),
+    gguf=GGUFFamily("qwen35", keys=GGUF_DELTA_KEYS, tensors={**_GGUF_GATED, **_GGUF_NORM, **GGUF_DELTA}),
+)
+
+
+QWEN3_5_MOE = Family(
+    types=("qwen3_5_moe_text",),
+    architectures=("Qwen3_5MoeForCausalLM",),
+    defaults=usual(
+        *(248320, 2048, 0, 40, 16, 2, 32768),
+        moe_intermediate_size=512,
+        shared_expert_intermediate_size=512,
+        num_experts_per_tok=8,
+        num_experts=256,
+        **_DELTA,
+    ),
+    block=lambda s: _qwen_block(s, None, _qwen_experts(s, RouterConfig()), tiled=s.is_gguf),
+    client=_qwen_client,
+    tensors={**EXPERTS, **_SHARED_EXPERT, **_GATED, **DELTA},
+    ignored=rf"{_VISUAL}|(model\.)?mtp\..*",
+    wrappers=("qwen3_5_moe",),
+    gguf=GGUFFamily(
+        "qwen35moe",
+        experts=True,
+        keys=GGUF_DELTA_KEYS,
+        tensors={**_GGUF_GATED, **_GGUF_NORM, **GGUF_DELTA},
+    ),
+)
+
+
+_OLMO_EPS = 1e-5
+"""Of the norm behind the recurrence: transformers' class has it from no key."""
+
+
+def _olmo_hybrid_block(s: Settings) -> BlockConfig:
+    last = s.n_blocks - 1 if s.n_blocks < 4 else -1  # a short model has attention in its last block
+    kind = s.layer_type(lambda block: FULL if block % 4 == 3 or block == last else LINEAR, (FULL, LINEAR))
+    if kind == FULL:
+        part = s.section("rope_parameters") or s
+        has_none = (part if part.has("rope_theta") else s).is_null("rope_theta")
+        return olmo_block(s, None if has_none else rope(s))
+    norm = rms(s)
+    return BlockConfig(None, mlp(s), norm=norm, mlp_norm=norm, state=_olmo_delta(s))
+
+
+def _olmo_delta(s: Settings) -> RecurrenceConfig:
+    heads, key_heads = (
+        s.optional_integer(f"linear_num_{which}_heads", least=1, most=MAX_WIDTH) or s.heads
+        for which in ("value", "key")
+    )
+    key_dim = s.optional_integer("linear_key_head_dim", least=1, most=MAX_WIDTH)
+    key_dim = key_dim or int(0.75 * s.hidden / key_heads)
+    value_dim = s.optional_integer("linear_value_head_dim", least=1, most=MAX_WIDTH) or 2 * key_dim
+    return delta(
+        s,
+        heads=heads,
+        key_heads=key_heads,
+        key_dim=key_dim,
+        value_dim=value_dim,
+        norm=NormConfig(_OLMO_EPS),
+        beta_scale=2.0 if s.flag("linear_allow_neg_eigval") else 1.0,
+    )
+
+
+OLMO_HYBRID = Family(
+    types=("olmo_hybrid",),
+    architectures=("OlmoHybridForCausalLM",),
+    defaults=usual(
+        *(100352, 3840, 11008, 32, 30, None, 65536),
+        attention_bias=False,
+        linear_num_key_heads=None,
+        linear_num_value_heads=None,
+        linear_key_head_dim=None,
+        linear_value_head_dim=None,
+        linear_conv_kernel_dim=4,
+        linear_allow_neg_eigval=True,
+    ),
+    block=_olmo_hybrid_block,
+    client=lambda s: {"final_norm": rms(s)},
+    tensors={
+        **POST,
+        "self_attn.out_norm": ("post_attention_layernorm", "feedforward_layer_norm"),
+        **either(
+            {f"state.{name}_conv": f"linear_attn.{name}_conv1d" for name in "qkv"},
+            fused("linear_attn.conv1d", *(f"state.{name}_conv" for name in "qkv")),
+        ),
+        **{f"state.{name}_proj": f"linear_attn.{name}_proj" for name in "qkv"},
+        "state.gate_proj": "linear_attn.g_proj",
+        "state.decay_proj": "linear_attn.a_proj",
+        "state.beta_proj": "linear_attn.b_proj",
+        "state.a_log": DELTA_LEARNED["state.a_log"],
+        "state.decay_bias": DELTA_LEARNED["state.decay_bias"],
+        "state.norm": "linear_attn.o_norm",
+        "state.out_proj": "linear_attn.o_proj",
+        "input_layernorm": ("attention_layer_norm", "input_layernorm"),
+        "post_attention_layernorm": ("feedforward_layer_norm", "post_attention_layernorm"),
+    },
+)
+
+
+def _kimi_kind(s: Settings, part: Any) -> str:
+    """``part``: ``linear_attn_config``, which counts blocks from 1."""
+    if s.is_gguf:
+        return kind_by_heads(s, LINEAR)
+    if part is not None and not s.texts("layer_types"):
+        full, linear = (part.integers(f"{which}_layers", most=MAX_WIDTH) for which in ("full_attn", "kda"))
+        if {*full, *linear} != {*range(1, s.n_blocks + 1)} or len(full) + len(linear) != s.n_blocks:
+            raise part.wrong("kda_layers", "with full_attn_layers, each block from 1 on, once")
+        return FULL if s.block + 1 in full else LINEAR
+    return s.layer_type(lambda block: FULL if block and block % 4 == 0 else LINEAR, (FULL, LINEAR))
+
+
+def _kda(s: Settings, part: Any) -> RecurrenceConfig:
+    """``part``: as of ``_kimi_kind``."""
+
+    def size(inner: str, key: str, most: int) -> int:
+        if part is not None and part.has(inner):
+            return int(part.integer(inner, least=1, most=most))
+        return s.integer(key, least=1, most=most)
+
+    heads = s.heads if s.is_gguf else size("num_heads", "linear_num_heads", MAX_WIDTH)
+    dim = size("head_dim", "linear_head_dim", MAX_WIDTH)
+    check_silu(s)
+    return RecurrenceConfig(
+        *(heads, heads, dim, dim),
+        size("short_conv_kernel_size", "linear_conv_kernel_dim", MAX_TAPS),
+        "delta",
+        rms(s),
+        heads,
+        norm_shared=True,
+        gate="sigmoid",
+        gate_rank=dim,
+        decay="channel",
+        decay_rank=dim,
+    )
+
+
+def _kimi_linear_block(s: Settings) -> BlockConfig:
+    part = None if s.is_gguf else s.section("linear_attn_config")
+    first = s.optional_integer("first_k_dense_replace", 1) or 0
+    dense = is_dense(s, s.block < first)
+    some = experts(s, corrected_router(s), count="num_local_experts", shared=shared(s))
+    norm, linear = rms(s), _kimi_kind(s, part) == LINEAR
+    attends, state = latent(s, has_head_dim=False, has_rope=False), _kda(s, part)
+    return BlockConfig(
+        None if linear else attends,
+        mlp(s) if dense else None,
+        None if dense else some,
+        norm=norm,
+        mlp_norm=norm,
+        state=state if linear else None,
+    )
+
+
+_BY_KIMI: Names = {
+    "mlp.router": "block_sparse_moe.gate",
+    "mlp.router.correction": "block_sparse_moe.gate.e_score_correction_bias",
+    **each_expert("block_sparse_moe.experts.{}", "w1", "w3", "w2"),
+    **mlp_named("mlp.shared_experts", "block_sparse_moe.shared_experts"),
+    **mlp_named("mlp", "block_sparse_moe"),
+}
+"""Dense blocks have their names so in files that transformers has written."""
+
+KIMI_LINEAR = Family(
+    types=("kimi_linear",),
+    architectures=("KimiLinearForCausalLM",),
+    defaults=usual(
+        *(163840, 2304, 9216, 27, 32, 32, 1048576),
+        rms_norm_eps=1e-5,
+        bos_token_id=163584,
+        attention_bias=False,
+        moe_intermediate_size=1024,
+        n_shared_experts=1,
+        num_local_experts=256,
+        num_experts_per_tok=8,
+        routed_scaling_factor=2.446,
+        kv_lora_rank=512,
+        q_lora_rank=None,
+        qk_nope_head_dim=128,
+        qk_rope_head_dim=64,
+        v_head_dim=128,
+        n_group=1,
+        topk_group=1,
+        norm_topk_prob=True,
+        router_correction=True,
+        linear_head_dim=128,
+        linear_num_heads=32,
+        linear_conv_kernel_dim=4,
+    ),
+    block=_kimi_linear_block,
+    client=lambda s: {"final_norm": rms(s)},
+    tensors={
+        **KDA,
+        **LATENT,
+        **either(
+            _BY_KIMI,
+            {**EXPERTS, **mlp_named("mlp.shared_experts", "mlp.shared_experts"), **mlp_named("mlp", "mlp")},
+        ),
+    },
+    aliases={
+        "model_max_length": "max_position_embeddings",
+        "moe_renormalize": "norm_topk_prob",
+        "num_expert_group": "n_group",
+        "num_experts": "num_local_experts",
+        "num_experts_per_token": "num_experts_per_tok",
+        "num_shared_experts": "n_shared_experts",
+    },
+    fixed={
+        "mla_use_nope": (True,),
+        "moe_layer_freq": (1,),
+        "moe_router_activation_func": ("sigmoid",),
+        "num_nextn_predict_layers": (0, None),
+        "use_grouped_topk": (True,),
+    },
+    gguf=GGUFFamily(
+        "kimi-linear",
+        experts=True,
+        settings={"scoring_func": "sigmoid", "norm_topk_prob": True},
+        keys={
+            "expert_count": "num_local_experts",
+            "attention.value_length": "value_length",
+            "rope.dimension_count": "qk_rope_head_dim",
+            "kda.head_dim": "linear_head_dim",
+            "ssm.conv_kernel": "linear_conv_kernel_dim",
+        },
+        tensors={**GGUF_LATENT, **GGUF_KDA},
+    ),
+)
+
+ROWS = (QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE, OLMO_HYBRID, KIMI_LINEAR)
