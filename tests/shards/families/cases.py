@@ -82,7 +82,7 @@ DELTA = {
     "linear_value_head_dim": 6,
     "rms_norm_eps": 1e-3,
 }
-"""A norm divides what a recurrence gives, which may be near zero: a large eps keeps float32's errors small."""
+"""A norm divides what a recurrence gives, which may be near 0: a large eps keeps float32's errors small."""
 OLMO_HYBRID = {"num_hidden_layers": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
 """transformers saves weights of convolutions in three equal parts; test_layouts has them as on the hub."""
 KIMI = {

@@ -95,7 +95,9 @@ def test_gguf_projections_of_before(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", ["qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "lfm2"])
 def test_quantized_gguf(case: str, tmp_path: Path) -> None:
     """Value heads lie in Qwen 3.5's files in another order, columns of out_proj among them: none is moved."""
-    model = small_model(case, **({} if case == "lfm2" else {"linear_value_head_dim": 8}))
+    model = small_model(
+        case, **({} if case == "lfm2" else {"linear_value_head_dim": 8, "rms_norm_eps": 1e-2})
+    )
     path = write_gguf(model, tmp_path / "model.gguf", quantize="Q4_0")
     kind = gguf.GGMLQuantizationType.Q4_0
     with torch.no_grad():
