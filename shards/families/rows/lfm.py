@@ -39,10 +39,8 @@ _ATTENTION: Names = {
     "self_attn.k_norm": "self_attn.k_layernorm",
     "self_attn.o_proj": "self_attn.out_proj",
 }
-_GGUF = {
-    "keys": {"attention.layer_norm_rms_epsilon": "norm_eps", "shortconv.l_cache": "conv_L_cache"},
-    "tensors": {**GGUF_SHORT_CONV, "model.norm": ("token_embd_norm", "output_norm")},
-}
+_GGUF_KEYS = {"attention.layer_norm_rms_epsilon": "norm_eps", "shortconv.l_cache": "conv_L_cache"}
+_GGUF_NAMES: Names = {**GGUF_SHORT_CONV, "model.norm": ("token_embd_norm", "output_norm")}
 
 
 def _norm(s: Settings) -> NormConfig:
@@ -102,7 +100,7 @@ LFM2 = Family(
     client=_client,
     tensors={**_NAMES, **_ATTENTION},
     aliases={"block_ff_dim": "intermediate_size", "tie_embedding": "tie_word_embeddings"},
-    gguf=GGUFFamily("lfm2", **_GGUF),
+    gguf=GGUFFamily("lfm2", keys=_GGUF_KEYS, tensors=_GGUF_NAMES),
 )
 
 
@@ -149,8 +147,8 @@ LFM2_MOE = Family(
         "lfm2moe",
         experts=True,
         settings={"norm_topk_prob": True, "scoring_func": "sigmoid"},
-        keys={**_GGUF["keys"], "leading_dense_block_count": "num_dense_layers"},
-        tensors=_GGUF["tensors"],
+        keys={**_GGUF_KEYS, "leading_dense_block_count": "num_dense_layers"},
+        tensors=_GGUF_NAMES,
     ),
 )
 
