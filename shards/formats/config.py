@@ -175,6 +175,13 @@ class ModelConfig:
         beside = 0 if self.sideband is None else self.sideband.values
         return self.residual_width + beside * (self.n_blocks - boundary)
 
+    def seen_tokens(self, block: int) -> int:
+        """Tokens that an indexer lets a row of the block see; 0: it has none."""
+        of = self.blocks[block].index_of
+        attention = self.blocks[block if of is None else of].attention
+        indexer = attention.latent.indexer if attention and attention.latent else None
+        return 0 if indexer is None else indexer.top
+
     @property
     def residual_width(self) -> int:
         return self.streams * self.hidden_size

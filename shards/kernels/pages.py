@@ -82,6 +82,34 @@ def states_struct(pool: KvPool) -> SnStates:
     return SnStates(address(states.data), states.data.shape[1], states.n_slots)
 
 
+class SnChoice(ctypes.Structure):
+    _fields_ = (
+        ("tokens", ctypes.c_void_p),
+        ("most", ctypes.c_int64),
+        ("scores", ctypes.c_void_p),
+        ("longest", ctypes.c_int64),
+    )
+
+
+class ChoiceMemory:
+    """Where indexers write what they choose (``csrc/block.h``); it grows as needed. ``most``: tokens that a
+    row may see."""
+
+    def __init__(self, most: int, threads: int) -> None:
+        self._most, self._threads = most, threads
+        self._tokens, self._scores = np.empty(0, np.int32), np.empty(0, np.float32)
+
+    def of(self, rows: int, slices: Sequence[BatchSlice]) -> SnChoice:
+        """For a batch; valid until the next one."""
+        longest = max(part.start + part.count for part in slices)
+        longest = -(-longest // PAGE_TOKENS) * PAGE_TOKENS
+        if len(self._tokens) < rows * self._most:
+            self._tokens = np.empty(rows * self._most, np.int32)
+        if len(self._scores) < self._threads * longest:
+            self._scores = np.empty(2 * self._threads * longest, np.float32)
+        return SnChoice(address(self._tokens), self._most, address(self._scores), longest)
+
+
 class SliceArray:
     """A C array of slices that grows as needed and is filled anew for each call."""
 

@@ -33,6 +33,17 @@ NativeLatent = LatentWeights[NativeNorm, NativeLinear, NativeHeads]
 _GATES = (None, "channel", "head")
 
 
+class SnIndexer(ctypes.Structure):
+    _fields_ = (
+        ("q", SnLinear),
+        ("k", SnLinear),
+        ("weights", SnLinear),
+        ("norm", SnNorm),
+        ("heads", ctypes.c_int32),
+        ("dim", ctypes.c_int32),
+    )
+
+
 class SnLatent(ctypes.Structure):
     _fields_ = (
         ("q_a", SnLinear),
@@ -45,6 +56,8 @@ class SnLatent(ctypes.Structure):
         ("nope_dim", ctypes.c_int32),
         ("rope_dim", ctypes.c_int32),
         ("value_dim", ctypes.c_int32),
+        ("indexer", ctypes.POINTER(SnIndexer)),
+        ("top", ctypes.c_int32),
     )
 
 
@@ -95,9 +108,12 @@ class SnBlock(ctypes.Structure):
 class NativeBlock:
     """``struct``: what C code takes; valid for as long as this object lives."""
 
-    def __init__(self, settings: BlockConfig, weights: NativeWeights, hidden: int, rope: int) -> None:
-        """``rope``: the number of the block's rotations, -1 for none."""
-        self.weights = weights
+    def __init__(
+        self, settings: BlockConfig, weights: NativeWeights, hidden: int, rope: int, top: int = 0
+    ) -> None:
+        """``rope``: the number of the block's rotations, -1 for none. ``top``: tokens that an indexer, its
+        own or another's, lets a row see; 0: all."""
+        self.weights, self._top = weights, top
         self.experts: NativeExperts | None = None
         self._held: list[object] = []
         self.struct = SnBlock(
@@ -215,7 +231,14 @@ class NativeBlock:
             nope_dim=latent.nope_dim,
             rope_dim=latent.rope_dim,
             value_dim=latent.value_dim,
+            top=self._top,
         )
+        if latent.indexer is not None and (held := weights.indexer) is not None:
+            indexer = SnIndexer(
+                *(held.q.struct, held.k.struct, held.weights.struct, held.norm.struct),
+                *(latent.indexer.heads, latent.indexer.head_dim),
+            )
+            struct.indexer = ctypes.pointer(indexer)
         if weights.q_a is not None:
             struct.q_a = weights.q_a.struct
         return struct

@@ -23,7 +23,7 @@ from ..experts.store import ExpertStore
 from ..formats.blocks.block import needs_torch
 from ..kernels.bench import PRECISION_NAMES
 from ..kernels.library import ThreadPool, address, library
-from ..kernels.pages import SliceArray, kv_struct, states_struct
+from ..kernels.pages import ChoiceMemory, SliceArray, kv_struct, states_struct
 from ..kernels.rotations import RotationArray
 from ..layers.kv_pool import BatchSlice, KvPool, kv_shapes, resolve_kv_dtype
 from ..layers.memory import zeros
@@ -90,10 +90,12 @@ class NativeSpan:
         ropes = list(dict.fromkeys(block.rope for block in settings if block.rope))
         numbers = {None: -1} | {rope: number for number, rope in enumerate(ropes)}
         self._kv, self._states = kv_shapes(settings), state_shapes(settings)
+        tops = [config.seen_tokens(block) for block in range(span.start, span.end)]
         self._blocks = tuple(
-            NativeBlock(block, held, config.hidden_size, numbers[block.rope])
-            for block, held in zip(settings, blocks, strict=True)
+            NativeBlock(block, held, config.hidden_size, numbers[block.rope], top)
+            for block, held, top in zip(settings, blocks, tops, strict=True)
         )
+        self._choice = ChoiceMemory(max(tops), threads) if any(tops) else None
         for block, following in pairwise(self._blocks) if store is not None else ():
             if block.experts is not None and following.experts is not None:
                 block.experts.precede(following.experts)
@@ -121,6 +123,7 @@ class NativeSpan:
             ctypes.c_int32,  # slices
             ctypes.c_void_p,  # kv
             ctypes.c_void_p,  # states
+            ctypes.c_void_p,  # choice
             ctypes.c_void_p,  # scratch
         )
         self._states_fit = functions.sn_states_fit
@@ -151,6 +154,8 @@ class NativeSpan:
         span = self.span if span is None else span
         if not self.span.covers(span):
             raise UsageError(f"blocks {span} are not within {self.span}")
+        if self.config.blocks[span.start].index_of is not None:
+            raise LocalProtocolError(f"no indexer before block {span.start} has chosen what it sees")
         rows = residual_of(self.config, span, x)  # which becomes the blocks' output
         x = np.ascontiguousarray(x, np.float32)
         if not self._kv <= pool.shapes:
@@ -175,6 +180,7 @@ class NativeSpan:
             len(slices),
             ctypes.byref(kv_struct(pool)),
             ctypes.byref(states_struct(pool)),
+            None if self._choice is None else ctypes.byref(self._choice.of(len(rows), slices)),
             address(self._scratch),
         )
         if self.store is not None:

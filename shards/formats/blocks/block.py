@@ -160,4 +160,4 @@ class BlockConfig:
 def needs_torch(block: BlockConfig) -> bool:
     """Whether only torch computes such a block."""
     sparse = block.mlp is not None and block.mlp.sparsity
-    return bool(block.streams or block.laurel or block.is_indexed or sparse)
+    return bool(block.streams or block.laurel or sparse)

@@ -192,3 +192,93 @@ void sn_attend(const sn_attention *attention, const sn_kv *kv, const sn_piece *p
         taken *= sets;
     }
 }
+
+/* ------------------------------------------------------------------------------------ tokens that are chosen */
+
+sn_attention sn_index_attention(int32_t dim)
+{
+    return (sn_attention){.heads = 1, .kv_heads = 1, .key_dim = dim, .value_dim = dim, .shared = 1, .scale = 1.0f};
+}
+
+sn_kv sn_index_kv(const sn_attention *attention, const sn_kv *kv)
+{
+    int64_t values = attention->key_dim + (attention->shared ? 0 : attention->value_dim);
+    int64_t scales = kv->dtype != SN_KV_INT8 ? 0 : attention->shared ? 1 : 2;
+    int64_t before = attention->kv_heads * SN_PAGE * (values * ELEMENT_BYTES[kv->dtype] + scales * 4);
+    return (sn_kv){(char *)kv->data + before, kv->slot_bytes, kv->dtype};
+}
+
+void sn_index_scores(const sn_attention *index, const sn_kv *kv, const sn_piece *piece, int block, int64_t first,
+                     int64_t end, const float *q, const float *weights, int32_t heads, float *out, float *scratch)
+{
+    vfloat nothing = splat(0.0f);
+    float *widened = scratch + (int64_t)heads * SN_PAGE;
+    for (int64_t p = first; p < end; p++) {
+        page_head page = locate(index, kv, slot_of(piece, block, p), 0);
+        const float *keys = (const float *)page.keys;
+        if (kv->dtype != SN_KV_FLOAT32) {
+            widen_rows(kv->dtype, page.keys, widened, index->key_dim, SN_PAGE, SN_PAGE);
+            keys = widened;
+        }
+        scores_float32(keys, q, index->key_dim, heads, scratch);
+        for (int j = 0; j < PAGE_VECTORS; j++) {
+            vfloat sum = nothing;
+            for (int32_t head = 0; head < heads; head++)
+                sum = fmadd(splat(weights[head]), maximum(load(scratch + head * SN_PAGE + j * LANES), nothing), sum);
+            if (page.key_scales != NULL) sum = multiply(sum, load(page.key_scales + j * LANES));
+            store(out + p * SN_PAGE + j * LANES, sum);
+        }
+    }
+}
+
+static int64_t pages_of(int32_t tokens) { return (tokens + SN_PAGE - 1) / SN_PAGE; }
+
+int64_t sn_chosen_scratch(const sn_attention *attention, int32_t top)
+{
+    return pages_of(top) * (4 + (int64_t)sizeof(float) * SN_PAGE * attention->key_dim) + 64;
+}
+
+/* Keys begin to end of those that are gathered, all of one page: to the places of their numbers in pages that follow
+   each other. */
+INLINE void gather_as(const int dtype, const page_head *page, int64_t key_dim, const int32_t *tokens, int32_t begin,
+                      int32_t end, float *to)
+{
+    for (int64_t d = 0; d < key_dim; d++)
+        for (int32_t i = begin; i < end; i++) {
+            int32_t token = tokens[i] % SN_PAGE;
+            float key = widen_one(dtype, page->keys, d * SN_PAGE + token);
+            if (dtype == SN_KV_INT8) key *= page->key_scales[token];
+            to[(i / SN_PAGE * key_dim + d) * SN_PAGE + i % SN_PAGE] = key;
+        }
+}
+
+/* The keys of `tokens`, `top` of them, in float32. */
+static void gather(const sn_attention *a, const sn_kv *kv, const sn_piece *piece, int block, const int32_t *tokens,
+                   int32_t top, float *to)
+{
+    for (int32_t begin = 0, end; begin < top; begin = end) {
+        int32_t number = tokens[begin] / SN_PAGE;
+        for (end = begin; end < top && tokens[end] / SN_PAGE == number;) end++;
+        page_head page = locate(a, kv, slot_of(piece, block, number), 0);
+        switch (kv->dtype) {
+        case SN_KV_FLOAT32: gather_as(SN_KV_FLOAT32, &page, a->key_dim, tokens, begin, end, to); break;
+        case SN_KV_BFLOAT16: gather_as(SN_KV_BFLOAT16, &page, a->key_dim, tokens, begin, end, to); break;
+        case SN_KV_FLOAT16: gather_as(SN_KV_FLOAT16, &page, a->key_dim, tokens, begin, end, to); break;
+        default: gather_as(SN_KV_INT8, &page, a->key_dim, tokens, begin, end, to);
+        }
+    }
+}
+
+void sn_attend_chosen(const sn_attention *attention, const sn_kv *kv, const sn_piece *piece, int block,
+                      const int32_t *tokens, int32_t top, const float *q, float *out, int head_first, int head_end,
+                      float *scratch, void *gathered)
+{
+    int64_t pages = pages_of(top);
+    float *keys = (float *)(((uintptr_t)gathered + 63) / 64 * 64);
+    int32_t *table = (int32_t *)(keys + pages * SN_PAGE * attention->key_dim);
+    gather(attention, kv, piece, block, tokens, top, keys);
+    for (int64_t p = 0; p < pages; p++) table[p] = (int32_t)p;
+    sn_kv memory = {keys, (int64_t)sizeof(float) * SN_PAGE * attention->key_dim, SN_KV_FLOAT32};
+    sn_piece alone = {table, (int32_t)pages, block, 0, top - 1, 1};
+    sn_attend(attention, &memory, &alone, block, 0, 1, q, 0, out, 0, head_first, head_end, scratch);
+}

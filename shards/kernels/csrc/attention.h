@@ -7,6 +7,7 @@
    and, for int8, floats, one a token and head,
      key scales   [kv_heads][SN_PAGE]
      value scales [kv_heads][SN_PAGE]              not where values are shared
+   and behind these, for an indexer, its keys as those of one head, with their scales.
 
    The result of a query row depends on its own query and on the keys and values it may see, in their order,
    and on nothing else, bit for bit: not on the other rows, the tile, the batch or the heads of a call.
@@ -63,5 +64,22 @@ int64_t sn_attend_scratch(const sn_attention *attention);
    -1 for pages of which no row sees anything. */
 void sn_attend(const sn_attention *attention, const sn_kv *kv, const sn_piece *piece, int block, int first, int count,
                const float *q, int64_t ldq, float *out, int64_t ldo, int head_first, int head_end, float *scratch);
+
+/* The index keys of a block, `dim` values a token, which lie behind its keys and values: as attention and memory. */
+sn_attention sn_index_attention(int32_t dim);
+sn_kv sn_index_kv(const sn_attention *attention, const sn_kv *kv);
+
+/* Scores of the tokens of pages first to end for one row: the sum over heads of weight * max(0, q . k), to
+   out[SN_PAGE * page]. q: (heads, dim). scratch: (heads + dim) * SN_PAGE floats. Those of unwritten tokens may be anything. */
+void sn_index_scores(const sn_attention *index, const sn_kv *kv, const sn_piece *piece, int block, int64_t first,
+                     int64_t end, const float *q, const float *weights, int32_t heads, float *out, float *scratch);
+
+/* Bytes of scratch memory for sn_attend_chosen beside that of sn_attend. Any alignment will do. */
+int64_t sn_chosen_scratch(const sn_attention *attention, int32_t top);
+
+/* As sn_attend for one row, which sees `tokens` of the piece, `top` of them. */
+void sn_attend_chosen(const sn_attention *attention, const sn_kv *kv, const sn_piece *piece, int block,
+                      const int32_t *tokens, int32_t top, const float *q, float *out, int head_first, int head_end,
+                      float *scratch, void *gathered);
 
 #endif

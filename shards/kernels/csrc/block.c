@@ -29,11 +29,26 @@ typedef struct {
     int64_t qkv, q_latent, queries, attended, values, gate_up;
     int64_t prepared, kv_prepared, mlp_prepared, gated, head, attend, experts;
     int64_t side, side_prepared, side_gated;
+    int64_t index, index_prepared[3], index_scratch;
     int64_t branch, kept, parallel, experts_out, experts_normed, router_normed; /* 1 where any block needs it */
     sn_state_needs state;
 } needs;
 
 static void need(int64_t *most, int64_t wanted) { *most = largest(*most, wanted); }
+
+/* Of a block whose rows do not see all tokens. */
+static void need_index(needs *n, const sn_block *block, int64_t rows)
+{
+    const sn_indexer *indexer = block->latent->indexer;
+    need(&n->index_scratch, sn_chosen_scratch(&block->attention, block->latent->top));
+    if (indexer == NULL)
+        return;
+    const sn_linear *linears[] = {&indexer->q, &indexer->k, &indexer->weights};
+    for (int i = 0; i < 3; i++)
+        need(&n->index_prepared[i], sn_linear_scratch(linears[i], rows));
+    need(&n->index, sn_index_floats(indexer));
+    need(&n->index_scratch, (int64_t)sizeof(float) * SN_PAGE * (indexer->heads + indexer->dim));
+}
 
 static void need_attention(needs *n, const sn_block *block, int64_t rows)
 {
@@ -61,6 +76,8 @@ static void need_attention(needs *n, const sn_block *block, int64_t rows)
         need(&n->head, sn_linear_scratch(&latent->k_b[head], rows));
         need(&n->head, sn_linear_scratch(&latent->v_b[head], rows));
     }
+    if (latent->top)
+        need_index(n, block, rows);
 }
 
 static void need_state(needs *n, const sn_block *block, int64_t rows)
@@ -154,6 +171,11 @@ static int64_t lay_out(sn_tile *t, const sn_span *span, int32_t threads, int64_t
     t->side = sn_take(base, &used, number * n.group * n.side);
     t->side_prepared = sn_take(base, &used, n.side_prepared);
     t->side_gated = sn_take(base, &used, n.side_gated);
+    t->index_bytes = (n.index_scratch + 63) / 64 * 64;
+    t->index = sn_take(base, &used, number * tile * n.index);
+    for (int i = 0; i < 3; i++)
+        t->index_prepared[i] = sn_take(base, &used, n.index_prepared[i]);
+    t->index_scratch = sn_take(base, &used, t->index_bytes * threads);
     return used;
 }
 
@@ -254,10 +276,10 @@ static void block_forward(const sn_tile *batch, sn_pool *pool, int64_t first, in
 void sn_span_forward(const sn_span *span, sn_pool *pool, int32_t first_block, int32_t end_block, float *x,
                      int64_t rows, const float *beside, int64_t beside_ld, const sn_piece *pieces,
                      const sn_rotation *rotations, int32_t n_pieces, const sn_kv *kv, const sn_states *states,
-                     void *scratch)
+                     const sn_choice *choice, void *scratch)
 {
     sn_tile t = {.kv = kv, .states = states, .rotations = rotations, .n_pieces = n_pieces, .hidden = span->hidden, .x = x};
-    t.beside = beside, t.beside_ld = beside_ld;
+    t.beside = beside, t.beside_ld = beside_ld, t.choice = choice;
     lay_out(&t, span, sn_pool_threads(pool), smallest(rows, EXPERTS_ROWS), scratch);
     for (int32_t number = first_block; number < end_block; number++) {
         t.number = number;

@@ -15,6 +15,15 @@
 
 enum { SN_NO_GATE = 0, SN_CHANNEL_GATE = 1, SN_HEAD_GATE = 2 };
 
+/* What chooses the tokens that a row sees: IndexerConfig's numbers. */
+typedef struct sn_indexer {
+    sn_linear q;       /* q's latent -> heads * dim */
+    sn_linear k;       /* hidden -> dim */
+    sn_linear weights; /* hidden -> heads */
+    sn_norm norm;      /* of k */
+    int32_t heads, dim;
+} sn_indexer;
+
 /* What is particular to multi-head latent attention. */
 typedef struct sn_latent {
     sn_linear q_a; /* hidden -> q_rank; 0 rows: q reads the block's input */
@@ -25,6 +34,8 @@ typedef struct sn_latent {
     const sn_linear *k_b; /* (heads): nope_dim -> kv_rank */
     const sn_linear *v_b; /* (heads): kv_rank -> value_dim */
     int32_t nope_dim, rope_dim, value_dim;
+    const sn_indexer *indexer; /* NULL: none of its own */
+    int32_t top;               /* tokens that a row sees, by its own or another's indexer; 0: all */
 } sn_latent;
 
 typedef struct sn_block {
@@ -74,17 +85,25 @@ typedef struct sn_rotation {
     const float *cos, *sin;
 } sn_rotation;
 
+/* Memory for what indexers choose; nothing of it is read before it is written. */
+typedef struct sn_choice {
+    int32_t *tokens; /* (rows of the batch, most): what each row sees, ascending, where that is not all */
+    int64_t most;    /* the largest `top` of the blocks */
+    float *scores;   /* (threads, longest) */
+    int64_t longest; /* whole pages of the longest piece's tokens, with those before it */
+} sn_choice;
+
 /* Bytes of scratch memory for any number of rows, 64-byte aligned by the caller. */
 int64_t sn_span_scratch(const sn_span *span, int32_t threads);
 
 /* x (rows, hidden), packed, becomes the output of blocks first_block to end_block (absolute). beside, `beside_ld`
    floats a row: what these blocks read beside x, in their order. The pieces, in the order of their rows, are all of
    x; their keys and values are appended to kv. rotations: (kinds, pieces), a block's `rope` being the number of its
-   kind. states: of the pieces' states. pool may be NULL. */
+   kind. states: of the pieces' states. choice: NULL where no block has an indexer. pool may be NULL. */
 void sn_span_forward(const sn_span *span, sn_pool *pool, int32_t first_block, int32_t end_block, float *x,
                      int64_t rows, const float *beside, int64_t beside_ld, const sn_piece *pieces,
                      const sn_rotation *rotations, int32_t n_pieces, const sn_kv *kv, const sn_states *states,
-                     void *scratch);
+                     const sn_choice *choice, void *scratch);
 
 /* The first piece that lacks, for blocks first_block to end_block, the slot which its states come from, or names one that
    is not of n_slots, nor -1 for those that are not kept; -1: none does. */

@@ -76,19 +76,33 @@ static void make_queries(void *arg, int32_t first, int32_t end, int32_t thread)
     }
 }
 
+/* Heads first to end of the piece's rows, of which those with more tokens before them see the chosen ones. */
+static void attend_heads(const sn_tile *t, const sn_piece *piece, int first, int end, int32_t thread)
+{
+    const sn_attention *a = &t->block->attention;
+    int64_t ld = (int64_t)a->heads * a->key_dim, out = (int64_t)a->heads * a->value_dim, top = t->block->latent->top;
+    const float *q = t->queries + piece->row * ld;
+    float *to = t->attended + piece->row * out, *scratch = t->attend_scratch + thread * t->attend_floats;
+    int32_t whole = piece->count; /* so many rows see all */
+    if (top)
+        whole = top <= piece->start ? 0 : top - piece->start < whole ? (int32_t)(top - piece->start) : whole;
+    if (whole)
+        sn_attend(a, t->kv, piece, t->number, 0, whole, q, ld, to, out, first, end, scratch);
+    for (int32_t i = whole; i < piece->count; i++)
+        sn_attend_chosen(a, t->kv, piece, t->number, t->choice->tokens + (t->at + piece->row + i) * t->choice->most,
+                         (int32_t)top, q + i * ld, to + i * out, first, end, scratch,
+                         t->index_scratch + thread * t->index_bytes);
+}
+
 /* Parts: ranges of heads of each segment. */
 static void attend(void *arg, int32_t first, int32_t end, int32_t thread)
 {
     sn_tile *t = arg;
     const sn_attention *a = &t->block->attention;
-    int64_t ld = (int64_t)a->heads * a->key_dim, out = (int64_t)a->heads * a->value_dim;
-    float *scratch = t->attend_scratch + thread * t->attend_floats;
     for (int32_t index = first; index < end; index++) {
-        const sn_piece *piece = &t->segment[index / t->splits].piece;
         int32_t split = index % t->splits;
-        sn_attend(a, t->kv, piece, t->number, 0, piece->count, t->queries + piece->row * ld, ld,
-                  t->attended + piece->row * out, out, (int32_t)((int64_t)a->heads * split / t->splits),
-                  (int32_t)((int64_t)a->heads * (split + 1) / t->splits), scratch);
+        attend_heads(t, &t->segment[index / t->splits].piece, (int)((int64_t)a->heads * split / t->splits),
+                     (int)((int64_t)a->heads * (split + 1) / t->splits), thread);
     }
 }
 
@@ -127,6 +141,8 @@ void sn_latent_attention(sn_tile *t, sn_pool *pool)
         sn_pool_run(pool, norm_q, t, rows, 1);
         input = t->q_latent;
     }
+    if (latent->indexer != NULL)
+        sn_index_tokens(t, pool);
     sn_multiply(pool, &latent->q, input, latent->q.cols, rows, t->qkv, row_width(block), 0, t->prepared);
     sn_pool_run(pool, append, t, t->segments, 1);
     sn_pool_run(pool, make_queries, t, heads, 1);

@@ -54,6 +54,12 @@ typedef struct {
     int64_t recur_floats; /* of recur_scratch, each thread */
     float *carried;       /* two states */
     void *state_prepared[SN_STATE_LINEARS];
+    const sn_choice *choice;
+    int64_t choosing;  /* the first row of those whose tokens are being chosen */
+    float *index;      /* what the indexer makes of the rows */
+    void *index_prepared[3]; /* inputs of its linears */
+    char *index_scratch;
+    int64_t index_bytes; /* of it, each thread */
 } sn_tile;
 
 static inline int sn_mixes(const sn_block *block) { return block->attention.heads || block->state != NULL; }
@@ -89,6 +95,12 @@ void sn_block_attention(sn_tile *t, sn_pool *pool);
 
 /* The same with latent attention. */
 void sn_latent_attention(sn_tile *t, sn_pool *pool);
+
+/* Which tokens the rows see, by the block's indexer: after norm and q's latent. */
+void sn_index_tokens(sn_tile *t, sn_pool *pool);
+
+/* What an indexer makes of a row, in floats. */
+int64_t sn_index_floats(const sn_indexer *indexer);
 
 /* n values of q at `position` times the block's factor there. */
 void sn_scale_query(const sn_block *block, int64_t position, float *x, int64_t n);

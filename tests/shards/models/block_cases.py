@@ -238,8 +238,7 @@ def indexed(top: int, own: bool = True, **changes: Any) -> AttentionConfig:
     return latent(latent=parts, **changes)
 
 
-ALTERNATING = StreamsConfig(3, 1, RMS, scaled=True)
-OF_TORCH: dict[str, tuple[BlockConfig, ...]] = {
+INDEXED: dict[str, tuple[BlockConfig, ...]] = {
     "indexer": (block(indexed(20)),) * 2,
     "indexer, one token": (block(indexed(1, rope=None)),),
     "indexer, all tokens": (block(indexed(500)),),
@@ -251,6 +250,10 @@ OF_TORCH: dict[str, tuple[BlockConfig, ...]] = {
         block(indexed(1, own=False), index_of=3),
     ),
     "indexer beside others": (block(attention(kv_heads=1)), block(indexed(9)), block(latent())),
+}
+"""What MLX does not compute."""
+ALTERNATING = StreamsConfig(3, 1, RMS, scaled=True)
+OF_TORCH: dict[str, tuple[BlockConfig, ...]] = {
     "sparse gate": (block(mlp=MlpConfig(INNER, "gelu_tanh", sparsity=0.8)),) * 2,
     "learned residual": (block(laurel=LaurelConfig(6, RMS), scalar=True),) * 2,
     "streams": (block(streams=ALTERNATING),) * 2,

@@ -26,6 +26,7 @@ from swarm_node.swarm.types import Span
 from tests.shards.models.block_cases import (
     CASES,
     HIDDEN,
+    INDEXED,
     LAYER,
     attention,
     block,
@@ -41,7 +42,7 @@ from tests.shards.models.state_cases import STATES, blocks_with_states, channels
 MakeSessions = Callable[..., Any]
 Blocks = tuple[BlockConfig, ...]
 
-ALL = CASES | STATES
+ALL = CASES | STATES | INDEXED
 LENGTHS = (70, 41, 9)
 FEEDS = [[(0, 33), (1, 1)], [(1, 1), (0, 1), (2, 3)], [(0, 36), (1, 39), (2, 6)]]
 """(session, tokens) of each batch; rows go past a page and a tile."""
@@ -138,7 +139,7 @@ def test_odd_sizes(sessions: MakeSessions, case: str, weights: str) -> None:
     "case",
     ["experts beside a dense MLP", "parallel experts", "deepseek", "parallel, two norms"]
     + ["values beside", "values beside experts", "gemma 4 E"]
-    + ["attention beside mamba", "scaled", "nemotron", "different states"],
+    + ["another's indexer", "attention beside mamba", "scaled", "nemotron", "different states"],
 )
 def test_more_rows_than_go_together(sessions: MakeSessions, case: str) -> None:
     """Experts take 256 at a time, all else 64."""
@@ -197,6 +198,11 @@ def test_a_rows_bits_depend_on_its_own_past_alone(sessions: MakeSessions, case: 
     number = list(ALL).index(case)
     weights = list(WEIGHTS)[number % len(WEIGHTS)]
     check_rows(sessions, ALL[case], weights, KV_DTYPES[number % len(KV_DTYPES)])
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+def test_a_row_sees_what_an_indexer_chose_in_any_batch(sessions: MakeSessions, kv_dtype: str) -> None:
+    check_rows(sessions, INDEXED["another's indexer"], "float32", kv_dtype)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from swarm_node.shards.formats.blocks.block import BlockConfig
+from swarm_node.shards.formats.raw_tensor import RawTensor
 from swarm_node.shards.layers.kv_pool import KV_DTYPES, BatchSlice
 from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.backend import SpanBackend
@@ -25,6 +26,7 @@ from swarm_node.swarm.types import Span
 from tests.shards.models.block_cases import (
     CASES,
     HIDDEN,
+    INDEXED,
     OF_TORCH,
     block,
     block_configs,
@@ -69,7 +71,7 @@ def close(got: Tensor, want: np.ndarray, tolerance: float = TOLERANCE) -> None:
     assert np.abs(got.numpy() - want).max() <= tolerance * np.abs(want).max()
 
 
-ALL = CASES | STATES | OF_TORCH
+ALL = CASES | STATES | INDEXED | OF_TORCH
 
 
 @pytest.mark.parametrize("case", ALL)
@@ -149,12 +151,14 @@ def test_weights_are_held_as_the_plan_says(sessions: Sessions, case: str, option
     assert errors.median().item() < (0.2 if options.get("quantize") == "int4" else 0.03)
 
 
-@pytest.mark.parametrize("deterministic", [False, True])
-def test_an_indexer_that_chooses_all_tokens_changes_no_bit(sessions: Sessions, deterministic: bool) -> None:
+EXACT = ({"kernels": "native"}, {"kernels": "torch", "deterministic": True}, {"kernels": "torch"})
+"""Of the last a row's bits depend on how its chunk was cut, and on nothing else."""
+
+
+@pytest.mark.parametrize("how", EXACT, ids=str)
+def test_an_indexer_that_chooses_all_tokens_changes_no_bit(sessions: Sessions, how: dict[str, Any]) -> None:
     """Until a session has more tokens than it chooses."""
-    every = load(OF_TORCH["indexer, all tokens"], deterministic=deterministic)
-    just = load((block(indexed(TOKENS)),), deterministic=deterministic)
-    fewer = load((block(indexed(TOKENS - 1)),), deterministic=deterministic)
+    every, just, fewer = (load((block(indexed(top)),), **how) for top in (500, TOKENS, TOKENS - 1))
     want, same, other = (fed_in_chunks(sessions, each) for each in (every, just, fewer))
     assert torch.equal(want, same)
     assert torch.equal(want[:-1], other[:-1])
@@ -162,22 +166,42 @@ def test_an_indexer_that_chooses_all_tokens_changes_no_bit(sessions: Sessions, d
 
 
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
-def test_going_back_forgets_index_keys(sessions: Sessions, kv_dtype: str) -> None:
+@pytest.mark.parametrize("how", EXACT[:2], ids=str)
+def test_going_back_forgets_index_keys(sessions: Sessions, kv_dtype: str, how: dict[str, Any]) -> None:
     """What is fed again overwrites them, in every type that they are kept in."""
-    model = load(OF_TORCH["another's indexer"], deterministic=True)
-    session, fresh, x = (
-        sessions(model, tokens=96, kv_dtype=kv_dtype),
-        sessions(model, tokens=96, kv_dtype=kv_dtype),
-        inputs(),
-    )
+    model = load(INDEXED["another's indexer"], **how)
+    session, fresh = (sessions(model, tokens=96, kv_dtype=kv_dtype) for _ in range(2))
+    x = inputs()
     want = fresh.forward(x)
     session.forward(torch.cat((x[:40], inputs(seed=5)[40:])))
     session.lengths[0] = 40
     assert torch.equal(session.forward(x[40:]), want[40:])
 
 
-def test_a_block_whose_indexer_was_not_computed_is_an_error(sessions: Sessions) -> None:
-    session = sessions(load(OF_TORCH["another's indexer"]), tokens=96)
+def test_of_equal_scores_the_earlier_tokens_are_seen(sessions: Sessions) -> None:
+    """Where no head scores anything, all tokens are equal: the first ones are seen, by every executor."""
+    made = checkpoint_of((block(indexed(7)),))
+    zero = "model.layers.0.self_attn.indexer.weights_proj.weight"
+    plain = made.tensor
+
+    def without(name: str) -> Any:
+        raw = plain(name)
+        return RawTensor(name, raw.shape, raw.qtype, np.zeros_like(raw.stored)) if name == zero else raw
+
+    made.tensor = without  # type: ignore[method-assign]
+    want = reference(made, inputs().numpy())
+    for kernels in ("native", "torch"):
+        for deterministic in (False, True):
+            options = LoadOptions(
+                dtype="float32", quantize="none", kernels=kernels, deterministic=deterministic
+            )
+            model = load_backend(made, Span(0, 1), options)
+            close(fed_in_chunks(sessions, model), want)
+
+
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+def test_a_block_whose_indexer_was_not_computed_is_an_error(sessions: Sessions, kernels: str) -> None:
+    session = sessions(load(INDEXED["another's indexer"], kernels=kernels), tokens=96)
     with pytest.raises(LocalProtocolError, match="no indexer before block 1"):
         session.forward(inputs(4), span=Span(1, 3))
 
