@@ -18,15 +18,16 @@ from ...shards.models.backend import Memory, SpanBackend
 from ...swarm.codecs.codec import Codec
 from ...swarm.errors import CodecRangeError, ErrorCode, LocalProtocolError, RemoteProtocolError, SwarmError
 from ...swarm.fidelity.row_sampler import RowSampler, is_sampled
+from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.protocol.messages import Want
 from ...swarm.types import Span
+from .batch_slices import Work, can_begin, lay_out
 from .jobs import StepDone, StepFailed, StepJob, StepOutcome, TokenSequence
-from .scheduler import DECODE_TOKENS, Batch, Slice
+from .scheduler import DECODE_TOKENS, Batch
 
 logger = logging.getLogger(__name__)
 
 Finished = tuple[StepJob, StepOutcome]
-_Work = list[tuple[StepJob, Slice[TokenSequence]]]
 
 _BROKEN = StepFailed(ErrorCode.INTERNAL, "the computation failed on this node", retriable=True)
 _HARMFUL = StepFailed(
@@ -98,7 +99,7 @@ class BatchRunner:
         report = BatchReport()
         for sequence in batch.expired:
             self._fail(sequence.steps.popleft(), _LATE, report)
-        work: _Work = []
+        work: Work = []
         for part in batch.slices:
             steps = part.key.steps
             work.append((steps.popleft() if part.last else steps[0], part))
@@ -131,7 +132,15 @@ class BatchRunner:
         ):
             return None
         sequence.computed = position
-        slices = [BatchSlice(sequence.table, sequence.span.start, 0, position, 1, sequence.long_context)]
+        states, table = sequence.states, None
+        if states is not None:
+            if states.position != position and position % PAGE_TOKENS:
+                return None
+            self._switch(job)
+            states.position, table = -1, states.table
+        slices = [
+            BatchSlice(sequence.table, sequence.span.start, 0, position, 1, sequence.long_context, table)
+        ]
         try:
             x = codec.decode(job.payload, 1, width, self._limit)
             decoded = perf_counter_ns()
@@ -142,6 +151,8 @@ class BatchRunner:
             return None
         ended = perf_counter_ns()
         sequence.computed = position + 1
+        if states is not None:
+            states.position = position + 1
         if (
             self._sampler is not None
             and is_sampled(position, 1)
@@ -162,8 +173,8 @@ class BatchRunner:
         self._end(job, outcome, report)
         return report
 
-    def _run(self, work: _Work, began: int, report: BatchReport) -> None:
-        groups: dict[Span, _Work] = {}
+    def _run(self, work: Work, began: int, report: BatchReport) -> None:
+        groups: dict[Span, Work] = {}
         for job, part in work:
             if not part.offset and (failure := self._begin(job)) is not None:
                 self._fail(job, failure, report)
@@ -181,6 +192,7 @@ class BatchRunner:
     def _begin(self, job: StepJob) -> StepFailed | None:
         """Roll the cache back before a step's first slice; a failure if it cannot run."""
         sequence = job.sequence
+        self._switch(job)
         if job.refusal is not None:
             return job.refusal
         if job.position > sequence.computed:
@@ -197,10 +209,19 @@ class BatchRunner:
                 ErrorCode.BAD_TENSOR,
                 f"{job.tokens} tokens take {expected} bytes in codec {sequence.codec.name}, not {got}",
             )
+        if not can_begin(job, 0):
+            return _BROKEN
         sequence.computed = job.position
         return None
 
-    def _run_group(self, span: Span, work: _Work, report: BatchReport) -> None:
+    @staticmethod
+    def _switch(job: StepJob) -> None:
+        """From now on the sequence's states are where they were planned to be from this step on."""
+        if job.state_changes and job.sequence.states is not None:
+            job.sequence.states.apply(job.state_changes)
+            job.state_changes = ()
+
+    def _run_group(self, span: Span, work: Work, report: BatchReport) -> None:
         started = perf_counter_ns()
         if len({job.sequence.codec for job, _ in work}) > 1:
             work.sort(key=lambda item: item[0].sequence.codec.name)  # rows of one codec side by side
@@ -214,7 +235,7 @@ class BatchRunner:
             self._sample(self._sampler, work, x)
         self._compute(span, work, x, report)
 
-    def _sample(self, sampler: RowSampler, work: _Work, x: np.ndarray) -> None:
+    def _sample(self, sampler: RowSampler, work: Work, x: np.ndarray) -> None:
         """``x`` (T, width): the rows of ``work``, which enter at the model's first block, in its order."""
         row = 0
         for job, part in work:
@@ -228,7 +249,7 @@ class BatchRunner:
 
     # Payloads in.
 
-    def _decode(self, work: _Work, report: BatchReport) -> tuple[_Work, np.ndarray | None]:
+    def _decode(self, work: Work, report: BatchReport) -> tuple[Work, np.ndarray | None]:
         """The slices that are sound, and their rows (T, width) in that order; None without any."""
         try:
             return work, self._rows(work)
@@ -238,8 +259,8 @@ class BatchRunner:
             self._fail(work[0][0], _decode_failure(error), report)
             return [], None
 
-    def _decode_each(self, work: _Work, report: BatchReport) -> tuple[_Work, np.ndarray | None]:
-        sound: _Work = []
+    def _decode_each(self, work: Work, report: BatchReport) -> tuple[Work, np.ndarray | None]:
+        sound: Work = []
         rows: list[np.ndarray] = []
         for item in work:
             try:
@@ -249,7 +270,7 @@ class BatchRunner:
                 self._fail(item[0], _decode_failure(error), report)
         return sound, np.concatenate(rows) if rows else None
 
-    def _rows(self, work: _Work) -> np.ndarray:
+    def _rows(self, work: Work) -> np.ndarray:
         """(T, width) of ``work``, which is of one span and sorted by codec. Raises RemoteProtocolError for
         bad values."""
         width = self._widths[work[0][0].sequence.span.start]
@@ -275,40 +296,49 @@ class BatchRunner:
 
     # The blocks.
 
-    def _compute(self, span: Span, work: _Work, x: np.ndarray, report: BatchReport) -> None:
+    def _compute(self, span: Span, work: Work, x: np.ndarray, report: BatchReport) -> None:
         started = perf_counter_ns()
-        first, row = span.start, 0
-        slices: list[BatchSlice] = []
-        for job, part in work:
-            sequence, start = job.sequence, job.position + part.offset
-            slices.append(BatchSlice(sequence.table, first, row, start, part.count, sequence.long_context))
-            row += part.count
+        rows = lay_out(work, x, self._limit)
+        report.clean = report.clean and rows.kept is None
         try:
-            hidden = self._model.forward(x, slices, self._pool, span)
+            for job, _ in work:
+                if job.sequence.states is not None:
+                    job.sequence.states.position = -1  # until the slots have what they should
+            hidden = rows.own(self._model.forward(rows.x, rows.slices, self._pool, span))
         except Exception as error:
             report.clean = False
             if len(work) > 1:
                 # Find the one to blame: the others get their results, computed alone.
                 logger.warning("event=batch_failed sessions=%d error=%r", len(work), error)
-                for item, done in zip(work, slices, strict=True):
-                    self._compute(span, [item], x[done.row : done.row + done.count], report)
+                self._compute_each(span, work, x, report)
                 return
             logger.exception("event=step_failed step=%d tokens=%d", work[0][0].step, work[0][1].count)
             self._fail(work[0][0], _BROKEN, report)
             return
-        for done, (job, _) in zip(slices, work, strict=True):
+        for done, (job, _) in zip(rows.slices, work, strict=True):
             job.sequence.computed = done.start + done.count
+            if job.sequence.states is not None:
+                job.sequence.states.position = done.start + done.count
         report.sessions += len(work)
-        report.tokens += row
+        report.tokens += len(x)
         ended = perf_counter_ns()
         for job, _ in work:
             job.compute_ns += ended - started
         self._encode(work, hidden, report, ended)
         self._finish(work, report)
 
+    def _compute_each(self, span: Span, work: Work, x: np.ndarray, report: BatchReport) -> None:
+        row = 0
+        for job, part in work:
+            if can_begin(job, part.offset):
+                self._compute(span, [(job, part)], x[row : row + part.count], report)
+            else:  # the batch that failed may have written to its state
+                self._fail(job, _BROKEN, report)
+            row += part.count
+
     # Results out.
 
-    def _encode(self, work: _Work, hidden: np.ndarray, report: BatchReport, started: int) -> None:
+    def _encode(self, work: Work, hidden: np.ndarray, report: BatchReport, started: int) -> None:
         """Add to each step's ``parts`` the rows of ``hidden`` (T, width) that its client wants."""
         wanted: dict[Codec, list[tuple[StepJob, int, int]]] = {}  # first row, rows
         row = 0
@@ -390,7 +420,7 @@ class BatchRunner:
             job.rows += count
             at += count * size
 
-    def _finish(self, work: _Work, report: BatchReport) -> None:
+    def _finish(self, work: Work, report: BatchReport) -> None:
         ended = perf_counter_ns()
         sessions = len(work)
         for job, part in work:
@@ -412,7 +442,11 @@ class BatchRunner:
     def _fail(self, job: StepJob, failure: StepFailed, report: BatchReport) -> None:
         """End a step that may have written keys and values: they count for nothing."""
         if not job.finished:
-            job.sequence.computed = min(job.sequence.computed, job.position)
+            sequence = job.sequence
+            sequence.computed = min(sequence.computed, job.position)
+            self._switch(job)
+            if sequence.states is not None:
+                sequence.states.position = -1
             self._end(job, failure, report)
 
     def _end(self, job: StepJob, outcome: StepOutcome, report: BatchReport) -> None:

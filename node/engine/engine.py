@@ -35,12 +35,11 @@ from ..figures.work import WorkDone
 from .batch_runner import BatchReport, BatchRunner
 from .jobs import StepDone, StepDropped, StepFailed, StepJob, TokenSequence
 from .load import EngineLoad, LoadMeter
-from .memory.kv_layout import KvLayout
-from .memory.page_allocator import PageAllocator
-from .memory.page_tables import PageTable
-from .memory.prefix_cache import PrefixCache
+from .memory.session_memory import SessionMemory
+from .memory.span_memory import PoolSize
 from .run_delay import RunDelay
 from .scheduler import Scheduler
+from .states import NO_STATE, KeptRows, SequenceStates
 from .thread_width import ThreadWidth
 
 logger = logging.getLogger(__name__)
@@ -119,8 +118,13 @@ class Engine:
         work: WorkDone | None = None,
     ) -> None:
         settings = settings or EngineSettings()
-        if pool.n_slots < len(model.span):
-            raise UsageError(f"a KV pool of {pool.n_slots} slots holds no page of blocks {model.span}")
+        self.memory = SessionMemory(
+            model.config.blocks,
+            model.span,
+            model.config.max_position_embeddings,
+            settings.max_batch_tokens,
+            PoolSize(pool.n_slots, pool.n_states),
+        )
         self.model: SpanBackend[Any] = model
         self.pool: KvMemory = pool
         self.settings = settings
@@ -137,10 +141,6 @@ class Engine:
             mixed=model.mixes,
         )
         self._runner = BatchRunner(model, pool, sampler)
-        self._allocator = PageAllocator(pool.n_slots)
-        self._cache = PrefixCache(self._allocator)
-        self._layouts: dict[Span, KvLayout] = {}
-        self._context = model.config.max_position_embeddings
         self._short_context = longest_short_context(model.config.blocks)
         self._meter = LoadMeter()
         self.work = work or WorkDone()
@@ -184,48 +184,24 @@ class Engine:
         return self._queued
 
     @property
-    def total_slots(self) -> int:
-        return self._allocator.total
-
-    @property
-    def free_slots(self) -> int:
-        """Slots that sessions could still be opened for."""
-        return self._allocator.available
-
-    @property
     def total_tokens(self) -> int:
         """Tokens of sessions over the whole span that the pool holds."""
-        return self.tokens_in(self._allocator.total, self.model.span)
+        return self.memory.total_tokens
 
     @property
     def free_tokens(self) -> int:
         """Tokens that sessions over the whole span could still be opened for."""
-        return self.tokens_in(self._allocator.available, self.model.span)
-
-    def tokens_in(self, slots: int, span: Span) -> int:
-        """Tokens of sessions over ``span`` for which ``slots`` do."""
-        return self._layout(span).tokens_in(slots, self.pool.n_states, self._context)
-
-    def slots_of(self, max_tokens: int, span: Span) -> int:
-        """Slots that a session over ``span`` takes at most."""
-        return self._layout(span).slots_of(max_tokens)
+        return self.memory.free_tokens(self.model.span)
 
     def could_ever_fit(self, max_tokens: int, span: Span) -> bool:
         """Whether an empty cache would hold such a session; if not, waiting is in vain."""
         if max_tokens < 1 or not self.model.span.covers(span):
             return False
-        return self.slots_of(max_tokens, span) <= self._allocator.total
-
-    def _layout(self, span: Span) -> KvLayout:
-        layout = self._layouts.get(span)
-        if layout is None:
-            blocks = self.model.config.blocks[span.start : span.end]
-            layout = self._layouts[span] = KvLayout.of(blocks, self.settings.max_batch_tokens)
-        return layout
+        return self.memory.could_ever_fit(max_tokens, span)
 
     def load(self) -> EngineLoad:
         now = perf_counter_ns()
-        meter, pages = self._meter, self._allocator
+        meter, pages, states = self._meter, self.memory.pages, self.memory.states
         return EngineLoad(
             queued=self._queued,
             running=meter.running,
@@ -234,12 +210,17 @@ class Engine:
             queue_ms=meter.queue_ms(now),
             free_tokens=self.free_tokens,
             total_tokens=self.total_tokens,
-            cached_tokens=self.tokens_in(pages.cached, self.model.span),
+            cached_tokens=self.memory.cached_tokens,
             total_slots=pages.total,
             free_slots=pages.free,
             used_slots=pages.used,
             cached_slots=pages.cached,
             reserved_slots=pages.reserved,
+            total_states=states.total,
+            free_states=states.free,
+            used_states=states.used,
+            cached_states=states.cached,
+            reserved_states=states.reserved,
             sequences=self._sequences,
             prefix_hit_tokens=self._hit_tokens,
             tokens=meter.tokens,
@@ -290,35 +271,41 @@ class Engine:
                     f"a fork of {parent_tokens} tokens over blocks {span} does not fit its parent"
                 )
             long_context = parent.long_context
-            pages = parent.pages.fork(parent_tokens, parent.length, max_tokens)
+            holdings = self.memory.fork(parent.holdings, span, parent_tokens, parent.length, max_tokens)
             length = parent_tokens
             names = names or parent.names[: parent_tokens // PAGE_TOKENS]
         else:
-            layout, known_names = self._layout(span), names[: (max_tokens - 1) // PAGE_TOKENS]
-            known = self._cache.find(owner, span, layout, known_names, long_context=long_context)
+            known_names = names[: (max_tokens - 1) // PAGE_TOKENS]
+            known = self.memory.find(owner, span, known_names, long_context=long_context)
             length = known.count * PAGE_TOKENS
-            pages = PageTable.open(self._allocator, self._cache, layout, max_tokens, known)
-        if pages is None:
+            holdings = self.memory.open(span, max_tokens, known)
+        if holdings is None:
             return None
+        shape = len(span), holdings.pages.max_pages
+        states = None
         try:
-            table = np.empty((len(span), pages.max_pages), np.int32)
+            table = np.empty(shape, np.int32)
+            if holdings.states is not None:
+                row_bytes = codec.row_bytes(self.model.config.row_width(span.start))
+                rows = KeptRows(row_bytes) if parent is None else parent.rows_upto(length)
+                states = SequenceStates(holdings.states, rows, np.empty(shape, np.int32))
         except MemoryError as error:
             logger.warning("event=table_allocation_failed tokens=%d error=%r", max_tokens, str(error)[:200])
-            pages.release()
+            holdings.release()
             return None
-        _fill(table, pages)
         if parent is None:
             self._hit_tokens += length
         self._sequences += 1
-        return TokenSequence(
+        sequence = TokenSequence(
             owner=owner,
             span=span,
             max_tokens=max_tokens,
             codec=codec,
             reply_codec=reply_codec,
-            pages=pages,
+            holdings=holdings,
             table=table,
             length=length,
+            states=states,
             on_released=on_released,
             group=group,
             long_context=long_context,
@@ -329,6 +316,8 @@ class Engine:
             answered=length,
             computed=length,
         )
+        _fill(sequence)
+        return sequence
 
     def close_sequence(self, sequence: TokenSequence, prefix: tuple[bytes, ...] = ()) -> None:
         """End a session: what waits is dropped, its memory is given back as soon as nothing of it is being
@@ -342,7 +331,7 @@ class Engine:
         sequence.closed = True
         self._newest = None
         if prefix and self.settings.prefix_cache:
-            sequence.names, sequence.registered = tuple(prefix[: sequence.pages.n_pages]), 0
+            sequence.names, sequence.registered = tuple(prefix[: sequence.holdings.pages.n_pages]), 0
         self._register(sequence)
         sequence.names = ()
         if sequence.pending:
@@ -371,18 +360,23 @@ class Engine:
             )
         if position > sequence.length:
             job.refusal = _HOLE
-        elif position < sequence.pages.lowest and not self._begin_lower(sequence, position):
-            job.refusal = _LET_GO
-            sequence.length = position
+        elif not sequence.reaches(position) and not self._begin_lower(sequence, position):
+            self._refuse(job, _LET_GO if position < sequence.holdings.pages.lowest else NO_STATE)
         else:
             if position < sequence.length and sequence.names:
                 self._forget_names(sequence, position)
-            pending = sequence.pending
+            pending, states = sequence.pending, sequence.states
             waiting = min(pending) if pending else None
-            changes = sequence.pages.write(position, job.tokens, waiting=waiting)
+            refusal = None
+            if states is not None:
+                refusal = states.plan(job, pending)
+                waiting = position if waiting is None else min(position, waiting)
+                waiting -= waiting % PAGE_TOKENS  # it may begin there, with rows that were kept
+            changes = (
+                None if refusal else sequence.holdings.pages.write(position, job.tokens, waiting=waiting)
+            )
             if changes is None:
-                job.refusal = _NO_PAGE
-                sequence.length = position
+                self._refuse(job, refusal or _NO_PAGE)
             else:
                 job.changes = changes
                 sequence.length = end
@@ -393,6 +387,14 @@ class Engine:
             self._hand_over([job])
         else:
             self._together.append(job)
+
+    @staticmethod
+    def _refuse(job: StepJob, failure: StepFailed) -> None:
+        """In its turn, and the session goes back to where it starts."""
+        job.refusal = failure
+        job.sequence.length = job.position
+        if job.sequence.states is not None:
+            job.sequence.states.is_there = False
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -444,16 +446,15 @@ class Engine:
         position sees now."""
         if sequence.begun or position % PAGE_TOKENS:
             return False
-        known = self._cache.find(
+        known = self.memory.find(
             sequence.owner,
             sequence.span,
-            self._layout(sequence.span),
             sequence.names[: position // PAGE_TOKENS],
             long_context=sequence.long_context,
         )
-        if known.count * PAGE_TOKENS != position or not sequence.pages.begin_lower(known):
+        if known.count * PAGE_TOKENS != position or not self.memory.begin_lower(sequence.holdings, known):
             return False
-        _fill(sequence.table, sequence.pages)
+        _fill(sequence)
         return True
 
     def _forget_names(self, sequence: TokenSequence, position: int) -> None:
@@ -470,15 +471,18 @@ class Engine:
         known = min(len(sequence.names), sequence.settled // PAGE_TOKENS)
         owner = Holder(sequence.owner, sequence.group)
         while sequence.registered < known:
-            name = sequence.names[sequence.registered]
-            for group, page in sequence.pages.at(sequence.registered):
-                self._cache.register(
-                    owner, sequence.span, group, name, page, long_context=sequence.long_context
-                )
+            self.memory.register(
+                owner,
+                sequence.span,
+                sequence.names,
+                sequence.registered,
+                sequence.holdings,
+                long_context=sequence.long_context,
+            )
             sequence.registered += 1
 
     def _release(self, sequence: TokenSequence) -> None:
-        sequence.pages.release()
+        sequence.holdings.release()
         self._sequences -= 1
         if sequence.on_released is not None:
             try:
@@ -497,6 +501,8 @@ class Engine:
                     self._register(sequence)
             else:
                 sequence.answered = min(sequence.answered, job.position)
+                if sequence.states is not None:
+                    sequence.states.is_there = False
             if not sequence.pending:
                 sequence.length = sequence.answered
             was_closed = sequence.closed  # if ``done`` closes it, close_sequence releases it
@@ -608,11 +614,14 @@ class Engine:
             logger.debug("event=result_without_loop")
 
 
-def _fill(table: np.ndarray, pages: PageTable) -> None:
-    """Write the entries of a table that no step in the compute thread's hands has."""
-    table.fill(-1)
-    for entry in pages.entries():
-        table[entry.rows, entry.index] = entry.slots
+def _fill(sequence: TokenSequence) -> None:
+    """Write the entries of tables that no step in the compute thread's hands has."""
+    sequence.table.fill(-1)
+    for entry in sequence.holdings.pages.entries():
+        sequence.table[entry.rows, entry.index] = entry.slots
+    if (states := sequence.states) is not None:
+        states.table.fill(-1)
+        states.apply([*states.held.entries()])
 
 
 def _thread_width(threads: int) -> ThreadWidth:

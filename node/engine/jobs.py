@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...shards.formats.values.bounds import MAX_CONTEXT
 from ...swarm.codecs.codec import Codec
-from ...swarm.errors import ErrorCode
+from ...swarm.errors import ErrorCode, LocalProtocolError
 from ...swarm.fidelity.written_rows import WrittenRows
 from ...swarm.protocol.messages import Want
 from ...swarm.types import Span
-from .memory.page_tables import PageChange, PageTable
+from .memory.page_tables import PageChange
+from .memory.session_memory import Holdings
+from .memory.state_table import StateChange
+
+if TYPE_CHECKING:
+    from .states import KeptRows, Lead, SequenceStates
 
 
 @dataclass(eq=False, slots=True)
@@ -34,9 +40,10 @@ class TokenSequence:
     max_tokens: int
     codec: Codec
     reply_codec: Codec
-    pages: PageTable
+    holdings: Holdings
     table: np.ndarray  # (blocks, max_pages) int32 slots, -1: none yet; filled by the compute thread
     length: int
+    states: SequenceStates | None = None  # where blocks keep some
     on_released: Callable[[], None] | None = None
     group: str = ""
     long_context: bool = False  # see ``BatchSlice``
@@ -63,7 +70,27 @@ class TokenSequence:
     def keeps(self, tokens: int, max_tokens: int) -> bool:
         """Whether a session for ``max_tokens`` tokens that begins with the first ``tokens`` of these finds
         here what it sees of them."""
-        return tokens >= self.pages.lowest and max_tokens <= self.longest_fork
+        lowest, states = self.holdings.pages.lowest, self.states
+        return (
+            tokens >= lowest
+            and max_tokens <= self.longest_fork
+            and (states is None or states.reaches(tokens, lowest))
+        )
+
+    def reaches(self, position: int) -> bool:
+        """Whether a step can start there, as far as the session's tokens reach: with what its blocks see."""
+        lowest, states = self.holdings.pages.lowest, self.states
+        if position < lowest:
+            return False
+        if states is None or (states.is_there and position == self.length):
+            return True
+        return states.reaches(position, lowest)
+
+    def rows_upto(self, tokens: int) -> KeptRows:
+        """Those that a fork of ``tokens`` tokens needs, of blocks that keep a state."""
+        if self.states is None:
+            raise LocalProtocolError("no block of the session keeps a state")
+        return self.states.rows.upto(tokens)
 
 
 @dataclass(slots=True)
@@ -122,6 +149,8 @@ class StepJob:
     deadline_ns: int = 0
     # The engine's notes while the step runs, over several batches if it is a long prompt.
     changes: Sequence[PageChange] = ()  # of the sequence's table, before the step
+    state_changes: Collection[StateChange] = ()  # of its table of states, as the step begins
+    lead: Lead | None = None  # the rows before it in its page, of blocks with a state; None: not all are kept
     refusal: StepFailed | None = None  # known when it was submitted; told in its turn
     parts: list[bytes | memoryview] = field(default_factory=list)  # encoded rows of the result so far
     rows: int = 0  # in parts

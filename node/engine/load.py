@@ -13,7 +13,8 @@ _WEIGHT = 0.1
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """A moment's load. Slots are pages of one block; tokens are of the node's whole span.
+    """A moment's load. Slots are pages of one block, states those of one block at one position; tokens are of
+    the node's whole span.
 
     ``queued``: steps without an answer. ``running``: sessions of the last batch; ``batch``: their mean
     number. ``queue_ms``: mean time from a decode step's arrival to its computation. ``tokens_per_s``: over
@@ -35,6 +36,11 @@ class EngineLoad:
     used_slots: int
     cached_slots: int
     reserved_slots: int
+    total_states: int
+    free_states: int
+    used_states: int
+    cached_states: int
+    reserved_states: int
     sequences: int
     threads: int
     prefix_hit_tokens: int

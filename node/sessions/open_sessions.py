@@ -205,8 +205,8 @@ class OpenSessions:
         return prefix[: max_tokens // PAGE_TOKENS] if self.terms.page_tokens else ()
 
     def _cells(self, request: Open) -> int:
-        """(token, block) pairs that a session reserves, in whole pages; shared ones count for each."""
-        return self._engine.slots_of(request.max_tokens, request.span) * PAGE_TOKENS
+        """Cells that a session reserves, in whole pages; shared ones count for each."""
+        return self._engine.memory.cells_of(request.max_tokens, request.span)
 
     def _never_fits(self, request: Open) -> Refused | None:
         engine, span = self._engine, request.span
@@ -214,10 +214,12 @@ class OpenSessions:
         if whole and self._cells(request) <= self._admission.most_cells:
             return None
         if whole:
-            most = engine.tokens_in(self._admission.most_cells // PAGE_TOKENS, span)
+            most = engine.memory.tokens_of(self._admission.most_cells, span)
             message = f"one peer may hold {most} tokens of this node's KV cache"
         else:
-            message = f"this node's whole KV cache has {engine.tokens_in(engine.total_slots, span)}"
+            message = (
+                f"this node's whole KV cache has {engine.memory.tokens_of(engine.memory.total_cells, span)}"
+            )
         return Refused(
             request.session,
             ErrorCode.CONTEXT_EXCEEDED,

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...swarm.fairness.shares import Holder
-from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.protocol.messages import Busy, Open
 from ..engine.engine import Engine
 from ..limits.admission import Admission, Holding, Reclaimable
@@ -15,16 +14,13 @@ from .session import NodeSession
 
 
 class SessionAdmission:
-    """``cells`` are (token, block) pairs of the KV cache. Times are seconds of the server's clock."""
+    """``cells``: see ``SessionMemory``. Times are seconds of the server's clock."""
 
     def __init__(self, engine: Engine, limits: Limits, ledger: Ledger) -> None:
         self._engine = engine
         self._limits = limits
         self._ledger = ledger
-        self._blocks = len(engine.model.span)
-        self._admission = Admission(
-            engine.total_slots * PAGE_TOKENS, limits.max_sessions, limits.kv_share_per_peer
-        )
+        self._admission = Admission(engine.memory.total_cells, limits.max_sessions, limits.kv_share_per_peer)
 
     @property
     def most_cells(self) -> int:
@@ -63,7 +59,9 @@ class SessionAdmission:
             )
         if account.kv_cells + cells <= allowed.cells:
             return None
-        tokens = [amount // self._blocks for amount in (account.kv_cells, cells, allowed.cells)]
+        memory, span = self._engine.memory, self._engine.model.span
+        amounts = (account.kv_cells, cells, allowed.cells)
+        tokens = [memory.tokens_of(amount, span) for amount in amounts]
         return _busy(
             request,
             admission.retry_after_s(account.kv_cells + cells - allowed.cells, account.kv_cells),
@@ -80,13 +78,12 @@ class SessionAdmission:
             most = self._limits.max_sessions
             text = f"all {most} sessions of this node are taken; use another peer, or wait"
             return _busy(request, admission.retry_after_s(1, ledger.sessions), text)
-        engine = self._engine
-        free = engine.free_slots * PAGE_TOKENS
+        memory = self._engine.memory
+        free = memory.free_cells
         return _busy(
             request,
             admission.retry_after_s(max(1, cells - free) + ahead, ledger.kv_cells),
-            f"{request.max_tokens} tokens of KV cache asked for, "
-            f"{engine.tokens_in(engine.free_slots, request.span)} are free",
+            f"{request.max_tokens} tokens of KV cache asked for, {memory.free_tokens(request.span)} are free",
         )
 
     def losers(
@@ -106,7 +103,7 @@ class SessionAdmission:
             )
             for each in sessions
         ]
-        lacking = cells - self._engine.free_slots * PAGE_TOKENS
+        lacking = cells - self._engine.memory.free_cells
         missing = Holding(lacking if self.is_full else max(1, lacking), int(self.is_full))
         chosen = self._admission.to_reclaim(account.holder, cells, missing, reclaimable, self._held(), now)
         return [sessions[index] for index in chosen]

@@ -42,6 +42,7 @@ class ToyPool:
 
     def __init__(self, n_slots: int) -> None:
         self.n_slots = n_slots
+        self.n_states = 0
         self.slots: dict[int, np.ndarray] = {}
 
     def sums(self, slot: int) -> np.ndarray:
@@ -151,12 +152,12 @@ class ToyEngine(Engine):
 
     def forget_pages(self, kept: int) -> None:
         """Keep the first ``kept`` pages of what was named, in the order in which it was."""
-        for page in list(self._cache._pages.values())[kept:]:
-            self._cache.unregister(page)
+        for page in list(self.memory.page_names._pages.values())[kept:]:
+            self.memory.page_names.unregister(page)
 
     @property
     def known_pages(self) -> int:
-        return len(self._cache)
+        return len(self.memory.page_names)
 
     def _wake(self) -> None:
         if (self._worker is None or self._worker.done()) and not self._inbox.empty():

@@ -1,8 +1,9 @@
 """Which sessions hold which slots of the KV pool. Plain ints: no tensor, no clock, no thread.
 
-A slot is the memory of one page of tokens in one block; a page of a session is one slot for each block of a
-group (``kv_layout``). Pages are shared by counting holders, and a page without a holder lives on while the
-prefix cache has a key for it, until its slots are needed. At any time ``free + used + cached = total`` slots.
+A slot is the memory of one page of tokens in one block, or of one block's state; a page of a session is one
+slot for each block of a group (``kv_layout``). Pages are shared by counting holders, and a page without a
+holder lives on while the prefix cache has a key for it, until its slots are needed. At any time
+``free + used + cached = total`` slots.
 
 Memory is promised before it is given: ``reserve`` promises slots that ``allocate`` later takes, evicting
 cached pages only then. ``reserved <= free + cached`` always holds, so a promise can be kept.
@@ -61,7 +62,7 @@ class PageAllocator:
     """``total`` slots. ``on_evict`` is told of each page whose key is taken away to free its slots."""
 
     def __init__(self, total: int, on_evict: Callable[[Page], None] | None = None) -> None:
-        if total < 1:
+        if total < 0:
             raise UsageError(f"a KV pool of {total} slots is not possible")
         self.total = total
         self.on_evict = on_evict

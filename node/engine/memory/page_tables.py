@@ -38,8 +38,8 @@ def pages_for(tokens: int, page_tokens: int = PAGE_TOKENS) -> int:
 class PageTable:
     """The pages of one session. All it may still need is reserved in the allocator.
 
-    ``lowest``: no step may start below it, as a block would see pages that were let go. Made by ``open`` or
-    ``fork``; ``release`` ends it.
+    ``n_pages``: those that were let go included, also where no block needs any. ``lowest``: no step may start
+    below it, as a block would see pages that were let go. Made by ``open`` or ``fork``; ``release`` ends it.
     """
 
     def __init__(
@@ -57,7 +57,8 @@ class PageTable:
         self._page_tokens = layout.page_tokens
         self.max_pages = max_pages
         self.groups = groups
-        self.lowest = max(each.lowest for each in groups)
+        self.n_pages = 0
+        self.lowest = _lowest(groups)
 
     @classmethod
     def open(
@@ -76,7 +77,9 @@ class PageTable:
         )
         if not _promise(allocator, groups, begun):
             return None
-        return cls(allocator, cache, layout, max_pages, groups)
+        table = cls(allocator, cache, layout, max_pages, groups)
+        table.n_pages = 0 if known is None else known.count
+        return table
 
     def fork(self, tokens: int, length: int, max_tokens: int) -> PageTable | None:
         """A table that shares this one's first ``tokens`` tokens. None: no room.
@@ -95,12 +98,9 @@ class PageTable:
         begun = all(new.begin_like(old, tokens, length) for new, old in zip(groups, self.groups, strict=True))
         if not _promise(self._allocator, groups, begun):
             return None
-        return PageTable(self._allocator, self._cache, self._layout, max_pages, groups)
-
-    @property
-    def n_pages(self) -> int:
-        """Pages, those that were let go included."""
-        return len(self.groups[0].pages)
+        table = PageTable(self._allocator, self._cache, self._layout, max_pages, groups)
+        table.n_pages = pages_for(tokens, page_tokens)
+        return table
 
     def at(self, index: int) -> list[tuple[KvGroup, Page]]:
         """Each group's page of that index, where it is held."""
@@ -129,7 +129,9 @@ class PageTable:
         self._allocator.unreserve(sum(each.promised for each in higher))
         _let_go(higher)
         self.groups = whole + lower
-        self.lowest = max(each.lowest for each in self.groups)
+        if not whole:
+            self.n_pages = known.count
+        self.lowest = _lowest(self.groups)
         return True
 
     def write(self, start: int, count: int, *, waiting: int | None) -> Sequence[PageChange] | None:
@@ -141,7 +143,7 @@ class PageTable:
         """
         page_tokens = self._page_tokens
         first, last = start // page_tokens, (start + count - 1) // page_tokens
-        if first == last:
+        if first == last and first < self.n_pages:
             for each in self.groups:  # ``is_own``, written out: each token comes here
                 if first >= len(each.pages) or first == each.claim:
                     break
@@ -162,6 +164,7 @@ class PageTable:
         for each in self.groups:
             each.write(first, last, work, self._cache)
             self.lowest = max(self.lowest, each.lowest)
+        self.n_pages = max(self.n_pages, last + 1)
         for page in reversed(work.let_go):  # only now: a source must not be evicted to become a target
             self._allocator.release(page)
         return work.changes
@@ -171,7 +174,7 @@ class PageTable:
         self._allocator.unreserve(sum(each.promised for each in self.groups))
         _let_go(self.groups)
         self.groups = [GroupPages(self._allocator, each.group, 0) for each in self.groups]
-        self.max_pages = 0
+        self.max_pages = self.n_pages = 0
 
 
 class _Write:
@@ -361,7 +364,11 @@ def _promise(allocator: PageAllocator, groups: Sequence[GroupPages], begun: bool
     return False
 
 
+def _lowest(groups: Sequence[GroupPages]) -> int:
+    return max((each.lowest for each in groups), default=0)
+
+
 def _let_go(groups: Sequence[GroupPages]) -> None:
-    for index in range(max(len(each.pages) for each in groups) - 1, -1, -1):
+    for index in range(max((len(each.pages) for each in groups), default=0) - 1, -1, -1):
         for each in groups:
             each.release(index)

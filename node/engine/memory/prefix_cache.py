@@ -9,7 +9,7 @@ Sessions let their pages go from the last to the first, so that a sequence loses
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ....swarm.fairness.shares import Holder
@@ -21,14 +21,16 @@ from .page_allocator import Page, PageAllocator, PrefixKey
 @dataclass(frozen=True, slots=True)
 class Known:
     """The first ``count`` pages of a sequence. ``pages``: of each group, the last of them: those that their
-    last token sees, which a client may feed again."""
+    last token sees, which a client may feed again. ``state``: that after them, of blocks that keep one."""
 
     count: int
     pages: tuple[list[Page], ...]
+    state: Page | None = None
 
 
 class PrefixCache:
-    """Each owner has a cache of its own. At most one page a key, so all can never hold more than the pool."""
+    """Each owner has a cache of its own. At most one page a key, so all can never hold more than the pool.
+    States have a cache beside that of pages, since their allocator is another one."""
 
     def __init__(self, allocator: PageAllocator) -> None:
         self._allocator = allocator
@@ -39,10 +41,18 @@ class PrefixCache:
         return len(self._pages)
 
     def find(
-        self, owner: str, span: Span, layout: KvLayout, names: Sequence[bytes], *, long_context: bool = False
+        self,
+        owner: str,
+        span: Span,
+        layout: KvLayout,
+        names: Sequence[bytes],
+        *,
+        long_context: bool = False,
+        states: Mapping[int, Page] | None = None,
     ) -> Known:
         """The owner's pages of the longest beginning of ``names`` that a session can go on from. Nobody holds
-        them yet."""
+        them yet. ``states``: those that are known, by the number of pages before them; None: blocks keep
+        none."""
         count = len(names)
         found: list[list[Page | None]] = []
         runs: list[list[int]] = []  # pages that are there one after another, up to each
@@ -59,26 +69,44 @@ class PrefixCache:
             count = len(pages)
             found.append(pages)
             runs.append(run)
-        while count and not all(
-            run[count - 1] >= count - first for run, first in zip(runs, _firsts(layout, count), strict=True)
+        while count and not (
+            (states is None or count in states)
+            and all(
+                run[count - 1] >= count - first
+                for run, first in zip(runs, _firsts(layout, count), strict=True)
+            )
         ):
             count -= 1
         firsts = _firsts(layout, count)
         seen = zip(found, firsts, strict=True)
-        return Known(count, tuple([page for page in pages[first:count] if page] for pages, first in seen))
+        pages_seen = tuple([page for page in pages[first:count] if page] for pages, first in seen)
+        return Known(count, pages_seen, states.get(count) if states else None)
+
+    def ends(
+        self, owner: str, span: Span, names: Sequence[bytes], *, long_context: bool = False
+    ) -> dict[int, Page]:
+        """The owner's states after pages of that name, by the number of pages up to their end."""
+        found: dict[int, Page] = {}
+        for count, name in enumerate(names, 1):
+            page = self._pages.get(PrefixKey(owner, span.start, span.end, long_context, 0, name))
+            if page is not None:
+                found[count] = page
+        return found
 
     def register(
         self,
         owner: Holder,
         span: Span,
-        group: KvGroup,
+        group: KvGroup | None,
         name: bytes,
         page: Page,
         *,
         long_context: bool = False,
     ) -> bool:
-        """Name a held page that will not change any more; False if the name or the page is taken."""
-        key = PrefixKey(owner.peer_id, span.start, span.end, long_context, group.reach, name)
+        """Name a held page that will not change any more; False if the name or the page is taken. ``group``:
+        None in a cache of states."""
+        reach = group.reach if group else 0
+        key = PrefixKey(owner.peer_id, span.start, span.end, long_context, reach, name)
         if page.key is not None or key in self._pages:
             return False
         page.key, page.owner = key, owner

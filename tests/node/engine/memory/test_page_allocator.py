@@ -181,6 +181,6 @@ def test_a_double_free_is_a_bug():
 
 def test_impossible_numbers_are_refused():
     with pytest.raises(UsageError):
-        PageAllocator(0)
+        PageAllocator(-1)
     with pytest.raises(LocalProtocolError):
         PageAllocator(4).reserve(-1)

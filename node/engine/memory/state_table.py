@@ -1,0 +1,178 @@
+"""Of which positions a session holds the states of blocks that keep one. Plain ints.
+
+A page's state is that after its last token, or after the session's last one where that comes earlier. It
+takes one slot in each of these blocks (``StateGroup``). The page before a step's first one is its *border*:
+the state there never changes while the step is under way, so that the step can begin there again with the
+rows that came since. A step of many pages has states of its own for its last ones; those before, and the
+first of the last ones, have one in turn: so a batch that ends in between finds it, but no step can begin
+there later.
+
+What a step changes in the table of slots takes place when the step begins, not when it was planned: steps
+before it, which wait, still use the same slots as they were. So nothing is ever copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from ....swarm.errors import LocalProtocolError
+from .kv_layout import Rows, StateGroup
+from .page_allocator import Page, PageAllocator
+from .prefix_cache import PrefixCache
+
+
+@dataclass(frozen=True, slots=True)
+class StateChange:
+    """Entries ``start`` to ``stop`` of a table's ``rows`` become ``slots``, one for each of the rows."""
+
+    rows: Rows
+    start: int
+    stop: int
+    slots: tuple[int, ...]
+
+
+class StateTable:
+    """The states of one session, for which ``most`` pages are reserved, shared ones included: whoever has a
+    page counts it, so that each of them may let it go, and take another one.
+
+    ``held``: pages by their number. Those behind the end of what the session holds are to be written again.
+    Made by ``open``; ``release`` ends it.
+    """
+
+    def __init__(
+        self, allocator: PageAllocator, cache: PrefixCache, group: StateGroup, max_pages: int
+    ) -> None:
+        """Use ``open``."""
+        self._allocator = allocator
+        self._cache = cache
+        self._group = group
+        self._most = min(group.most, max_pages)
+        self._page_tokens = group.page_tokens
+        self.held: dict[int, Page] = {}
+        self._spare: list[Page] = []  # our own, and of no use: steps that wait may still write to them
+
+    @classmethod
+    def open(
+        cls,
+        allocator: PageAllocator,
+        cache: PrefixCache,
+        group: StateGroup,
+        max_pages: int,
+        shared: Mapping[int, Page],
+    ) -> StateTable | None:
+        """For a session that begins with some complete pages that others hold, or held. None: no room."""
+        table = cls(allocator, cache, group, max_pages)
+        if not allocator.reserve(table._most * group.blocks):
+            return None
+        for index in sorted(shared)[-table._most :]:
+            table._share(index, shared[index])
+        return table
+
+    def before(self, position: int) -> dict[int, Page]:
+        """The complete pages before ``position``."""
+        return {index: page for index, page in self.held.items() if index < position // self._page_tokens}
+
+    def begins_at(self, position: int) -> bool:
+        """Whether the border before ``position`` is held."""
+        border = self.border(position)
+        return border < 0 or border in self.held
+
+    def border(self, position: int) -> int:
+        """The page whose end is the last one that is not behind ``position``; -1: it is the beginning."""
+        return position // self._page_tokens - 1
+
+    def entries(self) -> Iterator[StateChange]:
+        """What a table without entries lacks."""
+        return (self._change(index, index + 1, page) for index, page in self.held.items())
+
+    def begin_lower(self, index: int, page: Page | None) -> None:
+        """Hold nothing but ``page``, which is complete. No step must be under way."""
+        self._let_go_all()
+        if page is not None:
+            self._share(index, page)
+
+    def write(self, start: int, count: int, *, waiting: Collection[int] = ()) -> Sequence[StateChange] | None:
+        """Make positions ``start`` to ``start + count`` writable: what changes in the table when the step
+        begins. None, and nothing changed, where a step that waits reads what would be overwritten.
+
+        ``waiting``: where the session's steps that are under way start.
+        """
+        first, last = start // self._page_tokens, (start + count - 1) // self._page_tokens
+        if first == last and (page := self.held.get(first)) is not None and _is_own(page):
+            return ()
+        read = {self.border(position) for position in waiting}
+        shared = {index for index in read if index in self.held and not _is_own(self.held[index])}
+        kept = {index for index in shared if not first <= index <= last} | (self.held.keys() & {first - 1})
+        own = min(last - first + 1, self._most - len(kept), self._group.most - 1)
+        if own < 1 or any(self.held[index].holders > 1 for index in shared - kept):
+            return None
+        for index in shared - kept:
+            self._cache.unregister(self.held[index])  # else it may be evicted before it is read
+        new = range(last - own + 1, last + 1)
+        if (begun := self._pick_up(first, kept)) is not None:
+            self.held[new.start] = begun
+        for index in reversed(new):
+            if index not in self.held:
+                self.held[index] = self._take(kept, new)
+        changes = [self._change(index, index + 1, self.held[index]) for index in new]
+        if first < new.start:
+            changes.append(self._change(first, new.start, self.held[new.start]))
+        return changes
+
+    def release(self) -> None:
+        """Give everything back."""
+        self._let_go_all()
+        self._allocator.unreserve(self._most * self._group.blocks)
+        self._most = 0
+
+    def _pick_up(self, first: int, kept: set[int]) -> Page | None:
+        """Free the slots of all pages from ``first`` on, but that of the first one, which may hold what a
+        step begins with: it is returned if it can be written."""
+        begun: Page | None = None
+        for index in [index for index in self.held if index >= first and index not in kept]:
+            page = self.held.pop(index)
+            if not _is_own(page):
+                self._give_back(page)
+            elif index == first:
+                begun = page
+            else:
+                self._spare.append(page)
+        return begun
+
+    def _take(self, kept: set[int], new: range) -> Page:
+        """A page to write: one that is spare, or a further one, or one that was kept to go back to."""
+        if self._spare:
+            return self._spare.pop()
+        if len(self.held) >= self._most:
+            page = self.held.pop(min(self.held.keys() - kept - {*new}))
+            if _is_own(page):
+                return page
+            self._give_back(page)
+        return self._allocator.allocate(self._group.blocks)
+
+    def _share(self, index: int, page: Page) -> None:
+        if not page.holders:
+            self._allocator.unreserve(self._group.blocks)  # it is one of those that were promised
+        if not self._allocator.share(page):
+            raise LocalProtocolError("a state was promised but is not there")
+        self.held[index] = page
+
+    def _let_go_all(self) -> None:
+        while self._spare:
+            self._give_back(self._spare.pop())
+        for index in sorted(self.held, reverse=True):  # the cache keeps beginnings longest
+            self._give_back(self.held.pop(index))
+
+    def _give_back(self, page: Page) -> None:
+        self._allocator.release(page)
+        if not page.holders and not self._allocator.reserve(self._group.blocks):
+            raise LocalProtocolError("a state that was let go is not there")
+
+    def _change(self, start: int, stop: int, page: Page) -> StateChange:
+        return StateChange(self._group.rows, start, stop, page.slots)
+
+
+def _is_own(page: Page) -> bool:
+    """Whether the page can be written as it is."""
+    return page.holders == 1 and page.key is None

@@ -1,0 +1,170 @@
+"""The states of one session on both sides of the queue: what the event loop plans, and where the compute
+thread finds them.
+
+A state cannot go back by a token. So a session begins again at the border of a page, where it has the state,
+with the rows that came since, which the event loop keeps.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from ...swarm.errors import ErrorCode
+from ...swarm.protocol.field_types import PAGE_TOKENS
+from .jobs import StepFailed, StepJob
+from .memory.state_table import StateChange, StateTable
+
+NO_STATE = StepFailed(
+    ErrorCode.CACHE_LOST,
+    "the step goes back to where the node holds no state of its blocks any more",
+    hint="Feed the tokens to a new session.",
+    retriable=True,
+)
+_STATE_IN_USE = StepFailed(
+    ErrorCode.OVERLOADED,
+    "the step goes back to a state that other sessions share, and that a step before it waits for",
+    hint="Await the answers to the steps before, or open a new session.",
+    retriable=True,
+)
+
+
+class Lead(NamedTuple):
+    """``rows`` rows before a step, from the border of its page on, as they came: the first ``count`` of
+    ``payloads``, a list that may grow."""
+
+    rows: int
+    payloads: list[bytes]
+    count: int
+
+    @property
+    def payload(self) -> bytes:
+        return b"".join(self.payloads[: self.count])
+
+
+class _Page(NamedTuple):
+    """What came of a page: ``payloads``, and how many rows there are up to the end of each."""
+
+    payloads: list[bytes]
+    ends: list[int]
+
+
+class KeptRows:
+    """Rows of ``row_bytes`` bytes as they came, in the pages that a session may begin in again: a few, those
+    whose border is held. What a ``Lead`` shares is appended to, and never changed otherwise."""
+
+    def __init__(self, row_bytes: int) -> None:
+        self._row_bytes = row_bytes
+        self._pages: dict[int, _Page] = {}
+
+    def lead(self, position: int) -> Lead | None:
+        """Those from the border before ``position`` up to it; None if they are not all there."""
+        number, rows = divmod(position, PAGE_TOKENS)
+        if not rows:
+            return Lead(0, [], 0)
+        page = self._pages.get(number)
+        if page is not None and page.ends[-1] != rows:
+            page = self._part(page, rows)
+        return None if page is None else Lead(rows, page.payloads, len(page.payloads))
+
+    def upto(self, position: int) -> KeptRows:
+        """For a session that begins with what came before ``position``."""
+        kept, page = KeptRows(self._row_bytes), self._pages.get(position // PAGE_TOKENS)
+        if page is not None and (part := self._part(page, position % PAGE_TOKENS)) is not None:
+            kept._pages[position // PAGE_TOKENS] = part
+        return kept
+
+    def write(
+        self, position: int, tokens: int, payload: bytes | bytearray | memoryview, held: Collection[int]
+    ) -> None:
+        """A step's rows take the place of all from ``position`` on. ``held``: pages whose end is held."""
+        number, row = divmod(position, PAGE_TOKENS)
+        page, size = self._pages.get(number), self._row_bytes
+        if tokens == 1 and page is not None and page.ends[-1] == row and len(payload) == size:
+            page.payloads.append(bytes(payload))
+            page.ends.append(row + 1)
+            return
+        begun = None if page is None else self._part(page, row)
+        self._pages = {each: self._pages[each] for each in self._pages if each < number and each - 1 in held}
+        if begun is not None:
+            self._pages[number] = begun
+        if len(payload) != tokens * size:
+            return  # it will be refused
+        view, end = memoryview(payload), position + tokens
+        for each in range(number, (end - 1) // PAGE_TOKENS + 1):
+            first, last = max(position, each * PAGE_TOKENS), min(end, (each + 1) * PAGE_TOKENS)
+            page = self._pages.get(each) or _Page([], [])
+            if (each and each - 1 not in held) or (page.ends[-1:] or [0]) != [first % PAGE_TOKENS]:
+                self._pages.pop(each, None)
+                continue
+            page.payloads.append(bytes(view[(first - position) * size : (last - position) * size]))
+            page.ends.append(last - each * PAGE_TOKENS)
+            self._pages[each] = page
+
+    def _part(self, page: _Page, rows: int) -> _Page | None:
+        """The first ``rows`` of it, in lists of their own; None where there are none or fewer."""
+        whole = bisect_left(page.ends, rows)
+        if not rows or whole == len(page.ends):
+            return None
+        first = page.ends[whole - 1] if whole else 0
+        last = page.payloads[whole][: (rows - first) * self._row_bytes]
+        return _Page([*page.payloads[:whole], last], [*page.ends[:whole], rows])
+
+
+@dataclass(eq=False, slots=True)
+class SequenceStates:
+    """``held`` and ``rows`` are the event loop's, and ``table`` (blocks, max_pages), slots of states or -1,
+    the compute thread's.
+
+    ``is_there``: the step that comes next, where the last one ends, will find its state. ``position``: of
+    the state that is in the table for a step in the middle of a page; -1: of none.
+    """
+
+    held: StateTable
+    rows: KeptRows
+    table: np.ndarray
+    is_there: bool = False
+    position: int = -1
+
+    # The event loop's.
+
+    def reaches(self, position: int, lowest: int) -> bool:
+        """Whether a session can begin at ``position`` again. ``lowest``: as that of its pages."""
+        return (
+            self.held.begins_at(position)
+            and position - position % PAGE_TOKENS >= lowest
+            and self.rows.lead(position) is not None
+        )
+
+    def plan(self, job: StepJob, waiting: Collection[int]) -> StepFailed | None:
+        """Note in a step that may begin what it needs; or why it cannot. ``waiting``: where steps under way
+        start."""
+        job.lead = self.rows.lead(job.position)
+        changes = self.held.write(job.position, job.tokens, waiting=waiting)
+        if changes is None:
+            return _STATE_IN_USE
+        job.state_changes = changes
+        self.rows.write(job.position, job.tokens, job.payload, self.held.held)
+        self.is_there = True
+        return None
+
+    # The compute thread's.
+
+    def apply(self, changes: Collection[StateChange]) -> None:
+        for change in changes:
+            slots = np.array(change.slots, np.int32)[:, None]
+            self.table[change.rows, change.start : change.stop] = slots
+
+    def lead_of(self, job: StepJob, offset: int) -> Lead | None:
+        """What must be computed before the rows of a step from ``offset`` on; None: that is not there."""
+        start = job.position + offset
+        if self.position == start or (not offset and not start % PAGE_TOKENS):
+            return _NOTHING
+        return None if offset else job.lead
+
+
+_NOTHING = Lead(0, [], 0)
