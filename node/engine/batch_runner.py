@@ -217,9 +217,9 @@ class BatchRunner:
     @staticmethod
     def _switch(job: StepJob) -> None:
         """From now on the sequence's states are where they were planned to be from this step on."""
-        if job.state_changes and job.sequence.states is not None:
-            job.sequence.states.apply(job.state_changes)
-            job.state_changes = ()
+        if job.plan is not None and job.plan.changes and job.sequence.states is not None:
+            job.sequence.states.apply(job.plan.changes)
+            job.plan = job.plan._replace(changes=())
 
     def _run_group(self, span: Span, work: Work, report: BatchReport) -> None:
         started = perf_counter_ns()

@@ -34,8 +34,8 @@ class Layout(NamedTuple):
 
 def can_begin(job: StepJob, offset: int) -> bool:
     """Whether all is there to compute a step from ``offset`` on."""
-    states = job.sequence.states
-    return states is None or states.lead_of(job, offset) is not None
+    states, plan = job.sequence.states, job.plan
+    return states is None or (plan is not None and states.lead_of(plan, job.position, offset) is not None)
 
 
 def lay_out(work: Work, x: np.ndarray, limit: float) -> Layout:
@@ -49,9 +49,11 @@ def lay_out(work: Work, x: np.ndarray, limit: float) -> Layout:
     for job, part in work:
         sequence, start, count = job.sequence, job.position + part.offset, part.count
         states, before = sequence.states, 0
-        if states is not None and (lead := states.lead_of(job, part.offset)) is not None and lead.rows:
-            before, again = lead.rows, True
-            pieces.append(sequence.codec.decode(lead.payload, before, x.shape[1], limit))
+        if states is not None and job.plan is not None:
+            lead = states.lead_of(job.plan, job.position, part.offset)
+            if lead is not None and lead.rows:
+                before, again = lead.rows, True
+                pieces.append(sequence.codec.decode(lead.payload, before, x.shape[1], limit))
         pieces.append(x[at : at + count])
         slices.append(
             BatchSlice(

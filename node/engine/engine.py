@@ -26,7 +26,7 @@ from ...shards.formats.values.bounds import MAX_CONTEXT
 from ...shards.layers.rope import longest_short_context
 from ...shards.models.backend import KvMemory, Memory, SpanBackend
 from ...swarm.codecs.codec import Codec
-from ...swarm.errors import ErrorCode, LocalProtocolError, UsageError
+from ...swarm.errors import LocalProtocolError, UsageError
 from ...swarm.fairness.shares import Holder
 from ...swarm.fidelity.row_sampler import RowSampler
 from ...swarm.protocol.field_types import PAGE_TOKENS
@@ -37,33 +37,15 @@ from .jobs import StepDone, StepDropped, StepFailed, StepJob, TokenSequence
 from .load import EngineLoad, LoadMeter
 from .memory.session_memory import SessionMemory
 from .memory.span_memory import PoolSize
+from .refusals import HOLE, LET_GO, NO_PAGE, NO_STATE, STATE_IN_USE
 from .run_delay import RunDelay
 from .scheduler import Scheduler
-from .states import NO_STATE, KeptRows, SequenceStates
+from .states import KeptRows, SequenceStates
 from .thread_width import ThreadWidth
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-_NO_PAGE = StepFailed(
-    ErrorCode.OVERLOADED,
-    "the step rewrites pages that other sessions share, and there is no memory for copies of them",
-    hint="Try again later, or open a new session.",
-    retriable=True,
-)
-_LET_GO = StepFailed(
-    ErrorCode.CACHE_LOST,
-    "the step goes back to where blocks with a window see tokens that the node holds no more",
-    hint="Feed the tokens to a new session.",
-    retriable=True,
-)
-_HOLE = StepFailed(
-    ErrorCode.BAD_STEP,
-    "the step starts behind the end of what the session holds after a failed step",
-    hint="Send the failed step again under a new number.",
-)
-
 
 LONGEST_HERE_NS = 3_000_000
 """A step that takes longer is not computed in the event loop's thread: other peers wait for that."""
@@ -359,24 +341,25 @@ class Engine:
                 f"step {job.step} of {job.tokens} tokens at {position} does not fit its session"
             )
         if position > sequence.length:
-            job.refusal = _HOLE
+            job.refusal = HOLE
         elif not sequence.reaches(position) and not self._begin_lower(sequence, position):
-            self._refuse(job, _LET_GO if position < sequence.holdings.pages.lowest else NO_STATE)
+            self._refuse(job, LET_GO if position < sequence.holdings.pages.lowest else NO_STATE)
         else:
             if position < sequence.length and sequence.names:
                 self._forget_names(sequence, position)
             pending, states = sequence.pending, sequence.states
             waiting = min(pending) if pending else None
-            refusal = None
+            refusal: StepFailed | None = None
             if states is not None:
-                refusal = states.plan(job, pending)
+                job.plan = states.plan(position, job.tokens, job.payload, pending)
+                refusal = STATE_IN_USE if job.plan is None else None
                 waiting = position if waiting is None else min(position, waiting)
                 waiting -= waiting % PAGE_TOKENS  # it may begin there, with rows that were kept
             changes = (
                 None if refusal else sequence.holdings.pages.write(position, job.tokens, waiting=waiting)
             )
             if changes is None:
-                self._refuse(job, refusal or _NO_PAGE)
+                self._refuse(job, refusal or NO_PAGE)
             else:
                 job.changes = changes
                 sequence.length = end

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,10 +16,7 @@ from ...swarm.protocol.messages import Want
 from ...swarm.types import Span
 from .memory.page_tables import PageChange
 from .memory.session_memory import Holdings
-from .memory.state_table import StateChange
-
-if TYPE_CHECKING:
-    from .states import KeptRows, Lead, SequenceStates
+from .states import KeptRows, Planned, SequenceStates
 
 
 @dataclass(eq=False, slots=True)
@@ -149,8 +145,7 @@ class StepJob:
     deadline_ns: int = 0
     # The engine's notes while the step runs, over several batches if it is a long prompt.
     changes: Sequence[PageChange] = ()  # of the sequence's table, before the step
-    state_changes: Collection[StateChange] = ()  # of its table of states, as the step begins
-    lead: Lead | None = None  # the rows before it in its page, of blocks with a state; None: not all are kept
+    plan: Planned | None = None  # of the sequence's states, if it keeps some
     refusal: StepFailed | None = None  # known when it was submitted; told in its turn
     parts: list[bytes | memoryview] = field(default_factory=list)  # encoded rows of the result so far
     rows: int = 0  # in parts

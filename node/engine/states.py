@@ -8,42 +8,35 @@ with the rows that came since, which the event loop keeps.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from ...swarm.errors import ErrorCode
 from ...swarm.protocol.field_types import PAGE_TOKENS
-from .jobs import StepFailed, StepJob
 from .memory.state_table import StateChange, StateTable
-
-NO_STATE = StepFailed(
-    ErrorCode.CACHE_LOST,
-    "the step goes back to where the node holds no state of its blocks any more",
-    hint="Feed the tokens to a new session.",
-    retriable=True,
-)
-_STATE_IN_USE = StepFailed(
-    ErrorCode.OVERLOADED,
-    "the step goes back to a state that other sessions share, and that a step before it waits for",
-    hint="Await the answers to the steps before, or open a new session.",
-    retriable=True,
-)
 
 
 class Lead(NamedTuple):
-    """``rows`` rows before a step, from the border of its page on, as they came: the first ``count`` of
+    """``rows`` rows before a step, from the border of its page on, as they came: the first ``parts`` of
     ``payloads``, a list that may grow."""
 
     rows: int
     payloads: list[bytes]
-    count: int
+    parts: int
 
     @property
     def payload(self) -> bytes:
-        return b"".join(self.payloads[: self.count])
+        return b"".join(self.payloads[: self.parts])
+
+
+class Planned(NamedTuple):
+    """What a step needs of states: the rows before it in its page, None if they are not kept; and what
+    changes in the table as it begins."""
+
+    lead: Lead | None
+    changes: Sequence[StateChange]
 
 
 class _Page(NamedTuple):
@@ -140,17 +133,22 @@ class SequenceStates:
             and self.rows.lead(position) is not None
         )
 
-    def plan(self, job: StepJob, waiting: Collection[int]) -> StepFailed | None:
-        """Note in a step that may begin what it needs; or why it cannot. ``waiting``: where steps under way
-        start."""
-        job.lead = self.rows.lead(job.position)
-        changes = self.held.write(job.position, job.tokens, waiting=waiting)
+    def plan(
+        self,
+        position: int,
+        tokens: int,
+        payload: bytes | bytearray | memoryview,
+        waiting: Collection[int],
+    ) -> Planned | None:
+        """For a step that may begin; None where a step that waits reads what it would overwrite. ``waiting``:
+        where steps under way start."""
+        lead = self.rows.lead(position)
+        changes = self.held.write(position, tokens, waiting=waiting)
         if changes is None:
-            return _STATE_IN_USE
-        job.state_changes = changes
-        self.rows.write(job.position, job.tokens, job.payload, self.held.held)
+            return None
+        self.rows.write(position, tokens, payload, self.held.held)
         self.is_there = True
-        return None
+        return Planned(lead, changes)
 
     # The compute thread's.
 
@@ -159,12 +157,13 @@ class SequenceStates:
             slots = np.array(change.slots, np.int32)[:, None]
             self.table[change.rows, change.start : change.stop] = slots
 
-    def lead_of(self, job: StepJob, offset: int) -> Lead | None:
-        """What must be computed before the rows of a step from ``offset`` on; None: that is not there."""
-        start = job.position + offset
+    def lead_of(self, plan: Planned, position: int, offset: int) -> Lead | None:
+        """What must be computed before the rows of a step at ``position``, from its ``offset`` on; None: that
+        is not there."""
+        start = position + offset
         if self.position == start or (not offset and not start % PAGE_TOKENS):
             return _NOTHING
-        return None if offset else job.lead
+        return None if offset else plan.lead
 
 
 _NOTHING = Lead(0, [], 0)
