@@ -11,7 +11,8 @@ from torch import Tensor
 from ..formats.blocks.state import RecurrenceConfig, ShortConvConfig
 from ..models.block_weights import AttentionWeights, RecurrenceWeights, ShortConvWeights
 from .experts import Experts
-from .mixers.recurrence import Recurrence, ShortConv
+from .mixers.convolution import ShortConv
+from .mixers.recurrence import Recurrence
 from .mixers.self_attention import LatentAttention, SelfAttention
 from .mlp import Mlp, Side
 from .streams import Laurel, Streams

@@ -122,7 +122,7 @@ class TorchSpan(SpanOnTorch):
         target, first = self.target, self.span.start
         positions = Positions(slices, target.device, target.dtype)
         attend = PagedAttention(pool, slices, target.dtype, rowwise=target.rowwise)
-        states = PagedStates(pool, slices)
+        states = PagedStates(pool, slices, rowwise=target.rowwise)
         for block in range(span.start, span.end):
             side = None if beside is None else beside[block - span.start]
             self.blocks[block - first](block, rows, positions, attend, states, side)

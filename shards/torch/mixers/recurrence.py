@@ -1,4 +1,4 @@
-"""Recurrences and short convolutions of ``formats.blocks.state``, a token at a time: the plain way."""
+"""What a block with a matrix a head computes around its scan: see ``formats.blocks.state``."""
 
 from __future__ import annotations
 
@@ -10,35 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...formats.blocks.state import RecurrenceConfig
-from .states import PagedStates, State
+from .convolution import Convolution
+from .scan import Rows, scan
+from .states import Group, PagedStates
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from ...formats.blocks.state import ShortConvConfig
-    from ...models.block_weights import RecurrenceWeights, ShortConvWeights
+    from ...models.block_weights import RecurrenceWeights
     from ..tensors.device import Target
     from ..tensors.linear import Linear
     from ..tensors.norm import Norm
 
 _L2_EPS = 1e-6
-
-
-class Convolution:
-    """``taps`` (channels, taps) of each channel's last inputs, the newest last."""
-
-    def __init__(self, taps: Tensor, bias: Tensor | None) -> None:
-        self._taps, self._bias = taps.T.contiguous(), bias
-
-    def __call__(self, x: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
-        """``x`` (T, channels) behind the inputs ``window`` (taps - 1, channels) → the outputs (T, channels),
-        and the window after them."""
-        inputs = torch.cat((window, x))
-        out = inputs[: len(x)] * self._taps[0]
-        for tap in range(1, len(self._taps)):
-            out = out + inputs[tap : tap + len(x)] * self._taps[tap]
-        return out if self._bias is None else out + self._bias, inputs[len(x) :]
 
 
 class Recurrence:
@@ -47,136 +29,140 @@ class Recurrence:
     def __init__(
         self, settings: RecurrenceConfig, weights: RecurrenceWeights[Norm, Linear], target: Target
     ) -> None:
-        def vector(values: NDArray[np.float32]) -> Tensor:
-            return torch.from_numpy(values).to(target.device)
-
-        self._settings, self._weights = settings, weights
-        self._conv = _convolution(weights, target)
-        self._rate = vector(weights.a_log).exp()
-        self._decay_bias = vector(weights.decay_bias)
-        self._skip = None if weights.skip is None else vector(weights.skip)[:, None]
-        self._eps = 0.0 if settings.norm is None else settings.norm.eps
-        self._norm = None if weights.norm is None else vector(weights.norm)
-        self._gate = _low_rank(weights.gate_a, weights.gate_b)
-        self._decay_and_beta = _low_rank(weights.decay_a, weights.decay_b) or weights.decay
-        self._out_norm, self._silu = target.per_row(self._normed), target.per_row(F.silu)
-        self._gated = target.per_row(F.silu if settings.gate == "silu" else torch.sigmoid)
-        self._sigmoid, self._softplus = target.per_row(torch.sigmoid), target.per_row(F.softplus)
-        self._exp, self._unit = target.per_row(torch.exp), target.per_row(_unit)
+        self._settings, self._qkvz, self._out = settings, weights.qkvz, weights.out
+        self._rowwise, self._is_delta = target.rowwise, settings.rule == "delta"
+        self._conv = Convolution(weights, target)
+        self._factors = None
+        if settings.factors[1:4] != (1, 1, 1):
+            sizes = torch.tensor([settings.key_size, settings.key_size, settings.inner])
+            of_qkv = torch.tensor(settings.factors[3:0:-1]).repeat_interleave(sizes)
+            self._factors = of_qkv.to(target.device)
+        self._silu, self._unit = target.per_row(F.silu), target.per_row(_unit)
+        self._skip = None
+        if weights.skip is not None:
+            self._skip = torch.from_numpy(weights.skip).to(target.device)[:, None]
+        self._decay = Decay(settings, weights, target)
+        self._gated = GatedNorm(settings, weights, target)
 
     def __call__(self, block: int, x: Tensor, states: PagedStates) -> Tensor:
-        settings, weights = self._settings, self._weights
-        qkvz = weights.qkvz(x).float()
-        qkv = qkvz[:, : settings.channels]
-        factors = settings.factors
-        if factors[1:4] != (1, 1, 1):
-            key = settings.key_size
-            q, k, v = qkv.split((key, key, settings.inner), 1)
-            qkv = torch.cat((q * factors[3], k * factors[2], v * factors[1]), 1)
-        decay, added = self._decay(x)
-        out = x.new_empty((len(x), settings.heads, settings.value_dim), dtype=torch.float32)
+        settings = self._settings
+        qkvz, (log, added) = self._qkvz(x).float(), self._decay(x)
+        qkv, z = qkvz[:, : settings.channels], qkvz[:, settings.channels :]
+        if self._factors is not None:
+            qkv = qkv * self._factors
+        out = qkv.new_empty((len(x), settings.inner))
+        for group in states.groups(settings.state):
+            of_group = (each[group.rows] for each in (qkv, log, added))
+            out[group.rows] = self._mixed(block, group, *of_group)
+        return self._out(self._gated(x, out, z).to(x.dtype))
 
-        def advance(rows: slice, state: State) -> State:
-            matrices, window = state
-            mixed, window = self._conv(qkv[rows], window)
-            q, k, v = self._heads(self._silu(mixed))
-            for at, row in enumerate(range(rows.start, rows.stop)):
-                matrices = matrices * decay[row, ..., None]
-                if settings.rule == "delta":
-                    u = (v[at] - (matrices * k[at, ..., None]).sum(1)) * added[row, :, None]
-                else:
-                    u = v[at] * added[row, :, None]
-                matrices = matrices + k[at, ..., None] * u[:, None]
-                out[row] = (matrices * q[at, ..., None]).sum(1)
-                if self._skip is not None:
-                    out[row] += self._skip * v[at]
-            return matrices, window
+    def _mixed(self, block: int, group: Group, qkv: Tensor, log: Tensor, added: Tensor) -> Tensor:
+        """The rows of ``group`` (rows, …) → (rows, inner)."""
+        settings = self._settings
+        matrices, window = group.begin(block)
+        qkv, log, added = (each.unflatten(0, (group.sessions, -1)) for each in (qkv, log, added))
+        before, cut = window.shape[1], 0
+        out = qkv.new_empty((*qkv.shape[:2], settings.heads, settings.value_dim))
+        for first, end in group.runs():
+            inputs = torch.cat((window, qkv[:, first:end]), 1)
+            window = inputs[:, end - first :]
+            qk, v = self._heads(inputs)
+            rows = Rows(qk, v, log[:, first:end], added[:, first:end], self._is_delta, settings.tiled)
+            size = 1 if self._rowwise else group.cuts[cut]
+            for at, made in enumerate(scan(rows, matrices, size, 1 if self._rowwise else end - first), 1):
+                here = first + at * size
+                out[:, here - size : here] = made
+                if here == group.ends[cut]:
+                    group.keep(block, cut, matrices, inputs[:, here - first : here - first + before])
+                    cut += 1
+            if self._skip is not None:
+                out[:, first:end] += self._skip * v
+        return out.flatten(2).flatten(0, 1)
 
-        states.advance(block, settings.state, advance)
-        z = qkvz[:, settings.channels :] if self._gate is None else self._gate(x).float()
-        return weights.out(self._out(out.flatten(1), z * factors[0] if factors[0] != 1 else z).to(x.dtype))
+    def _heads(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """``inputs`` of the convolution (sessions, taps - 1 + rows, channels) → q and k (sessions, rows, 2,
+        key_heads, key_dim) and v (sessions, rows, heads, value_dim)."""
+        settings, mixed = self._settings, self._conv(inputs)
+        shape = mixed.shape[:2]
+        mixed = self._silu(mixed.flatten(0, 1))
+        qk, v = mixed.split((2 * settings.key_size, settings.inner), 1)
+        qk = qk.unflatten(1, (2, settings.key_heads, settings.key_dim))
+        if self._is_delta:
+            qk = self._unit(qk)
+            qk[:, 0] *= settings.key_dim**-0.5
+        return qk.unflatten(0, shape), v.unflatten(1, (settings.heads, -1)).unflatten(0, shape)
 
-    def _decay(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What a matrix is multiplied by, (T, heads, 1 or key_dim); and beta or step (T, heads)."""
-        settings, weights = self._settings, self._weights
-        if self._decay_and_beta is None:
-            raise ValueError("a recurrence without a projection to its decay")
-        both = self._decay_and_beta(x).float()
+
+class Decay:
+    """``decay(x)``: x (T, hidden) → logarithms of what a matrix is multiplied by (T, heads, 1 or key_dim),
+    and beta or the step (T, heads, 1)."""
+
+    def __init__(
+        self, settings: RecurrenceConfig, weights: RecurrenceWeights[Norm, Linear], target: Target
+    ) -> None:
+        self._settings, self._beta = settings, weights.beta
+        self._raw = _either(weights.decay, weights.decay_a, weights.decay_b)
+        self._rate = torch.from_numpy(weights.a_log).to(target.device).exp()[:, None]
+        self._bias = torch.from_numpy(weights.decay_bias).to(target.device)
+        self._sigmoid, self._softplus = target.per_row(torch.sigmoid), target.per_row(F.softplus)
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        settings = self._settings
+        both = self._raw(x).float()
         raw, beta = both[:, : settings.decay_size], both[:, settings.decay_size :]
-        raw = raw * settings.factors[4] + self._decay_bias
+        raw = (_times(raw, settings.factors[4]) + self._bias).unflatten(1, (settings.heads, -1))
         if settings.rule == "plain":
             step = self._softplus(raw).clamp(*settings.steps)
-            return self._exp(-self._rate * step)[..., None], step
-        raw = raw.unflatten(1, (settings.heads, -1))
-        rate = self._rate[:, None]
+            return -self._rate * step, step
         if settings.lower_bound:
-            log = settings.lower_bound * self._sigmoid(rate * raw)
+            log = settings.lower_bound * self._sigmoid(self._rate * raw)
         else:
-            log = -rate * self._softplus(raw)
-        beta = beta if weights.beta is None else weights.beta(x).float()
-        return self._exp(log), settings.beta_scale * self._sigmoid(beta)
-
-    def _heads(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k (T, heads, key_dim) and v (T, heads, value_dim) of ``mixed`` (T, channels)."""
-        settings = self._settings
-        q, k, v = mixed.split((settings.key_size, settings.key_size, settings.inner), 1)
-        q, k = (each.unflatten(1, (settings.key_heads, -1)) for each in (q, k))
-        if settings.rule == "delta":
-            q, k = self._unit(q) * settings.key_dim**-0.5, self._unit(k)
-        served = settings.heads // settings.key_heads
-        if settings.tiled:
-            q, k = (each.repeat(1, served, 1) for each in (q, k))
-        else:
-            q, k = (each.repeat_interleave(served, 1) for each in (q, k))
-        return q, k, v.unflatten(1, (settings.heads, -1))
-
-    def _out(self, o: Tensor, z: Tensor) -> Tensor:
-        if self._settings.norm is None:
-            return o * self._gated(z)
-        if self._settings.gate_first:
-            return self._out_norm(o * self._gated(z))
-        return self._out_norm(o) * self._gated(z)
-
-    def _normed(self, o: Tensor) -> Tensor:
-        settings = self._settings
-        groups = o.unflatten(1, (settings.norm_groups, -1))
-        groups = groups * torch.rsqrt(groups.square().mean(-1, True) + self._eps)
-        return groups.flatten(1) if self._norm is None else groups.flatten(1) * self._norm
+            log = -self._rate * self._softplus(raw)
+        beta = beta if self._beta is None else self._beta(x).float()
+        return log, settings.beta_scale * self._sigmoid(beta)[..., None]
 
 
-class ShortConv:
-    """Of a block whose normed input is ``x`` (T, hidden)."""
+class GatedNorm:
+    """``gated(x, o, z)``: o (T, inner) normed and gated by z (T, inner) or, where the gate has a rank, by
+    what it makes of x (T, hidden)."""
 
-    def __init__(self, settings: ShortConvConfig, weights: ShortConvWeights[Linear], target: Target) -> None:
-        self._settings, self._bcv, self._out = settings, weights.bcv, weights.out
-        self._conv = _convolution(weights, target)
+    def __init__(
+        self, settings: RecurrenceConfig, weights: RecurrenceWeights[Norm, Linear], target: Target
+    ) -> None:
+        self._factor, self._gate_first = settings.factors[0], settings.gate_first
+        self._gate = None
+        if settings.gate_rank:
+            self._gate = _either(None, weights.gate_a, weights.gate_b)
+        self._activation = target.per_row(F.silu if settings.gate == "silu" else torch.sigmoid)
+        self._groups, self._norm = settings.norm_groups, settings.norm
+        self._weight = None if weights.norm is None else torch.from_numpy(weights.norm).to(target.device)
+        self._normed = target.per_row(self._over_groups)
 
-    def __call__(self, block: int, x: Tensor, states: PagedStates) -> Tensor:
-        b, c, v = self._bcv(x).float().chunk(3, 1)
-        gated, out = b * v, torch.empty_like(v)
+    def __call__(self, x: Tensor, o: Tensor, z: Tensor) -> Tensor:
+        gate = self._activation(_times(z if self._gate is None else self._gate(x).float(), self._factor))
+        return self._normed(o * gate) if self._gate_first else self._normed(o) * gate
 
-        def advance(rows: slice, state: State) -> State:
-            out[rows], window = self._conv(gated[rows], state[1])
-            return state[0], window
-
-        states.advance(block, self._settings.state, advance)
-        return self._out((c * out).to(x.dtype))
-
-
-def _convolution(
-    weights: RecurrenceWeights[Norm, Linear] | ShortConvWeights[Linear], target: Target
-) -> Convolution:
-    bias = None if weights.conv_bias is None else torch.from_numpy(weights.conv_bias).to(target.device)
-    return Convolution(torch.from_numpy(weights.taps).to(target.device), bias)
+    def _over_groups(self, o: Tensor) -> Tensor:
+        if self._norm is None:
+            return o
+        groups = o.unflatten(1, (self._groups, -1))
+        normed = (groups * torch.rsqrt(groups.square().mean(-1, True) + self._norm.eps)).flatten(1)
+        return normed if self._weight is None else normed * self._weight
 
 
-def _low_rank(first: Linear | None, second: Linear | None) -> Callable[[Tensor], Tensor] | None:
-    """Their product, where there are two."""
+def _either(whole: Linear | None, first: Linear | None, second: Linear | None) -> Callable[[Tensor], Tensor]:
+    """One product, or one after the other. Raises ValueError where neither is there."""
+    if whole is not None:
+        return whole
     if first is None or second is None:
-        return None
+        raise ValueError("a projection of a recurrence without weights")
     return lambda x: second(first(x).to(x.dtype))
 
 
+def _times(x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1 else x * factor
+
+
 def _unit(x: Tensor) -> Tensor:
-    """Each of ``x`` (T, heads, dim) divided by its length."""
+    """Each of ``x`` (…, dim) divided by its length."""
     return x * torch.rsqrt(x.square().sum(-1, True) + _L2_EPS)
