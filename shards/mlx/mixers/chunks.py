@@ -13,14 +13,14 @@ never divided, so nothing overflows, however small they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from ..tensors.device import fused, on_gpu
+from ..tensors.device import fused
 
 if TYPE_CHECKING:
     from ...formats.blocks.state import RecurrenceConfig
@@ -54,27 +54,10 @@ class _Chunk(NamedTuple):
 
 
 def advance(
-    settings: RecurrenceConfig, counts: tuple[int, ...], rows: ChunkRows, begun: Sequence[mx.array]
-) -> tuple[mx.array, list[mx.array]]:
-    """``rows`` of chunks, ``counts`` of each slice, and each slice's matrices before them, (1, ..., key_dim,
-    value_dim) → o (C, ..., L, value_dim) and the matrices after each chunk. On a GPU, steps of one row are
-    compiled, once for each number of them."""
-    if rows.v.shape[-2] == 1 and on_gpu():
-        return _compiled(settings, counts)(rows, begun)
-    return _advance(settings, counts, rows, begun)
-
-
-Advance = Callable[[ChunkRows, Sequence[mx.array]], tuple[mx.array, list[mx.array]]]
-
-
-@cache
-def _compiled(settings: RecurrenceConfig, counts: tuple[int, ...]) -> Advance:
-    return mx.compile(lambda rows, begun: _advance(settings, counts, ChunkRows(*rows), begun))
-
-
-def _advance(
     settings: RecurrenceConfig, counts: Sequence[int], rows: ChunkRows, begun: Sequence[mx.array]
 ) -> tuple[mx.array, list[mx.array]]:
+    """``rows`` of chunks, ``counts`` of each slice, and each slice's matrices before them, (1, ..., key_dim,
+    value_dim) → o (C, ..., L, value_dim) and the matrices after each chunk."""
     size = rows.v.shape[-2]
     mix, whole = _within(settings, rows)
     chunks = _each(whole, sum(counts))

@@ -50,10 +50,11 @@ class Chunks:
 
 class PagedStates:
     """The states of one forward pass over ``slices``, whose rows follow each other. Nothing is written to
-    ``pool`` before ``commit``."""
+    ``pool`` before ``commit``. ``steps``: each has one row."""
 
     def __init__(self, pool: MlxKvPool, slices: Sequence[BatchSlice]) -> None:
         self._pool, self._slices = pool, slices
+        self.steps = all(part.count == 1 for part in slices)
         self._firsts: list[int] = np.cumsum([0, *(part.count for part in slices)]).tolist()
         self._chunks = [_chunks(part) for part in slices]
         self._new: dict[int, State] = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -59,6 +60,13 @@ def fused(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
     """One kernel in place of those of ``function``, whose operations are all element by element. On a CPU
     the function as it is: compiling there takes a C++ compiler, and a second."""
     return mx.compile(function, shapeless=True) if on_gpu() else function
+
+
+@cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As ``fused``, for functions that know the shapes of their arguments: those are compiled anew for each,
+    so there must be few. It is kept as long as the process lives."""
+    return mx.compile(function) if on_gpu() else function
 
 
 def to_mlx(x: np.ndarray, dtype: str = "float32") -> mx.array:

@@ -21,6 +21,7 @@ from swarm_node.shards.mlx.mixers import scores
 from swarm_node.shards.mlx.mixers.attention import PagedAttention
 from swarm_node.shards.mlx.mixers.scores import Scores
 from swarm_node.shards.mlx.span import MlxSpan
+from swarm_node.shards.mlx.tensors import device
 from swarm_node.shards.mlx.tensors.linear import GroupedLinear
 from swarm_node.shards.mlx.weights import MlxLoader, MlxPlan
 from swarm_node.shards.models.block_loading import load_block
@@ -212,3 +213,16 @@ def test_rows_that_are_not_finite_stay_their_sessions_own(name: str) -> None:
     assert not np.isfinite(rows[0]).any()
     wanted = reference(checkpoint, inputs[2, : len(rows[2])])
     np.testing.assert_allclose(rows[2], wanted, atol=2e-5 * np.abs(wanted).max(), rtol=0)
+
+
+@pytest.mark.slow  # a C++ compiler's seconds
+@pytest.mark.parametrize("name", ["delta", "channels", "mamba", "attention beside mamba"])
+def test_what_a_gpu_compiles(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for function in (device.fused, device.compiled):
+        function.cache_clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(device, "on_gpu", lambda: True)
+        check(checkpoint_of(ALL[name]))
+    for function in (device.fused, device.compiled):
+        assert function.cache_info().currsize
+        function.cache_clear()

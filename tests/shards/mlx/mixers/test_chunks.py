@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_node.shards.mlx.mixers import chunks
 from swarm_node.shards.mlx.mixers.chunks import ChunkRows, advance
 from tests.shards.models.state_cases import channels, delta, mamba
 
@@ -93,13 +92,3 @@ def test_slices_have_chunks_of_their_own() -> None:
         want, state = stepped("delta", rows, own if at == 3 else state)
         np.testing.assert_allclose(np.array(out[at]).reshape(want.shape), want, atol=1e-5)
         np.testing.assert_allclose(np.array(after[at]).reshape(state.shape), state, atol=1e-5)
-
-
-@pytest.mark.slow  # a C++ compiler's seconds
-@pytest.mark.parametrize("rule", RULES)
-def test_steps_are_compiled_where_there_is_a_gpu(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "on_gpu", lambda: True)
-    for seed in range(2):
-        check(rule, *made_up(rule, 1, 0.5, seed))
-    assert chunks._compiled.cache_info().currsize
-    chunks._compiled.cache_clear()
