@@ -8,7 +8,7 @@ from ....swarm.errors import UnsupportedModelError
 from ...formats.blocks.block import BlockConfig
 from ...formats.blocks.experts import MAX_EXPERTS, RouterConfig
 from ...formats.blocks.rope import RopeConfig
-from ...formats.values.bounds import MAX_WIDTH
+from ...formats.values.bounds import MAX_WIDTH, SCALES
 from ..experts import experts
 from ..family import Family, GGUFFamily
 from ..mamba import GGUF_MAMBA, MambaKeys, mamba, mamba_names, mixer_kind
@@ -150,4 +150,91 @@ GRANITEMOEHYBRID = Family(
     ),
 )
 
-ROWS = (BAMBA, GRANITEMOEHYBRID)
+
+def _multipliers(s: Settings, key: str, count: int) -> tuple[float, ...]:
+    found = s.numbers(key, above=0.0, below=SCALES[1]) or (1.0,) * count
+    if len(found) != count:
+        raise s.wrong(key, f"{count} numbers")
+    return found
+
+
+def _multiplied(s: Settings, key: str, bias: str) -> float:
+    """What the input of projections is multiplied by, and so what comes out of them, if they have no bias."""
+    found = scalar(s, key)
+    if found != 1 and s.flag(bias):
+        raise UnsupportedModelError(f"{s.named(key)} is {found}: with {bias} that is not supported")
+    return found
+
+
+def _falcon_block(s: Settings) -> BlockConfig:
+    bias, norm = s.flag("attention_bias"), rms(s)
+    into = _multiplied(s, "attention_in_multiplier", "attention_bias")
+    into_state = _multiplied(s, "ssm_in_multiplier", "mamba_proj_bias")
+    gate, down = _multipliers(s, "mlp_multipliers", 2)
+    expanded, inner = _expanded(s), s.optional_integer("mamba_d_ssm", least=1, most=MAX_WIDTH)
+    return BlockConfig(
+        attention(
+            s,
+            scale=s.head_dim**-0.5 * into**2 * scalar(s, "key_multiplier"),
+            bias=bias,
+            out_bias=bias,
+        ),
+        mlp(s, bias=s.flag("mlp_bias"), gate_factor=gate),
+        norm=norm,
+        mlp_norm=norm,
+        state=mamba(
+            s,
+            inner or expanded,
+            norm if s.flag("mamba_rms_norm") else None,
+            gate_first=not s.flag("mamba_norm_before_gate"),
+            out_bias=s.flag("projectors_bias"),
+            factors=tuple(into_state * each for each in _multipliers(s, "ssm_multipliers", 5)),
+        ),
+        attention_factor=into * scalar(s, "attention_out_multiplier"),
+        state_factor=scalar(s, "ssm_out_multiplier"),
+        mlp_factor=down,
+    )
+
+
+def _falcon_client(s: Settings) -> dict[str, Any]:
+    return {
+        "final_norm": rms(s),
+        "embedding_multiplier": scalar(s, "embedding_multiplier"),
+        "logit_multiplier": scalar(s, "lm_head_multiplier"),
+    }
+
+
+FALCON_H1 = Family(
+    types=("falcon_h1",),
+    architectures=("FalconH1ForCausalLM",),
+    defaults=usual(
+        *(128000, 4096, 14336, 32, 32, 8, 8192),
+        rms_norm_eps=1e-5,
+        bos_token_id=1,
+        attention_bias=False,
+        mlp_bias=False,
+        projectors_bias=False,
+        mamba_d_ssm=1024,
+        mamba_rms_norm=False,
+        mamba_norm_before_gate=True,
+        mlp_multipliers=None,
+        ssm_multipliers=None,
+        **dict.fromkeys(
+            ("lm_head_multiplier", "embedding_multiplier", "key_multiplier", "attention_in_multiplier")
+            + ("attention_out_multiplier", "ssm_in_multiplier", "ssm_out_multiplier"),
+            1.0,
+        )
+        | _MAMBA,
+    ),
+    block=_falcon_block,
+    client=_falcon_client,
+    tensors={**_FEED_FORWARD, **mamba_names("mamba")},
+    gguf=GGUFFamily(  # whose weights have been multiplied
+        "falcon-h1",
+        settings={"mamba_norm_before_gate": False},
+        keys=_KEYS.gguf,
+        tensors={**GGUF_MAMBA, "post_attention_layernorm.weight": ("ffn_norm", "ffn_norm.weight")},
+    ),
+)
+
+ROWS = (BAMBA, GRANITEMOEHYBRID, FALCON_H1)

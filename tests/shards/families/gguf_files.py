@@ -12,7 +12,7 @@ from swarm_node.shards.families.rows.table import FAMILIES
 from tests.shards.gguf_files import add_vocabulary
 
 from .gguf_delta import DELTA, state_parts, state_settings
-from .gguf_states import HYBRID, add_mamba, has_rope, mamba_parts
+from .gguf_states import HYBRID, add_mamba, falcon_scaled, has_rope, mamba_parts
 
 NEIGHBOURS = {"llama", "ministral3", "granite", "smollm3", "arcee", "mixtral", "granitemoeshared"}
 NEIGHBOURS |= {"granitemoehybrid"}
@@ -95,6 +95,8 @@ def write_gguf(
     names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
     for name, value in _state(model).items():
         name = name.replace("layer_scalar", "layer_scalar.weight")
+        if family == "falcon_h1":
+            value = falcon_scaled(name, value, config)
         parts = _parts(family, name, value, config)
         for part, each in parts or [(name, _converted(family, name, value, config))]:
             stored = part if parts else names.get_name(part, try_suffixes=(".weight", ".bias"))

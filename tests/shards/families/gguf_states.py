@@ -31,7 +31,7 @@ def has_rope(config: Any) -> bool:
 
 
 def add_mamba(writer: gguf.GGUFWriter, arch: str, config: Any) -> tuple[str, ...]:
-    """Mamba-2's settings; gives the keys that these say."""
+    """Mamba-2's settings; gives the keys that these say, or the weights."""
     size = sizes(config)
     writer.add_ssm_conv_kernel(size["taps"])
     writer.add_ssm_inner_size(size["heads"] * size["head_dim"])
@@ -39,7 +39,7 @@ def add_mamba(writer: gguf.GGUFWriter, arch: str, config: Any) -> tuple[str, ...
     writer.add_ssm_time_step_rank(size["heads"])
     writer.add_ssm_group_count(size["groups"])
     if config.model_type == "falcon_h1":
-        return ()
+        return ("embedding_multiplier",)
     kinds = config.layers_block_type
     writer.add_head_count_kv([config.num_key_value_heads * (kind == "full_attention") for kind in kinds])
     if config.model_type == "granitemoehybrid":
@@ -62,3 +62,25 @@ def mamba_parts(block: str, part: str, value: np.ndarray, config: Any) -> list[t
     others = {"dt_bias": "dt.bias", "conv1d.bias": "conv1d.bias"}
     others |= {"in_proj.weight": "in.weight", "out_proj.weight": "out.weight"}
     return [(f"{block}.ssm_{others[part]}", value)] if part in others else []
+
+
+def falcon_scaled(name: str, value: np.ndarray, config: Any) -> np.ndarray:
+    """``value`` times what Falcon-H1 multiplies by, which its files have in their weights."""
+    of_attention, kind = config.attention_in_multiplier, name.removesuffix(".weight").split(".")[-1]
+    if kind == "in_proj":
+        inner, state = config.mamba_d_ssm or 2 * config.hidden_size, sizes(config)["state"]
+        groups = sizes(config)["groups"] * state
+        counts = (inner, inner, groups, groups, config.mamba_n_heads)
+        factors = np.repeat(config.ssm_multipliers, counts) * config.ssm_in_multiplier
+        return (value * factors[:, None]).astype(np.float32)
+    return value * {
+        "gate_proj": config.mlp_multipliers[0],
+        "down_proj": config.mlp_multipliers[1],
+        "q_proj": of_attention,
+        "k_proj": of_attention * config.key_multiplier,
+        "v_proj": of_attention,
+        "o_proj": config.attention_out_multiplier,
+        "out_proj": config.ssm_out_multiplier,
+        "lm_head": config.lm_head_multiplier,
+        "embed_tokens": config.embedding_multiplier,
+    }.get(kind, 1.0)
