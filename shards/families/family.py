@@ -15,6 +15,7 @@ How a row is written (``rows/``), in 10 to 40 lines:
   block (``self_attn.q_proj``) or, of the client's tensors, the whole one (``model.norm``).
   Rotated pairs: ``rope(…, interleaved=True)`` is enough, the rows of q and k are put in order by that.
 - ``aliases``: other names of keys that transformers' class knows → those that the row reads.
+- ``derived``: values for keys that follow from others, in files that have these in their place.
 - ``fixed``: keys that files of the family have and transformers does not read → the values that its models
   have; any other is refused.
 - ``ignored``: pattern of names of tensors that a file may have and a text model does not use.
@@ -35,21 +36,30 @@ from .settings import Settings
 @dataclass(frozen=True, slots=True)
 class GGUFFamily:
     """``architecture``: ``general.architecture``. ``experts``: of files of that architecture with experts,
-    where one has both kinds. ``neighbours``: llama.cpp turns neighbours for it (its rope type NORM), so rows
-    of q and k lie so in files, whatever HuggingFace's have. ``mscale``: what its
-    ``rope.scaling.yarn_log_multiplier`` is multiplied by, for transformers' mscale and mscale_all_dim; 0: it
-    has none. ``truncate``: of YaRN, as in ``RopeConfig``. ``settings``: keys of transformers that its files
-    mean and do not have. ``keys``: of the architecture, without its name, of
-    this family alone → transformers'. ``tensors``: as of ``Family``, in llama.cpp's names."""
+    where one has both kinds. ``with_experts``: the architecture of those with experts, where it is another.
+    ``neighbours``: llama.cpp turns neighbours for it (its rope type NORM), so rows of q and k lie so in
+    files, whatever HuggingFace's have. ``mscale``: what its ``rope.scaling.yarn_log_multiplier`` is
+    multiplied by, for transformers' mscale and mscale_all_dim; 0: it has none. ``truncate``: of YaRN, as in
+    ``RopeConfig``.
+    ``settings``: keys of transformers that its files mean and do not have. ``keys``: of the architecture,
+    without its name, of this family alone → transformers'. ``tensors``: as of ``Family``, in llama.cpp's
+    names."""
 
     architecture: str
     experts: bool = False
+    with_experts: str = ""
     neighbours: bool = False
     mscale: float = 0.0
     truncate: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
     tensors: Names = field(default_factory=dict)
+
+    @property
+    def kinds(self) -> tuple[tuple[str, bool], ...]:
+        """Its architectures, and whether files of each have experts."""
+        own = (self.architecture, self.experts)
+        return (own, (self.with_experts, True)) if self.with_experts else (own,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +73,7 @@ class Family:
     client: Callable[[Settings], dict[str, Any]]
     tensors: Names = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
+    derived: Callable[[Settings], dict[str, Any]] | None = None
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     ignored: str = ""
     wrappers: tuple[str, ...] = ()

@@ -220,7 +220,10 @@ def _experts(experts: ExpertsConfig | None, hidden: int) -> Shapes:
         if wanted:
             shapes[f"mlp.router.{name}"] = (size,)
     for number in range(experts.count):
-        shapes |= _mlp(f"mlp.experts.{number}", experts.mlp, hidden)
+        shapes |= _mlp(f"mlp.experts.{number}", experts.mlp, experts.width(hidden))
+    if experts.latent:
+        shapes |= _linear("mlp.latent_in_proj", experts.latent, hidden)
+        shapes |= _linear("mlp.latent_out_proj", hidden, experts.latent)
     shapes |= _mlp("mlp.shared_experts", experts.shared, hidden)
     if experts.shared_gate:
         shapes |= _linear("mlp.shared_expert_gate", 1, hidden)

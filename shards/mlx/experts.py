@@ -67,13 +67,17 @@ class ExpertsLayer:
         if settings.shared is not None and weights.shared is not None:
             self._shared = MlxMlp(settings.shared, weights.shared)
         self._shared_gate = weights.shared_gate
+        self._latent_in, self._latent_out = weights.latent_in, weights.latent_out
         self._norm, self._out_norm = weights.norm, weights.out_norm
         self._dense_out_norm = weights.dense_out_norm
 
     def __call__(self, x: mx.array, residual: mx.array) -> mx.array:
         """``x`` (T, hidden), as the block has normed it; ``residual`` (T, hidden), before that → the same."""
         read = x if self._norm is None else self._norm(residual)
-        out = self._experts(read, *self._router(residual if self._reads_residual else read))
+        inner = read if self._latent_in is None else self._latent_in(read)
+        out = self._experts(inner, *self._router(residual if self._reads_residual else read))
+        if self._latent_out is not None:
+            out = self._latent_out(out)
         if self._shared is not None:
             shared = self._shared(read)
             if self._shared_gate is not None:

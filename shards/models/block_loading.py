@@ -77,7 +77,9 @@ def block_stacks(config: ModelConfig, block: int) -> list[tuple[Stack, int]]:
         found += _laurel(prefix, settings.laurel, hidden)
     counted = [(stack, 1) for stack in found]
     if experts is not None:
-        first = mlp_stacks(f"{prefix}.mlp.experts.0", experts.mlp, hidden)
+        if experts.latent:
+            counted += [(stack, 1) for stack in _experts_latent(prefix, experts, hidden)]
+        first = mlp_stacks(f"{prefix}.mlp.experts.0", experts.mlp, experts.width(hidden))
         counted += [(stack, experts.count) for stack in first]
     return counted
 
@@ -167,6 +169,13 @@ def _laurel(prefix: str, laurel: LaurelConfig, hidden: int) -> tuple[Stack, Stac
     return (
         Stack([f"{prefix}.laurel.linear_left"], [laurel.rank], hidden),
         Stack([f"{prefix}.laurel.linear_right"], [hidden], laurel.rank),
+    )
+
+
+def _experts_latent(prefix: str, experts: ExpertsConfig, hidden: int) -> tuple[Stack, Stack]:
+    return (
+        Stack([f"{prefix}.mlp.latent_in_proj"], [experts.latent], hidden),
+        Stack([f"{prefix}.mlp.latent_out_proj"], [hidden], experts.latent),
     )
 
 
@@ -369,13 +378,16 @@ def _load_experts(
     loader: BlockLoader[Norm, Linear, Experts, Heads], prefix: str, experts: ExpertsConfig, hidden: int
 ) -> ExpertsWeights[Norm, Linear, Experts]:
     name, router = f"{prefix}.mlp", experts.router
+    into, out = _experts_latent(prefix, experts, hidden)
 
     def norm(part: str, wanted: NormConfig | None) -> Norm | None:
         return None if wanted is None else loader.norm(f"{name}.{part}", wanted, hidden)
 
     return ExpertsWeights(
         router=loader.linear([f"{name}.router"], [experts.count], hidden),
-        experts=loader.experts(f"{name}.experts", experts, hidden),
+        experts=loader.experts(f"{name}.experts", experts, experts.width(hidden)),
+        latent_in=loader.linear(*into) if experts.latent else None,
+        latent_out=loader.linear(*out) if experts.latent else None,
         correction=loader.vector(f"{name}.router.correction", experts.count) if router.correction else None,
         scale=loader.vector(f"{name}.router.scale", hidden) if router.norm is not None else None,
         expert_scale=loader.vector(f"{name}.router.expert_scale", experts.count)

@@ -128,7 +128,8 @@ class MlpWeights(NamedTuple, Generic[Linear]):
 
 
 class ExpertsWeights(NamedTuple, Generic[Norm, Linear, Experts]):
-    """None: not in the settings. ``correction``, ``expert_scale``: (experts); ``scale``: (hidden)."""
+    """None: not in the settings. ``correction``, ``expert_scale``: (experts); ``scale``: (hidden).
+    ``latent_in``, ``latent_out``: hidden → what experts read, and back."""
 
     router: Linear
     experts: Experts
@@ -137,6 +138,8 @@ class ExpertsWeights(NamedTuple, Generic[Norm, Linear, Experts]):
     expert_scale: Floats | None = None
     shared: MlpWeights[Linear] | None = None
     shared_gate: Linear | None = None
+    latent_in: Linear | None = None
+    latent_out: Linear | None = None
     norm: Norm | None = None
     dense_out_norm: Norm | None = None
     out_norm: Norm | None = None

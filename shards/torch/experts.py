@@ -36,10 +36,14 @@ class Experts:
         if settings.shared is not None and weights.shared is not None:
             self._shared = Mlp(settings.shared, weights.shared, target)
         self._shared_gate = weights.shared_gate
+        self._latent_in, self._latent_out = weights.latent_in, weights.latent_out
         self._sigmoid = target.per_row(torch.sigmoid)
 
     def __call__(self, x: Tensor, stream: Tensor) -> Tensor:
-        out = self._sum(x, *self._router(x, stream))
+        read = x if self._latent_in is None else self._latent_in(x).to(x.dtype)
+        out = self._sum(read, *self._router(x, stream))
+        if self._latent_out is not None:
+            out = self._latent_out(out.to(x.dtype)).float()
         if self._shared is not None:
             shared = self._shared(x)
             if self._shared_gate is not None:

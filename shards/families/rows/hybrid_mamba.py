@@ -5,17 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from ....swarm.errors import UnsupportedModelError
+from ....swarm.types import MAX_BLOCKS
 from ...formats.blocks.block import BlockConfig
-from ...formats.blocks.experts import MAX_EXPERTS, RouterConfig
+from ...formats.blocks.experts import MAX_EXPERTS, ExpertsConfig, RouterConfig
+from ...formats.blocks.mlp import MlpConfig
+from ...formats.blocks.norm import NormConfig
 from ...formats.blocks.rope import RopeConfig
 from ...formats.values.bounds import MAX_WIDTH, SCALES
-from ..experts import experts
+from ..experts import corrected_router, experts
 from ..family import Family, GGUFFamily
 from ..mamba import GGUF_MAMBA, MambaKeys, mamba, mamba_names, mixer_kind
 from ..names import Names, fused, mlp_named, stack
-from ..pieces import attention, mlp, rms, rms_client, scalar, usual
+from ..pieces import attention, eps, mlp, rms, rms_client, scalar, usual
 from ..rope import rope
-from ..settings import FULL, Settings
+from ..settings import FULL, LINEAR, Settings
 from .llama import GRANITE_FACTORS, granite_attention, granite_client
 
 _KEYS = MambaKeys()
@@ -237,4 +240,164 @@ FALCON_H1 = Family(
     ),
 )
 
-ROWS = (BAMBA, GRANITEMOEHYBRID, FALCON_H1)
+
+_NEMOTRON_KEYS = MambaKeys(
+    heads="mamba_num_heads",
+    head_dim="mamba_head_dim",
+    state="ssm_state_size",
+    groups="n_groups",
+    taps="conv_kernel",
+    conv_bias="use_conv_bias",
+    bias="use_bias",
+    activation="mamba_hidden_act",
+)
+_MOE, _MLP = "moe", "mlp"
+_LETTERS = {"M": LINEAR, "*": FULL, "E": _MOE, "-": _MLP}
+"""Of ``hybrid_override_pattern``."""
+
+
+def _nemotron_layers(s: Settings) -> dict[str, Any]:
+    """Each block's type, of files of before by a letter; how many there are says how many blocks."""
+    pattern = s.optional_text("hybrid_override_pattern")
+    kinds: tuple[str, ...] = (LINEAR, _MOE, FULL, _MLP)
+    if s.is_given("layer_types"):
+        kinds = s.texts("layer_types")
+    elif pattern is not None:
+        if len(pattern) > MAX_BLOCKS or not {*pattern} <= _LETTERS.keys():
+            raise s.wrong("hybrid_override_pattern", f"up to {MAX_BLOCKS} of the letters {''.join(_LETTERS)}")
+        kinds = tuple(_LETTERS[letter] for letter in pattern)
+    return {"layer_types": list(kinds), "num_hidden_layers": len(kinds)}
+
+
+def _nemotron_kind(s: Settings) -> str:
+    """In GGUF files, by the sizes that a block has."""
+    if not s.is_gguf:
+        return s.layer_type(known=(FULL, LINEAR, _MOE, _MLP))
+    if s.integer("intermediate_size", most=MAX_WIDTH):
+        return _MOE if s.optional_integer("n_routed_experts") else _MLP
+    return mixer_kind(s)
+
+
+def _nemotron_norm(s: Settings) -> NormConfig:
+    return NormConfig(eps(s, "layer_norm_epsilon"))
+
+
+def _nemotron_mlp(s: Settings, inner: str, *, bias: bool = False) -> MlpConfig:
+    return mlp(s, inner, "mlp_hidden_act", gated=False, bias=bias)
+
+
+def _nemotron_experts(s: Settings) -> ExpertsConfig:
+    latent, bias = s.optional_integer("moe_latent_size", least=1, most=MAX_WIDTH) or 0, s.flag("mlp_bias")
+    if s.integer("n_shared_experts") != 1:
+        raise s.wrong("n_shared_experts", "1")
+    if latent and bias:
+        raise UnsupportedModelError(f"{s.named('moe_latent_size')} beside mlp_bias is not supported")
+    return experts(
+        s,
+        corrected_router(s),
+        count="n_routed_experts",
+        mlp=_nemotron_mlp(s, "moe_intermediate_size"),
+        shared=_nemotron_mlp(s, "moe_shared_expert_intermediate_size", bias=bias),
+        latent=latent,
+    )
+
+
+def _nemotron_block(s: Settings) -> BlockConfig:
+    """Of one part alone."""
+    kind, norm = _nemotron_kind(s), _nemotron_norm(s)
+    s.has("n_routed_experts"), s.has("mlp_bias")  # which say nothing without blocks that have these
+    if kind == FULL:
+        return BlockConfig(attention(s, rope=None), None, norm=norm)
+    if kind == LINEAR:
+        return BlockConfig(None, None, norm=norm, state=mamba(s, None, norm, _NEMOTRON_KEYS))
+    if kind == _MOE:
+        return BlockConfig(None, None, _nemotron_experts(s), mlp_norm=norm)
+    return BlockConfig(None, _nemotron_mlp(s, "intermediate_size", bias=s.flag("mlp_bias")), mlp_norm=norm)
+
+
+_NEMOTRON_EXPERTS: Names = {
+    "mlp.router": "mixer.gate",
+    "mlp.router.correction": "mixer.gate.e_score_correction_bias",
+    "mlp.latent_in_proj": "mixer.fc1_latent_proj",
+    "mlp.latent_out_proj": "mixer.fc2_latent_proj",
+    **{
+        name: own
+        for part in ("up", "down")
+        for name, own in (
+            (f"mlp.{part}_proj", f"mixer.{part}_proj"),
+            (f"mlp.experts.{{}}.{part}_proj", f"mixer.experts.{{}}.{part}_proj"),
+            (f"mlp.shared_experts.{part}_proj", f"mixer.shared_experts.{part}_proj"),
+        )
+    },
+}
+
+NEMOTRON_H = Family(
+    types=("nemotron_h",),
+    architectures=("NemotronHForCausalLM",),
+    defaults=usual(
+        *(131072, 4096, 21504, 4, 32, 8, 4096),
+        head_dim=128,
+        bos_token_id=1,
+        layer_norm_epsilon=1e-5,
+        mlp_hidden_act="relu2",
+        mlp_bias=False,
+        mamba_num_heads=128,
+        mamba_head_dim=64,
+        mamba_hidden_act="silu",
+        ssm_state_size=128,
+        n_groups=8,
+        conv_kernel=4,
+        use_conv_bias=True,
+        use_bias=False,
+        time_step_limit=(0.0, float("inf")),
+        n_routed_experts=8,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        moe_intermediate_size=7688,
+        moe_shared_expert_intermediate_size=7688,
+        moe_latent_size=None,
+        routed_scaling_factor=1.0,
+        n_group=1,
+        topk_group=1,
+        norm_topk_prob=True,
+        router_correction=True,
+        num_nextn_predict_layers=0,
+    ),
+    block=_nemotron_block,
+    client=lambda s: {"final_norm": _nemotron_norm(s)},
+    tensors={
+        **mamba_names("mixer"),
+        **_NEMOTRON_EXPERTS,
+        **{f"self_attn.{part}_proj": f"mixer.{part}_proj" for part in "qkvo"},
+        **dict.fromkeys(("input_layernorm", "post_attention_layernorm"), "norm"),
+        "model.embed_tokens": "model.embeddings",
+        "model.norm": "model.norm_f",
+    },
+    aliases={"layers_block_type": "layer_types", "num_local_experts": "n_routed_experts"}
+    | {
+        "mamba_n_groups": "n_groups",
+        "mamba_d_conv": "conv_kernel",
+        "mamba_dt_limit": "time_step_limit",
+        "mamba_conv_bias": "use_conv_bias",
+    },
+    derived=_nemotron_layers,
+    fixed={"sliding_window": (None,), "mamba_proj_bias": (False,)},
+    ignored=r"mtp\..*",
+    gguf=GGUFFamily(
+        "nemotron_h",
+        with_experts="nemotron_h_moe",
+        settings={"scoring_func": "sigmoid", "use_bias": False},
+        keys={
+            **_NEMOTRON_KEYS.gguf,
+            "attention.layer_norm_rms_epsilon": "layer_norm_epsilon",
+            "expert_count": "n_routed_experts",
+            "expert_shared_feed_forward_length": "moe_shared_expert_intermediate_size",
+            "moe_latent_size": "moe_latent_size",
+        },
+        tensors={**GGUF_MAMBA, "post_attention_layernorm": "attn_norm"},
+    ),
+)
+"""Steps are limited by ``time_step_limit``, as in NVIDIA's code and llama.cpp. transformers has
+``time_step_min`` for their least, in chunks of tokens alone."""
+
+ROWS = (BAMBA, GRANITEMOEHYBRID, FALCON_H1, NEMOTRON_H)

@@ -35,7 +35,7 @@ FAMILIES = {row.name: row for row in ROWS}
 """Under ``ModelConfig.family``."""
 BY_TYPE = {name: row for row in ROWS for name in (*row.types, *row.wrappers)}
 BY_ARCHITECTURE = {name.lower(): row for row in ROWS for name in row.architectures}
-BY_GGUF = {(row.gguf.architecture, row.gguf.experts): row for row in ROWS if row.gguf is not None}
+BY_GGUF = {kind: row for row in ROWS if row.gguf is not None for kind in row.gguf.kinds}
 """By llama.cpp's architecture, and whether the file has experts."""
 
 

@@ -160,4 +160,5 @@ class BlockConfig:
 def needs_torch(block: BlockConfig) -> bool:
     """Whether only torch computes such a block."""
     sparse = block.mlp is not None and block.mlp.sparsity
-    return bool(block.streams or block.laurel or sparse)
+    latent = block.experts is not None and block.experts.latent
+    return bool(block.streams or block.laurel or sparse or latent)

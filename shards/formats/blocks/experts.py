@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ....swarm.errors import CheckpointError, UnsupportedModelError
-from ..values.bounds import SCALES, check_between, check_count, check_one_of
+from ..values.bounds import MAX_WIDTH, SCALES, check_between, check_count, check_one_of
 from .mlp import MlpConfig
 from .norm import NormConfig
 
@@ -59,7 +59,9 @@ class RouterConfig:
 @dataclass(frozen=True, slots=True)
 class ExpertsConfig:
     """``used`` of ``count`` experts, each an ``mlp``, weighted and added; beside them ``shared``, for all
-    tokens, whose output ``shared_gate`` multiplies by sigmoid of one learned projection.
+    tokens, whose output ``shared_gate`` multiplies by sigmoid of one learned projection. With ``latent`` the
+    experts read a projection of their input to so many values, and their sum is projected back; router and
+    shared ones read the input itself (Nemotron 3).
 
     In a block with a dense MLP too, both outputs are added. There ``norm``, where it is, is applied to the
     residual stream for the experts (the dense one reads ``mlp_norm``), ``dense_out_norm`` and ``out_norm`` to
@@ -72,6 +74,7 @@ class ExpertsConfig:
     router: RouterConfig
     shared: MlpConfig | None = None
     shared_gate: bool = False
+    latent: int = 0
     norm: NormConfig | None = None
     dense_out_norm: NormConfig | None = None
     out_norm: NormConfig | None = None
@@ -79,6 +82,8 @@ class ExpertsConfig:
     def __post_init__(self) -> None:
         check_count("number of experts", self.count, MAX_EXPERTS)
         check_count("experts of a token", self.used, self.count)
+        if self.latent:
+            check_count("the latent of experts", self.latent, MAX_WIDTH)
         if self.count % self.router.groups:
             raise CheckpointError(f"{self.count} experts cannot be divided into {self.router.groups} groups")
         in_groups = self.count // self.router.groups
@@ -92,3 +97,7 @@ class ExpertsConfig:
             raise UnsupportedModelError(f"sparsemixer with {self.used} experts a token is not supported")
         if self.shared_gate and self.shared is None:
             raise CheckpointError("a gate of shared experts, of which there are none")
+
+    def width(self, hidden: int) -> int:
+        """Values that an expert reads and gives, in a model of ``hidden``."""
+        return self.latent or hidden

@@ -132,6 +132,7 @@ FLAGS = {
     "use_bias": f"{_ATTENTION_BIAS}|{_MLP_BIAS}",
     "attention_out_bias": r"blk\.[0-9]+\.attn_output\.bias",
     "mamba_conv_bias": _CONV_BIAS,
+    "use_conv_bias": _CONV_BIAS,
     "mamba_rms_norm": r"blk\.[0-9]+\.ssm_norm\.weight",
     "qkv_bias": r"blk\.[0-9]+\.attn_(q|k|v|qkv)\.bias",
     "lm_head_bias": r"output\.bias",

@@ -39,6 +39,8 @@ NAMES: Names = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
     "mlp.out_norm": "post_ffw_norm",
+    "mlp.latent_in_proj": "ffn_latent_down",
+    "mlp.latent_out_proj": "ffn_latent_up",
     "mlp.router": "ffn_gate_inp",
     "mlp.router.correction": "exp_probs_b.bias",
     "mlp.router.scale": "ffn_gate_inp.scale",

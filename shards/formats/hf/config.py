@@ -49,6 +49,8 @@ def hf_config(document: dict[str, Any], generation: dict[str, Any], where: str) 
     family, document, names = _family(document, where)
     document = _renamed(document, family.aliases, names)
     read = Settings(ChainMap(document, dict(family.defaults)), where, names)
+    if family.derived is not None:
+        read = Settings(ChainMap(family.derived(read), document, dict(family.defaults)), where, names)
     config = model_config(
         family,
         read,

@@ -8,6 +8,7 @@ from itertools import islice
 
 from ....swarm.errors import CheckpointError
 from ...families.named_source import NamedSource, next_blocks
+from ...families.names import options
 from ...families.places import Place, places
 from ...families.rows.table import FAMILIES
 from ..config import ModelConfig
@@ -16,8 +17,9 @@ from ..tensors import EMBEDDING, HEAD, TensorSource
 from ..values.shown import shown
 from .foreign_tensors import foreign_tensors
 
-_ROOTS = ("model.", "language_model.model.", "model.language_model.", "language_model.")
-"""What names of the text part begin with: the last ones in models that see or hear, too."""
+_ROOTS = ("model.", "language_model.model.", "model.language_model.", "language_model.", "backbone.")
+"""What names of the text part begin with: the middle ones in models that see or hear, too, the last one in
+Nemotron-H."""
 _OF_MAKERS = "tok_embeddings.weight"
 """A tensor of Meta's and of Mistral's own files."""
 _HEADS = (HEAD, f"language_model.{HEAD}", f"model.language_model.{HEAD}")
@@ -27,22 +29,22 @@ def stored_places(config: ModelConfig, present: Collection[str]) -> tuple[ModelC
     """Where each of our tensors is among ``present``, the names of all files; and the configuration with what
     these names tell: a head in the file is the model's head, whatever ``tie_word_embeddings`` says, as in
     transformers."""
-    present = plain_names(present)
-    root = _root(present)
+    present, names = plain_names(present), FAMILIES[config.family].tensors
+    embedding = options(names.get(EMBEDDING.removesuffix(".weight"), EMBEDDING.removesuffix(".weight")))[0]
+    root = _root(present, f"{embedding.name.removeprefix('model.')}.weight")
     outer = root.removesuffix("model.") if root == "model." or root.endswith(".model.") else root
     head = next((name for name in (*_HEADS, outer + HEAD) if name in present), None)
     if head is not None:
         config = replace(config, tie_word_embeddings=False)
-    names = FAMILIES[config.family].tensors
     shown = _Rooted(present, root, head)
     found = places(config, names, "model.layers.{}.", shown)
     return config, {name: place._replace(stored=shown.real(place.stored)) for name, place in found.items()}
 
 
-def _root(present: Collection[str]) -> str:
-    """What the names of the text part begin with: nothing in a base model that was saved alone; what wrapped
-    a model in training (``module.``, ``_orig_mod.``, ``base_model.model.``) may come before it."""
-    first = EMBEDDING.removeprefix("model.")
+def _root(present: Collection[str], first: str) -> str:
+    """What the names of the text part begin with, by that of its embedding, ``first``: nothing in a base
+    model that was saved alone; what wrapped a model in training (``module.``, ``_orig_mod.``,
+    ``base_model.model.``) may come before it."""
     known = [root for root in _ROOTS if root + first in present]
     others = (name.removesuffix(first) for name in present if name == first or name.endswith("." + first))
     return (known or list(islice(others, 2)) or [_ROOTS[0]])[0]

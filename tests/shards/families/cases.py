@@ -71,6 +71,15 @@ MAMBA_OPTIONS = {
     "mamba_proj_bias": True,
     "time_step_limit": [0.2, 1.5],
 }
+NEMOTRON = {
+    "head_dim": 20,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 12,
+    "n_groups": 2,
+    "ssm_state_size": 10,
+    "chunk_size": 8,
+    "time_step_min": 1e-30,  # in chunks alone transformers makes no step smaller
+}
 HYBRID = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
 
 DELTA = {
@@ -486,6 +495,28 @@ CASES: dict[str, dict[str, Any]] = {
         "ssm_multipliers": [0.7, 1.4, 0.6, 0.9, 1.1],
         "tie_word_embeddings": True,
     },
+    "nemotron_h": {**NEMOTRON, "layers_block_type": ["linear_attention", "mlp", "full_attention"]},
+    "nemotron_h-experts": {
+        **NEMOTRON,
+        **ROUTED,
+        "layers_block_type": ["mamba", "moe", "attention", "moe", "mamba"],
+        "moe_latent_size": 24,
+        "moe_shared_expert_intermediate_size": 20,
+        "routed_scaling_factor": 2.5,
+    },
+    "nemotron_h-options": {
+        **NEMOTRON,
+        **ROUTED,
+        "layers_block_type": ["moe", "linear_attention", "full_attention", "mlp"],
+        "use_bias": True,
+        "use_conv_bias": False,
+        "mlp_bias": True,
+        "moe_shared_expert_intermediate_size": 20,
+        "n_group": 4,
+        "topk_group": 2,
+        "norm_topk_prob": False,
+        "tie_word_embeddings": True,
+    },
     "olmoe": OLMOE,
     "olmoe-biases": {**OLMOE, "attention_bias": True, "norm_topk_prob": True},
     "olmoe-yarn": {**OLMOE, "rope_parameters": YARN, "num_key_value_heads": 4},
@@ -633,6 +664,7 @@ NOT_IN_GGUF = {
     "kimi_linear-groups": "weights of experts that are not divided by their sum",
     "lfm2-biases": "biases of convolutions",
     "lfm2_moe-plain": "the same, and experts without correction",
+    "nemotron_h-options": "biases of Mamba, or blocks with experts beside those with none",
     "falcon_h1-options": "norms before the gate, or biases of projections",
 }
 GGUF_CASES = [case for case in CASES if case.split("-")[0] not in NO_GGUF and case not in NOT_IN_GGUF]

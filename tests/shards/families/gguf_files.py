@@ -12,7 +12,7 @@ from swarm_node.shards.families.rows.table import FAMILIES
 from tests.shards.gguf_files import add_vocabulary
 
 from .gguf_delta import DELTA, state_parts, state_settings
-from .gguf_states import HYBRID, add_mamba, falcon_scaled, has_rope, mamba_parts
+from .gguf_mamba import HYBRID, add_mamba, falcon_scaled, has_rope, mamba_parts, nemotron_parts
 
 NEIGHBOURS = {"llama", "ministral3", "granite", "smollm3", "arcee", "mixtral", "granitemoeshared"}
 NEIGHBOURS |= {"granitemoehybrid"}
@@ -86,6 +86,8 @@ def write_gguf(
     row = FAMILIES[family].gguf
     assert row is not None
     arch = row.architecture
+    if family == "nemotron_h" and "moe" in config.layers_block_type:
+        arch = row.with_experts
     writer = gguf.GGUFWriter(path, arch)
     _add_settings(writer, arch, config)
     if vocabulary:
@@ -123,6 +125,8 @@ def _state(model: Any) -> dict[str, np.ndarray]:
 
 def _parts(family: str, name: str, value: np.ndarray, config: Any) -> list[tuple[str, np.ndarray]]:
     """What the gguf package has no name for, or lies there otherwise: under llama.cpp's names."""
+    if family == "nemotron_h":
+        return nemotron_parts(name, value, config)
     if ".layers." not in name:
         return []
     block, part = f"blk.{name.split('.')[2]}", name.split(".", 3)[3]

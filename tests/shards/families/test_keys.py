@@ -26,7 +26,10 @@ CHANGES_NOTHING = {
     ),
     *(f"linear_{name}" for name in ("a_log_max", "a_log_min", "dt_max", "dt_min", "dt_init_floor")),
     *("transformers_version", "pretraining_tp", "altup_coef_clip", "output_router_logits"),
-    *("num_logits_to_keep", "mamba_chunk_size", "z_loss_coefficient"),
+    *("num_logits_to_keep", "mamba_chunk_size", "z_loss_coefficient", "chunk_size", "expand"),
+    *("use_mamba_kernels", "mamba_ssm_cache_dtype", "rescale_prenorm_residual", "residual_in_fp32"),
+    *("time_step_min", "time_step_max", "time_step_floor", "moe_shared_expert_overlap"),
+    "mtp_layers_block_type",
     *("router_aux_loss_coef", "router_jitter_noise", "moe_intermediate_size", "top_k_experts"),
     *(
         "input_jitter_noise",
@@ -87,6 +90,7 @@ OF_SOME = {
     "hunyuan_v1_moe": {"n_shared_experts"},
     **{key: {"full_attention_interval"} for key in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")},
     "kimi_linear": {"linear_attn_config", "first_k_dense_replace"},
+    "nemotron_h": {"hybrid_override_pattern"},
     "glm_moe_dsa": {"index_topk_pattern", "index_topk_freq", "index_skip_topk_offset"},
 }
 """What files of before have, and the class makes other keys of; and what the tensors have to agree with."""

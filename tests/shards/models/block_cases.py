@@ -254,6 +254,10 @@ INDEXED: dict[str, tuple[BlockConfig, ...]] = {
 """What MLX does not compute."""
 ALTERNATING = StreamsConfig(3, 1, RMS, scaled=True)
 OF_TORCH: dict[str, tuple[BlockConfig, ...]] = {
+    "experts in a latent": (
+        sparse(SIGMOID, latent=40, mlp=MlpConfig(32, "relu2", gated=False), shared=MlpConfig(48)),
+        sparse(SOFTMAX, latent=96),
+    ),
     "sparse gate": (block(mlp=MlpConfig(INNER, "gelu_tanh", sparsity=0.8)),) * 2,
     "learned residual": (block(laurel=LaurelConfig(6, RMS), scalar=True),) * 2,
     "streams": (block(streams=ALTERNATING),) * 2,

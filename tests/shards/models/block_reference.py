@@ -348,14 +348,17 @@ class _Block:
             plain = self._norm("", router.norm, x)
             routed = plain * self._tensor("mlp.router.scale") * x.shape[1] ** -0.5
         logits = self._linear("mlp.router", routed)
-        out = np.zeros(x.shape)
+        read = self._linear("mlp.latent_in_proj", normed) if experts.latent else normed
+        out = np.zeros(read.shape)
         for row, outputs in enumerate(logits):
             for expert, weight in self._choose(experts, outputs):
-                name, rows = f"mlp.experts.{expert}", normed[row : row + 1]
+                name, rows = f"mlp.experts.{expert}", read[row : row + 1]
                 if router.scale_input:
                     out[row] += self._mlp(name, experts.mlp, rows * weight)[0]
                 else:
                     out[row] += self._mlp(name, experts.mlp, rows)[0] * weight
+        if experts.latent:
+            out = self._linear("mlp.latent_out_proj", out)
         if experts.shared is not None:
             shared = self._mlp("mlp.shared_experts", experts.shared, normed)
             if experts.shared_gate:
