@@ -26,6 +26,10 @@ MIN_MAX_FRAME = 64 * 1024
 float32."""
 
 
+MAX_BATCH_TOKENS = 512
+"""Rows that a node computes together at most, unless it is told."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkConfig:
     """How a node is in its swarm. ``identity``: None makes a new identity that is forgotten at the end.
@@ -101,7 +105,7 @@ class NodeConfig(NetworkConfig):
     journal_mib: int = 256
     prefill_target_ms: float = 25.0
     max_step_tokens: int = 512
-    max_batch_tokens: int = 512
+    max_batch_tokens: int = MAX_BATCH_TOKENS
     max_sessions: int = 256
     max_sessions_per_peer: int = 64
     max_connections_per_peer: int = 32

@@ -15,7 +15,6 @@ from statistics import fmean
 
 from ...shards.formats.config import ModelConfig
 from ...shards.formats.tensors import TensorInfo, block_names
-from ...shards.layers.kv_pool import largest_slot
 from ...shards.loading import load_backend
 from ...shards.models.random_blocks import random_checkpoint
 from ...shards.native.span import WEIGHTS_SHARE, NativeSpan, least_held
@@ -24,8 +23,8 @@ from ...swarm.placement.types import ModelShape, NodeOffer, Serve, StandBy, Verd
 from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.types import PeerLink, Span
 from ..config import NodeConfig
-from ..engine.memory.kv_layout import KvLayout
 from ..engine.memory.page_tables import pages_for
+from ..engine.memory.span_memory import SESSION_TOKENS, SessionBytes, SpanMemory
 from ..engine.self_bench import PREFILL_TOKENS, measure_self
 from ..loaded_span import is_memory_error, kv_dtype_of, load_options
 from ..resources import MemoryShortError, give_memory_back, usable_memory
@@ -34,8 +33,12 @@ CACHE_BYTES = 32 * 1024 * 1024
 """Weights measured together, at least: more than most last-level caches have for one process."""
 MOST_BLOCKS = 8
 """Measured together at most: of models whose blocks are small enough that more would take long to make."""
+PLANNED_SESSIONS = 8
+"""Where nobody says how many tokens the KV cache shall have, there is room for the states of this many
+sessions at most, beside one whole context: more than a machine at home has at once."""
 MOST_KINDS = 6
 """At most this many kinds of blocks are measured, half a second each: in a file every block may differ."""
+_NOTHING = SessionBytes(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,9 @@ class MeasuredMachine:
     """``shape``: what the model costs here. ``memory_bytes``: usable for weights and KV cache.
     ``decode_ms_per_block``: one token, batch 1. ``prefill_tokens_per_s``: through one block. Both are 0 where
     some block does not fit, so that none was measured. ``weights``, ``kernels`` and ``kv_dtype``: how they
-    would be held and computed, for people. ``device``: where.
+    would be held and computed, for people. ``device``: where. ``weight_bytes``: of all blocks.
+    ``session``: what one costs in all of them. ``sessions``: for how many there is room for states, 0 where
+    no block keeps one.
     ``lean``: what the model costs with most experts left in the file; None where they cannot stay there."""
 
     shape: ModelShape
@@ -55,6 +60,9 @@ class MeasuredMachine:
     kv_dtype: str
     device: str = "cpu"
     lean: ModelShape | None = None
+    weight_bytes: int = 0
+    session: SessionBytes = _NOTHING
+    sessions: int = 0
 
     def max_blocks(self) -> int:
         """With all of their experts in memory."""
@@ -78,9 +86,11 @@ class MeasuredMachine:
     def why_no_block(self) -> str:
         """For people, where no block fits."""
         shape = self.lean or self.shape
+        states = f" and the states of {self.sessions} sessions" if self.sessions else ""
         return (
             f"one block takes {gigabytes(shape.room_of(1))} with {shape.context_tokens} tokens of KV "
-            f"cache, and {gigabytes(self.memory_bytes)} are usable here; a smaller --kv-cache-tokens helps"
+            f"cache{states}, and {gigabytes(self.memory_bytes)} are usable here; a smaller --kv-cache-tokens "
+            "helps"
         )
 
     def offer(self, peer_id: str, links: tuple[PeerLink, ...] = ()) -> NodeOffer:
@@ -100,6 +110,11 @@ class MeasuredMachine:
             "max_lean_blocks": self.max_lean_blocks(),
             "block_bytes": self.shape.block_bytes,
             "kv_bytes_per_block": self.shape.kv_bytes * self.shape.context_tokens,
+            "state_bytes_per_block": self.shape.state_bytes,
+            "planned_sessions": self.sessions,
+            "weight_bytes": self.weight_bytes,
+            "session_bytes": self.session.fixed,
+            "bytes_per_1000_tokens": 1000 * self.session.per_token,
             "context_tokens": self.shape.context_tokens,
             "decode_ms_per_block": round(self.decode_ms_per_block, 4),
             "prefill_tokens_per_s_per_block": round(self.prefill_tokens_per_s, 1),
@@ -142,10 +157,10 @@ def measure_machine(
     give_memory_back(config.device)
     each = [of_block[block] for block in range(model.n_blocks)]
     usual = of_block[kinds[0][0]]
-    kv_dtype = usual.kv_dtype
-    kv_bytes = _kv_bytes(config, model, kv_dtype)
     decode_ms = fmean(kind.decode_ms for kind in each)
-    shape = _shape(config, model, [kind.weight_bytes for kind in each], kv_bytes)
+    held = _Held.of(config, model, usual.kv_dtype)
+    weights = [kind.weight_bytes for kind in each]
+    shape = _shape(model, weights, held)
     if len(kinds) == 1:
         shape = replace(shape, rooms=())
     else:
@@ -157,10 +172,49 @@ def measure_machine(
         prefill_tokens_per_s=1 / fmean(1 / kind.prefill_tokens_per_s for kind in each),
         weights=usual.weights,
         kernels=usual.kernels,
-        kv_dtype=kv_dtype,
+        kv_dtype=usual.kv_dtype,
         device=config.device,
-        lean=_lean(shape, each, kv_bytes),
+        lean=_lean(shape, each, held),
+        weight_bytes=sum(weights),
+        session=held.session,
+        sessions=held.sessions,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What is planned to be held of sessions. ``context``: their tokens together. In each block, bytes:
+    ``kv`` for keys and values of these, ``states`` for those of ``sessions``. ``session``: what one costs."""
+
+    context: int
+    kv: list[int]
+    states: list[int]
+    sessions: int
+    session: SessionBytes
+
+    @classmethod
+    def of(cls, config: NodeConfig, model: ModelConfig, kv_dtype: str) -> _Held:
+        """States are for the sessions that a node will have room for which was told its tokens, whichever
+        of the blocks it serves; else for PLANNED_SESSIONS at most."""
+        asked, longest = config.kv_cache_tokens, model.max_position_embeddings
+        context, batch = asked or longest, config.max_batch_tokens
+        usual = min(longest, SESSION_TOKENS)
+        sessions = -(-context // usual)
+        if asked is None:
+            sessions = min(sessions, PLANNED_SESSIONS)
+        blocks = SpanMemory.each(model.blocks, batch, kv_dtype)
+        states = [sessions * one.layout.states_of(usual) * one.state_bytes for one in blocks]
+        return cls(
+            context,
+            [one.layout.slots_for(context, longest) * one.slot_bytes for one in blocks],
+            states,
+            sessions if any(states) else 0,
+            SpanMemory.of(model.blocks, batch, kv_dtype).session_cost(longest),
+        )
+
+    @property
+    def each(self) -> list[int]:
+        return [kv + states for kv, states in zip(self.kv, self.states, strict=True)]
 
 
 def _least_bytes(config: NodeConfig, model: ModelConfig, manifest: Mapping[str, TensorInfo]) -> list[int]:
@@ -181,44 +235,45 @@ def _too_small(
 ) -> MeasuredMachine:
     """A machine that not every block fits into: none is tried, which might take all memory there is."""
     kv_dtype = "float16" if config.kv_dtype == "auto" else config.kv_dtype
-    shape = _shape(config, model, weight_bytes, _kv_bytes(config, model, kv_dtype))
-    return MeasuredMachine(shape, memory, 0.0, 0.0, model.native_dtype, "no", kv_dtype, config.device)
-
-
-def _kv_bytes(config: NodeConfig, model: ModelConfig, kv_dtype: str) -> list[int]:
-    """Of one context, in each block."""
-    context, slot = _context(config, model), largest_slot(model.blocks, kv_dtype)
-    return [KvLayout.of([block], config.max_batch_tokens).slots_of(context) * slot for block in model.blocks]
-
-
-def _context(config: NodeConfig, model: ModelConfig) -> int:
-    return config.kv_cache_tokens or model.max_position_embeddings
-
-
-def _shape(
-    config: NodeConfig, model: ModelConfig, weight_bytes: Sequence[int], kv_bytes: Sequence[int]
-) -> ModelShape:
-    """With the room of each block, all of which are taken to be equally fast."""
-    context = _context(config, model)
-    row_bytes, at_boundaries = model.boundaries.sizes(partial(kind_row_bytes, DEFAULT_KIND))
-    return ModelShape(
-        n_blocks=model.n_blocks,
-        block_bytes=-(-sum(weight_bytes) // model.n_blocks),
-        kv_bytes=-(-sum(kv_bytes) // (model.n_blocks * pages_for(context) * PAGE_TOKENS)),
-        context_tokens=context,
-        activation_bytes=row_bytes,
-        row_bytes=at_boundaries,
-        cuts=model.boundaries.cuts,
-        rooms=tuple(weight + kv for weight, kv in zip(weight_bytes, kv_bytes, strict=True)),
+    held = _Held.of(config, model, kv_dtype)
+    return MeasuredMachine(
+        _shape(model, weight_bytes, held),
+        memory,
+        0.0,
+        0.0,
+        model.native_dtype,
+        "no",
+        kv_dtype,
+        config.device,
+        weight_bytes=sum(weight_bytes),
+        session=held.session,
+        sessions=held.sessions,
     )
 
 
-def _lean(shape: ModelShape, each: Sequence[_MeasuredKind], kv_bytes: Sequence[int]) -> ModelShape | None:
+def _shape(model: ModelConfig, weight_bytes: Sequence[int], held: _Held) -> ModelShape:
+    """With the room of each block, all of which are taken to be equally fast."""
+    n = model.n_blocks
+    row_bytes, at_boundaries = model.boundaries.sizes(partial(kind_row_bytes, DEFAULT_KIND))
+    return ModelShape(
+        n_blocks=n,
+        block_bytes=-(-sum(weight_bytes) // n),
+        kv_bytes=-(-sum(held.kv) // (n * pages_for(held.context) * PAGE_TOKENS)),
+        context_tokens=held.context,
+        activation_bytes=row_bytes,
+        row_bytes=at_boundaries,
+        cuts=model.boundaries.cuts,
+        rooms=tuple(weight + kept for weight, kept in zip(weight_bytes, held.each, strict=True)),
+        state_bytes=-(-sum(held.states) // n),
+    )
+
+
+def _lean(shape: ModelShape, each: Sequence[_MeasuredKind], held: _Held) -> ModelShape | None:
     """``shape`` with as little of each block's weights in memory as may be: WEIGHTS_SHARE of it."""
     if all(kind.least_held == 1 for kind in each):
         return None
     weights = [kind.least_held * kind.weight_bytes for kind in each]
-    rooms = (max(held / WEIGHTS_SHARE, held + kv) for held, kv in zip(weights, kv_bytes, strict=True))
+    rooms = (max(least / WEIGHTS_SHARE, least + kept) for least, kept in zip(weights, held.each, strict=True))
     return replace(shape, rooms=tuple(map(math.ceil, rooms)))
 
 

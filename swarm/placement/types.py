@@ -16,11 +16,13 @@ class ModelShape:
     """What serving a model costs. ``block_bytes``: one block's weights as the node would hold them.
 
     ``kv_bytes``: keys and values of one token in one block. ``context_tokens``: a node keeps room for at
-    least this many tokens in each of its blocks. ``activation_bytes``: one token's row on the wire, one way;
+    least this many tokens in each of its blocks. ``state_bytes``: states of the sessions that it keeps room
+    for, in one block. ``activation_bytes``: one token's row on the wire, one way;
     ``row_bytes``: at each boundary, where they differ (then that is their mean). ``cuts``: where spans may
     begin and end, as in ``swarm.boundaries``.
-    Where blocks differ, ``rooms`` has the bytes of each, weights and one context; ``times`` has how long each
-    takes beside the mean, which is 1. ``block_bytes`` and ``kv_bytes`` are means then.
+    Where blocks differ, ``rooms`` has the bytes of each, weights, one context and states; ``times`` has how
+    long each takes beside the mean, which is 1. ``block_bytes``, ``kv_bytes`` and ``state_bytes`` are means
+    then.
     """
 
     n_blocks: int
@@ -32,10 +34,12 @@ class ModelShape:
     times: tuple[float, ...] = ()
     row_bytes: tuple[int, ...] = ()
     cuts: tuple[int, ...] = ()
+    state_bytes: int = 0
 
     def __post_init__(self) -> None:
         Span(0, self.n_blocks)  # raises for an impossible number
-        if self.block_bytes < 1 or min(self.kv_bytes, self.context_tokens, self.activation_bytes) < 0:
+        others = self.kv_bytes, self.context_tokens, self.activation_bytes, self.state_bytes
+        if self.block_bytes < 1 or min(others) < 0:
             raise UsageError("a model's shape needs block_bytes of at least 1, and no negative number")
         for each in (self.rooms, self.times):
             if each and (len(each) != self.n_blocks or min(each) <= 0):
@@ -60,10 +64,11 @@ class ModelShape:
         return found
 
     def room(self, span: Span) -> int:
-        """Bytes of the weights of these blocks, and of their keys and values of one context."""
+        """Bytes of the weights of these blocks, of their keys and values of one context, and of their
+        states."""
         if self.rooms:
             return sum(self.rooms[span.start : span.end])
-        return len(span) * (self.block_bytes + self.kv_bytes * self.context_tokens)
+        return len(span) * (self.block_bytes + self.kv_bytes * self.context_tokens + self.state_bytes)
 
     def room_of(self, blocks: int) -> int:
         """Bytes that any ``blocks`` neighbouring blocks take at most."""

@@ -14,11 +14,16 @@ from ....shards.catalogue.catalogue import (
 )
 from ....swarm.errors import UsageError
 from ....swarm.names import listed
+from ...config import MAX_BATCH_TOKENS
+from ...engine.memory.span_memory import SessionBytes, SpanMemory
 from ..shared.fitted_table import FittedTable
 from ..shared.output import answers, print_json, print_table, shown
+from .plan import session_words
 
 _SECOND = "Q8_0"
 """The table shows the size of these files beside that of the usual ones."""
+_KV_DTYPE = "float16"
+"""What nodes on a CPU keep keys and values as, unless they are told."""
 _UNCHECKED = "its figures are not compared with a published configuration"
 
 
@@ -63,6 +68,8 @@ def entry(model: CatalogueModel) -> dict[str, Any]:
         "parameters": model.parameters,
         "n_blocks": model.config.n_blocks,
         "context_tokens": model.config.max_position_embeddings,
+        "session_bytes": _session(model).fixed,
+        "bytes_per_1000_tokens": 1000 * _session(model).per_token,
         "repository": model.repo,
         "files": [
             {
@@ -84,6 +91,7 @@ def details(model: CatalogueModel) -> list[str]:
         f"[bold]{model.name}[/]: {shown(model.title)}, {short_count(model.parameters)} parameters",
         f"family {config.family}, {config.n_blocks} blocks, {config.max_position_embeddings} tokens of "
         f"context, licence: {shown(model.licence)}",
+        f"memory beside the weights: {session_words(_session(model))}, with a cache of {_KV_DTYPE}",
     ]
     if not model.checked:
         lines.append(_UNCHECKED)
@@ -94,6 +102,12 @@ def details(model: CatalogueModel) -> list[str]:
             f"{shown(files.hub_name)}"
         )
     return lines
+
+
+def _session(model: CatalogueModel) -> SessionBytes:
+    config = model.config
+    memory = SpanMemory.of(config.blocks, MAX_BATCH_TOKENS, _KV_DTYPE)
+    return memory.session_cost(config.max_position_embeddings)
 
 
 def table(models: Sequence[CatalogueModel]) -> FittedTable:

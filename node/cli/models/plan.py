@@ -12,6 +12,7 @@ from ....swarm.types import NodeInfo, short_peer_id
 from ...auto.machine import room_for
 from ...auto.plan import Outlook, look_ahead
 from ...config import NodeConfig
+from ...engine.memory.span_memory import SessionBytes
 from ..shared.arguments import entry_of
 from ..shared.output import answers, plural, print_json, shown
 from ..shared.progress import progress_shown
@@ -45,17 +46,16 @@ async def run_plan(arguments: argparse.Namespace) -> None:
 
 def lines(outlook: Outlook) -> list[str]:
     """For people, with markup."""
-    machine, shape, model = outlook.machine, outlook.machine.shape, outlook.model
-    room = f"{gigabytes(shape.block_bytes)} a block as {machine.weights}"
-    if shape.kv_bytes * shape.context_tokens:
-        room += f", and {gigabytes(shape.kv_bytes * shape.context_tokens)} for {shape.context_tokens} tokens"
+    machine, model = outlook.machine, outlook.model
+    weights = machine.weight_bytes or model.n_blocks * machine.shape.block_bytes
+    room = f"{gigabytes(weights)} for weights as {machine.weights}, {session_words(machine.session)}"
     speed = (
         f"{machine.decode_ms_per_block:.3f} ms per block and token, {shown(machine.kernels)} kernels"
         if machine.decode_ms_per_block
         else "not measured"
     )
     return [
-        f"[bold]{shown(model.name)}[/]: {model.n_blocks} blocks, {shown(room)} of KV cache",
+        f"[bold]{shown(model.name)}[/]: {model.n_blocks} blocks, {shown(room)}",
         *_files(outlook),
         f"This machine: {gigabytes(machine.memory_bytes)} usable, "
         f"{room_for(machine.max_blocks(), machine.max_lean_blocks())}; {speed}",
@@ -64,6 +64,14 @@ def lines(outlook: Outlook) -> list[str]:
         _swarm(outlook),
         _verdict(outlook),
     ]
+
+
+def session_words(session: SessionBytes) -> str:
+    """What a session takes in all blocks of a model, for people."""
+    per_1000 = f"{gigabytes(1000 * session.per_token)} per 1000 tokens"
+    if not session.fixed:
+        return f"{per_1000} of a session"
+    return f"{gigabytes(session.fixed)} a session" + (f" + {per_1000}" if session.per_token else "")
 
 
 def _files(outlook: Outlook) -> list[str]:

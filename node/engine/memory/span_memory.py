@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ....shards.formats.blocks.block import BlockConfig
 from ....shards.layers.kv_pool import largest_slot
 from ....shards.layers.state_pool import largest_state
-from .kv_layout import KvLayout
+from .kv_layout import ALL_PAGES, KvLayout
 
 SESSION_TOKENS = 4096
 """There are states for a session for each SESSION_TOKENS tokens of KV cache: a long answer, or a chat."""
@@ -20,6 +20,13 @@ class PoolSize(NamedTuple):
 
     slots: int
     states: int
+
+
+class SessionBytes(NamedTuple):
+    """What a session costs: ``fixed`` however long it is, as states and windows do; and ``per_token``."""
+
+    fixed: int
+    per_token: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,19 @@ class SpanMemory:
         layout = KvLayout.of(blocks, batch_tokens)
         slot = largest_slot(blocks, kv_dtype) if layout.groups else 0
         return cls(layout, slot, largest_state(blocks))
+
+    @classmethod
+    def each(cls, blocks: Sequence[BlockConfig], batch_tokens: int, kv_dtype: str) -> list[SpanMemory]:
+        """Of each block alone, in a span of all: their slots are as large as the largest needs."""
+        whole = cls.of(blocks, batch_tokens, kv_dtype)
+        return [replace(whole, layout=KvLayout.of([block], batch_tokens)) for block in blocks]
+
+    def session_cost(self, context: int) -> SessionBytes:
+        """Of sessions of up to ``context`` tokens that are long enough to fill their windows and states."""
+        growing = sum(group.blocks for group in self.layout.groups if group.most >= ALL_PAGES)
+        pages = -(-context // self.layout.page_tokens)
+        fixed = self.session_bytes(context) - growing * pages * self.slot_bytes
+        return SessionBytes(fixed, growing * self.slot_bytes // self.layout.page_tokens)
 
     def session(self, tokens: int) -> PoolSize:
         """What one session of ``tokens`` tokens takes."""

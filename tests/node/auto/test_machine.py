@@ -5,22 +5,26 @@ from functools import partial
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from swarm_node.node.auto import machine as machine_module
-from swarm_node.node.auto.machine import MeasuredMachine, measure_machine, room_for
+from swarm_node.node.auto.machine import PLANNED_SESSIONS, MeasuredMachine, measure_machine, room_for
 from swarm_node.node.config import NodeConfig
 from swarm_node.node.engine.memory.kv_layout import KvLayout
+from swarm_node.node.engine.memory.span_memory import SpanMemory
 from swarm_node.node.resources import MemoryShortError
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.formats.blocks.experts import RouterConfig
 from swarm_node.shards.formats.blocks.mlp import MlpConfig
+from swarm_node.shards.formats.blocks.state import RecurrenceConfig
 from swarm_node.shards.layers.kv_pool import largest_slot
 from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.codecs.kinds import INT8
 from swarm_node.swarm.placement.planner import plan_join
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
-from tests.shards.models.block_cases import CASES, INDEXED, checkpoint_of, sparse
+from tests.shards.models.block_cases import CASES, INDEXED, RMS, attention, block, checkpoint_of, sparse
 
 pytestmark = pytest.mark.slow
 
@@ -106,6 +110,75 @@ def test_blocks_that_read_what_another_makes_are_measured_with_it(case, describe
         assert shape.row_bytes == tuple(INT8.row_bytes(width) for width in (128, 112, 96, 80, 64))
     else:
         assert shape.row_bytes == ()
+
+
+DELTA = RecurrenceConfig(4, 2, 8, 8, 4, "delta", RMS, norm_groups=4, norm_shared=True)
+STATE = 4 * (4 * 8 * 8 + 3 * (2 * 2 * 8 + 4 * 8))
+"""Four matrices of 8 by 8, and three inputs of the convolution."""
+
+
+def test_blocks_that_keep_a_state_cost_memory_for_each_session():
+    attends, keeps = block(), block(attention=None, state=DELTA)
+    made = checkpoint_of([keeps, keeps, keeps, attends])
+    model = replace(made.config, max_position_embeddings=100_000)
+    found = measure_machine(config(memory=10**8), model, made.manifest, 1)
+    token = 2 * 2 * 16 * 4
+    weights = [
+        sum(info.nbytes for name, info in made.manifest.items() if f".{number}." in name)
+        for number in range(4)
+    ]
+    assert found.sessions == PLANNED_SESSIONS
+    states = PLANNED_SESSIONS * 4 * STATE
+    assert found.shape.rooms[:3] == pytest.approx([weights[0] + states] * 3, rel=0.05)
+    assert found.shape.rooms[3] == pytest.approx(weights[3] + 100_000 * token, rel=0.05)
+    assert found.session == (3 * 4 * STATE, token)
+    assert found.shape.state_bytes == pytest.approx(3 * states / 4, abs=1)
+    assert found.weight_bytes == pytest.approx(sum(weights), rel=0.1)
+    # memory for three blocks that keep states, and not for one that attends to so many tokens
+    assert found.shape.rooms[3] > sum(found.shape.rooms[:3])
+    few = replace(found, memory_bytes=sum(found.shape.rooms[:3]))
+    assert few.shape.spans_of(3)[0] == Span(0, 3)
+    assert few.shape.room(Span(0, 3)) <= few.memory_bytes < few.shape.room(Span(3, 4))
+    told = found.as_dict()
+    assert told["session_bytes"] == 3 * 4 * STATE
+    assert told["bytes_per_1000_tokens"] == 1000 * token
+    assert (told["planned_sessions"], told["weight_bytes"]) == (PLANNED_SESSIONS, found.weight_bytes)
+    assert f"the states of {PLANNED_SESSIONS} sessions" in found.why_no_block()
+    asked = measure_machine(config(memory=10**8, kv_cache_tokens=10_000), model, made.manifest, 1)
+    assert asked.sessions == 3, "one for each 4096 tokens"
+    less = [a - b for a, b in zip(found.shape.rooms, asked.shape.rooms, strict=True)]
+    assert less == [(PLANNED_SESSIONS - 3) * 4 * STATE] * 3 + [(100_000 - 10_016) * token]
+
+
+def test_a_model_of_states_alone():
+    made = checkpoint_of([block(attention=None, state=DELTA)] * 3)
+    found = measure_machine(config(memory=10**8), made.config, made.manifest, 1)
+    assert (found.shape.kv_bytes, found.shape.rooms) == (0, ())
+    assert found.shape.room_of(2) == 2 * (found.shape.block_bytes + 4 * STATE)
+    assert found.session == (3 * 4 * STATE, 0)
+
+
+@given(
+    st.lists(st.sampled_from(["attends", "window", "keeps", "both"]), min_size=1, max_size=6),
+    st.integers(1, 50_000),
+    st.integers(1, 20_000),
+    st.data(),
+)
+def test_what_is_planned_for_a_number_of_tokens_is_enough_for_any_span(kinds, tokens, longest, data):
+    window = replace(attention(), window=20)
+    known = {
+        "attends": block(),
+        "window": block(window),
+        "keeps": block(attention=None, state=DELTA),
+        "both": block(state=DELTA),
+    }
+    blocks = tuple(known[kind] for kind in kinds)
+    model = replace(checkpoint_of([block()]).config, blocks=blocks, max_position_embeddings=longest)
+    held = machine_module._Held.of(config(kv_cache_tokens=tokens), model, "float16")
+    start = data.draw(st.integers(0, len(blocks) - 1))
+    end = data.draw(st.integers(start + 1, len(blocks)))
+    taken = SpanMemory.of(blocks[start:end], 512, "float16")
+    assert taken.bytes_of(taken.for_tokens(tokens, longest)) <= sum(held.each[start:end])
 
 
 def with_window(block):

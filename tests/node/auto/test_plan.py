@@ -15,12 +15,13 @@ from swarm_node.node.auto import plan
 from swarm_node.node.auto.plan import look_ahead
 from swarm_node.node.cli.models.plan import lines
 from swarm_node.node.config import NodeConfig
+from swarm_node.node.engine.memory.span_memory import SessionBytes
 from swarm_node.node.presence import roll_call
 from swarm_node.shards.catalogue.catalogue import find_in_catalogue
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.swarm.errors import PeerUnreachableError
 from swarm_node.swarm.membership.entry import SwarmEntry
-from swarm_node.swarm.placement.types import Gain, Serve, StandBy
+from swarm_node.swarm.placement.types import Gain, Serve, StandBy, gigabytes
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
 
@@ -105,6 +106,15 @@ async def test_a_missing_span_is_what_it_would_serve(swarm):
     text = "\n".join(lines(outlook))
     assert "blocks 2-3 are missing" in text
     assert "This machine would serve" in text
+    weights, token = told["machine"]["weight_bytes"], 4 * 2 * 2 * 16 * 4  # four blocks, float32
+    assert told["machine"]["bytes_per_1000_tokens"] == 1000 * token
+    assert told["machine"]["session_bytes"] == told["machine"]["planned_sessions"] == 0
+    sizes = f"4 blocks, {gigabytes(weights)} for weights as float32, 1 MB per 1000 tokens of a session"
+    assert sizes in text
+    hybrid = replace(outlook.machine, session=SessionBytes(65_000_000, 20_480))
+    assert ", 65 MB a session + 20 MB per 1000 tokens\n" in "\n".join(lines(replace(outlook, machine=hybrid)))
+    states = replace(outlook.machine, session=SessionBytes(65_000_000, 0))
+    assert ", 65 MB a session\n" in "\n".join(lines(replace(outlook, machine=states)))
     assert [info.peer_id for info in swarm.store.live()] == ["a"]  # nothing is announced
 
 

@@ -38,6 +38,8 @@ async def test_one_model_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "20.9B parameters" in text
     assert "13.8 GB, 477 MB a block: openai/gpt-oss-20b" in text
+    # half of 24 blocks see 128 tokens, of which a session holds 23 pages; 8 heads of 64, twice, float16
+    assert "memory beside the weights: 18 MB a session + 25 MB per 1000 tokens" in text
     await run_models(build_parser().parse_args(["models", "--catalogue"]))
     assert "\n* its figures are not compared" in capsys.readouterr().out
     await run_models(build_parser().parse_args(["models", "--catalogue", "devstral-small"]))
@@ -46,6 +48,8 @@ async def test_one_model_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     report = json.loads(capsys.readouterr().out)
     assert report == {"catalogue": [entry(model) for model in catalogue()]}
     assert report["catalogue"][0]["checked"] is True
+    assert report["catalogue"][0]["session_bytes"] == 0
+    assert report["catalogue"][0]["bytes_per_1000_tokens"] == 1000 * 28 * 2 * 8 * 128 * 2
     assert report["catalogue"][0]["files"][0]["hub_name"] == "unsloth/Qwen3-0.6B-GGUF:Q4_K_M"
 
 
