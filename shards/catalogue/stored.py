@@ -20,6 +20,7 @@ MIXTURES = ("Q4_K_M", "Q8_0")
 _FLOAT8_GROUP = 128
 _FINER = ("self_attn.v_proj.weight", "mlp.down_proj.weight")
 """Which matrices of some blocks Q4_K_M holds in six bits; so it does with those of experts."""
+_TAPS = tuple(f".state.{name}conv.weight" for name in ("", "q_", "k_", "v_"))
 _COARSE = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}
 """What llama.cpp takes where rows do not divide into groups of 256."""
 
@@ -86,7 +87,7 @@ def _is_finer(block: int, blocks: int) -> bool:
 def _block_qtype(kind: str, name: str, shape: tuple[int, ...], finer: bool) -> str:
     is_matrix, is_router = len(shape) > 1, ".mlp.router." in name
     if kind in MIXTURES:
-        if not is_matrix or is_router:
+        if not is_matrix or is_router or name.endswith(_TAPS):
             return "F32"
         own = name.split(".", 3)[3]  # without model.layers.N
         is_fine = finer and (own in _FINER or (own.startswith("mlp.") and own.endswith("down_proj.weight")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ....swarm.errors import UnsupportedModelError
 from ...formats.blocks.attention import AttentionConfig, HeadNorm
 from ...formats.blocks.block import BlockConfig
 from ...formats.blocks.experts import ExpertsConfig, RouterConfig
@@ -51,6 +52,7 @@ _GATED = fused("self_attn.q_proj", "self_attn.q_proj", "self_attn.gate_proj", gr
 _GGUF_GATED = fused("attn_q", "self_attn.q_proj", "self_attn.gate_proj", groups="heads")
 _SHARED_EXPERT = mlp_named("mlp.shared_experts", "mlp.shared_expert")
 _GGUF_NORM = {"post_attention_layernorm": "post_attention_norm"}
+_QWEN_FIXED = {"attn_output_gate": (True,), "output_gate_type": ("swish", "silu")}
 _DELTA: dict[str, Any] = {
     "head_dim": 256,
     "partial_rotary_factor": 0.25,
@@ -115,6 +117,7 @@ QWEN3_NEXT = Family(
     block=lambda s: _qwen_block(s, mlp(s), _qwen_experts(s, softmax_router(s)) if is_sparse(s) else None),
     client=_qwen_client,
     tensors={**EXPERTS, **_SHARED_EXPERT, **_GATED, **DELTA_BY_KEYS},
+    fixed=_QWEN_FIXED,
     ignored=r"mtp\..*",
     gguf=GGUFFamily(
         "qwen3next",
@@ -133,6 +136,7 @@ QWEN3_5 = Family(
     block=lambda s: _qwen_block(s, mlp(s), tiled=s.is_gguf),
     client=_qwen_client,
     tensors={**_GATED, **DELTA},
+    fixed=_QWEN_FIXED,
     ignored=rf"{_VISUAL}|(model\.)?mtp\..*",
     wrappers=("qwen3_5",),
     gguf=GGUFFamily("qwen35", keys=GGUF_DELTA_KEYS, tensors={**_GGUF_GATED, **_GGUF_NORM, **GGUF_DELTA}),
@@ -153,6 +157,7 @@ QWEN3_5_MOE = Family(
     block=lambda s: _qwen_block(s, None, _qwen_experts(s, RouterConfig()), tiled=s.is_gguf),
     client=_qwen_client,
     tensors={**EXPERTS, **_SHARED_EXPERT, **_GATED, **DELTA},
+    fixed=_QWEN_FIXED,
     ignored=rf"{_VISUAL}|(model\.)?mtp\..*",
     wrappers=("qwen3_5_moe",),
     gguf=GGUFFamily(
@@ -254,6 +259,8 @@ def _kda(s: Settings, part: Any) -> RecurrenceConfig:
             return int(part.integer(inner, least=1, most=most))
         return s.integer(key, least=1, most=most)
 
+    if part is not None and any(map(part.is_given, ("gate_lower_bound", "use_full_rank_gate"))):
+        raise UnsupportedModelError(f"{part.named('gate_lower_bound')}: Kimi K3's gates are not supported")
     heads = s.heads if s.is_gguf else size("num_heads", "linear_num_heads", MAX_WIDTH)
     dim = size("head_dim", "linear_head_dim", MAX_WIDTH)
     check_silu(s)
@@ -343,6 +350,7 @@ KIMI_LINEAR = Family(
     },
     fixed={
         "mla_use_nope": (True,),
+        "mla_use_output_gate": (False, None),
         "moe_layer_freq": (1,),
         "moe_router_activation_func": ("sigmoid",),
         "num_nextn_predict_layers": (0, None),

@@ -37,6 +37,10 @@ PARAMETERS = {
     "phi-4": 14_659_507_200,
     "smollm2-135m": 134_515_008,
     "mistral-7b": 7_248_023_552,
+    "kimi-linear-48b": 49_122_681_728,
+    "lfm2-350m": 354_483_968,
+    "lfm2-700m": 742_489_344,
+    "lfm2-1.2b": 1_170_340_608,
 }
 """As the hub counts the tensors of the text part, or as the makers publish it, to the last one."""
 
@@ -53,6 +57,7 @@ BILLIONS = {
     "deepseek-v2-lite": 15.7,
     "olmo2-32b": 32.2,
     "seed-oss-36b": 36.2,
+    "lfm2-8b-a1b": 8.34,
 }
 """As the makers publish it, in thousands of millions."""
 
