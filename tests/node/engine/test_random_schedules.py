@@ -124,20 +124,37 @@ KINDS = {
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 async def test_schedules_with_states(kind, deterministic):
-    """A state before each block that sees everything, beside attention, and alone; no mixer at all; and of
-    each kind a span of one block. Pools with room for one session, and for many."""
-    blocks = KINDS[kind]
-    options = LoadOptions(dtype="float32", quantize="none", deterministic=deterministic)
-    model = load_backend(checkpoint_of(blocks), Span(0, 4), options)
-    spans = [Span(0, 4)] * 4 + [Span(1, 3), *(Span(block, block + 1) for block in range(4))]
-    most = 4 * sum(block.state is not None for block in blocks)
     rows = lost = 0
+    model = with_states(kind, deterministic=deterministic)
     for number in _numbers(4000, 6):
-        logs, engine = await run_schedule(
-            model, number, LONGEST_OF_WINDOWS, spans, states=(most, 2 * most, 10 * most)
-        )
+        logs, engine = await run_with_states(model, number)
         rows += check(model, logs, exact=deterministic)
         lost += sum(log.lost for log in logs)
         check_books(engine)
     assert rows > 100
     assert lost > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_schedules_with_states_on_mlx_against_torch(kind):
+    rows = 0
+    model, plain_model = with_states(kind, device="mlx"), with_states(kind, kernels="torch")
+    for number in _numbers(4100, 2):
+        logs, engine = await run_with_states(model, number)
+        rows += check(plain_model, logs, exact=False)
+        check_books(engine)
+    assert rows > 100
+
+
+def with_states(kind, **options):
+    blocks = KINDS[kind]
+    wanted = LoadOptions(dtype="float32", quantize="none", **options)
+    return load_backend(checkpoint_of(blocks), Span(0, len(blocks)), wanted)
+
+
+async def run_with_states(model, number):
+    """A state before each block that sees everything, beside attention, and alone; no mixer at all; and of
+    each kind a span of one block. Pools with room for one session, and for many."""
+    spans = [Span(0, 4)] * 4 + [Span(1, 3), *(Span(block, block + 1) for block in range(4))]
+    most = 4 * sum(block.state is not None for block in model.config.blocks)
+    return await run_schedule(model, number, LONGEST_OF_WINDOWS, spans, states=(most, 2 * most, 10 * most))
