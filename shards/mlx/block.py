@@ -92,7 +92,7 @@ def _attention(
         return None
     if isinstance(held, AttentionWeights):
         return HeadsLayer(settings.attention, held, rope, dtype, settings.kv_of)
-    return LatentLayer(settings.attention, held, rope)
+    return LatentLayer(settings.attention, held, rope, settings.index_of)
 
 
 def _state(settings: BlockConfig, weights: Weights) -> RecurrenceLayer | ShortConvLayer | None:

@@ -113,7 +113,7 @@ class MlxSpan:
 def computes(block: BlockConfig) -> bool:
     """Whether MLX has all that such a block is made of."""
     sparse = block.mlp is not None and block.mlp.sparsity
-    return not (block.streams or block.laurel or sparse or block.is_indexed)
+    return not (block.streams or block.laurel or sparse)
 
 
 def load_mlx_span(
@@ -128,8 +128,8 @@ def load_mlx_span(
     config = checkpoint.config
     if any(not computes(block) for block in config.blocks[span.start : span.end]):
         raise UnsupportedModelError(
-            f"MLX does not compute {config.family}: several residual streams, a learned residual, a sparse "
-            "gate and an indexer of attention are not supported there",
+            f"MLX does not compute {config.family}: several residual streams, a learned residual and a "
+            "sparse gate are not supported there",
             hint="Use --device cpu.",
         )
     plan = MlxPlan.resolve(options, config.native_dtype)

@@ -19,7 +19,7 @@ from ....swarm.types import Span
 from ...layers.kv_pool import BatchSlice
 from ..tensors.device import index
 from ..tensors.kv_pool import MlxKvPool, Stored
-from .scores import Mask, Scores
+from .scores import MOST_SCORES, Mask, Scores
 
 if TYPE_CHECKING:
     from ...formats.blocks.attention import KvShape
@@ -65,8 +65,9 @@ class PagedAttention:
         self._pool, self._span = pool, span
         self._groups: list[_Group] = []
         self._views: dict[tuple[int, ...], list[_View]] = {}
-        self._new: dict[KvShape, dict[int, Stored]] = {}
-        self._stacked: list[tuple[list[int], list[mx.array]]] = []
+        self._new: dict[tuple[KvShape, bool], dict[int, Stored]] = {}
+        self._stacked: list[tuple[KvShape | None, list[int], list[mx.array]]] = []
+        self._chosen: list[mx.array | None] = []
         for part in slices:
             if part.first_block > span.start or part.first_block + len(part.table) < span.end:
                 raise LocalProtocolError(f"a slice that does not hold blocks {span}")
@@ -78,37 +79,81 @@ class PagedAttention:
         rows = [row for part in self.slices for row in range(part.row, part.row + part.count)]
         self.order = None if rows == list(range(len(rows))) else np.array(rows)
 
+    def choose(
+        self, block: int, scores: Scores, top: int, q: mx.array, k: mx.array, weights: mx.array
+    ) -> None:
+        """Chooses for each row the ``top`` tokens that it will see, by ``q`` (T, index heads, index_dim),
+        ``weights`` (T, index heads) and the index keys, of which those of the rows are ``k`` (T, 1,
+        index_dim): in ``block``, whose scores are ``scores``, and in those after it without an indexer."""
+        at, kv, shape = block - self._span.start, scores.kv, scores.kv.index
+        if shape is None:
+            raise LocalProtocolError(f"block {block} keeps no index keys")
+        made = self._new.setdefault((kv, True), {})
+        made[at] = self._pool.narrow(k.swapaxes(0, 1))
+        new = self._pool.widen(made[at], mx.float32)[0]  # (T, index_dim)
+        q, weights = q.astype(mx.float32), weights.astype(mx.float32)
+        self._chosen = []
+        for group, view in zip(self._groups, self._seen(scores), strict=True):
+            if max(part.start + part.count for part in group.slices) <= top:
+                self._chosen.append(None)
+                continue
+            own = slice(group.first, group.first + group.rows)
+            keys = self._pool.gather(view.slots[at], shape, mx.float32, kv)
+            keys = keys.reshape(len(group.slices), -1, shape.key_dim)  # from position 0 on
+            if len(group.slices) > 1:
+                keys[view.places] = new[own]
+                found = _index_scores(q[own, None], keys, weights[own, None])[:, 0]  # (N, tokens)
+                ends = np.array([part.start + 1 for part in group.slices])[:, None]
+                seen = mx.array(np.arange(keys.shape[1]) < ends)
+                self._chosen.append(_best(mx.where(seen, found, -mx.inf), top) & seen)
+            else:
+                start, end = group.slices[0].start, group.slices[0].start + group.rows
+                keys[0, start:end] = new[own]
+                self._chosen.append(_chosen_of(q[own], keys[0, :end], weights[own], start, top))
+
     def __call__(
-        self, block: int, scores: Scores, q: mx.array, k: mx.array | None, v: mx.array | None = None
+        self,
+        block: int,
+        scores: Scores,
+        q: mx.array,
+        k: mx.array | None,
+        v: mx.array | None = None,
+        *,
+        indexed: bool = False,
     ) -> mx.array:
         """``q`` (T, heads, key_dim), ``k`` and ``v`` (T, kv_heads, key_dim) → (T, heads * value_dim). Without
         ``v``, values are shared with keys. Without ``k``, they are those that ``block`` has made already.
+        ``indexed``: rows see what was chosen last.
 
         ``block`` is absolute. Call it with keys once for each block of the span, in their order.
         """
-        at, made = block - self._span.start, self._new.setdefault(scores.kv, {})
+        if indexed and not self._chosen:
+            raise LocalProtocolError(f"no indexer before block {block} has chosen what it sees")
+        at, made = block - self._span.start, self._new.setdefault((scores.kv, False), {})
         if k is not None:
             rows = k if v is None else mx.concatenate([k, v], axis=1)
             made[at] = self._pool.narrow(rows.swapaxes(0, 1))  # (vectors, T, key_dim)
         new = self._pool.widen(made[at], q.dtype)
         outs = []
-        for group, view in zip(self._groups, self._seen(scores), strict=True):
+        every = self._chosen if indexed else [None] * len(self._groups)
+        for group, view, chosen in zip(self._groups, self._seen(scores), every, strict=True):
             own = slice(group.first, group.first + group.rows)
             attend = self._alone if len(group.slices) == 1 else self._together
-            outs.append(attend(group, view, at, scores, q[own], new[:, own]))
+            mask = view.mask if chosen is None else _wide(chosen, scores, len(group.slices))
+            outs.append(attend(group, view, at, scores, q[own], new[:, own], mask))
         return outs[0] if len(outs) == 1 else mx.concatenate(outs)
 
     def pending(self) -> list[mx.array]:
         """What ``commit`` writes. Evaluate it before, together with the result."""
         self._stacked = []
-        for new in self._new.values():
+        for (kv, is_index), new in self._new.items():
             arrays = [mx.stack(list(parts)) for parts in zip(*new.values(), strict=True)]
-            self._stacked.append(([*new], arrays))
-        return [array for _, arrays in self._stacked for array in arrays]
+            self._stacked.append((kv if is_index else None, [*new], arrays))
+        return [array for *_, arrays in self._stacked for array in arrays]
 
     def commit(self) -> None:
         """Write the new keys and values, which ``pending`` gave and which are evaluated."""
-        for blocks, arrays in self._stacked:
+        for behind, blocks, arrays in self._stacked:
             rows = [np.array(part, copy=False) for part in arrays]  # (blocks, vectors, T, ...)
             at = 0
             for part in self.slices:
@@ -117,7 +162,7 @@ class PagedAttention:
                 while position < end:
                     page, offset = divmod(position, PAGE_TOKENS)
                     count = min(end - position, PAGE_TOKENS - offset)
-                    self._pool.write(table[:, page], offset, rows, at, at + count)
+                    self._pool.write(table[:, page], offset, rows, at, at + count, behind)
                     at += count
                     position += count
 
@@ -153,7 +198,7 @@ class PagedAttention:
         return _View(slots, bases.tolist(), places, wide.reshape(1, -1, 1, seen.shape[1]))
 
     def _alone(
-        self, group: _Group, view: _View, at: int, scores: Scores, q: mx.array, new: mx.array
+        self, group: _Group, view: _View, at: int, scores: Scores, q: mx.array, new: mx.array, mask: Mask
     ) -> mx.array:
         """One slice: ``q`` (n, heads, key_dim), ``new`` (vectors, n, key_dim)."""
         part, held = group.slices[0], new
@@ -163,11 +208,11 @@ class PagedAttention:
             held = pages.reshape(len(new), -1, new.shape[-1])
             held[:, part.start - base : end - base] = new
             held = held[:, first - base : end - base]
-        out = scores.attend(q.swapaxes(0, 1)[None], held[None], view.mask)  # (1, heads, n, value_dim)
+        out = scores.attend(q.swapaxes(0, 1)[None], held[None], mask)  # (1, heads, n, value_dim)
         return out[0].swapaxes(0, 1).reshape(part.count, -1)
 
     def _together(
-        self, group: _Group, view: _View, at: int, scores: Scores, q: mx.array, new: mx.array
+        self, group: _Group, view: _View, at: int, scores: Scores, q: mx.array, new: mx.array, mask: Mask
     ) -> mx.array:
         """One token of each of N slices: ``q`` (N, heads, key_dim), ``new`` (vectors, N, key_dim).
 
@@ -181,8 +226,45 @@ class PagedAttention:
         held[:, numbers, places] = new
         held = held.reshape(1, len(new) * n, -1, key_dim)
         queries = q.reshape(n, kv_heads, -1, key_dim).swapaxes(0, 1).reshape(1, -1, 1, key_dim)
-        out = scores.attend(queries, held, view.mask, n)  # (1, kv_heads * N * group, 1, value_dim)
+        out = scores.attend(queries, held, mask, n)  # (1, kv_heads * N * group, 1, value_dim)
         return out.reshape(kv_heads, n, -1).swapaxes(0, 1).reshape(n, -1)
+
+
+def _index_scores(q: mx.array, keys: mx.array, weights: mx.array) -> mx.array:
+    """``q`` (..., n, heads, dim), ``keys`` (..., m, dim), ``weights`` (..., n, heads) → (..., n, m)."""
+    found = mx.maximum(q @ keys[..., None, :, :].swapaxes(-1, -2), 0)  # (..., n, heads, m)
+    return (weights[..., None, :] @ found)[..., 0, :]
+
+
+def _chosen_of(q: mx.array, keys: mx.array, weights: mx.array, start: int, top: int) -> mx.array:
+    """Of rows from position ``start`` on, whose last sees all ``keys`` (m, dim) → (n, m)."""
+    rows = max(1, MOST_SCORES // (q.shape[1] * len(keys)))
+    parts = []
+    for first in range(0, len(q), rows):
+        part = slice(first, first + rows)
+        ends = np.arange(start, start + len(q))[part, None]
+        seen = mx.array(np.arange(len(keys)) <= ends)
+        found = mx.where(seen, _index_scores(q[part], keys, weights[part]), -mx.inf)
+        parts.append(_best(found, top) & seen)
+    return mx.concatenate(parts)
+
+
+def _best(scores: mx.array, top: int) -> mx.array:
+    """Whether each of ``scores`` (n, m) is among the ``top`` largest of its row; of equal ones the first."""
+    if scores.shape[1] <= top:
+        return mx.ones(scores.shape, mx.bool_)
+    least = mx.topk(scores, top, axis=-1).min(-1, keepdims=True)
+    larger, equal = scores > least, scores == least
+    room = top - larger.sum(-1, keepdims=True)
+    return larger | (equal & (mx.cumsum(equal.astype(mx.int32), axis=-1) <= room))
+
+
+def _wide(chosen: mx.array, scores: Scores, sequences: int) -> Mask:
+    """``chosen`` (rows, tokens) as ``Scores`` takes it: of rows of one sequence, or one each of several."""
+    if sequences == 1 and len(chosen) > 1:
+        return chosen
+    wide = mx.broadcast_to(chosen[:, None], (len(chosen), scores.heads, chosen.shape[1]))
+    return wide.reshape(1, -1, 1, chosen.shape[1])
 
 
 def _groups(slices: Sequence[BatchSlice]) -> list[list[BatchSlice]]:

@@ -43,7 +43,8 @@ class MlxKvPool:
     """``n_slots`` slots for blocks of ``shapes``, a ``KvMemory``. Everything in it is finite at all times, as
     what a mask hides is still multiplied by zero.
 
-    A token's keys in a block, then its values, are its vectors. ``data``: (units, n_slots, PAGE_TOKENS,
+    A token's keys in a block, then its values, are its vectors; behind them lies its key for an indexer, a
+    vector of another size. ``data``: (units, n_slots, PAGE_TOKENS,
     width), where a vector takes key_dim / width units. It is one unit where all blocks have the same key_dim:
     pages of one session, taken together, are then a contiguous matrix a head. ``scales``, for int8: (vectors,
     n_slots, PAGE_TOKENS). ``states``: what each slot of a state holds, evaluated; None before it is written.
@@ -54,12 +55,14 @@ class MlxKvPool:
         self.slot_bytes = max((slot_bytes(shape, kv_dtype) for shape in shapes), default=0)
         self.n_slots, self.kv_dtype = n_slots, kv_dtype
         self.states: list[State | None] = [None] * n_states
-        self._width = math.gcd(*(shape.key_dim for shape in shapes)) or 1
-        units = max((vectors(shape) * shape.key_dim for shape in shapes), default=0) // self._width
+        self._width = math.gcd(*(dim for shape in shapes for dim in (shape.key_dim, shape.index_dim))) or 1
+        values = (vectors(shape) * shape.key_dim + shape.index_dim for shape in shapes)
+        units = max(values, default=0) // self._width
         self.data = mx.zeros((units, n_slots, PAGE_TOKENS, self._width), _STORED[kv_dtype])
         self.scales = None
         if kv_dtype == "int8":
-            self.scales = mx.zeros((max(map(vectors, shapes), default=0), n_slots, PAGE_TOKENS))
+            most = max((vectors(shape) + (shape.index is not None) for shape in shapes), default=0)
+            self.scales = mx.zeros((most, n_slots, PAGE_TOKENS))
         arrays = [self.data] if self.scales is None else [self.data, self.scales]
         mx.eval(arrays)
         # Views that may be written: MLX's arrays lend their memory, and these two are never part of a result.
@@ -90,17 +93,20 @@ class MlxKvPool:
         if self._scale_cells is not None:
             self._scale_cells[:, written] = self._scale_cells[:, read]
 
-    def gather(self, slots: mx.array, shape: KvShape, dtype: mx.Dtype) -> mx.array:
+    def gather(
+        self, slots: mx.array, shape: KvShape, dtype: mx.Dtype, behind: KvShape | None = None
+    ) -> mx.array:
         """The pages in ``slots`` (any shape S) of blocks of ``shape`` → (vectors, *S, PAGE_TOKENS, key_dim),
-        of ``dtype``."""
+        of ``dtype``. ``behind``: of an indexer's ``shape``, that of its block."""
         count, parts = vectors(shape), shape.key_dim // self._width
-        pages = mx.take(self.data[: count * parts], slots, axis=1)
+        vector, unit = self._first(behind)
+        pages = mx.take(self.data[unit : unit + count * parts], slots, axis=1)
         if parts > 1:
             pages = mx.moveaxis(pages.reshape(count, parts, *pages.shape[1:]), 1, -2)
             pages = pages.reshape(*pages.shape[:-2], shape.key_dim)
         if self.scales is None:
             return self._plain(pages).astype(dtype)
-        scales = mx.take(self.scales[:count], slots, axis=1)
+        scales = mx.take(self.scales[vector : vector + count], slots, axis=1)
         return (pages.astype(mx.float32) * scales[..., None]).astype(dtype)
 
     def narrow(self, rows: mx.array) -> Stored:
@@ -120,15 +126,31 @@ class MlxKvPool:
             return self._plain(stored[0]).astype(dtype)
         return (stored[0].astype(mx.float32) * stored[1][..., None]).astype(dtype)
 
-    def write(self, slots: np.ndarray, offset: int, rows: Sequence[np.ndarray], first: int, end: int) -> None:
+    def write(
+        self,
+        slots: np.ndarray,
+        offset: int,
+        rows: Sequence[np.ndarray],
+        first: int,
+        end: int,
+        behind: KvShape | None = None,
+    ) -> None:
         """Into each block's page, ``slots`` (blocks of one shape), from token ``offset`` of the page on, rows
-        ``first`` to ``end`` of ``rows``: evaluated ``Stored`` arrays with an axis (blocks) in front."""
+        ``first`` to ``end`` of ``rows``: evaluated ``Stored`` arrays with an axis (blocks) in front.
+        ``behind``: as for ``gather``."""
+        vector, unit = self._first(behind)
         cells, part = slice(offset, offset + end - first), rows[0][:, :, first:end]
         units = part.reshape(*part.shape[:3], -1, self._width).transpose(1, 3, 0, 2, 4)
         units = units.reshape(-1, *units.shape[2:])  # (units, blocks, tokens, width)
-        self._cells[: len(units), slots, cells] = units
+        self._cells[unit : unit + len(units), slots, cells] = units
         if self._scale_cells is not None:
-            self._scale_cells[: len(rows[1][0]), slots, cells] = rows[1][:, :, first:end].swapaxes(0, 1)
+            scales = rows[1][:, :, first:end].swapaxes(0, 1)
+            self._scale_cells[vector : vector + len(scales), slots, cells] = scales
+
+    def _first(self, behind: KvShape | None) -> tuple[int, int]:
+        """The vector and the unit where what lies behind the keys and values of a shape begins."""
+        count = 0 if behind is None else vectors(behind)
+        return count, 0 if behind is None else count * behind.key_dim // self._width
 
     def _plain(self, stored: mx.array) -> mx.array:
         return stored.view(mx.bfloat16) if self.kv_dtype == "bfloat16" else stored

@@ -24,7 +24,7 @@ from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.codecs.kinds import INT8
 from swarm_node.swarm.placement.planner import plan_join
 from swarm_node.swarm.types import ModelRef, NodeInfo, NodeState, Span
-from tests.shards.models.block_cases import CASES, INDEXED, RMS, attention, block, checkpoint_of, sparse
+from tests.shards.models.block_cases import CASES, RMS, attention, block, checkpoint_of, sparse
 
 pytestmark = pytest.mark.slow
 
@@ -98,7 +98,7 @@ def test_each_kind_of_block_is_measured(described):
 
 @pytest.mark.parametrize("case", ["gemma 4 E", "another's keys and values", "another's indexer"])
 def test_blocks_that_read_what_another_makes_are_measured_with_it(case, described):
-    made = checkpoint_of((CASES | INDEXED)[case])
+    made = checkpoint_of(CASES[case])
     blocks = made.config.blocks
     shape = measure_machine(config(memory=10**8), made.config, made.manifest, 1).shape
     whole = load_backend(made, Span(0, len(blocks)), LoadOptions(dtype="float32", quantize="none"))

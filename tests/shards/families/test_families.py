@@ -99,7 +99,7 @@ CHUNKS = (1, 7, 3, 1, 17)
 """Tokens of the slices that a text is fed in."""
 
 
-NO_MLX = {"gemma3n_text", "deepseek_v32", "glm_moe_dsa"}
+NO_MLX = {"gemma3n_text"}
 """Families that MLX leaves to torch."""
 EXECUTORS: tuple[dict[str, str], ...] = ({"kernels": "native"}, {"kernels": "torch"}, {"device": "mlx"})
 

@@ -16,18 +16,21 @@ from hypothesis import strategies as st
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
 from swarm_node.shards.formats.blocks.block import BlockConfig
 from swarm_node.shards.formats.qtypes import row_bytes
+from swarm_node.shards.layers.kv_pool import KV_DTYPES
+from swarm_node.shards.loading import load_backend
 from swarm_node.shards.mlx.block import MlxBlock
-from swarm_node.shards.mlx.mixers import scores
+from swarm_node.shards.mlx.mixers import attention, scores
 from swarm_node.shards.mlx.mixers.attention import PagedAttention
 from swarm_node.shards.mlx.mixers.scores import Scores
-from swarm_node.shards.mlx.span import MlxSpan
 from swarm_node.shards.mlx.tensors import device
 from swarm_node.shards.mlx.tensors.linear import GroupedLinear
 from swarm_node.shards.mlx.weights import MlxLoader, MlxPlan
+from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.shards.models.block_loading import load_block
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.random_blocks import random_checkpoint
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
+from swarm_node.swarm.types import Span
 from tests.shards.conftest import Sessions
 from tests.shards.mlx.mlx_cases import FEEDS, loaded
 from tests.shards.models.block_cases import CASES, HIDDEN, block_configs, checkpoint_of
@@ -39,7 +42,7 @@ ALL = CASES | STATES
 
 
 def outputs(
-    model: MlxSpan,
+    model: SpanBackend[Any],
     inputs: np.ndarray,
     feeds: list[list[tuple[int, int]]] = FEEDS,
     *,
@@ -124,8 +127,10 @@ def test_sixteen_bits_stay_sixteen_bits(name: str, monkeypatch: pytest.MonkeyPat
     model = loaded(checkpoint, LoadOptions(device="mlx", dtype="bfloat16", quantize="none"))
     types, attend, compute = set(), PagedAttention.__call__, MlxBlock.__call__
 
-    def spied(self: PagedAttention, block: int, scores: Scores, *qkv: mx.array | None) -> mx.array:
-        out = attend(self, block, scores, *qkv)
+    def spied(
+        self: PagedAttention, block: int, scores: Scores, *qkv: mx.array | None, **how: bool
+    ) -> mx.array:
+        out = attend(self, block, scores, *qkv, **how)
         types.update(array.dtype for array in (*qkv, out) if array is not None)
         return out
 
@@ -148,9 +153,23 @@ def test_long_sessions_turn_by_other_factors() -> None:
 
 
 def test_rows_of_long_prompts_are_attended_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scores, "MOST_SCORES", 500)
-    for name in ("llama", "window", "chunk", "softcap", "latent"):
+    for module in (scores, attention):
+        monkeypatch.setattr(module, "MOST_SCORES", 500)
+    for name in ("llama", "window", "chunk", "softcap", "latent", "indexer"):
         check(checkpoint_of(CASES[name]))
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+def test_index_keys_are_kept_as_the_c_kernels_keep_them(kv_dtype: str) -> None:
+    """Rounding may choose another token for a row, here and there."""
+    checkpoint, inputs = checkpoint_of(CASES["indexer"][:1]), inputs_of()
+    options = LoadOptions(dtype="float32", quantize="none", kernels="native")
+    native = load_backend(checkpoint, Span(0, checkpoint.config.n_blocks), options)
+    models = loaded(checkpoint), native
+    pairs = zip(*(outputs(model, inputs, kv_dtype=kv_dtype) for model in models), strict=True)
+    for got, want in pairs:
+        errors = np.abs(got - want).max(1) / np.abs(want).max(1)
+        assert np.mean(errors > 1e-3) < 0.1
 
 
 def with_experts_of(name: str, qtypes: Sequence[str]) -> Checkpoint:

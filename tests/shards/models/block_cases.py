@@ -49,6 +49,13 @@ def latent(**changes: Any) -> AttentionConfig:
     return replace(plain, **changes)
 
 
+def indexed(top: int, own: bool = True, **changes: Any) -> AttentionConfig:
+    """Latent attention of which a token sees ``top`` tokens, by an indexer of its own or another's."""
+    indexer = IndexerConfig(heads=8, head_dim=12, top=top, norm=LAYER) if own else None
+    parts = LatentConfig(32, 16, 8, 24, RMS, q_rank=40, indexer=indexer)
+    return latent(latent=parts, **changes)
+
+
 def experts(router: RouterConfig, **changes: Any) -> ExpertsConfig:
     """Eight experts, of which a token takes two."""
     return replace(ExpertsConfig(count=8, used=2, mlp=MlpConfig(32), router=router), **changes)
@@ -96,6 +103,20 @@ READING = [
     replace(each, attention=replace(each.attention, v_norm=None, keys_as_values=False)) for each in GEMMA
 ]
 """As those, of another block's keys and values."""
+
+INDEXED: dict[str, tuple[BlockConfig, ...]] = {
+    "indexer": (block(indexed(20)),) * 2,
+    "indexer, one token": (block(indexed(1, rope=None)),),
+    "indexer, all tokens": (block(indexed(500)),),
+    "another's indexer": (
+        block(indexed(33)),
+        replace(sparse(SIGMOID), attention=indexed(1, own=False), index_of=0),
+        block(indexed(1, own=False), index_of=0),
+        block(indexed(40)),
+        block(indexed(1, own=False), index_of=3),
+    ),
+    "indexer beside others": (block(attention(kv_heads=1)), block(indexed(9)), block(latent())),
+}
 
 CASES: dict[str, tuple[BlockConfig, ...]] = {
     "llama": (block(),) * 3,
@@ -225,33 +246,13 @@ CASES: dict[str, tuple[BlockConfig, ...]] = {
         replace(each, side=SideConfig(16, "gelu_tanh", RMS), kv_of=kv_of)
         for each, kv_of in ((GEMMA[0], None), (GEMMA[1], None), (READING[0], 0), (READING[1], 1))
     ),
+    **INDEXED,
     # shapes of keys and values that differ
     "gemma": (GEMMA[0], GEMMA[0], GEMMA[1]),
     "mixed": (block(latent()), block(attention(kv_heads=1)), sparse(SOFTMAX), block(attention(window=9))),
 }
 
 
-def indexed(top: int, own: bool = True, **changes: Any) -> AttentionConfig:
-    """Latent attention of which a token sees ``top`` tokens, by an indexer of its own or another's."""
-    indexer = IndexerConfig(heads=8, head_dim=12, top=top, norm=LAYER) if own else None
-    parts = LatentConfig(32, 16, 8, 24, RMS, q_rank=40, indexer=indexer)
-    return latent(latent=parts, **changes)
-
-
-INDEXED: dict[str, tuple[BlockConfig, ...]] = {
-    "indexer": (block(indexed(20)),) * 2,
-    "indexer, one token": (block(indexed(1, rope=None)),),
-    "indexer, all tokens": (block(indexed(500)),),
-    "another's indexer": (
-        block(indexed(33)),
-        replace(sparse(SIGMOID), attention=indexed(1, own=False), index_of=0),
-        block(indexed(1, own=False), index_of=0),
-        block(indexed(40)),
-        block(indexed(1, own=False), index_of=3),
-    ),
-    "indexer beside others": (block(attention(kv_heads=1)), block(indexed(9)), block(latent())),
-}
-"""What MLX does not compute."""
 ALTERNATING = StreamsConfig(3, 1, RMS, scaled=True)
 OF_TORCH: dict[str, tuple[BlockConfig, ...]] = {
     "experts in a latent": (

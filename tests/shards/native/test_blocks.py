@@ -42,7 +42,7 @@ from tests.shards.models.state_cases import STATES, blocks_with_states, channels
 MakeSessions = Callable[..., Any]
 Blocks = tuple[BlockConfig, ...]
 
-ALL = CASES | STATES | INDEXED
+ALL = CASES | STATES
 LENGTHS = (70, 41, 9)
 FEEDS = [[(0, 33), (1, 1)], [(1, 1), (0, 1), (2, 3)], [(0, 36), (1, 39), (2, 6)]]
 """(session, tokens) of each batch; rows go past a page and a tile."""

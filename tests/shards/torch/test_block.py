@@ -71,7 +71,7 @@ def close(got: Tensor, want: np.ndarray, tolerance: float = TOLERANCE) -> None:
     assert np.abs(got.numpy() - want).max() <= tolerance * np.abs(want).max()
 
 
-ALL = CASES | STATES | INDEXED | OF_TORCH
+ALL = CASES | STATES | OF_TORCH
 
 
 @pytest.mark.parametrize("case", ALL)
