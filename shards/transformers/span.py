@@ -23,6 +23,7 @@ from ..formats.transformers.layered import LayeredModel, unusable
 from ..formats.transformers.own_keys import numbers
 from ..layers.kv_pool import BatchSlice
 from ..models.load_plan import LoadPlan
+from ..models.own_memory import OwnMemory
 from ..torch.span import SpanOnTorch
 from ..torch.tensors.device import Target, to_array
 from ..torch.tensors.kv_pool import TorchKvPool
@@ -87,21 +88,19 @@ class ForeignSpan(SpanOnTorch):
         generator, sizes = np.random.default_rng(0), list(self._tried())
         count = sum(sizes)
         x = generator.standard_normal((count, self.config.hidden_size), np.float32)
-        pages = -(-count // PAGE_TOKENS)
-        tables = np.arange(2 * pages * len(self.span), dtype=np.int32).reshape(2, len(self.span), pages)
         try:
             with torch.inference_mode():
                 rows, cache = self.target.tensor(x)[None], DynamicCache(config=self.made.config)
                 wanted = to_array(self.made.through(rows, cache, self.span.start, self.span.end)[0])
-            pool, found, start = self.new_pool(tables.size, self.plan.dtype), np.empty_like(x), 0
+            memory, found, start = OwnMemory(self, self.plan.dtype, count, 2), np.empty_like(x), 0
             for size in sizes:
                 both = np.concatenate((x[start : start + size], x[:size]))
                 slices = [
-                    BatchSlice(tables[0], self.span.start, 0, start, size),
-                    BatchSlice(tables[1], self.span.start, size, 0, size),
+                    memory.slice(start, size),
+                    memory.slice(0, size, row=size, session=1),
                 ]
                 for block in range(self.span.start, self.span.end):
-                    both = self.forward(both, slices, pool, Span(block, block + 1))
+                    both = self.forward(both, slices, memory.pool, Span(block, block + 1))
                 found[start : start + size] = both[:size]
                 start += size
         except SwarmError:

@@ -27,9 +27,9 @@ def engine_alone(
     *, threads: int, batches: Sequence[int], prefill_tokens: int, seconds: float, repeat: int
 ) -> dict[str, Any]:
     from swarm_node.shards.checkpoint.opening import open_checkpoint
-    from swarm_node.shards.layers.kv_pool import BatchSlice
     from swarm_node.shards.loading import load_backend
     from swarm_node.shards.models.load_plan import LoadOptions
+    from swarm_node.shards.models.own_memory import OwnMemory
     from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
     from swarm_node.swarm.types import Span
 
@@ -40,24 +40,21 @@ def engine_alone(
         options = LoadOptions()
         model = load_backend(checkpoint, span, options, threads=threads)
         kv_dtype = model.kv_dtype("auto", exact=False)
-        pages = -(-max(CONTEXT + 64, prefill_tokens) // PAGE_TOKENS)
-        pool = model.new_pool(max(batches) * pages * len(span), kv_dtype)
-        tables = np.arange(pool.n_slots, dtype=np.int32).reshape(max(batches), len(span), pages)
+        memory = OwnMemory(model, kv_dtype, max(CONTEXT + 64, prefill_tokens), max(batches))
         shape = (max(prefill_tokens, max(batches)), config.row_width(span.start))
         rows = np.random.default_rng(0).standard_normal(shape, np.float32)
 
         def forward(sessions: int, start: int, count: int) -> None:
             pieces = [
-                BatchSlice(tables[session], span.start, session * count, start, count)
+                memory.slice(start, count, row=session * count, session=session)
                 for session in range(sessions)
             ]
-            model.forward(rows[: sessions * count], pieces, pool)
+            model.forward(rows[: sessions * count], pieces, memory.pool)
 
         prefill_s = median(_times(lambda: forward(1, 0, prefill_tokens), seconds, repeat))
         for session in range(max(batches)):  # a context for everybody, slot by slot
-            piece = BatchSlice(tables[session], span.start, 0, 0, CONTEXT)
-            model.forward(rows[:CONTEXT], [piece], pool)
-        weights, token = model.weight_bytes, len(span) * pool.slot_bytes // PAGE_TOKENS
+            model.forward(rows[:CONTEXT], [memory.slice(0, CONTEXT, session=session)], memory.pool)
+        weights, token = model.weight_bytes, len(span) * memory.pool.slot_bytes // PAGE_TOKENS
         uncached = read_bytes_per_s(UNCACHED_BYTES, seconds)
         found = []
         for sessions in batches:

@@ -15,26 +15,21 @@ Step = Callable[[Sequence[int], int], int]
 
 
 def ours(*, path: str, threads: int, new_tokens: int) -> dict[str, float]:
-    import numpy as np
-
     from swarm_node.shards.checkpoint.opening import open_checkpoint
-    from swarm_node.shards.layers.kv_pool import BatchSlice
     from swarm_node.shards.loading import load_backend, load_client_model
     from swarm_node.shards.models.load_plan import LoadOptions
-    from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
+    from swarm_node.shards.models.own_memory import OwnMemory
     from swarm_node.swarm.types import Span
 
     with open_checkpoint(path) as checkpoint:
         span = Span(0, checkpoint.config.n_blocks)
         client = load_client_model(checkpoint, LoadOptions(), threads=threads)
         blocks = load_backend(checkpoint, span, LoadOptions(), threads=threads)
-        pages = (len(PROMPT) + new_tokens) // PAGE_TOKENS + 1
-        pool = blocks.new_pool(pages * len(span), blocks.kv_dtype("auto", exact=False))
-        table = np.arange(pool.n_slots, dtype=np.int32).reshape(len(span), pages)
+        memory = OwnMemory(blocks, blocks.kv_dtype("auto", exact=False), len(PROMPT) + new_tokens + 1)
 
         def step(ids: Sequence[int], position: int) -> int:
-            piece = BatchSlice(table, span.start, 0, position, len(ids))
-            hidden = blocks.forward(client.embed(ids), [piece], pool)
+            piece = memory.slice(position, len(ids))
+            hidden = blocks.forward(client.embed(ids), [piece], memory.pool)
             return int(client.logits(hidden[-1:])[0].argmax())
 
         return _decode(step, new_tokens)

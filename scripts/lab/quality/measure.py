@@ -18,16 +18,16 @@ from torch import Tensor
 
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.layers.kv_pool import KV_DTYPES, BatchSlice
+from swarm_node.shards.layers.kv_pool import KV_DTYPES
 from swarm_node.shards.loading import load_backend, load_client_model
 from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.shards.models.client_part import ClientModel
 from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.shards.models.own_memory import OwnMemory
 from swarm_node.shards.tokenizer.tokenizer import Tokenizer
 from swarm_node.swarm.codecs.codec import Codec
 from swarm_node.swarm.codecs.kinds import F8, NONE, STATELESS
 from swarm_node.swarm.errors import UsageError
-from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.types import Span
 
 HOPS = 3
@@ -161,20 +161,18 @@ class LocalModel:
 
 
 class Cache:
-    """Keys and values of one window."""
+    """Keys, values and states of one window."""
 
     def __init__(self, model: SpanBackend[Any], tokens: int, kv_dtype: str) -> None:
-        blocks, pages = len(model.span), -(-tokens // PAGE_TOKENS)
-        self._model = model
-        self._pool = model.new_pool(blocks * pages, kv_dtype)
-        self._table = np.arange(blocks * pages, dtype=np.int32).reshape(blocks, pages)
+        self._model, self._memory = model, OwnMemory(model, kv_dtype, tokens)
 
     def through(self, x: Tensor, start: int, first: int, end: int) -> Tensor:
         """``x`` (T, hidden) from position ``start`` on, through blocks ``first`` to ``end``."""
         if first == end:
             return x
-        piece = BatchSlice(self._table, self._model.span.start, 0, start, len(x))
-        return torch.from_numpy(self._model.forward(x.numpy(), [piece], self._pool, Span(first, end)))
+        memory = self._memory
+        piece = memory.slice(start, len(x))
+        return torch.from_numpy(self._model.forward(x.numpy(), [piece], memory.pool, Span(first, end)))
 
 
 @dataclass(slots=True)

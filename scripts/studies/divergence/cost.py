@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.layers.kv_pool import BatchSlice
 from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.shards.models.load_plan import LoadOptions
-from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
+from swarm_node.shards.models.own_memory import OwnMemory
 from swarm_node.swarm.types import Span
 
 BLOCKS = 8
@@ -34,20 +33,18 @@ def measure(*, model: str, options: dict[str, Any], threads: int) -> dict[str, A
             for on in (False, True)
         ]
         sessions = max(count for count, *_ in LOADS.values())
-        pages = -(-max(before + tokens for _, before, tokens, _ in LOADS.values()) // PAGE_TOKENS)
-        slots = sessions * len(span) * pages
+        longest = max(before + tokens for _, before, tokens, _ in LOADS.values())
         kv_dtype = modes[0].kv_dtype("auto", exact=options.get("dtype") == "float32")
-        pool = modes[0].new_pool(slots, kv_dtype)
-        tables = np.arange(slots, dtype=np.int32).reshape(sessions, len(span), pages)
+        memory = OwnMemory(modes[0], kv_dtype, longest, sessions)
         x = np.random.default_rng(0).standard_normal((sessions * 512, config.hidden_size), np.float32)
         for session in range(sessions):
-            _seconds(modes[0], pool, tables[session : session + 1], x, 0, CONTEXT)
+            _seconds(modes[0], memory, range(session, session + 1), x, 0, CONTEXT)
         loads = {}
         for name, (count, before, tokens, times) in LOADS.items():
             taken: tuple[list[float], list[float]] = ([], [])
             for turn in range(times + 1):
                 for mode, seconds in zip(modes, taken, strict=True):
-                    passed = _seconds(mode, pool, tables[:count], x, before, tokens)
+                    passed = _seconds(mode, memory, range(count), x, before, tokens)
                     if turn:  # the first warms up
                         seconds.append(passed)
             without, with_it = (1000 * median(seconds) for seconds in taken)
@@ -61,10 +58,18 @@ def measure(*, model: str, options: dict[str, Any], threads: int) -> dict[str, A
 
 
 def _seconds(
-    model: SpanBackend[Any], pool: Any, tables: np.ndarray, x: np.ndarray, before: int, tokens: int
+    model: SpanBackend[Any],
+    memory: OwnMemory[Any],
+    sessions: range,
+    x: np.ndarray,
+    before: int,
+    tokens: int,
 ) -> float:
-    """One step of ``tokens`` tokens for each session of ``tables`` (sessions, blocks, pages)."""
-    pieces = [BatchSlice(table, 0, row * tokens, before, tokens) for row, table in enumerate(tables)]
+    """One step of ``tokens`` tokens for each of the ``sessions``."""
+    pieces = [
+        memory.slice(before, tokens, row=row * tokens, session=session)
+        for row, session in enumerate(sessions)
+    ]
     began = time.perf_counter()
-    model.forward(x[: len(tables) * tokens], pieces, pool)
+    model.forward(x[: len(sessions) * tokens], pieces, memory.pool)
     return time.perf_counter() - began

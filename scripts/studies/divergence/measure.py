@@ -16,12 +16,11 @@ import numpy as np
 
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.shards.layers.kv_pool import BatchSlice
 from swarm_node.shards.loading import load_backend, load_client_model
 from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.shards.models.own_memory import OwnMemory
 from swarm_node.swarm.codecs.kinds import INT8
-from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.types import Span
 
 from ...lab.prompts import long_prompt, question
@@ -64,19 +63,18 @@ def measure(
 
 @dataclass(slots=True)
 class Hop:
-    """A span and the KV pages of all sessions. ``tables`` (sessions, blocks, pages)."""
+    """A span, and what it keeps of all sessions."""
 
     model: SpanBackend[Any]
-    pool: Any
-    tables: np.ndarray
+    memory: OwnMemory[Any]
 
     def through(self, parts: Sequence[tuple[int, int, np.ndarray]]) -> list[np.ndarray]:
         """``parts``: (session, position, rows) of one batch; the rows after the span."""
         pieces, row = [], 0
         for session, start, rows in parts:
-            pieces.append(BatchSlice(self.tables[session], self.model.span.start, row, start, len(rows)))
+            pieces.append(self.memory.slice(start, len(rows), row=row, session=session))
             row += len(rows)
-        out = self.model.forward(np.concatenate([rows for _, _, rows in parts]), pieces, self.pool)
+        out = self.model.forward(np.concatenate([rows for _, _, rows in parts]), pieces, self.memory.pool)
         return np.split(out, np.cumsum([len(rows) for _, _, rows in parts])[:-1])
 
 
@@ -102,11 +100,7 @@ class Route:
         for span in (Span(0, middle), Span(middle, config.n_blocks)):
             model = load_backend(checkpoint, span, options, threads=threads)
             self.kv_dtype = model.kv_dtype("auto", exact=options.dtype == "float32")
-            pages = -(-longest // PAGE_TOKENS)
-            slots = sessions * len(span) * pages
-            pool = model.new_pool(slots, self.kv_dtype)
-            tables = np.arange(slots, dtype=np.int32).reshape(sessions, len(span), pages)
-            self.hops.append(Hop(model, pool, tables))
+            self.hops.append(Hop(model, OwnMemory(model, self.kv_dtype, longest, sessions)))
 
     def answer(
         self,
@@ -158,7 +152,7 @@ class Route:
     def _replay(self, session: Session, index: int) -> None:
         """The second hop's keys and values of this session, made again from what it was sent."""
         hop = self.hops[1]
-        hop.pool.data[hop.tables[index].ravel()] = 0
+        hop.memory.pool.data[hop.memory.tables[index].ravel()] = 0
         journal = b"".join(session.sent)
         size = len(journal) // session.fed
         for start in range(0, session.fed, REPLAY_TOKENS):

@@ -14,8 +14,8 @@ import psutil
 from swarm_node.shards.layers.kv_pool import BatchSlice
 from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.shards.models.own_memory import OwnMemory
 from swarm_node.shards.native.span import WEIGHTS_SHARE, NativeSpan
-from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.types import Span
 
 from ...lab.processes.parent import next_order, tell
@@ -32,10 +32,7 @@ class _Decoding:
 
     def __init__(self, model: NativeSpan, sessions: int, topics: int, steps: int) -> None:
         self._model = model
-        pages = -(-steps // PAGE_TOKENS)
-        blocks = len(model.span)
-        self._pool = model.new_pool(sessions * blocks * pages, "float32")
-        self._tables = np.arange(self._pool.n_slots, dtype=np.int32).reshape(sessions, blocks, pages)
+        self._memory, self._sessions = OwnMemory(model, "float32", steps, sessions), sessions
         self._rows = Rows(sessions, topics)
         self._step = 0
         self._outputs = hashlib.sha256()
@@ -44,7 +41,7 @@ class _Decoding:
         """Returns how many seconds it took."""
         x, slices = self._rows.next(), self._slices()
         began = time.perf_counter()
-        out = self._model.forward(x, slices, self._pool)
+        out = self._model.forward(x, slices, self._memory.pool)
         took = time.perf_counter() - began
         self._outputs.update(out.tobytes())
         self._step += 1
@@ -65,14 +62,15 @@ class _Decoding:
                 if block + 1 < len(routers):
                     guesses.append(choices(x, *routers[block + 1]))
                 span = Span(block, block + 1)
-                x = self._model.forward(x, self._slices(), self._pool, span)
+                x = self._model.forward(x, self._slices(), self._memory.pool, span)
             chosen.append(of_blocks)
             guessed.append(guesses)
             self._step += 1
         return locality(np.array(chosen), np.array(guessed))
 
     def _slices(self) -> list[BatchSlice]:
-        return [BatchSlice(table, 0, row, self._step, 1) for row, table in enumerate(self._tables)]
+        each = range(self._sessions)
+        return [self._memory.slice(self._step, 1, row=session, session=session) for session in each]
 
 
 def compute(*, path: str, blocks: int, threads: int, limit: int | None) -> None:
