@@ -15,7 +15,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from time import perf_counter_ns, thread_time_ns
 from typing import Any, TypeVar
@@ -37,7 +37,7 @@ from .jobs import StepDone, StepDropped, StepFailed, StepJob, TokenSequence
 from .load import EngineLoad, LoadMeter
 from .memory.session_memory import SessionMemory
 from .memory.span_memory import PoolSize
-from .refusals import HOLE, LET_GO, NO_PAGE, NO_STATE, STATE_IN_USE
+from .refusals import GO_BACK, HOLE, LET_GO, NO_PAGE, NO_STATE, STATE_IN_USE
 from .run_delay import RunDelay
 from .scheduler import Scheduler
 from .states import KeptRows, SequenceStates
@@ -343,7 +343,7 @@ class Engine:
         if position > sequence.length:
             job.refusal = HOLE
         elif not sequence.reaches(position) and not self._begin_lower(sequence, position):
-            self._refuse(job, LET_GO if position < sequence.holdings.pages.lowest else NO_STATE)
+            self._refuse(job, _let_go(sequence, position))
         else:
             if position < sequence.length and sequence.names:
                 self._forget_names(sequence, position)
@@ -595,6 +595,15 @@ class Engine:
             self._loop.call_soon_threadsafe(callback, *args)
         except RuntimeError:  # the loop is closed: nobody is left to tell
             logger.debug("event=result_without_loop")
+
+
+def _let_go(sequence: TokenSequence, position: int) -> StepFailed:
+    """Why a step cannot begin at ``position``, and where one can."""
+    lowest, states = sequence.holdings.pages.lowest, sequence.states
+    if position < lowest or states is None:
+        return LET_GO
+    holds = states.held.last_border(position, lowest)
+    return NO_STATE if holds is None else replace(NO_STATE, hint=GO_BACK, holds=holds)
 
 
 def _fill(sequence: TokenSequence) -> None:

@@ -28,6 +28,8 @@ NO_STATE = StepFailed(
     hint="Feed the tokens to a new session.",
     retriable=True,
 )
+GO_BACK = "Feed the session from where it can go on, or the tokens to a new one."
+"""Of NO_STATE that has a place to go on."""
 STATE_IN_USE = StepFailed(
     ErrorCode.OVERLOADED,
     "the step goes back to a state that other sessions share, and that a step before it waits for",

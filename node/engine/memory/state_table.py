@@ -82,6 +82,12 @@ class StateTable:
         """The page whose end is the last one that is not behind ``position``; -1: it is the beginning."""
         return position // self._page_tokens - 1
 
+    def last_border(self, position: int, lowest: int) -> int | None:
+        """The last position up to ``position``, and from ``lowest`` on, at which a session can begin without
+        rows before it; None: there is none."""
+        ends = ((index + 1) * self._page_tokens for index in self.held)
+        return max((end for end in (0, *ends) if lowest <= end <= position), default=None)
+
     def entries(self) -> Iterator[StateChange]:
         """What a table without entries lacks."""
         return (self._change(index, index + 1, page) for index, page in self.held.items())

@@ -54,6 +54,7 @@ class Log:
     span: Span
     records: list[Record] = field(default_factory=list)
     lost: int = 0  # steps that went back behind a window
+    went_back: int = 0  # of them, those that began where they were told to
 
 
 class Client:
@@ -63,6 +64,7 @@ class Client:
         self.engine, self.rng, self.owner, self.logs = engine, rng, owner, logs
         self.longest = longest
         self.steps = 0
+        self.holds: int | None = None  # where the last step that was refused could have begun
 
     def chain(self, tokens: list[int]) -> tuple[bytes, ...]:
         digest, chain = b"salt of " + self.owner[:1].encode(), []
@@ -90,6 +92,7 @@ class Client:
                 future.set_result(rows)
             elif isinstance(outcome, StepFailed):
                 log.lost += outcome.code is ErrorCode.CACHE_LOST
+                self.holds = outcome.holds
                 future.set_result(outcome.code)
             else:
                 assert isinstance(outcome, StepDropped)
@@ -110,6 +113,20 @@ class Client:
             )
         )
         return future
+
+    async def feed(
+        self, sequence: TokenSequence, log: Log, tokens: list[int], start: int, want: Want
+    ) -> np.ndarray | ErrorCode | None:
+        """``send``, and once more from where the session can go on, if it is told so."""
+        answer = await self.send(sequence, log, tokens, start, want)
+        if answer is ErrorCode.CACHE_LOST and (holds := self.holds) is not None:
+            assert holds <= start
+            answer = await self.send(sequence, log, tokens, holds, Want.ALL)
+            log.went_back += 1
+            if isinstance(answer, np.ndarray):
+                return answer[start - holds :] if want is Want.ALL else answer[-1:]
+            assert answer is not ErrorCode.CACHE_LOST
+        return answer
 
     async def open(self, span: Span, max_tokens: int, **more) -> TokenSequence | None:
         for _ in range(50):
@@ -190,7 +207,7 @@ class Client:
                 assert code in (ErrorCode.BAD_TENSOR, ErrorCode.DEADLINE)
             elif move < 0.25 and room > 0:  # a draft, of which a part is kept
                 draft = tokens + [rng.randrange(VOCAB) for _ in range(min(room, 4))]
-                rows = await self.send(sequence, log, draft, at, Want.ALL)
+                rows = await self.feed(sequence, log, draft, at, Want.ALL)
                 if not isinstance(rows, np.ndarray) and rows in NO_MORE:
                     break
                 assert isinstance(rows, np.ndarray)
@@ -203,7 +220,7 @@ class Client:
                 forks -= 1
                 self.fork(beams, sequence, tokens, budget)
             else:
-                rows = await self.send(sequence, log, tokens, at, Want.LAST)
+                rows = await self.feed(sequence, log, tokens, at, Want.LAST)
                 if not isinstance(rows, np.ndarray) and rows in NO_MORE:
                     break
                 assert isinstance(rows, np.ndarray)
