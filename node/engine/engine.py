@@ -351,7 +351,7 @@ class Engine:
             waiting = min(pending) if pending else None
             refusal: StepFailed | None = None
             if states is not None:
-                job.plan = states.plan(position, job.tokens, job.payload, pending)
+                job.plan = states.plan(position, job.tokens, job.payload, pending, len(sequence.names))
                 refusal = STATE_IN_USE if job.plan is None else None
                 waiting = position if waiting is None else min(position, waiting)
                 waiting -= waiting % PAGE_TOKENS  # it may begin there, with rows that were kept
@@ -460,6 +460,7 @@ class Engine:
                 sequence.names,
                 sequence.registered,
                 sequence.holdings,
+                sequence.pending,
                 long_context=sequence.long_context,
             )
             sequence.registered += 1

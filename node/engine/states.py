@@ -139,11 +139,12 @@ class SequenceStates:
         tokens: int,
         payload: bytes | bytearray | memoryview,
         waiting: Collection[int],
+        names: int,
     ) -> Planned | None:
         """For a step that may begin; None where a step that waits reads what it would overwrite. ``waiting``:
-        where steps under way start."""
+        where steps under way start; ``names``: pages that will get one."""
         lead = self.rows.lead(position)
-        changes = self.held.write(position, tokens, waiting=waiting)
+        changes = self.held.write(position, tokens, waiting=waiting, names=names)
         if changes is None:
             return None
         self.rows.write(position, tokens, payload, self.held.held)

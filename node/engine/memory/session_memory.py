@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from ....shards.formats.blocks.block import BlockConfig
@@ -16,10 +16,6 @@ from .page_tables import PageTable
 from .prefix_cache import Known, PrefixCache
 from .span_memory import PoolSize
 from .state_table import StateTable
-
-NAMED_EVERY = 16
-"""A session's states get names at the end of each 16th page: so what begins alike and then differs computes
-512 tokens again at most. They are cached as pages are, in room that no session was promised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,17 +155,19 @@ class SessionMemory:
         names: Sequence[bytes],
         index: int,
         holdings: Holdings,
+        waiting: Collection[int],
         *,
         long_context: bool,
     ) -> None:
-        """Tell the cache of page ``index`` of all that ``names`` has, which will not change any more."""
+        """Tell the cache of page ``index`` of all that ``names`` has, which will not change any more.
+        ``waiting``: where the session's steps that are under way start."""
         for group, page in holdings.pages.at(index):
             self.page_names.register(owner, span, group, names[index], page, long_context=long_context)
-        states = holdings.states
-        if states is None or ((index + 1) % NAMED_EVERY and index + 1 < len(names)):
+        if (states := holdings.states) is None:
             return
-        if (state := states.held.get(index)) is not None:
+        if (state := states.to_name(index, last=index + 1 == len(names))) is not None:
             self.state_names.register(owner, span, None, names[index], state, long_context=long_context)
+            states.named(index, waiting)
 
     def _with_states(
         self, pages: PageTable | None, layout: KvLayout, shared: dict[int, Page]

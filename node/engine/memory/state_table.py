@@ -7,6 +7,10 @@ rows that came since. A step of many pages has states of its own for its last on
 first of the last ones, have one in turn: so a batch that ends in between finds it, but no step can begin
 there later.
 
+Each NAMED_EVERY pages, states that will get a name for the prefix cache are kept *beside*, in room that was
+promised to nobody, until they have it: so what begins alike and then differs computes 512 tokens again at
+most.
+
 What a step changes in the table of slots takes place when the step begins, not when it was planned: steps
 before it, which wait, still use the same slots as they were. So nothing is ever copied.
 """
@@ -20,6 +24,9 @@ from ....swarm.errors import LocalProtocolError
 from .kv_layout import Rows, StateGroup
 from .page_allocator import Page, PageAllocator
 from .prefix_cache import PrefixCache
+
+NAMED_EVERY = 16
+"""States get names at the end of each 16th page, and at the end of what was named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,8 @@ class StateTable:
         self._most = min(group.most, max_pages)
         self._page_tokens = group.page_tokens
         self.held: dict[int, Page] = {}
+        self._beside: dict[int, Page] = {}
+        self._spent: list[Page] = []  # they were beside: let go when no step waits
         self._spare: list[Page] = []  # our own, and of no use: steps that wait may still write to them
 
     @classmethod
@@ -98,11 +107,13 @@ class StateTable:
         if page is not None:
             self._share(index, page)
 
-    def write(self, start: int, count: int, *, waiting: Collection[int] = ()) -> Sequence[StateChange] | None:
+    def write(
+        self, start: int, count: int, *, waiting: Collection[int] = (), names: int = 0
+    ) -> Sequence[StateChange] | None:
         """Make positions ``start`` to ``start + count`` writable: what changes in the table when the step
         begins. None, and nothing changed, where a step that waits reads what would be overwritten.
 
-        ``waiting``: where the session's steps that are under way start.
+        ``waiting``: where the session's steps that are under way start. ``names``: pages that will get one.
         """
         first, last = start // self._page_tokens, (start + count - 1) // self._page_tokens
         if first == last and (page := self.held.get(first)) is not None and _is_own(page):
@@ -115,16 +126,39 @@ class StateTable:
             return None
         for index in shared - kept:
             self._cache.unregister(self.held[index])  # else it may be evicted before it is read
+        self._spent += [self._beside.pop(index) for index in [*self._beside] if index >= first]
+        if not waiting:
+            self._let_go_beside()  # what was answered has its name
         new = range(last - own + 1, last + 1)
         if (begun := self._pick_up(first, kept)) is not None:
             self.held[new.start] = begun
         for index in reversed(new):
             if index not in self.held:
-                self.held[index] = self._take(kept, new)
+                self.held[index] = self._take(kept, new, names)
         changes = [self._change(index, index + 1, self.held[index]) for index in new]
         if first < new.start:
             changes.append(self._change(first, new.start, self.held[new.start]))
+        whole = -(-start // self._page_tokens)  # the step may begin with what is in the page before
+        for index in range(whole, min(new.start, names)):
+            if _is_marked(index) and self._allocator.reserve(self._group.blocks):
+                page = self._beside[index] = self._allocator.allocate(self._group.blocks)
+                changes.append(self._change(index, index + 1, page))
         return changes
+
+    def to_name(self, index: int, *, last: bool) -> Page | None:
+        """The page of that index, if it is to get a name now. ``last``: no later one has a name."""
+        if not last and not _is_marked(index):
+            return None
+        return self.held.get(index) or self._beside.get(index)
+
+    def named(self, index: int, waiting: Collection[int]) -> None:
+        """The page is complete and has the name that it will have: let it go, if it was kept for that.
+        ``waiting``: as in ``write``."""
+        page = self._beside.pop(index, None)
+        if page is not None and any(self.border(position) == index for position in waiting):
+            self._spent.append(page)
+        elif page is not None:
+            self._give_up(page)
 
     def release(self) -> None:
         """Give everything back."""
@@ -146,15 +180,19 @@ class StateTable:
                 self._spare.append(page)
         return begun
 
-    def _take(self, kept: set[int], new: range) -> Page:
+    def _take(self, kept: set[int], new: range, names: int) -> Page:
         """A page to write: one that is spare, or a further one, or one that was kept to go back to."""
         if self._spare:
             return self._spare.pop()
         if len(self.held) >= self._most:
-            page = self.held.pop(min(self.held.keys() - kept - {*new}))
-            if _is_own(page):
+            index = min(self.held.keys() - kept - {*new})
+            page = self.held.pop(index)
+            if not _is_own(page):
+                self._give_back(page)
+            elif index < names and _is_marked(index) and self._allocator.reserve(self._group.blocks):
+                self._beside[index] = page
+            else:
                 return page
-            self._give_back(page)
         return self._allocator.allocate(self._group.blocks)
 
     def _share(self, index: int, page: Page) -> None:
@@ -164,7 +202,14 @@ class StateTable:
             raise LocalProtocolError("a state was promised but is not there")
         self.held[index] = page
 
+    def _let_go_beside(self) -> None:
+        for page in (*self._beside.values(), *self._spent):
+            self._give_up(page)
+        self._beside.clear()
+        self._spent.clear()
+
     def _let_go_all(self) -> None:
+        self._let_go_beside()
         while self._spare:
             self._give_back(self._spare.pop())
         for index in sorted(self.held, reverse=True):  # the cache keeps beginnings longest
@@ -175,8 +220,18 @@ class StateTable:
         if not page.holders and not self._allocator.reserve(self._group.blocks):
             raise LocalProtocolError("a state that was let go is not there")
 
+    def _give_up(self, page: Page) -> None:
+        """One that is not among those promised."""
+        self._allocator.release(page)
+        if page.holders:
+            self._allocator.unreserve(self._group.blocks)  # another session's promise holds it now
+
     def _change(self, start: int, stop: int, page: Page) -> StateChange:
         return StateChange(self._group.rows, start, stop, page.slots)
+
+
+def _is_marked(index: int) -> bool:
+    return (index + 1) % NAMED_EVERY == 0
 
 
 def _is_own(page: Page) -> bool:

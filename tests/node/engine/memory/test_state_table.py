@@ -1,0 +1,333 @@
+"""States of simulated sessions: a slot holds the tokens that its state was computed from."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from swarm_node.node.engine.memory import state_table
+from swarm_node.node.engine.memory.kv_layout import KvLayout, StateGroup
+from swarm_node.node.engine.memory.page_allocator import PageAllocator
+from swarm_node.node.engine.memory.prefix_cache import PrefixCache
+from swarm_node.node.engine.memory.state_table import StateChange, StateTable
+from swarm_node.swarm.fairness.shares import Holder
+from swarm_node.swarm.types import Span
+
+PAGE, BLOCKS, SPAN = 4, 2, Span(0, 3)
+GROUP = StateGroup([0, 2], BLOCKS, PAGE)
+TIMES = 20 if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else 1
+"""How many times the schedules of a usual run."""
+
+Tokens = tuple[int, ...]
+
+
+@dataclass
+class Step:
+    start: int
+    tokens: Tokens
+    changes: Sequence[StateChange] | None
+    done: int = 0
+
+
+@dataclass(eq=False)
+class Session:
+    table: StateTable
+    max_tokens: int
+    names: list[Tokens]
+    content: Tokens  # computed
+    planned: Tokens
+    registered: int = 0
+    at: int = -1  # of which position the state is there for a step in the middle of a page
+    slots: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    steps: deque[Step] = field(default_factory=deque)
+
+    def apply(self, changes: Sequence[StateChange]) -> None:
+        for change in changes:
+            self.slots |= dict.fromkeys(range(change.start, change.stop), change.slots)
+
+    @property
+    def settled(self) -> int:
+        return min([len(self.content), *(step.start for step in self.steps)])
+
+
+class World:
+    """Some sessions over one small pool."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.allocator = PageAllocator(rng.choice([8, 12, 16, 30, 80]))
+        self.cache = PrefixCache(self.allocator)
+        self.memory: dict[int, Tokens] = {}
+        self.sessions: list[Session] = []
+        self.prompts = [tuple(rng.randrange(9) for _ in range(150)) for _ in range(2)]
+        self.found = self.replays = self.forks = 0
+
+    def text(self) -> Tokens:
+        prompt = self.rng.choice(self.prompts)
+        return prompt[: self.rng.randint(1, 150)] + tuple(self.rng.randrange(9) for _ in range(5))
+
+    def open(self) -> None:
+        text, rng = self.text(), self.rng
+        names = [text[: end * PAGE] for end in range(1, len(text) // PAGE + 1)]
+        keys = [bytes(name) for name in names]
+        ends = self.cache.ends("owner", SPAN, keys)
+        max_tokens = len(text) + rng.randint(1, 60)
+        shared = {max(ends) - 1: ends[max(ends)]} if ends else {}
+        free = self.allocator.available
+        table = StateTable.open(self.allocator, self.cache, GROUP, -(-max_tokens // PAGE), shared)
+        room = min(4, -(-max_tokens // PAGE)) * BLOCKS
+        assert (table is not None) == (room <= free)
+        if table is not None:
+            known = text[: (max(ends) if ends else 0) * PAGE]
+            self.found += len(known) > 0
+            self.add(Session(table, max_tokens, names, known, known, len(known) // PAGE))
+
+    def add(self, session: Session) -> None:
+        session.apply([*session.table.entries()])
+        self.sessions.append(session)
+
+    def write(self) -> None:
+        session, rng = self.rng.choice(self.sessions), self.rng
+        start = len(session.planned)
+        if rng.random() < 0.3:
+            start = max(0, start - rng.choice([1, 3, rng.randint(0, start)]))
+        count = min(session.max_tokens - start, rng.choice([1, 1, 1, 5, rng.randint(1, 90)]))
+        goes_on = start == len(session.planned) and (session.steps or session.at == start)
+        if count < 1 or not (goes_on or session.table.begins_at(start)):
+            return
+        if start < len(session.planned):
+            session.names = session.names[: start // PAGE]
+            session.registered = min(session.registered, start // PAGE)
+        waiting = [step.start for step in session.steps]
+        before = (dict(session.table.held), self.allocator.available)
+        changes = session.table.write(start, count, waiting=waiting, names=len(session.names))
+        if changes is None:
+            assert waiting, "only a step that waits is in the way"
+            assert (session.table.held, self.allocator.available) == before
+            return
+        whole = b"".join(map(bytes, session.names[-1:]))
+        new = tuple(whole[start : start + count])
+        new += tuple(rng.randrange(9) for _ in range(count - len(new)))
+        session.planned = session.planned[:start] + new
+        session.steps.append(Step(start, new, changes))
+
+    def compute(self) -> None:
+        session = self.rng.choice(self.sessions)
+        if not session.steps:
+            return None
+        step = session.steps[0]
+        if step.changes is not None:
+            session.apply(step.changes)
+            step.changes = None
+        if not step.done and self.rng.random() < 0.05:
+            return self.fail(session)
+        start = step.start + step.done
+        count = self.rng.randint(1, len(step.tokens) - step.done)
+        if not step.done:
+            session.content = session.content[:start]
+        if not step.done and start % PAGE and session.at != start:
+            border = start - start % PAGE
+            self.replays += 1
+        else:
+            border = start
+        for row in range(BLOCKS):
+            if border:
+                slot = session.slots[(border - 1) // PAGE][row]
+                assert self.memory[slot] == session.content[:border]
+        session.content += step.tokens[step.done : step.done + count]
+        end = start + count
+        for position in range(border + 1, end + 1):
+            if position % PAGE == 0 or position == end:
+                for slot in session.slots[(position - 1) // PAGE]:
+                    self.memory[slot] = session.content[:position]
+        session.at, step.done = end, step.done + count
+        if step.done == len(step.tokens):
+            session.steps.popleft()
+            self.register(session)
+        elif self.rng.random() < 0.05:
+            self.fail(session)
+        return None
+
+    def fail(self, session: Session) -> None:
+        """It may have written anything to the slots from its first page on. What waits behind it starts where
+        nothing is, and fails too, if it does not go back."""
+        step = session.steps.popleft()
+        start = step.start
+        session.apply(step.changes or ())
+        for index in range(start // PAGE, (start + len(step.tokens) - 1) // PAGE + 1):
+            self.memory |= dict.fromkeys(session.slots[index], (-1,))
+        session.content, session.at = session.content[:start], -1
+        while session.steps and session.steps[0].start > start:
+            changes = session.steps.popleft().changes
+            session.apply(changes or ())
+        if not session.steps:
+            session.planned = session.content
+
+    def register(self, session: Session) -> None:
+        while session.registered < min(len(session.names), session.settled // PAGE):
+            index = session.registered
+            page = session.table.to_name(index, last=index + 1 == len(session.names))
+            if page is not None:
+                name = session.names[index]
+                self.cache.register(Holder("owner"), SPAN, None, bytes(name), page)
+                session.table.named(index, [step.start for step in session.steps])
+                if name == session.content[: len(name)]:
+                    assert all(self.memory[slot] == name for slot in page.slots)
+            session.registered += 1
+
+    def fork(self) -> None:
+        parent = self.rng.choice(self.sessions)
+        tokens = max(0, parent.settled - self.rng.choice([0, 1, 6]))
+        if not parent.table.begins_at(tokens):
+            return
+        max_tokens = tokens + self.rng.randint(1, 40)
+        shared = parent.table.before(tokens)
+        table = StateTable.open(self.allocator, self.cache, GROUP, -(-max_tokens // PAGE), shared)
+        if table is not None:
+            self.forks += 1
+            known = parent.content[:tokens]
+            self.add(Session(table, max_tokens, [], known, known))
+
+    def close(self) -> None:
+        session = self.rng.choice(self.sessions)
+        if not session.steps:
+            if self.rng.random() < 0.5:
+                whole = len(session.content) // PAGE
+                session.names = [session.content[: end * PAGE] for end in range(1, whole + 1)]
+                session.registered = 0
+                self.register(session)
+            session.table.release()
+            self.sessions.remove(session)
+
+    def check(self) -> None:
+        allocator = self.allocator
+        held = [{*each.table.held.values(), *each.table._spare} for each in self.sessions]
+        beside = [
+            page for each in self.sessions for page in (*each.table._beside.values(), *each.table._spent)
+        ]
+        assert allocator.used == BLOCKS * len({*beside}.union(*held))
+        for each, pages in zip(self.sessions, held, strict=True):
+            assert len(pages) == len(each.table.held) + len(each.table._spare) <= each.table._most
+        promised = sum(each.table._most for each in self.sessions) * BLOCKS
+        assert allocator.reserved == promised + BLOCKS * len({*beside}) - allocator.used
+        assert allocator.available >= 0
+
+    def run(self, steps: int) -> None:
+        actions = [self.open, self.write, self.compute, self.fork, self.close]
+        for _ in range(steps):
+            action = self.rng.choices(actions, [2, 8, 12, 0.5, 1])[0]
+            if self.sessions or action == self.open:
+                action()
+                self.check()
+        for session in self.sessions:
+            session.table.release()
+        assert (self.allocator.used, self.allocator.reserved) == (0, 0)
+
+
+def test_a_step_finds_the_state_that_it_begins_with(monkeypatch):
+    monkeypatch.setattr(state_table, "NAMED_EVERY", 3)
+    found = replays = forks = 0
+    for seed in range(60 * TIMES):
+        world = World(random.Random(seed))
+        world.run(300)
+        found, replays, forks = found + world.found, replays + world.replays, forks + world.forks
+    assert min(found, replays, forks) > 50
+
+
+def table_of(tokens: int, allocator: PageAllocator | None = None) -> StateTable:
+    allocator = allocator or PageAllocator(40)
+    table = StateTable.open(allocator, PrefixCache(allocator), GROUP, -(-tokens // PAGE), {})
+    assert table is not None
+    return table
+
+
+def test_a_draft_can_be_taken_back_from_anywhere_in_a_page():
+    """Of 32 guesses and a token, in pages of 32."""
+    group = StateGroup([0], 1, 32)
+    for length in range(1, 200):
+        allocator = PageAllocator(4)
+        table = StateTable.open(allocator, PrefixCache(allocator), group, 20, {})
+        for position in range(length):
+            assert table.write(position, 1) is not None
+        assert table.write(length, 33) is not None
+        assert all(table.begins_at(position) for position in range(length, length + 34))
+
+
+def test_a_long_step_can_be_taken_back_to_its_beginning():
+    table = table_of(400)
+    table.write(0, 21)
+    changes = table.write(21, 300)  # pages 5 to 80
+    assert changes is not None
+    assert sorted(table.held) == [4, 78, 79, 80]
+    assert [(each.start, each.stop) for each in changes] == [(78, 79), (79, 80), (80, 81), (5, 78)]
+    assert changes[3].slots == changes[0].slots
+    assert [position for position in range(322) if table.begins_at(position)] == [
+        *range(4),
+        *range(20, 24),
+        *range(316, 322),
+    ]
+
+
+def test_a_session_of_a_page_needs_one_state():
+    allocator = PageAllocator(2)
+    table = table_of(4, allocator)
+    assert table.write(0, 4) is not None
+    assert table.write(0, 2) == ()
+    table.release()
+    assert allocator.free == 2
+
+
+def test_a_state_that_a_waiting_step_reads_is_not_given_up():
+    allocator = PageAllocator(3 * BLOCKS + 1)
+    cache = PrefixCache(allocator)
+    first = StateTable.open(allocator, cache, GROUP, 3, {})
+    first.write(0, 12)
+    for index in range(3):
+        cache.register(Holder("owner"), SPAN, None, bytes([index]), first.held[index])
+    first.release()
+    assert allocator.cached == 3 * BLOCKS
+    second = StateTable.open(allocator, cache, GROUP, 3, {0: cache.ends("owner", SPAN, [b"\0"])[1]})
+    border = second.held[0]
+    second.write(4, 4)
+    assert second.write(8, 4, waiting=[4]) is not None
+    assert (second.held[0], border.key is not None) == (border, True)  # it keeps its name, too
+    assert second.write(0, 8, waiting=[4, 8]) is not None  # it goes back: the page is written in its turn
+    assert border.key is None
+    second.release()
+    assert allocator.used == allocator.reserved == 0
+
+
+def test_what_others_share_is_not_overwritten_while_a_step_waits_for_it():
+    table = table_of(40, allocator := PageAllocator(40))
+    table.write(0, 12)
+    other = StateTable.open(allocator, PrefixCache(allocator), GROUP, 10, table.before(12))
+    table.write(12, 1)
+    assert table.write(8, 4, waiting=[12]) is None
+    assert table.write(8, 4) is not None
+    other.release()
+    table.release()
+    assert allocator.used == allocator.reserved == 0
+
+
+def test_layouts_say_which_rows_keep_a_state():
+    layout = KvLayout([None, 0, None], 8, states=[0, 2], page_tokens=PAGE)
+    assert layout.states == GROUP
+
+
+@pytest.mark.parametrize("free", [0, BLOCKS])
+def test_states_that_get_names_are_kept_where_there_is_room(free):
+    """A prompt of 40 pages, of which a step of 30 pages passes by the 16th and the 32nd."""
+    allocator = PageAllocator(4 * BLOCKS + free)
+    table = table_of(400, allocator)
+    table.write(0, 8, names=40)
+    table.write(8, 120, names=40)
+    assert (table.to_name(15, last=False) is not None) == (free > 0)
+    assert table.to_name(16, last=False) is None
+    table.named(15, [])
+    table.release()
+    assert allocator.free == allocator.total
