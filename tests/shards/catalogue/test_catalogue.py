@@ -57,6 +57,12 @@ BILLIONS = {
     "deepseek-v2-lite": 15.7,
     "olmo2-32b": 32.2,
     "seed-oss-36b": 36.2,
+    "nemotron3-nano-30b": 31.6,
+    "nemotron3-super-120b": 120.7,
+    "granite4-h-tiny": 6.9,
+    "granite4-h-small": 32.2,
+    "falcon-h1-7b": 7.6,
+    "falcon-h1-34b": 33.6,
     "lfm2-8b-a1b": 8.34,
 }
 """As the makers publish it, in thousands of millions."""
