@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin
 
 from ...swarm.errors import UnsupportedModelError
 from ...swarm.protocol.field_types import PAGE_TOKENS
 from ..formats.config import ModelConfig
+from ..formats.transformers.layered import KeysAndValues
 from ..layers.kv_pool import BatchSlice
 from ..torch.tensors.kv_pool import TorchKvPart, TorchKvPool
 
@@ -69,7 +70,9 @@ class UnheldLayer(PagedLayer):
         raise UnsupportedModelError("a block uses the keys and values of another")
 
 
-def paged_cache(config: ModelConfig, pool: TorchKvPool, part: BatchSlice, first: int, end: int) -> Cache:
+def paged_cache(
+    config: ModelConfig, pool: TorchKvPool, part: BatchSlice, first: int, end: int
+) -> KeysAndValues:
     """For blocks ``first`` to ``end`` - 1 and the session of ``part``."""
     pages = -(-(part.start + part.count) // PAGE_TOKENS)
     layers: list[Any] = [UnheldLayer(part.start) for _ in config.blocks]
@@ -81,4 +84,4 @@ def paged_cache(config: ModelConfig, pool: TorchKvPool, part: BatchSlice, first:
             raise UnsupportedModelError(f"block {block} has no attention")
         held = pool.part(attention.kv)
         layers[block] = PagedLayer(held, slots, part.start, part.count)
-    return Cache(layers=layers)
+    return KeysAndValues(config.family, layers)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import DynamicLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ....swarm.errors import UnsupportedModelError
@@ -22,7 +22,7 @@ from ..quantized.settings import quantization
 from ..values.bounds import MAX_VOCAB, MAX_WIDTH
 from ..values.fields import Fields
 from ..values.shown import shown
-from .layered import Layer, LayeredModel, quiet, unusable
+from .layered import KeysAndValues, Layer, LayeredModel, quiet, unusable
 from .own_keys import CONTEXTS, LONGEST, own_keys
 
 _TOKENS = 7
@@ -146,7 +146,7 @@ def _blocks(made: LayeredModel, hidden: int) -> tuple[tuple[BlockConfig, ...], t
 
     try:
         with torch.no_grad(), torch.device("meta"):
-            front = made.visit(around, x, Cache(layers=list(recorders)))
+            front = made.visit(around, x, KeysAndValues(made.name, [*recorders]))
     except UnsupportedModelError:
         raise
     except Exception as error:  # noqa: BLE001  whatever transformers' code raises

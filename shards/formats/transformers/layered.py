@@ -58,6 +58,28 @@ def _few_modules() -> Iterator[None]:
         hook.remove()
 
 
+class KeysAndValues(Cache):
+    """A cache of keys and values alone: UnsupportedModelError for a block that asks it for a state."""
+
+    def __init__(self, name: str, layers: list[Any]) -> None:
+        """``name``: of the model, for people."""
+        super().__init__(layers=layers)
+        self._name = name
+
+    def get_conv_state(self, layer_idx: int, *_: Any, **__: Any) -> Any:
+        raise UnsupportedModelError(
+            f"block {layer_idx} of {self._name} keeps a state besides keys and values",
+            hint="Models with such blocks cannot be cut between machines where transformers computes them.",
+        )
+
+    get_recurrent_state = get_conv_state
+
+    def update_conv_state(self, states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+        return self.get_conv_state(layer_idx)
+
+    update_recurrent_state = update_conv_state
+
+
 class LayeredModel:
     """``model``: transformers' ``…ForCausalLM``, all of it on torch's device "meta", without memory, until
     weights are set. ``layers``: its blocks, ``path``: their list's name."""

@@ -194,6 +194,10 @@ UNFIT: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mamba": ("keeps no keys and values", {}),
     "rwkv": ("keeps no keys and values", {}),
+    "jamba": (
+        "block 0 of JambaForCausalLM keeps a state besides keys and values",
+        {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "mamba_d_state": 4},
+    ),
 }
 
 
