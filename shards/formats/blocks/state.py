@@ -129,6 +129,8 @@ class RecurrenceConfig:
             raise UnsupportedModelError("a delta rule with a skip is not supported")
         if self.norm_shared and self.norm_groups != self.heads:
             raise UnsupportedModelError("a norm that heads share is over each of them")
+        if self.norm is not None and (self.norm.kind != "rms" or self.norm.bias):
+            raise UnsupportedModelError("a recurrence with another norm than RMS is not supported")
 
     @property
     def inner(self) -> int:

@@ -24,8 +24,8 @@ TOGETHER = 1 << 19
 """On the CPU, states of at most so many values (2 MiB) are computed together: they stay in its caches. Eight
 sessions of one row each, ms a block one by one and together: 1.8 and 0.6 with 4 heads of 64 by 64, 1.9 and
 1.1 with 16, 3.7 and 6.8 with 32 of 128 by 128."""
-RUN = 16
-"""On other devices, pages of a session that are computed together: 512 rows."""
+RUN_ON_CPU, RUN = 1, 16
+"""Pages of a session that are computed together, on the CPU and elsewhere: one page stays in its caches."""
 
 
 class PagedStates:
@@ -72,6 +72,7 @@ class Group:
     def __init__(
         self, data: Tensor, parts: Sequence[BatchSlice], shape: StateShape, *, in_place: bool
     ) -> None:
+        self._most = RUN_ON_CPU if data.device.type == "cpu" else RUN
         self._data, self._shape, self._in_place = data, shape, in_place and len(parts) == 1
         self.cuts, self.sessions = _cuts(parts[0]), len(parts)
         self.ends = [*accumulate(self.cuts)]
@@ -95,13 +96,12 @@ class Group:
         return table[:, np.maximum(0, ends - 1) // PAGE_TOKENS].astype(np.int64)
 
     def runs(self) -> Iterator[tuple[int, int]]:
-        """First row and end of each run of equal cuts: on the CPU of one, which stays in its caches."""
-        most = 1 if self._data.device.type == "cpu" else RUN
+        """First row and end of each run of equal cuts that are computed together."""
         first = 0
         for size, same in groupby(self.cuts):
             count = len([*same])
-            for at in range(0, count, most):
-                end = first + min(most, count - at) * size
+            for at in range(0, count, self._most):
+                end = first + min(self._most, count - at) * size
                 yield first, end
                 first = end
 

@@ -14,9 +14,13 @@ from swarm_node.shards.formats.tensors import FINAL_NORM, TensorInfo, block_tens
 from swarm_node.shards.layers.kv_pool import BatchSlice
 from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.shards.models.own_memory import OwnMemory
 from swarm_node.shards.models.random_blocks import random_checkpoint
 from swarm_node.swarm.types import Span
+from tests.shards.models.block_cases import HIDDEN, checkpoint_of
+from tests.shards.models.state_cases import STATES
 
+STATES_THAT_DECAY = [case for case in STATES if case.startswith(("delta", "channels", "mamba"))]
 NORM = NormConfig(1e-5)
 BLOCK = BlockConfig(
     AttentionConfig(4, 2, 64, 0.125, RopeConfig(64)), MlpConfig(512), norm=NORM, mlp_norm=NORM
@@ -47,6 +51,24 @@ def test_weights_of_every_type_are_ordinary_numbers(qtype):
             continue
         halves = np.frombuffer(tensor.stored.tobytes(), dtype=np.float16)
         assert np.abs(halves[halves != 0]).min() > np.finfo(np.float16).tiny or len(tensor.shape) == 1
+
+
+@pytest.mark.parametrize("case", STATES_THAT_DECAY)
+def test_states_neither_vanish_nor_grow(case):
+    """A head's matrix keeps some 19 of 20 parts a token where no input says otherwise."""
+    checkpoint = checkpoint_of(STATES[case])
+    rate = np.exp(checkpoint.tensor("model.layers.0.state.a_log").dequantize()).mean()
+    bias = checkpoint.tensor("model.layers.0.state.decay_bias").dequantize()
+    assert 0.9 < np.exp(-rate * np.logaddexp(0, bias)).mean() < 0.98
+    model = load_backend(checkpoint, Span(0, len(STATES[case])), LoadOptions(kernels="torch"))
+    memory = OwnMemory(model, "float32", 400)
+    x = np.random.default_rng(0).standard_normal((400, HIDDEN), np.float32)
+    y = model.forward(x, [memory.slice(0, 400)], memory.pool)
+    assert np.isfinite(y).all()
+    assert np.abs(y).max() < 100
+    kept = memory.pool.states.numpy()
+    assert np.isfinite(kept).all()
+    assert 0.01 < np.abs(kept).max() < 100
 
 
 def test_blocks_load_and_compute_as_those_of_a_file():

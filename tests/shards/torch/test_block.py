@@ -18,7 +18,6 @@ from swarm_node.shards.formats.raw_tensor import RawTensor
 from swarm_node.shards.layers.kv_pool import KV_DTYPES, BatchSlice
 from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.backend import SpanBackend
-from swarm_node.shards.models.determinism_check import check_determinism
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.errors import LocalProtocolError
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
@@ -78,38 +77,6 @@ ALL = CASES | STATES | OF_TORCH
 def test_every_kind_of_block_in_ragged_chunks(sessions: Sessions, case: str) -> None:
     want = reference(checkpoint_of(ALL[case]), inputs(width=width_of(ALL[case])).numpy())
     close(fed_in_chunks(sessions, load(ALL[case])), want)
-
-
-@pytest.mark.parametrize("deterministic", [False, True])
-@pytest.mark.parametrize("case", ["delta", "channels", "mamba", "different states"])
-def test_a_session_goes_back_to_a_border(sessions: Sessions, case: str, deterministic: bool) -> None:
-    """Of any page, over what other tokens left in the pages behind it."""
-    model, x = load(STATES[case], deterministic=deterministic), inputs(96)
-    fed = sessions(model, tokens=96, borders=True)
-    want = fed.forward(x)
-    for border in (64, 32, 0):
-        for rows in (inputs(96, seed=2)[border:], x[border:]):
-            fed.lengths[0] = border
-            got = fed.forward(rows)
-        close(got, want[border:].numpy(), 0.0 if deterministic else TOLERANCE)
-
-
-@pytest.mark.parametrize("case", ["delta", "short convolution", "attention beside mamba"])
-def test_a_state_is_kept_where_the_table_names_a_slot(sessions: Sessions, case: str) -> None:
-    """Here for the second page alone."""
-    model, x = load(STATES[case]), inputs(96)
-    fed = sessions(model, tokens=96, borders=True)
-    fed.memory.states[..., [0, 2]] = -1
-    want = fed.forward(x[:80])[64:]
-    fed.lengths[0] = 64
-    close(fed.forward(x[64:80]), want.numpy())
-    with pytest.raises(LocalProtocolError, match="state before position 80"):
-        fed.forward(x[80:])
-
-
-@pytest.mark.parametrize("case", STATES)
-def test_the_check_of_determinism_holds(case: str) -> None:
-    assert check_determinism(load(STATES[case], deterministic=True), "float16")
 
 
 @pytest.mark.slow
