@@ -13,13 +13,14 @@ from ...swarm.errors import LocalProtocolError, UnsupportedModelError, UsageErro
 from ...swarm.types import Span
 from ..checkpoint.checkpoint import Checkpoint
 from ..layers.kv_pool import BatchSlice, kv_shapes, resolve_kv_dtype
+from ..layers.state_pool import largest_state
 from ..models.block_loading import bytes_in_file, load_block
 from ..models.load_plan import LoadOptions
 from ..models.sideband import check_width, passed_on
 from .block import MlxBlock
 from .mixers.attention import PagedAttention
 from .mixers.states import PagedStates
-from .tensors.device import DTYPES, device_name, on_gpu, prepare, to_mlx
+from .tensors.device import DTYPES, device_name, keep_freed, on_gpu, prepare, to_mlx
 from .tensors.kv_pool import MlxKvPool, default_kv_dtype
 from .tensors.rope import MlxRope, Positions
 from .weights import MlxLoader, MlxPlan
@@ -68,6 +69,8 @@ class MlxSpan:
         return resolve_kv_dtype(wanted, self._dtype, exact)
 
     def new_pool(self, n_slots: int, kv_dtype: str, n_states: int = 0) -> MlxKvPool:
+        # Each step makes states anew: the buffers of those before serve the next ones.
+        keep_freed(n_states * largest_state(self.config.blocks[self.span.start : self.span.end]))
         return MlxKvPool(n_slots, self._shapes, kv_dtype, n_states)
 
     def forward(

@@ -37,6 +37,13 @@ def prepare() -> None:
     mx.set_cache_limit(KEPT_BYTES)
 
 
+def keep_freed(nbytes: int) -> None:
+    """Let MLX keep ``nbytes`` of freed buffers beside ``KEPT_BYTES``, unless it may keep more already."""
+    before = mx.set_cache_limit(KEPT_BYTES + nbytes)
+    if before > KEPT_BYTES + nbytes:
+        mx.set_cache_limit(before)
+
+
 def memory_left() -> int | None:
     """Bytes that this process may still take: what the system has free and what Metal allows the GPU to work
     with; the smaller of the two counts. None on a CPU, which has no memory but the host's."""

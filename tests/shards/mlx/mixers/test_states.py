@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from swarm_node.shards.mlx.span import MlxSpan
+from swarm_node.shards.mlx.tensors.device import KEPT_BYTES
 from swarm_node.swarm.errors import LocalProtocolError
 from tests.shards.conftest import Sessions
 from tests.shards.mlx.mlx_cases import loaded
@@ -123,3 +124,16 @@ def test_slots_hold_their_own_states_and_no_more(case: str) -> None:
     before, states = left(0), 3 * len(model.span) * model.config.blocks[0].state.state.nbytes
     # MLX may use a buffer again for an array that is somewhat smaller.
     assert states <= left(1) - before <= 1.5 * states
+
+
+def test_buffers_of_states_are_used_again() -> None:
+    model = span_of("delta")
+    nbytes = model.config.blocks[0].state.state.nbytes
+    before = mx.set_cache_limit(KEPT_BYTES)
+    try:
+        for n_states, most in ((5, 5), (9, 9), (2, 9)):
+            model.new_pool(1, "float32", n_states)
+            limit = mx.set_cache_limit(KEPT_BYTES + most * nbytes)
+            assert limit == KEPT_BYTES + most * nbytes
+    finally:
+        mx.set_cache_limit(before)
