@@ -75,12 +75,14 @@ def measure_self(
 def _growth(
     model: SpanBackend[Any], kv_dtype: str, max_tokens: int, prompt: np.ndarray, clock: Callable[[], float]
 ) -> float:
-    """The part by which each further token of context lengthens a decode step, beyond what windows see:
-    exactly 0 where no block sees all tokens, and where contexts are too short to tell."""
-    blocks = model.config.blocks[model.span.start : model.span.end]
-    reaches = [block.attention.reach for block in blocks if block.attention is not None]
+    """The part by which each further token of context lengthens a decode step, beyond what windows see and
+    indexers choose: exactly 0 where no block sees all tokens, and where contexts are too short to tell."""
+    config, numbers = model.config, range(model.span.start, model.span.end)
+    attentions = [config.blocks[block].attention for block in numbers]
+    reaches = [attention.reach for attention in attentions if attention is not None]
+    bends = [*reaches, *map(config.seen_tokens, numbers)]
     long = min(LONG_TOKENS, max_tokens - 1)
-    short = max([PREFILL_TOKENS, *(reach for reach in reaches if reach <= long // 2)])
+    short = max([PREFILL_TOKENS, *(bend for bend in bends if bend <= long // 2)])
     if 0 not in reaches or long < 2 * short:
         return 0.0
     memory = OwnMemory(model, kv_dtype, long + 1, shared=True)

@@ -16,7 +16,7 @@ from swarm_node.shards.formats.blocks.state import ShortConvConfig
 from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.types import Span
-from tests.shards.models.block_cases import HIDDEN, block, checkpoint_of
+from tests.shards.models.block_cases import HIDDEN, block, checkpoint_of, indexed
 
 
 def test_measures_positive_speeds_of_the_span(tiny_span):
@@ -74,6 +74,23 @@ def test_blocks_that_do_not_see_all_tokens_add_nothing():
 
     assert growth("state") == growth("window") == growth("window", "state") == 0
     assert growth("window", "all", "state") == pytest.approx(10 / 3)
+
+
+@pytest.mark.parametrize(("top", "first"), [(1500, 1500), (3000, PREFILL_TOKENS)])
+def test_growth_is_measured_beyond_the_tokens_that_an_indexer_chooses(top: int, first: int) -> None:
+    """Up to these a context costs what it costs without one; unless there is no room for two contexts."""
+    made = checkpoint_of((block(indexed(top)),))
+    model = load_backend(made, Span(0, 1), LoadOptions(dtype="float32"), threads=1)
+    starts, forward = set(), model.forward
+
+    def seen(x, slices, *rest):
+        starts.update(part.start for part in slices)
+        return forward(x, slices, *rest)
+
+    model.forward = seen
+    measure_self(model, "float32", 4000)
+    assert starts >= {first, 3999}
+    assert starts <= {0, PREFILL_TOKENS, first, 3999}
 
 
 def test_a_run_that_waited_for_other_work_is_not_the_measure(tiny_span):
