@@ -50,12 +50,15 @@ SnExperts._fields_ = (
     ("experts", ctypes.POINTER(SnMlp)),
     ("shared", ctypes.POINTER(SnMlp)),
     ("shared_gate", ctypes.POINTER(SnLinear)),
+    ("latent_in", ctypes.POINTER(SnLinear)),
+    ("latent_out", ctypes.POINTER(SnLinear)),
     ("store", ctypes.c_void_p),
     ("next", ctypes.POINTER(SnExperts)),
     ("hidden", ctypes.c_int32),
     ("count", ctypes.c_int32),
     ("used", ctypes.c_int32),
     ("number", ctypes.c_int32),
+    ("width", ctypes.c_int32),
 )
 
 
@@ -92,7 +95,7 @@ class HeldExperts:
 
 class NativeExperts:
     """``struct``: what C code takes; valid for as long as this object lives, and the one that ``precede`` was
-    given. ``correction`` and ``expert_scale``: (experts)."""
+    given. ``correction`` and ``expert_scale``: (experts). ``latent``: into the experts' latent, and back."""
 
     def __init__(
         self,
@@ -105,8 +108,9 @@ class NativeExperts:
         expert_scale: Floats | None = None,
         shared: NativeMlp | None = None,
         shared_gate: NativeLinear | None = None,
+        latent: tuple[NativeLinear, NativeLinear] | None = None,
     ) -> None:
-        self._held = (router, experts, correction, expert_scale, shared, shared_gate)
+        self._held = (router, experts, correction, expert_scale, shared, shared_gate, latent)
         self._next: NativeExperts | None = None
         self._scratch = zeros(0, np.uint8)
         self.struct = SnExperts(
@@ -117,12 +121,15 @@ class NativeExperts:
             hidden=hidden,
             count=config.count,
             used=config.used,
+            width=config.width(hidden),
         )
         if shared is not None and config.shared is not None:
             struct = mlp_struct(config.shared, shared.gate_up.struct, shared.down.struct)
             self.struct.shared = ctypes.pointer(struct)
         if shared_gate is not None:
             self.struct.shared_gate = ctypes.pointer(shared_gate.struct)
+        if latent is not None:
+            self.struct.latent_in, self.struct.latent_out = (ctypes.pointer(each.struct) for each in latent)
 
     def precede(self, following: NativeExperts) -> None:
         """``following``: the experts of the next block, whose router tells what is read ahead."""

@@ -157,13 +157,16 @@ class NativeBlock:
         weights: ExpertsWeights[NativeNorm, NativeLinear, ExpertWeights],
         hidden: int,
     ) -> None:
-        struct = self.struct
+        struct, latent = self.struct, None
+        if weights.latent_in is not None and weights.latent_out is not None:
+            latent = weights.latent_in, weights.latent_out
         made = NativeExperts(
             *(experts, hidden, weights.router, weights.experts),
             correction=weights.correction,
             expert_scale=weights.expert_scale,
             shared=None if weights.shared is None else NativeMlp(*weights.shared),
             shared_gate=weights.shared_gate,
+            latent=latent,
         )
         self.experts = made
         struct.experts = ctypes.pointer(made.struct)

@@ -160,5 +160,4 @@ class BlockConfig:
 def needs_torch(block: BlockConfig) -> bool:
     """Whether only torch computes such a block."""
     sparse = block.mlp is not None and block.mlp.sparsity
-    latent = block.experts is not None and block.experts.latent
-    return bool(block.streams or block.laurel or sparse or latent)
+    return bool(block.streams or block.laurel or sparse)

@@ -13,11 +13,11 @@ enum { SUM_COLUMNS = 512 }; /* of a row: what one part of the sum is */
 /* An expert and its rows. `first` of its parts in the present job. */
 typedef struct {
     const sn_mlp *mlp;
-    const float *x; /* (rows, hidden) */
-    int64_t rows;
+    const float *x; /* (rows, cols) */
+    int64_t rows, cols;
     void *prepared, *gated; /* inputs of the products */
     float *inner;           /* (rows, gate and up) */
-    float *out;             /* (rows, hidden) */
+    float *out;             /* (rows, cols) */
     int32_t first;
 } group;
 
@@ -39,10 +39,14 @@ typedef struct {
     int32_t *places;                  /* of active ones: those that are computed now */
     float *expected_weights;          /* of the next block, with `expected` in the place of active */
     int32_t *expected;
-    float *gathered;                  /* (pairs, hidden) */
+    const float *read;                /* (rows, width): what experts do, x or its latent */
+    float *summed;                    /* (rows, width): out, or what latent_out reads */
+    float *latent;                    /* (rows, width) of memory for read and then for summed */
+    void *latent_prepared;
+    float *gathered;                  /* (pairs, width) */
     char *inputs, *gated;             /* (pairs): prepared */
     float *inner;                     /* (pairs, gate and up) */
-    float *outs;                      /* (pairs, hidden) */
+    float *outs;                      /* (pairs, width) */
     void *shared_input, *shared_gated;
     float *shared_inner, *shared_out;
     group *groups;
@@ -58,7 +62,7 @@ static int32_t width_of(const sn_mlp *mlp) { return mlp->gated ? 2 * mlp->inner 
 
 static int64_t lay_out(work *w, const sn_experts *e, int64_t rows, char *base)
 {
-    int64_t used = 0, pairs = rows * e->used, hidden = e->hidden, four = (int64_t)sizeof(float);
+    int64_t used = 0, pairs = rows * e->used, hidden = e->hidden, width = e->width, four = (int64_t)sizeof(float);
     w->input_bytes = w->gated_bytes = 0;
     for (int32_t i = 0; i < e->count; i++) {
         w->input_bytes = larger(w->input_bytes, row_bytes(&e->experts[i].gate_up));
@@ -78,12 +82,17 @@ static int64_t lay_out(work *w, const sn_experts *e, int64_t rows, char *base)
     w->starts = sn_take(base, &used, four * (e->count + 1));
     w->active = sn_take(base, &used, four * e->count);
     w->places = sn_take(base, &used, four * e->count);
-    w->gathered = sn_take(base, &used, four * pairs * hidden);
+    w->gathered = sn_take(base, &used, four * pairs * width);
     w->inputs = sn_take(base, &used, w->input_bytes * pairs);
     w->gated = sn_take(base, &used, w->gated_bytes * pairs);
     w->inner = sn_take(base, &used, four * pairs * width_of(e->experts));
-    w->outs = sn_take(base, &used, four * pairs * hidden);
+    w->outs = sn_take(base, &used, four * pairs * width);
     w->groups = sn_take(base, &used, (int64_t)sizeof(group) * (e->count + 1));
+    if (e->latent_in) {
+        w->latent = sn_take(base, &used, four * rows * width);
+        w->latent_prepared = sn_take(base, &used, larger(sn_linear_scratch(e->latent_in, rows),
+                                                         sn_linear_scratch(e->latent_out, rows)));
+    }
     if (e->next) {
         w->expected_weights = sn_take(base, &used, four * rows * e->next->used);
         w->expected = sn_take(base, &used, four * e->next->count);
@@ -160,12 +169,12 @@ static void gather(void *arg, int32_t first, int32_t end, int32_t thread)
     (void)thread;
     for (int64_t row = first; row < end; row++)
         for (int32_t i = 0; i < e->used; i++) {
-            float *to = w->gathered + (int64_t)w->pairs[row * e->used + i] * e->hidden;
-            memcpy(to, w->x + row * e->hidden, sizeof(float) * (size_t)e->hidden);
+            float *to = w->gathered + (int64_t)w->pairs[row * e->used + i] * e->width;
+            memcpy(to, w->read + row * e->width, sizeof(float) * (size_t)e->width);
             if (!e->router.scale_input)
                 continue;
             float *weight = &w->weights[row * e->used + i];
-            for (int32_t col = 0; col < e->hidden; col++)
+            for (int32_t col = 0; col < e->width; col++)
                 to[col] *= *weight;
         }
 }
@@ -177,12 +186,13 @@ static void add_expert(work *w, int32_t expert)
     const sn_mlp *mlp = &w->e->experts[expert];
     int64_t first = w->starts[expert];
     add_group(w, (group){.mlp = mlp,
-                         .x = w->gathered + first * w->e->hidden,
+                         .x = w->gathered + first * w->e->width,
                          .rows = w->starts[expert + 1] - first,
+                         .cols = w->e->width,
                          .prepared = w->inputs + first * w->input_bytes,
                          .gated = w->gated + first * w->gated_bytes,
                          .inner = w->inner + first * width_of(mlp),
-                         .out = w->outs + first * w->e->hidden});
+                         .out = w->outs + first * w->e->width});
 }
 
 static void add_shared(work *w)
@@ -190,6 +200,7 @@ static void add_shared(work *w)
     add_group(w, (group){.mlp = w->e->shared,
                          .x = w->x,
                          .rows = w->rows,
+                         .cols = w->e->hidden,
                          .prepared = w->shared_input,
                          .gated = w->shared_gated,
                          .inner = w->shared_inner,
@@ -216,7 +227,7 @@ static void prepare(void *arg, int32_t first, int32_t end, int32_t thread)
     const work *w = arg;
     (void)thread;
     for (const group *g = w->groups + first; g < w->groups + end; g++)
-        sn_linear_prepare(&g->mlp->gate_up, g->x, w->e->hidden, g->rows, g->prepared);
+        sn_linear_prepare(&g->mlp->gate_up, g->x, g->cols, g->rows, g->prepared);
 }
 
 /* Tiles of gate that lie like the same tiles of up; else one part does all. */
@@ -224,19 +235,19 @@ static int32_t gate_parts(const group *g) { return g->mlp->inner % SN_TILE ? 1 :
 
 static int32_t down_parts(const group *g) { return sn_linear_parts(&g->mlp->down); }
 
-static void gate_tiles(const work *w, const group *g, int32_t first, int32_t end)
+static void gate_tiles(const group *g, int32_t first, int32_t end)
 {
     const sn_mlp *mlp = g->mlp;
-    int64_t inner = mlp->inner, width = width_of(mlp), hidden = w->e->hidden, first_col = (int64_t)first * SN_TILE;
+    int64_t inner = mlp->inner, width = width_of(mlp), first_col = (int64_t)first * SN_TILE;
     int64_t columns = (int64_t)(end - first) * SN_TILE;
     if (inner % SN_TILE) {
         first_col = 0, columns = inner;
-        sn_linear_run(&mlp->gate_up, g->x, hidden, g->rows, g->inner, width, 0, g->prepared, 0,
+        sn_linear_run(&mlp->gate_up, g->x, g->cols, g->rows, g->inner, width, 0, g->prepared, 0,
                       sn_linear_parts(&mlp->gate_up));
     } else {
         for (int64_t part = 0; part * inner < width; part++) {
             int32_t tile = (int32_t)(part * inner / SN_TILE);
-            sn_linear_run(&mlp->gate_up, g->x, hidden, g->rows, g->inner, width, 0, g->prepared, tile + first, tile + end);
+            sn_linear_run(&mlp->gate_up, g->x, g->cols, g->rows, g->inner, width, 0, g->prepared, tile + first, tile + end);
         }
     }
     for (int64_t row = 0; row < g->rows; row++) {
@@ -246,14 +257,14 @@ static void gate_tiles(const work *w, const group *g, int32_t first, int32_t end
     sn_linear_prepare_part(&mlp->down, g->inner, width, g->rows, g->gated, 0, g->rows, first_col, first_col + columns);
 }
 
-static void down_tiles(const work *w, const group *g, int32_t first, int32_t end)
+static void down_tiles(const group *g, int32_t first, int32_t end)
 {
-    sn_linear_run(&g->mlp->down, g->inner, width_of(g->mlp), g->rows, g->out, w->e->hidden, 0, g->gated, first, end);
+    sn_linear_run(&g->mlp->down, g->inner, width_of(g->mlp), g->rows, g->out, g->cols, 0, g->gated, first, end);
 }
 
 typedef struct {
     work *w;
-    void (*tiles)(const work *, const group *, int32_t, int32_t);
+    void (*tiles)(const group *, int32_t, int32_t);
     int32_t (*parts)(const group *);
 } stage;
 
@@ -264,7 +275,7 @@ static void stage_parts(void *arg, int32_t first, int32_t end, int32_t thread)
     while (first < end) {
         const group *g = group_of(s->w, first);
         int32_t of_group = g->first + s->parts(g), until = end < of_group ? end : of_group;
-        s->tiles(s->w, g, first - g->first, until - g->first);
+        s->tiles(g, first - g->first, until - g->first);
         first = until;
     }
 }
@@ -287,7 +298,7 @@ static void run_groups(sn_pool *pool, work *w)
     w->n_groups = 0;
 }
 
-static int32_t column_ranges(const sn_experts *e) { return (e->hidden + SUM_COLUMNS - 1) / SUM_COLUMNS; }
+static int32_t column_ranges(int32_t cols) { return (cols + SUM_COLUMNS - 1) / SUM_COLUMNS; }
 
 /* to += weight * from; to = where it is the first. */
 static void add(float *restrict to, const float *restrict from, float weight, int32_t n, int first)
@@ -301,17 +312,37 @@ static void sum(void *arg, int32_t first, int32_t end, int32_t thread)
 {
     const work *w = arg;
     const sn_experts *e = w->e;
+    int32_t width = e->width, ranges = column_ranges(width);
     (void)thread;
     for (int32_t part = first; part < end; part++) {
-        int64_t row = part / column_ranges(e), col = (int64_t)(part % column_ranges(e)) * SUM_COLUMNS;
-        int32_t n = e->hidden - col < SUM_COLUMNS ? (int32_t)(e->hidden - col) : SUM_COLUMNS;
-        float *out = w->out + row * e->hidden + col;
+        int64_t row = part / ranges, col = (int64_t)(part % ranges) * SUM_COLUMNS;
+        int32_t n = width - col < SUM_COLUMNS ? (int32_t)(width - col) : SUM_COLUMNS;
+        float *to = w->summed + row * width + col;
         for (int32_t i = 0; i < e->used; i++)
-            add(out, w->outs + (int64_t)w->pairs[row * e->used + i] * e->hidden + col,
+            add(to, w->outs + (int64_t)w->pairs[row * e->used + i] * width + col,
                 e->router.scale_input ? 1.0f : w->weights[row * e->used + i], n, i == 0);
-        if (e->shared)
-            add(out, w->shared_out + row * e->hidden + col, e->shared_gate ? w->gates[row] : 1.0f, n, 0);
+        if (e->shared && !e->latent_in)
+            add(to, w->shared_out + row * width + col, e->shared_gate ? w->gates[row] : 1.0f, n, 0);
     }
+}
+
+/* Parts: rows. */
+static void add_shared_rows(void *arg, int32_t first, int32_t end, int32_t thread)
+{
+    const work *w = arg;
+    int64_t hidden = w->e->hidden;
+    (void)thread;
+    for (int64_t row = first; row < end; row++)
+        add(w->out + row * hidden, w->shared_out + row * hidden, w->e->shared_gate ? w->gates[row] : 1.0f,
+            (int32_t)hidden, 0);
+}
+
+/* y (rows, cols) becomes what `linear` makes of x. */
+static void project(sn_pool *pool, const work *w, const sn_linear *linear, const float *x, int32_t ldx, float *y,
+                    int32_t cols)
+{
+    sn_linear_prepare(linear, x, ldx, w->rows, w->latent_prepared);
+    sn_multiply(pool, linear, x, ldx, w->rows, y, cols, 0, w->latent_prepared);
 }
 
 static void gate_shared(const work *w)
@@ -342,10 +373,14 @@ static void expect_next(sn_pool *pool, const work *w)
 void sn_experts_forward(sn_pool *pool, const sn_experts *e, const float *x, const float *router_x, int64_t rows,
                         float *out, void *scratch)
 {
-    work w = {.e = e, .x = x, .router_x = router_x, .out = out, .rows = rows};
+    work w = {.e = e, .x = x, .router_x = router_x, .out = out, .read = x, .summed = out, .rows = rows};
     lay_out(&w, e, rows, scratch);
     route(pool, e, &w);
     int32_t active = sort_pairs(&w);
+    if (e->latent_in) {
+        project(pool, &w, e->latent_in, x, e->hidden, w.latent, e->width);
+        w.read = w.summed = w.latent;
+    }
     sn_pool_run(pool, gather, &w, (int32_t)rows, 1);
     if (e->shared)
         add_shared(&w);
@@ -365,5 +400,10 @@ void sn_experts_forward(sn_pool *pool, const sn_experts *e, const float *x, cons
             run_groups(pool, &w);
         }
     }
-    sn_pool_run(pool, sum, &w, (int32_t)rows * column_ranges(e), 4);
+    sn_pool_run(pool, sum, &w, (int32_t)rows * column_ranges(e->width), 4);
+    if (!e->latent_in)
+        return;
+    project(pool, &w, e->latent_out, w.summed, e->width, out, e->hidden);
+    if (e->shared)
+        sn_pool_run(pool, add_shared_rows, &w, (int32_t)rows, 1);
 }

@@ -28,11 +28,14 @@ typedef struct sn_experts {
     const sn_mlp *experts;        /* (count), of equal sizes */
     const sn_mlp *shared;         /* for all rows, or NULL */
     const sn_linear *shared_gate; /* hidden -> 1: its sigmoid multiplies the shared one's output; or NULL */
+    const sn_linear *latent_in;   /* hidden -> width: experts, but for the shared one, read its outputs; or NULL */
+    const sn_linear *latent_out;  /* width -> hidden: of the sum of what they give; with latent_in alone */
     sn_expert_store *store;       /* that reads the experts' weights as they are needed; NULL: all are in memory */
     const struct sn_experts *next; /* of the next block: with a store, what its router says of this block's rows is read
                                       in advance; or NULL */
     int32_t hidden, count, used;
     int32_t number; /* of these experts in the store */
+    int32_t width;  /* values that an expert reads and gives; without latent_in: hidden */
 } sn_experts;
 
 /* Chooses for one row, from its `count` scores as the router's linear gave them (changed): experts (used) in ascending

@@ -36,7 +36,7 @@ MLP = MlpConfig(1024)
 BLOCKS: tuple[BlockConfig, ...] = (
     sparse(RouterConfig(), mlp=MLP, count=16),
     block(),
-    sparse(RouterConfig("sigmoid", correction=True), mlp=MLP, count=16, shared=MLP),
+    sparse(RouterConfig("sigmoid", correction=True), mlp=MLP, count=16, shared=MLP, latent=HIDDEN),
     sparse(RouterConfig(), mlp=MLP, count=16),
 )
 SPAN = Span(0, len(BLOCKS))

@@ -212,6 +212,10 @@ CASES: dict[str, tuple[BlockConfig, ...]] = {
     ),
     "shared expert with a gate": (sparse(SOFTMAX, shared=MlpConfig(48), shared_gate=True),),
     "experts without gate": (sparse(SOFTMAX, mlp=MlpConfig(32, "relu2", gated=False)),),
+    "experts in a latent": (
+        sparse(SIGMOID, latent=40, mlp=MlpConfig(32, "relu2", gated=False), shared=MlpConfig(48)),
+        sparse(SOFTMAX, latent=96),
+    ),
     "experts beside a dense MLP": (replace(BOTH, experts=GEMMA_EXPERTS, scalar=True),) * 2,
     "experts beside a dense MLP, no norms": (block(experts=experts(SOFTMAX)),),
     "parallel experts": (block(parallel=True, mlp_norm=None, mlp=None, experts=experts(SOFTMAX)),),
@@ -255,10 +259,6 @@ CASES: dict[str, tuple[BlockConfig, ...]] = {
 
 ALTERNATING = StreamsConfig(3, 1, RMS, scaled=True)
 OF_TORCH: dict[str, tuple[BlockConfig, ...]] = {
-    "experts in a latent": (
-        sparse(SIGMOID, latent=40, mlp=MlpConfig(32, "relu2", gated=False), shared=MlpConfig(48)),
-        sparse(SOFTMAX, latent=96),
-    ),
     "sparse gate": (block(mlp=MlpConfig(INNER, "gelu_tanh", sparsity=0.8)),) * 2,
     "learned residual": (block(laurel=LaurelConfig(6, RMS), scalar=True),) * 2,
     "streams": (block(streams=ALTERNATING),) * 2,
