@@ -4,6 +4,10 @@
 
 #include "exp.h"
 
+static inline sn_v16 sigmoid16(sn_v16 x) { return 1.0f / (1.0f + sn_exp16(-x)); }
+
+static inline sn_v16 silu16(sn_v16 x) { return x / (1.0f + sn_exp16(-x)); }
+
 /* erfc(|x| / sqrt 2) / 2 = exp(-x^2 / 2) t P(t) with t = 1 / (1 + 0.4 |x| / sqrt 2): our fit of P, the relative error of
    all of it below 5e-7 where |x| < 3. For negative x that is the normal distribution itself, so that small results are
    as exact as large ones. */
@@ -50,7 +54,7 @@ static inline __attribute__((always_inline)) sn_v16 activate16(const int kind, c
     if (kind == SN_CLAMPED)
         return clamped16(gate, up, a->alpha, a->limit);
     sn_v16 relu = relu16(gate);
-    return up * (kind == SN_SILU        ? sn_silu16(gate)
+    return up * (kind == SN_SILU        ? silu16(gate)
                  : kind == SN_GELU      ? gelu16(gate)
                  : kind == SN_GELU_TANH ? gelu_tanh16(gate)
                  : kind == SN_RELU      ? relu
@@ -86,19 +90,13 @@ void sn_activate(const sn_activation *a, float *gate, const float *up, int32_t n
     }
 }
 
-void sn_silu_mul(float *x, const float *gate, int32_t n)
-{
-    for (int32_t i = 0; i < n; i += 16)
-        sn_store_some16(x + i, sn_load_some16(x + i, n - i) * sn_silu16(sn_load_some16(gate + i, n - i)), n - i);
-}
-
 void sn_sigmoid_mul(float *x, const float *gate, int32_t n)
 {
     int32_t i = 0;
     for (; i + 16 <= n; i += 16)
-        sn_store16(x + i, sn_load16(x + i) * sn_sigmoid16(sn_load16(gate + i)));
+        sn_store16(x + i, sn_load16(x + i) * sigmoid16(sn_load16(gate + i)));
     for (; i < n; i++)
         x[i] *= sn_sigmoid(gate[i]);
 }
 
-float sn_sigmoid(float x) { return sn_sigmoid16(sn_splat16(x))[0]; }
+float sn_sigmoid(float x) { return sigmoid16(sn_splat16(x))[0]; }

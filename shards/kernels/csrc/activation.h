@@ -18,9 +18,6 @@ void sn_activate(const sn_activation *activation, float *gate, const float *up, 
 /* x *= 1 / (1 + exp(-gate)), value by value. */
 void sn_sigmoid_mul(float *x, const float *gate, int32_t n);
 
-/* x *= gate / (1 + exp(-gate)), likewise. */
-void sn_silu_mul(float *x, const float *gate, int32_t n);
-
 /* 1 / (1 + exp(-x)): the same bits as above. */
 float sn_sigmoid(float x);
 

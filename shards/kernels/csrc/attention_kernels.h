@@ -9,7 +9,7 @@
 #include <math.h>
 
 #include "attention.h"
-#include "attention_simd.h"
+#include "float_simd.h"
 #include "kv_pages.h"
 
 enum {

@@ -5,10 +5,14 @@
 #include "product.h"
 #include "tile.h"
 
-/* Floats of a row of t->qkv: q, k, v and the gate's z; or b, c and v. */
+enum { TOGETHER = 8 }; /* tiles that are multiplied before what comes after them: 64 KB of outputs of 64 rows */
+
+/* Floats of a row of t->qkv: q, k, v and the gate's z; or b, c and v. An odd number of cache lines, so that the same
+   channels of many rows are not all in one set of the cache. */
 static int64_t row_width(const sn_state *s)
 {
-    return s->rule == SN_SHORT_CONV ? 3 * (int64_t)s->channels : s->channels + sn_inner(s);
+    int64_t values = s->rule == SN_SHORT_CONV ? 3 * (int64_t)s->channels : s->channels + sn_inner(s);
+    return 16 * ((values + 15) / 16 | 1);
 }
 
 static int64_t decays_width(const sn_state *s) { return s->heads ? sn_decay_size(s) + s->heads : 0; }
@@ -81,6 +85,8 @@ static void find_states(sn_tile *t, const sn_piece *pieces)
         if (keeps == NULL && !is_last && part->row + part->count == t->rows)
             keeps = carried(t, t->at / SN_BLOCK_ROWS);
         t->stretch[index] = (sn_stretch){part->row, part->count, keeps};
+        if (!begins && t->stretch[index - 1].keeps == keeps)
+            t->stretch[index - 1].keeps = NULL; /* which these rows would write over */
     }
 }
 
@@ -154,9 +160,10 @@ static void multiply(void *arg, int32_t first, int32_t end, int32_t thread)
     (void)thread;
     for (int which = p->first; which < p->end; which++) {
         const sn_linear *linear = &t->block->state->linears[which];
-        int32_t tiles = sn_linear_parts(linear), from = first > 0 ? first : 0, to = end < tiles ? end : tiles;
-        if (from < to) {
-            place at = place_of(t, which);
+        int32_t tiles = sn_linear_parts(linear), until = end < tiles ? end : tiles;
+        place at = place_of(t, which);
+        for (int32_t from = first > 0 ? first : 0, to; from < until; from = to) {
+            to = until - from < TOGETHER ? until : from + TOGETHER;
             sn_linear_run(linear, at.x, at.ldx, t->rows, at.y, at.ldy, 0, t->state_prepared[which], from, to);
             go_on(t, which, at, sn_linear_first_row(linear, from), sn_linear_first_row(linear, to));
         }
@@ -172,19 +179,6 @@ static void multiply_all(sn_tile *t, sn_pool *pool, int first, int end)
     for (int which = first; which < end; which++)
         tiles += sn_linear_parts(&t->block->state->linears[which]);
     sn_pool_run(pool, multiply, &p, tiles, 1);
-}
-
-/* Values from number `at` of all heads' o. */
-static void gate(const sn_state *s, float *o, const float *z, int64_t at, int32_t n)
-{
-    for (int step = 0; step < 2; step++) {
-        if (step == s->gate_first)
-            sn_norm_row(&s->norm, o, o, n, at);
-        else if (s->gate_silu)
-            sn_silu_mul(o, z, n);
-        else
-            sn_sigmoid_mul(o, z, n);
-    }
 }
 
 /* Whether a head's output is finished with what the head has; and the next product reads whole groups of it. */
@@ -208,7 +202,7 @@ static void recur(void *arg, int32_t first, int32_t end, int32_t thread)
         if (!heads_finish(s))
             continue;
         for (int64_t i = row; i < until; i++)
-            gate(s, o + i * width + head * dim, t->qkv + i * width + s->channels + head * dim, head * dim, (int32_t)dim);
+            sn_gate(s, o + i * width + head * dim, t->qkv + i * width + s->channels + head * dim, head * dim, (int32_t)dim);
         sn_linear_prepare_part(&s->linears[SN_OUT], o, width, t->rows, t->state_prepared[SN_OUT], row, until, head * dim,
                                (head + 1) * dim);
     }
@@ -224,7 +218,7 @@ static void finish(void *arg, int32_t first, int32_t end, int32_t thread)
     (void)thread;
     for (int64_t row = first; row < end; row++)
         for (int64_t at = 0; at < inner; at += size)
-            gate(s, o + row * width + at, t->qkv + row * width + s->channels + at, at, (int32_t)size);
+            sn_gate(s, o + row * width + at, t->qkv + row * width + s->channels + at, at, (int32_t)size);
     sn_linear_prepare_part(&s->linears[SN_OUT], o, width, t->rows, t->state_prepared[SN_OUT], first, end, 0, inner);
 }
 

@@ -3,7 +3,6 @@
 #define SN_EXP_H
 
 #include <stdint.h>
-#include <string.h>
 
 #if defined(__AVX512F__) || defined(__FMA__)
 #include <immintrin.h>
@@ -24,24 +23,6 @@ static inline sn_v16 sn_splat16(float x) { return x - (sn_v16){0}; }
 static inline sn_v16 sn_load16(const float *p) { return *(const sn_v16u *)p; }
 
 static inline void sn_store16(float *p, sn_v16 x) { *(sn_v16u *)p = x; }
-
-/* The first n of 16, which may be more; then zeros. */
-static inline sn_v16 sn_load_some16(const float *p, int32_t n)
-{
-    if (n >= 16)
-        return sn_load16(p);
-    float held[16] = {0};
-    memcpy(held, p, sizeof(float) * (size_t)n);
-    return sn_load16(held);
-}
-
-static inline void sn_store_some16(float *p, sn_v16 x, int32_t n)
-{
-    if (n >= 16)
-        sn_store16(p, x);
-    else
-        memcpy(p, &x, sizeof(float) * (size_t)n);
-}
 
 /* yes where the mask is -1, no where it is 0. */
 static inline sn_v16 sn_select16(sn_v16i mask, sn_v16 yes, sn_v16 no)
@@ -90,25 +71,6 @@ static inline sn_v16 sn_exp16(sn_v16 x)
     sn_v16i exponent = __builtin_convertvector(n, sn_v16i) << 23;
     sn_v16 e = (sn_v16)((sn_v16i)p + exponent);
     return sn_select16(below, sn_splat16(0.0f), e);
-}
-
-static inline sn_v16 sn_sigmoid16(sn_v16 x) { return 1.0f / (1.0f + sn_exp16(-x)); }
-
-static inline sn_v16 sn_silu16(sn_v16 x) { return x / (1.0f + sn_exp16(-x)); }
-
-/* ln(1 + exp(x)) = max(x, 0) + ln(1 + e), e = exp(-|x|); and ln(1 + e) = 2 artanh(s), s = e / (2 + e) <= 1/3, by the
-   terms of artanh's series up to s^13: the rest is below 2^-26 of it. 0 where exp(x) is. */
-static inline sn_v16 sn_softplus16(sn_v16 x)
-{
-    sn_v16 size = sn_select16(x < 0.0f, -x, x), e = sn_exp16(-size);
-    sn_v16 s = e / (2.0f + e), square = s * s, p = sn_splat16(1.0f / 13.0f);
-    p = sn_fma16(p, square, sn_splat16(1.0f / 11.0f));
-    p = sn_fma16(p, square, sn_splat16(1.0f / 9.0f));
-    p = sn_fma16(p, square, sn_splat16(1.0f / 7.0f));
-    p = sn_fma16(p, square, sn_splat16(1.0f / 5.0f));
-    p = sn_fma16(p, square, sn_splat16(1.0f / 3.0f));
-    p = sn_fma16(p, square, sn_splat16(1.0f));
-    return sn_select16(x < 0.0f, sn_splat16(0.0f), x) + 2.0f * s * p;
 }
 
 #endif

@@ -5,7 +5,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "attention_simd.h"
+#include "float_simd.h"
 #include "kv_pages.h"
 
 /* A row of one head. The scale is as in kv_pool.quantize_int8. */

@@ -7,16 +7,10 @@
 #include <math.h>
 #include <string.h>
 
-#include "exp.h"
+#include "float_simd.h"
 #include "state.h"
 
-#if defined(__AVX512F__)
-#define VECTORS 4 /* of a slice's columns, so that sums fill the registers */
-#else
-#define VECTORS 2
-#endif
-
-enum { LANES = 16, SLICE = VECTORS * LANES, CHAINS = 2 };
+enum { SLICE = STATE_VECTORS * LANES, CHAINS = 2 };
 
 static const float UNIT_EPS = 1e-6f;
 
@@ -35,25 +29,25 @@ typedef struct {
 } slice;
 
 /* The columns' v becomes o, and S that after the row: `from` and `to` may be the same. */
-static inline __attribute__((always_inline)) void step(const int rule, const int channel, const int vectors, const token *t,
-                                                       int32_t keys, slice from, slice to, float *v)
+INLINE void step(const int rule, const int channel, const int vectors, const token *t, int32_t keys, slice from,
+                 slice to, float *v)
 {
-    sn_v16 w[VECTORS], sums[CHAINS][VECTORS] = {{{0}}};
-    sn_v16 decay = sn_splat16(t->decay[0]);
+    vfloat w[STATE_VECTORS], sums[CHAINS][STATE_VECTORS] = {{{0}}};
+    vfloat decay = splat(t->decay[0]);
     for (int i = 0; i < vectors; i++)
-        w[i] = sn_load16(v + i * LANES);
+        w[i] = load(v + i * LANES);
     if (rule == SN_DELTA) {
         for (int32_t key = 0; key < keys; key += CHAINS)
             for (int chain = 0; chain < CHAINS && key + chain < keys; chain++) {
                 const float *row = from.at + (key + chain) * from.ld;
-                sn_v16 k = sn_splat16(channel ? t->k[key + chain] * t->decay[key + chain] : t->k[key + chain]);
+                vfloat k = splat(channel ? t->k[key + chain] * t->decay[key + chain] : t->k[key + chain]);
                 for (int i = 0; i < vectors; i++)
-                    sums[chain][i] = sn_fma16(k, sn_load16(row + i * LANES), sums[chain][i]);
+                    sums[chain][i] = fmadd(k, load(row + i * LANES), sums[chain][i]);
             }
         float scale = channel ? t->k_scale : t->k_scale * t->decay[0];
         for (int i = 0; i < vectors; i++) {
             w[i] = t->k_scale * (t->added * (w[i] - scale * (sums[0][i] + sums[1][i])));
-            sums[0][i] = sums[1][i] = sn_splat16(0.0f);
+            sums[0][i] = sums[1][i] = splat(0.0f);
         }
     } else {
         for (int i = 0; i < vectors; i++)
@@ -63,27 +57,27 @@ static inline __attribute__((always_inline)) void step(const int rule, const int
         for (int chain = 0; chain < CHAINS && key + chain < keys; chain++) {
             const float *row = from.at + (key + chain) * from.ld;
             float *out = to.at + (key + chain) * to.ld;
-            sn_v16 k = sn_splat16(t->k[key + chain]), q = sn_splat16(t->q[key + chain]);
+            vfloat k = splat(t->k[key + chain]), q = splat(t->q[key + chain]);
             if (channel)
-                decay = sn_splat16(t->decay[key + chain]);
+                decay = splat(t->decay[key + chain]);
             for (int i = 0; i < vectors; i++) {
-                sn_v16 s = sn_fma16(k, w[i], decay * sn_load16(row + i * LANES));
-                sn_store16(out + i * LANES, s);
-                sums[chain][i] = sn_fma16(q, s, sums[chain][i]);
+                vfloat s = fmadd(k, w[i], decay * load(row + i * LANES));
+                store(out + i * LANES, s);
+                sums[chain][i] = fmadd(q, s, sums[chain][i]);
             }
         }
     for (int i = 0; i < vectors; i++) {
-        sn_v16 o = sums[0][i] + sums[1][i];
-        o = rule == SN_DELTA ? t->q_scale * o : sn_fma16(sn_splat16(t->skip), sn_load16(v + i * LANES), o);
-        sn_store16(v + i * LANES, o);
+        vfloat o = sums[0][i] + sums[1][i];
+        o = rule == SN_DELTA ? t->q_scale * o : fmadd(splat(t->skip), load(v + i * LANES), o);
+        store(v + i * LANES, o);
     }
 }
 
 #define STEP(name, rule, channel)                                                                              \
     static void name(const token *t, int32_t keys, slice from, slice to, float *v, int32_t vectors)             \
     {                                                                                                          \
-        if (vectors == VECTORS)                                                                                \
-            step(rule, channel, VECTORS, t, keys, from, to, v);                                                \
+        if (vectors == STATE_VECTORS)                                                                                \
+            step(rule, channel, STATE_VECTORS, t, keys, from, to, v);                                                \
         else                                                                                                   \
             step(rule, channel, 1, t, keys, from, to, v);                                                      \
     }

@@ -80,6 +80,9 @@ void sn_convolve(const sn_state *s, const sn_run *runs, int32_t n_runs, const sn
    values first to end of these. Of SN_PLAIN, the steps of which give the decays too. */
 void sn_decays(const sn_state *s, float *row, int64_t first, int64_t end);
 
+/* n values o of all heads', from number `at` on, normed and multiplied by their gates, made of z. */
+void sn_gate(const sn_state *s, float *o, const float *z, int64_t at, int32_t n);
+
 /* Floats of scratch memory for sn_recur. */
 int64_t sn_recur_scratch(const sn_state *s);
 

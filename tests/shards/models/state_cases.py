@@ -114,6 +114,10 @@ STATES: dict[str, tuple[BlockConfig, ...]] = {
     "one part alone": (alone(block()), MLP_ALONE, alone(kept(delta())), EXPERTS_ALONE),
     "parallel": (kept(mamba(), parallel=True, mlp_norm=None), kept(delta(), parallel=True)),
     "scaled": (kept(mamba(), residual_multiplier=0.22, mlp=None, experts=experts(SOFTMAX), scalar=True),),
+    # more columns than a CPU's registers hold, and some that are no whole vector
+    "delta, wide heads": (kept(delta(heads=2, norm_groups=2, key_dim=7, value_dim=150)),),
+    "channels, wide heads": (kept(channels(heads=2, key_heads=2, norm_groups=2, value_dim=128)),),
+    "mamba, wide heads": (kept(mamba(heads=2, key_dim=5, value_dim=90)),),
     # as models have them
     "qwen 3.5": (*(kept(delta(), norm=OFFSET, mlp_norm=OFFSET),) * 3, GATED),
     "nemotron": (alone(kept(mamba())), MLP_ALONE, alone(block(attention(rope=None))), EXPERTS_ALONE),

@@ -25,6 +25,7 @@ from swarm_node.shards.native.span import NativeSpan, load_native_span
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.types import Span
 from tests.shards.models.block_cases import CASES, checkpoint_of
+from tests.shards.models.state_cases import STATES
 
 pytestmark = pytest.mark.slow
 
@@ -245,8 +246,11 @@ def test_other_instruction_sets_give_the_same_bits(
         assert check_determinism(load(way, shape=afresh), kv_dtype) == digest, way
 
 
+KINDS = CASES | STATES
+
+
 def digest_of_kind(case: str) -> str:
-    blocks = CASES[case]
+    blocks = KINDS[case]
     plan = resolve(LoadOptions(kernels="native"), "F32")
     with checkpoint_of(blocks) as checkpoint:
         return check_determinism(load_native_span(checkpoint, Span(0, len(blocks)), plan), "float16")
@@ -254,7 +258,7 @@ def digest_of_kind(case: str) -> str:
 
 @pytest.fixture
 def digests_of_kinds() -> dict[str, str]:
-    return {case: digest_of_kind(case) for case in CASES}
+    return {case: digest_of_kind(case) for case in KINDS}
 
 
 def test_other_instruction_sets_give_the_same_bits_of_any_block(

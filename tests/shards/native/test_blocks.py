@@ -37,7 +37,7 @@ from tests.shards.models.block_cases import (
     width_of,
 )
 from tests.shards.models.block_reference import reference
-from tests.shards.models.state_cases import STATES, blocks_with_states, channels, delta, kept, mamba
+from tests.shards.models.state_cases import STATES, blocks_with_states
 
 MakeSessions = Callable[..., Any]
 Blocks = tuple[BlockConfig, ...]
@@ -116,14 +116,6 @@ ODD: dict[str, Blocks] = {
         block(
             latent(heads=50, head_dim=15, rope=rope(4), latent=LatentConfig(37, 9, 6, 11, LAYER, q_rank=13))
         ),
-    ),
-    "heads of whole vectors and a rest": (
-        kept(delta(heads=2, norm_groups=2, key_dim=7, value_dim=144)),
-        kept(mamba(heads=2, value_dim=90)),
-    ),
-    "heads of many vectors": (
-        kept(channels(value_dim=128, heads=2, key_heads=2, norm_groups=2)),
-        kept(mamba(key_dim=5, value_dim=64)),
     ),
 }
 

@@ -1,28 +1,28 @@
-/* Vectors of floats as wide as the target's registers, for attention.c: AVX-512, AVX2 with FMA, NEON, or what
+/* Vectors of floats as wide as the target's registers, for attention and states: AVX-512, AVX2 with FMA, NEON, or what
    the compiler makes of 16 bytes. */
-#ifndef SN_ATTENTION_SIMD_H
-#define SN_ATTENTION_SIMD_H
+#ifndef SN_FLOAT_SIMD_H
+#define SN_FLOAT_SIMD_H
 
 #include <stdint.h>
 #include <string.h>
 
-/* SN_PORTABLE keeps to plain C, for tests. The counts are how many queries and vectors the large kernels keep in
-   registers. */
+/* SN_PORTABLE keeps to plain C, for tests. The counts are how many queries and vectors attention's large kernels keep in
+   registers, and how many vectors of a state's columns. */
 #if defined(__AVX512F__) && !defined(SN_PORTABLE)
 #define SN_WIDE 512
 #include <immintrin.h>
-enum { LANES = 16, SCORE_QUERIES = 12, VALUE_QUERIES = 6, VALUE_VECTORS = 4 };
+enum { LANES = 16, SCORE_QUERIES = 12, VALUE_QUERIES = 6, VALUE_VECTORS = 4, STATE_VECTORS = 4 };
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && !defined(SN_PORTABLE)
 #define SN_WIDE 256
 #include <immintrin.h>
-enum { LANES = 8, SCORE_QUERIES = 4, VALUE_QUERIES = 6, VALUE_VECTORS = 2 };
+enum { LANES = 8, SCORE_QUERIES = 4, VALUE_QUERIES = 6, VALUE_VECTORS = 2, STATE_VECTORS = 4 };
 #else
 #define SN_WIDE 128
 #if defined(__ARM_NEON) && defined(__aarch64__) && !defined(SN_PORTABLE)
 #define SN_NEON
 #include <arm_neon.h>
 #endif
-enum { LANES = 4, SCORE_QUERIES = 4, VALUE_QUERIES = 6, VALUE_VECTORS = 4 };
+enum { LANES = 4, SCORE_QUERIES = 4, VALUE_QUERIES = 6, VALUE_VECTORS = 4, STATE_VECTORS = 8 };
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
@@ -189,6 +189,43 @@ INLINE vfloat exp2_of(vfloat x)
     vuint exponent = ((vuint)(x + 12582912.0f) << 23) + (127u << 23);
     vfloat y = p * (vfloat)exponent;
     return pick(x < -126.0f, splat(0.0f), y);
+}
+
+/* exp(x) for x <= 0: the rounding of x / ln 2 makes it up to |x| 2^-24 off. 0 below -87.3, NaN for NaN. */
+INLINE vfloat exp_of(vfloat x) { return exp2_of(x * 1.44269504088896341f); }
+
+/* 1 / (1 + exp(-x)), by exp(-|x|). */
+INLINE vfloat sigmoid_of(vfloat x)
+{
+    vfloat e = exp_of((vfloat)((vint)x | splat_int(INT32_MIN)));
+    return pick(x < splat(0.0f), e, splat(1.0f)) / (1.0f + e);
+}
+
+/* ln(1 + exp(x)) = max(x, 0) + ln(1 + e), e = exp(-|x|); and ln(1 + e) = 2 artanh(s), s = e / (2 + e) <= 1/3, by the
+   terms of artanh's series up to s^13: the rest is below 2^-26 of it. 0 where exp(x) is, NaN for NaN. */
+INLINE vfloat softplus_of(vfloat x)
+{
+    vfloat e = exp_of((vfloat)((vint)x | splat_int(INT32_MIN))), s = e / (2.0f + e), square = s * s;
+    vfloat p = splat(1.0f / 13.0f);
+    for (int n = 11; n > 0; n -= 2) p = fmadd(p, square, splat(1.0f / (float)n));
+    return pick(x < splat(0.0f), splat(0.0f), x) + 2.0f * s * p;
+}
+
+/* The first n of LANES, which may be more; then zeros. */
+INLINE vfloat load_some(const float *p, int64_t n)
+{
+    if (n >= LANES) return load(p);
+    float held[LANES] = {0};
+    memcpy(held, p, sizeof(float) * (size_t)n);
+    return load(held);
+}
+
+INLINE void store_some(float *p, vfloat x, int64_t n)
+{
+    if (n >= LANES)
+        store(p, x);
+    else
+        memcpy(p, &x, sizeof(float) * (size_t)n);
 }
 
 /* tanh(x), at most 2 units in the last place off; NaN for NaN. By Cephes' tanhf's polynomial where |x| is small, else
