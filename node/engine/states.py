@@ -82,7 +82,11 @@ class KeptRows:
             page.ends.append(row + 1)
             return
         begun = None if page is None else self._part(page, row)
-        self._pages = {each: self._pages[each] for each in self._pages if each < number and each - 1 in held}
+        self._pages = {
+            each: rows
+            for each, rows in self._pages.items()
+            if each < number and (not each or each - 1 in held)
+        }
         if begun is not None:
             self._pages[number] = begun
         if len(payload) != tokens * size:

@@ -81,21 +81,28 @@ class PageTable:
         table.n_pages = 0 if known is None else known.count
         return table
 
-    def fork(self, tokens: int, length: int, max_tokens: int) -> PageTable | None:
+    def fork(
+        self, tokens: int, length: int, max_tokens: int, *, seen_from: int | None = None
+    ) -> PageTable | None:
         """A table that shares this one's first ``tokens`` tokens. None: no room.
 
-        ``length``: tokens that this table's own session has.
+        ``length``: tokens that this table's own session has. ``seen_from``: the first position that the fork
+        will be fed from; None: ``tokens``.
         """
+        seen_from = tokens if seen_from is None else seen_from
         page_tokens = self._page_tokens
         max_pages = pages_for(max_tokens, page_tokens)
-        if not self.lowest <= tokens <= length or pages_for(tokens, page_tokens) > min(
+        if not self.lowest <= seen_from <= tokens <= length or pages_for(tokens, page_tokens) > min(
             self.n_pages, max_pages
         ):
             raise LocalProtocolError(
                 f"a fork of {tokens} tokens, of {self.lowest} to {length}, into {max_tokens} is not possible"
             )
         groups = [GroupPages(self._allocator, group, max_pages) for group in self._layout.groups]
-        begun = all(new.begin_like(old, tokens, length) for new, old in zip(groups, self.groups, strict=True))
+        begun = all(
+            new.begin_like(old, tokens, seen_from, length)
+            for new, old in zip(groups, self.groups, strict=True)
+        )
         if not _promise(self._allocator, groups, begun):
             return None
         table = PageTable(self._allocator, self._cache, self._layout, max_pages, groups)
@@ -229,11 +236,11 @@ class GroupPages:
             self.pages.append(page)
         return True
 
-    def begin_like(self, parent: GroupPages, tokens: int, length: int) -> bool:
-        """Share what position ``tokens`` sees of ``parent``, whose session has ``length`` tokens; False: no
-        room for all."""
+    def begin_like(self, parent: GroupPages, tokens: int, seen_from: int, length: int) -> bool:
+        """Share what positions ``seen_from`` to ``tokens`` see of ``parent``, whose session has ``length``
+        tokens; False: no room for all."""
         whole, part = divmod(tokens, self.group.page_tokens)
-        self.first = self.group.first_seen(tokens)
+        self.first = self.group.first_seen(seen_from)
         self.pages = [None] * self.first
         for index in range(self.first, whole + (part > 0)):
             page, last = parent.held(index), index == whole

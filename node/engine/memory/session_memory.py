@@ -135,8 +135,11 @@ class SessionMemory:
         room. A state within a page is not shared: it is computed again from that before the page."""
         if not parent.keeps(tokens):
             raise LocalProtocolError(f"a fork of {tokens} tokens is not possible: a state is not held")
-        pages = parent.pages.fork(tokens, length, max_tokens)
-        shared = {} if parent.states is None else parent.states.before(tokens)
+        shared: dict[int, Page] = {}
+        seen_from = tokens
+        if parent.states is not None:
+            shared, seen_from = parent.states.before(tokens), tokens - tokens % PAGE_TOKENS
+        pages = parent.pages.fork(tokens, length, max_tokens, seen_from=seen_from)
         return self._with_states(pages, self.layout(span), shared)
 
     def begin_lower(self, holdings: Holdings, known: Known) -> bool:
