@@ -128,6 +128,8 @@ class LoadedSpan:
             context_ms_per_block=self.measured.context_ms_per_block,
             free_kv_tokens=server.free_kv_tokens,
             total_kv_tokens=server.total_kv_tokens,
+            free_states=server.free_state_sessions,
+            total_states=server.state_sessions,
             codecs=self.server.terms.codecs,
             # What computes is announced where it is not one of ours: it costs much, and has other bounds.
             weights=", ".join([self.weights, *[self.kernels] * (self.kernels == "transformers")]),
@@ -150,6 +152,7 @@ class LoadedSpan:
             "row_check": self.row_check,
             "kv_dtype": self.kv_dtype,
             "kv_cache_tokens": self.server.statistics().total_kv_tokens,
+            "state_sessions": self.server.statistics().state_sessions,
             "journal_mib": self._config.journal_mib,
             "decode_ms_per_block": round(self.measured.decode_ms_per_block, 4),
             "prefill_tokens_per_s": round(self.measured.prefill_tokens_per_s, 1),

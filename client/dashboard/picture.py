@@ -140,6 +140,8 @@ def node_item(node: NodeInfo) -> Item:
         "prefill": number(node.prefill_tokens_per_s),
         "kv_free": node.free_kv_tokens,
         "kv_total": node.total_kv_tokens,
+        "states_free": node.free_states,
+        "states_total": node.total_states,
         "queue_ms": number(node.queue_ms, 1),
         "tokens_per_s": number(node.tokens_per_s, 1),
         "sessions": node.sessions,

@@ -35,7 +35,8 @@ wide."""
 @dataclass(frozen=True, slots=True)
 class ServerStatistics:
     """A moment's load. ``queued``: steps without an answer. ``peers``: identities that are connected.
-    ``links``: to next hops of clients' routes."""
+    ``state_sessions``: sessions over the whole span for which there are states, 0 where no block keeps one;
+    ``free_state_sessions``: how many more. ``links``: to next hops of clients' routes."""
 
     state: NodeState
     peers: int
@@ -44,6 +45,8 @@ class ServerStatistics:
     queued: int
     free_kv_tokens: int
     total_kv_tokens: int
+    free_state_sessions: int
+    state_sessions: int
     links: int
     journal: JournalStatistics
 
@@ -162,6 +165,8 @@ class NodeServer:
             queued=self.engine.queued,
             free_kv_tokens=self.engine.free_tokens,
             total_kv_tokens=self.engine.total_tokens,
+            free_state_sessions=self.engine.memory.free_state_sessions,
+            state_sessions=self.engine.memory.state_sessions,
             links=len(self.next_hops),
             journal=self.sessions.journals.statistics(),
         )

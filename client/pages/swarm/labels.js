@@ -30,5 +30,6 @@ export function speedWords(node) {
 export function holdWords(node) {
   const parts = [node.device, node.weights, node.version && `version ${node.version}`].filter(Boolean);
   if (node.kv_total) parts.push(`KV ${percent(1 - node.kv_free / node.kv_total)} used`);
+  if (node.states_total) parts.push(`states of ${number(node.states_total - node.states_free)} of ${plural(node.states_total, "session")} used`);
   return parts.join(" · ");
 }

@@ -21,12 +21,14 @@ const COLUMNS = [
   ["queue", "Queue", (_, node) => node.queue_ms, (_, node) => (node.queue_ms ? duration(node.queue_ms / 1000) : "–"), true],
   ["sessions", "Sessions", (_, node) => node.sessions, (_, node) => figure(node.sessions), true],
   ["kv", "KV used", (_, node) => used(node), (_, node) => (node.kv_total ? percent(used(node)) : "–"), true],
+  ["states", "States used", (_, node) => busyStates(node), (_, node) => (node.states_total ? `${busyStates(node)} of ${node.states_total}` : "–"), true],
   ["device", "Device", (_, node) => node.device, (_, node) => text(node.device)],
   ["weights", "Weights", (_, node) => node.weights, (_, node) => text(node.weights)],
   ["way", "Reached", (_, node) => node.way, (_, node) => node.way],
   ["version", "Version", (_, node) => node.version, (_, node) => text(node.version)],
 ];
 
+const busyStates = (node) => node.states_total - node.states_free;
 const used = (node) => (node.kv_total ? 1 - node.kv_free / node.kv_total : 0);
 
 export class NodesTable {

@@ -111,6 +111,16 @@ def _load(load: NodeStatistics) -> Iterator[Family]:
         "Tokens of sessions that are over, kept for those that begin alike; they count as free.",
         engine.cached_tokens,
     )
+    yield gauge(
+        "swarm_node_state_sessions",
+        "Sessions for which there is memory of the blocks that keep a state; 0: no block does.",
+        server.state_sessions,
+    )
+    yield gauge(
+        "swarm_node_state_free_sessions",
+        "Sessions for which it could still be had.",
+        server.free_state_sessions,
+    )
     yield counter(
         "swarm_node_prefix_hit_tokens", "Tokens that sessions found in the cache.", engine.prefix_hit_tokens
     )

@@ -124,7 +124,8 @@ def _cards(model: dict[str, Any], digests: Sequence[str]) -> Iterator[str]:
         yield f"  blocks {node['blocks']}, {node['state']}"
         yield f"  {shown(', '.join(_weights(node['weights'])))}"
         yield f"  {figures['ms/tok']} ms/token, prefill {figures['prefill']}/s"
-        yield f"  free KV {figures['free KV']}, journal {figures['jrnl']}"
+        yield f"  free KV {figures['free KV'].splitlines()[0]}, journal {figures['jrnl']}"
+        yield from (f"  states free for {states} sessions" for states in _states(node))
         yield f"  {plural(node['sessions'], 'session')}, {figures['tok/s']} tok/s, wait {figures['wait']} ms"
 
 
@@ -140,7 +141,8 @@ _ALONE = (
     f"peers, the others are still being found: ask again in {ALONE_S:.0f} s."
 )
 _LEGEND = """\
-  [dim]measured by each node: ms/tok a decode step, prefill tokens/s, free KV tokens;
+  [dim]measured by each node: ms/tok a decode step, prefill tokens/s, free KV tokens
+  (below it, where blocks keep states: for how many sessions they are free);
   load lately: open sessions, tok/s of all together, ms of wait in the queue;
   jrnl: how full the journal is that repairs need[/]"""
 
@@ -183,13 +185,18 @@ def _figures(node: dict[str, Any]) -> dict[str, str]:
     values = (
         f"{milliseconds:.2f}" if milliseconds else "-",
         f"{node['prefill_tokens_per_s']:.0f}" if node["prefill_tokens_per_s"] else "-",
-        f"{_short(free)} {100 * free / total:.0f}%" if total else "-",
+        "\n".join([f"{_short(free)} {100 * free / total:.0f}%" if total else "-", *_states(node)]),
         str(node["sessions"]),
         f"{node['tokens_per_s']:.0f}",
         f"{node['queue_ms']:.{0 if node['queue_ms'] >= 99.95 else 1}f}",
         f"{100 * kept / most:.0f}%" if most else "-",
     )
     return dict(zip(_FIGURES, values, strict=True))
+
+
+def _states(node: dict[str, Any]) -> list[str]:
+    """For how many sessions there are states, if it has blocks that keep one."""
+    return [f"{node['free_states']}/{node['total_states']}"] if node["total_states"] else []
 
 
 _KINDS_SHOWN = 2

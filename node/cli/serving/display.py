@@ -64,6 +64,10 @@ def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
 
+def _states(free: int, total: int) -> list[str]:
+    return [f"states for {free} of {total} sessions free"] if total else []
+
+
 def load_line(node: Node) -> str:
     """What a node that serves does now, and has done since it started."""
     figures = node.figures()
@@ -79,6 +83,7 @@ def load_line(node: Node) -> str:
             f"{work.tokens} tokens served to {plural(work.peers_served, 'peer')}",
             f"queue {engine.queued}, {engine.queue_ms:.1f} ms",
             f"KV {100 * server.free_kv_tokens // max(1, server.total_kv_tokens)} % free",
+            *_states(server.free_state_sessions, server.state_sessions),
             f"journal {server.journal.used / 2**20:.0f} of {node.config.journal_mib} MiB",
         )
     )

@@ -75,6 +75,17 @@ class SessionMemory:
         return self.layout(self._span).tokens_in(self.pages.total, self.states.total, self._context)
 
     @property
+    def state_sessions(self) -> int:
+        """Sessions of a whole context over the whole span for which there are states; 0: no block keeps
+        one."""
+        return self._sessions(self.states.total)
+
+    @property
+    def free_state_sessions(self) -> int:
+        """For how many more there are."""
+        return self._sessions(self.states.available)
+
+    @property
     def cached_tokens(self) -> int:
         """As many as the slots of the prefix cache would hold."""
         layout = self.layout(self._span)
@@ -171,6 +182,10 @@ class SessionMemory:
         if (state := states.to_name(index, last=index + 1 == len(names))) is not None:
             self.state_names.register(owner, span, None, names[index], state, long_context=long_context)
             states.named(index, waiting)
+
+    def _sessions(self, states: int) -> int:
+        each = self.layout(self._span).states_of(self._context)
+        return states // each if each else 0
 
     def _with_states(
         self, pages: PageTable | None, layout: KvLayout, shared: dict[int, Page]

@@ -15,6 +15,7 @@ from swarm_node.client.dashboard.picture import (
     MOST_COMMANDS,
     MOST_NODES,
     Reading,
+    node_item,
     own_sections,
     swarm_sections,
     with_peer,
@@ -142,3 +143,10 @@ def test_changes_are_what_became_different_and_make_the_same_state() -> None:
         for key in difference.get(section, {}).get("gone", ()):
             del made[key]
         assert made == items
+
+
+def test_memory_for_states_is_told_beside_that_for_tokens() -> None:
+    hybrid = replace(three_nodes()[0], free_states=3, total_states=8)
+    item = node_item(hybrid)
+    assert (item["states_free"], item["states_total"]) == (3, 8)
+    assert (item["kv_free"], item["kv_total"]) == (hybrid.free_kv_tokens, hybrid.total_kv_tokens)

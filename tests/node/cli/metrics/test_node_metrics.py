@@ -77,6 +77,7 @@ async def test_a_node_is_alive_before_it_is_ready_and_tells_what_it_does(case: C
         assert found["swarm_node_ready"] == found["swarm_node_state online"] == 1
         assert found[f"swarm_node_info 1-2 {case.node.model.name} kitchen node"] == 1
         assert found["swarm_node_kv_tokens"] == found["swarm_node_kv_free_tokens"] == 320
+        assert found["swarm_node_state_sessions"] == found["swarm_node_state_free_sessions"] == 0
         assert found["swarm_node_loads_total"] == 1
         assert found["swarm_node_weights_bytes_total received"] == 5
         assert found["swarm_node_tokens_total prefill"] == 0

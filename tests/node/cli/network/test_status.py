@@ -42,7 +42,10 @@ def test_nodes_are_listed_by_block_and_holes_are_named() -> None:
             "announced_state",
             "decode_ms_per_block",
             "prefill_tokens_per_s",
+            "context_ms_per_block",
             "free_kv_tokens",
+            "free_states",
+            "total_states",
         ),
         *(
             "total_kv_tokens",
@@ -102,6 +105,37 @@ def test_load_is_shown_and_fits_into_a_terminal(capsys: pytest.CaptureFixture[st
     for words in ("draining", "int4 (Q4_1)", "12k 19%", "128", "1234", "123 ", "25%", "12.50"):
         assert words in row
     assert all(len(line.rstrip()) <= 80 for line in lines if "swarm-node" not in line)
+
+
+def test_states_stand_below_the_kv_cache_and_both_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    hybrid = replace(
+        _node("12D3KooWhybrid", 10, 20),
+        state=NodeState.DRAINING,
+        weights="int4 (Q4_K)",
+        decode_ms_per_block=12.5,
+        prefill_tokens_per_s=2500.0,
+        free_kv_tokens=12_345,
+        total_kv_tokens=65_536,
+        sessions=128,
+        tokens_per_s=1234.5,
+        queue_ms=123.4,
+        journal_bytes=1,
+        total_journal_bytes=2,
+        free_states=37,
+        total_states=100,
+        context_ms_per_block=0.25,
+    )
+    report = build_report([hybrid, _node("b", 20, 30)])
+    node, plain = report["models"][0]["nodes"]
+    assert (node["free_states"], node["total_states"], node["context_ms_per_block"]) == (37, 100, 0.25)
+    assert (plain["free_states"], plain["total_states"]) == (0, 0)
+    print_tables(report)
+    lines = capsys.readouterr().out.splitlines()
+    assert "37/100" in [line.strip() for line in lines]
+    assert all(len(line.rstrip()) <= 80 for line in lines if "swarm-node" not in line)
+    cards = [str(part) for part in parts(report, (), say=str, narrow=True)]
+    assert cards[6:8] == ["  free KV 12k 19%, journal 50%", "  states free for 37/100 sessions"]
+    assert all(len(Text.from_markup(line)) <= 40 for line in cards[:9])
 
 
 def test_a_share_of_experts_stands_on_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
