@@ -105,11 +105,13 @@ def test_any_block(sessions: Sessions, blocks: list[BlockConfig], deterministic:
 @pytest.mark.parametrize(
     "options", [{"dtype": "bfloat16"}, {"quantize": "int8"}, {"quantize": "int4"}], ids=str
 )
-@pytest.mark.parametrize("case", ["deepseek", "gpt-oss", "keys as values", "parallel"])
+@pytest.mark.parametrize(
+    "case", ["deepseek", "gpt-oss", "keys as values", "parallel", "delta", "channels", "nemotron"]
+)
 def test_weights_are_held_as_the_plan_says(sessions: Sessions, case: str, options: dict[str, str]) -> None:
     """What is left is rounding: some rows may go to other experts."""
-    model = load(CASES[case], qtype="BF16", **options)
-    exact = load(CASES[case], qtype="BF16")
+    model = load(ALL[case], qtype="BF16", **options)
+    exact = load(ALL[case], qtype="BF16")
     if "quantize" in options:
         assert model.weights.startswith(options["quantize"])
         assert model.weight_bytes < exact.weight_bytes / 2

@@ -125,6 +125,16 @@ def test_the_check_of_determinism_holds(case: str) -> None:
     assert check_determinism(load(case, deterministic=True), "float16")
 
 
+@pytest.mark.parametrize(
+    "options", [{"dtype": "bfloat16"}, {"dtype": "float16"}, {"quantize": "int8"}], ids=str
+)
+@pytest.mark.parametrize("case", ["qwen 3.5", "channels", "nemotron"])
+def test_the_check_holds_in_other_types(case: str, options: dict[str, str]) -> None:
+    model = load(case, deterministic=True, **options)
+    assert check_determinism(model, "float16")
+    assert model.new_pool(1, "float16", 1).states.dtype == torch.float32
+
+
 @pytest.mark.parametrize("case", ["delta", "short convolution"])
 def test_the_check_finds_a_state_that_was_not_taken_back(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     begin = states.Group.begin
