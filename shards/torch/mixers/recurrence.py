@@ -68,12 +68,14 @@ class Recurrence:
             window = inputs[:, end - first :]
             qk, v = self._heads(inputs)
             rows = Rows(qk, v, log[:, first:end], added[:, first:end], self._is_delta, settings.tiled)
-            size = 1 if self._rowwise else group.cuts[cut]
-            for at, made in enumerate(scan(rows, matrices, size, 1 if self._rowwise else end - first), 1):
-                here = first + at * size
-                out[:, here - size : here] = made
-                if here == group.ends[cut]:
-                    group.keep(block, cut, matrices, inputs[:, here - first : here - first + before])
+            size, together = group.cuts[cut], (end - first) // group.cuts[cut]
+            if self._rowwise:
+                size = together = 1
+            for at, made in enumerate(scan(rows, matrices, size, together)):
+                done = (at + 1) * size
+                out[:, first + done - size : first + done] = made
+                if first + done == group.ends[cut]:
+                    group.keep(block, cut, matrices, inputs[:, done : done + before])
                     cut += 1
             if self._skip is not None:
                 out[:, first:end] += self._skip * v
