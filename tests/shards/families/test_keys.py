@@ -234,7 +234,8 @@ OLD: dict[str, tuple[str, dict[str, Any]]] = {
         "glm_moe_dsa",
         {"index_topk_freq": 4, "index_skip_topk_offset": 3, "index_topk_pattern": None}
         | {"rope_interleave": True, "indexer_rope_interleave": True, "max_position_embeddings": 1 << 20}
-        | {"index_share_for_mtp_iteration": True, "rope_parameters": {"rope_theta": 8e6}},
+        | {"index_share_for_mtp_iteration": True, "rope_parameters": {"rope_theta": 8e6}, "head_dim": 192}
+        | {"qk_head_dim": 256, "moe_router_dtype": "float32", "scoring_func": "sigmoid", "ep_size": 1},
     ),
     "glm 5, by a pattern": ("glm_moe_dsa", {"num_hidden_layers": 4, "index_topk_pattern": "FSFS"}),
     "qwen3 next": (
