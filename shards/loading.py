@@ -3,12 +3,14 @@ the one that is chosen is imported."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..swarm.errors import UsageError
+from ..swarm.types import Span
 from .checkpoint.checkpoint import Checkpoint, check_span
 from .formats.tensors import (
     EMBEDDING,
@@ -16,6 +18,8 @@ from .formats.tensors import (
     HEAD,
     HEAD_BIAS,
     MERGE,
+    NEXT_NORMS,
+    NEXT_PROJECTION,
     SIDE_EMBEDDING,
     SIDE_NORM,
     SIDE_PROJECTION,
@@ -30,12 +34,12 @@ from .models.client_part import ClientModel, Project, SideMaker, Streams
 from .models.devices import INSTALL_COMPILER, require_mlx, require_torch, resolve_device
 from .models.head import FinalNorm, Head, RefinedHead
 from .models.load_plan import LoadOptions, LoadPlan, WeightKind, resolve
+from .models.next_part import NextPart
 from .models.rounding_bounds import RoundingBounds, native_rounding, torch_rounding
 from .models.weight_loader import Progress, WeightLoader, check_shape
 from .native.span import load_native_span, unsupported
 
 if TYPE_CHECKING:
-    from ..swarm.types import Span
     from .formats.blocks.norm import NormConfig
     from .formats.config import ModelConfig, SidebandConfig
     from .formats.raw_tensor import RawTensor
@@ -126,12 +130,13 @@ def load_client_model(
     in_file = raw.nbytes + beside
     loader: WeightLoader | TorchLoader
     head: Head
+    with_norm: Callable[[FinalNorm], Head]
     if plan.precision is not None and plan.native(plan.form([raw], kind)):
         loader = WeightLoader(checkpoint, plan, in_file, progress, threads)
         loader.label = "head"
         linear = loader.linear(*wanted)
-        native = NativeHead(NativeNorm(norm.settings, norm.weight, norm.bias), linear, threads)
-        head, kernels = native, "native"
+        native = NativeHead(_native(norm), linear, threads)
+        head, kernels, with_norm = native, "native", lambda norm: native.with_norm(_native(norm))
         tied_head = native if tied and raw.qtype == "Q8_0" and linear.is_int8 else None
         rounding = native_rounding(plan.precision, config.hidden_size)
     else:
@@ -141,8 +146,8 @@ def load_client_model(
 
         loader = TorchLoader(checkpoint, plan, in_file, progress, threads)
         loader.label = "head"
-        head = TorchHead(norm, loader.linear(*wanted), plan.device, plan.dtype, threads)
-        kernels, tied_head = "torch", None
+        on_torch = TorchHead(norm, loader.linear(*wanted), plan.device, plan.dtype, threads)
+        head, kernels, with_norm, tied_head = on_torch, "torch", on_torch.with_norm, None
         rounding = torch_rounding(config.hidden_size)
     side = None if config.sideband is None else _side_maker(checkpoint, config.sideband, loader)
     streams = None if config.streams == 1 else _streams(config, loader)
@@ -154,8 +159,46 @@ def load_client_model(
     checkpoint.release()
     return ClientModel(
         *(config, embedding, norm, head, plan.device, held, loader.summary(), kernels),
-        *(checkpoint.release, tied_head, side, streams),
+        *(checkpoint.release, tied_head, side, streams, with_norm),
     )
+
+
+def _native(norm: FinalNorm) -> NativeNorm:
+    return NativeNorm(norm.settings, norm.weight, norm.bias)
+
+
+def load_next_part(
+    checkpoint: Checkpoint, client: ClientModel, options: LoadOptions, number: int = 0, *, threads: int = 1
+) -> NextPart[Any]:
+    """The block ``number`` of those that guess further tokens, beside a client of the same checkpoint, whose
+    embedding and head it uses. UnsupportedModelError where the model has none; else as ``load_backend``."""
+    whole, config = checkpoint.with_next(), checkpoint.config
+    if config.next is None or not 0 <= number < config.next_blocks:
+        raise UsageError(f"the model has {config.next_blocks} blocks that guess further tokens")
+    at, hidden = config.n_blocks + number, config.hidden_size
+    begin = f"model.layers.{at}."
+    blocks = load_backend(whole, Span(at, at + 1), options, threads=threads)
+    of_embedding, of_hidden, own = (
+        _norm(whole, begin + name, config.next.norm, hidden) for name in NEXT_NORMS
+    )
+    raw = whole.tensor(f"{begin}{NEXT_PROJECTION}.weight")
+    plan = resolve(replace(options, device=client.device), config.native_dtype)
+    loader = _loader(whole, plan, raw, threads)
+    project = _product(loader, begin + NEXT_PROJECTION, hidden, 2 * hidden)
+    checkpoint.release()
+    return NextPart(client, blocks, project, (of_embedding, of_hidden), client.with_norm(own))
+
+
+def _loader(
+    checkpoint: Checkpoint, plan: LoadPlan, raw: RawTensor, threads: int
+) -> WeightLoader | TorchLoader:
+    """For the matrix ``raw``."""
+    if plan.precision is not None and plan.native(plan.form([raw], WeightKind.INT8)):
+        return WeightLoader(checkpoint, plan, raw.nbytes, None, threads)
+    _check_torch(plan)
+    from .torch.weights import TorchLoader
+
+    return TorchLoader(checkpoint, plan, raw.nbytes, None, threads)
 
 
 def _product(loader: WeightLoader | TorchLoader, name: str, rows: int, cols: int) -> Project:

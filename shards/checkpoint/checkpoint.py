@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -12,6 +13,7 @@ from ...swarm.boundaries import may_serve, span_around
 from ...swarm.errors import CheckpointError, UnsupportedModelError, UsageError
 from ...swarm.runtime.extras import install_extra
 from ...swarm.types import ModelRef, Span
+from ..families.named_source import NamedSource
 from ..formats.advice.pooling import Pooling, pooling_folder, pooling_of_settings
 from ..formats.advice.sampling import SamplingAdvice
 from ..formats.bounded_json import read_json as read_document
@@ -64,6 +66,17 @@ class Checkpoint:
 
     def has(self, name: str) -> bool:
         return name in self._source.manifest
+
+    def with_next(self) -> Checkpoint:
+        """The same with the blocks that guess further tokens behind its last (``ModelConfig.with_next``), for
+        who loads them by themselves. It is closed with this one.
+
+        UnsupportedModelError where the files have none that are known; CheckpointError for damaged ones."""
+        if not isinstance(self._source, NamedSource):
+            raise UnsupportedModelError(f"{self.ref.name} has no blocks that guess further tokens")
+        found = copy(self)
+        found._source, found.config = self._source.with_next(), self.config.with_next
+        return found
 
     @property
     def manifest(self) -> Mapping[str, TensorInfo]:

@@ -19,6 +19,7 @@ How a row is written (``rows/``), in 10 to 40 lines:
 - ``fixed``: keys that files of the family have and transformers does not read → the values that its models
   have; any other is refused.
 - ``ignored``: pattern of names of tensors that a file may have and a text model does not use.
+- ``next``: blocks behind the last that guess further tokens. How many: ``num_nextn_predict_layers``.
 - ``gguf``: what llama.cpp calls the family, and what is otherwise in its files. None: it does not know it.
 """
 
@@ -29,6 +30,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..formats.blocks.block import BlockConfig
+from ..formats.blocks.norm import NormConfig
 from .names import Names
 from .settings import Settings
 
@@ -63,6 +65,28 @@ class GGUFFamily:
 
 
 @dataclass(frozen=True, slots=True)
+class NextFamily:
+    """The blocks behind the last that guess further tokens. ``block``, ``norm``: as of ``NextConfig``. In
+    HuggingFace files, names of tensors in such a block begin with ``in_block``, those of what is beside it
+    with ``beside``. Both count on from the last block, or with ``apart`` from 0. ``tensors``: as of
+    ``Family``."""
+
+    block: Callable[[Settings], BlockConfig]
+    norm: Callable[[Settings], NormConfig]
+    in_block: str = "model.layers.{}."
+    beside: str = "model.layers.{}."
+    apart: bool = False
+    tensors: Names = field(
+        default_factory=lambda: {
+            "next.embedding_norm": "enorm",
+            "next.hidden_norm": "hnorm",
+            "next.projection": "eh_proj",
+            "next.norm": "shared_head.norm",
+        }
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """See the module."""
 
@@ -78,6 +102,7 @@ class Family:
     ignored: str = ""
     wrappers: tuple[str, ...] = ()
     gguf: GGUFFamily | None = None
+    next: NextFamily | None = None
 
     @property
     def name(self) -> str:

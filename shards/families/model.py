@@ -9,7 +9,7 @@ from ...swarm.errors import CheckpointError, UnsupportedModelError
 from ...swarm.types import MAX_BLOCKS
 from ..formats.blocks.block import BlockConfig
 from ..formats.blocks.rope import lengthened
-from ..formats.config import ModelConfig
+from ..formats.config import ModelConfig, NextConfig
 from ..formats.values.bounds import MAX_VOCAB
 from .family import Family
 from .settings import FULL, Settings
@@ -73,7 +73,8 @@ def _model_config(
         bos_token_id=settings.optional_integer("bos_token_id", most=MAX_VOCAB - 1),
         eos_token_ids=eos_token_ids,
         native_dtype=native_dtype,
-        next_blocks=_next_blocks(family, settings),
+        next_blocks=(behind := _next_blocks(family, settings)),
+        next=_next(family, settings) if behind else None,
         tie_word_embeddings=settings.flag("tie_word_embeddings", False),
         **family.client(settings),
     )
@@ -83,6 +84,13 @@ def _next_blocks(family: Family, settings: Settings) -> int:
     """0 for a family without any: blocks behind the last then belong to another model."""
     key = "num_nextn_predict_layers"
     return (settings.optional_integer(key, most=MAX_BLOCKS) or 0) if key in family.defaults else 0
+
+
+def _next(family: Family, settings: Settings) -> NextConfig | None:
+    if family.next is None:
+        return None
+    own = settings.of(settings.n_blocks)
+    return NextConfig(family.next.block(own), family.next.norm(own))
 
 
 def _blocks(family: Family, settings: Settings) -> list[BlockConfig]:

@@ -42,12 +42,16 @@ class NamedSource:
         *,
         ignored: str = "",
         bias_optional: bool = False,
+        behind: Mapping[str, Place] | None = None,
     ) -> None:
         """``ignored``: pattern of names that the file may have besides. ``bias_optional``: it may hold some
-        biases and not others. CheckpointError unless every tensor of the model is there in its right shape;
-        UnsupportedModelError if there are more: a tensor that is not read belongs to another computation."""
+        biases and not others. ``behind``: places in blocks that guess further tokens. CheckpointError unless
+        every tensor of the model is there in its right shape; UnsupportedModelError if there are more: a
+        tensor that is not read belongs to another computation."""
         self._inner = inner
         self._where = where
+        self._others = {**places, **behind} if behind else {}
+        self._ignored, self._bias_optional = ignored, bias_optional
         self._places = {
             name: place
             for name, place in places.items()
@@ -58,6 +62,17 @@ class NamedSource:
         }
         read = {place.stored for place in self._places.values()}
         _refuse_unread((name for name in inner.manifest if name not in read), where, ignored)
+
+    def with_next(self) -> NamedSource:
+        """The same file with the blocks that guess further tokens, which are looked at only now.
+
+        UnsupportedModelError where it has none; CheckpointError where they are damaged."""
+        if not self._others:
+            raise UnsupportedModelError(
+                f"{self._where} has no blocks that guess further tokens, or their family's are not known"
+            )
+        more = {"ignored": self._ignored, "bias_optional": self._bias_optional}
+        return NamedSource(self._inner, self._others, self._where, **more)
 
     def stored(self, name: str) -> str:
         """What the file calls the tensor that holds ``name``."""

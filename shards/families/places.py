@@ -15,7 +15,8 @@ from ..formats.blocks.block import BlockConfig
 from ..formats.blocks.rope import RopeConfig
 from ..formats.blocks.state import RecurrenceConfig
 from ..formats.config import ModelConfig
-from ..formats.tensors import block_tensors, client_tensors
+from ..formats.tensors import NEXT_PROJECTION, block_tensors, client_tensors, next_tensors
+from .family import NextFamily
 from .names import Names, Stored, options
 
 _EXPERT = re.compile(r"(?<=mlp\.experts\.)[0-9]+(?=\.)")
@@ -81,17 +82,45 @@ def places(config: ModelConfig, names: Names, in_block: str, present: Container[
     with. ``present``: what the file has."""
     client = _Scope(client_tensors(config))
     found = {name: _place(name, client, names, present) for name in client.shapes}
-    for number, settings in enumerate(config.blocks):
-        begin = f"model.layers.{number}."
-        shapes = {name.removeprefix(begin): shape for name, shape in block_tensors(config, number).items()}
-        block = _Scope(shapes, in_block.format(number), settings)
-        known: dict[str, Place] = {}
-        for name in shapes:
-            expert = _EXPERT.search(name)
-            pattern = name if expert is None else f"{name[: expert.start()]}{{}}{name[expert.end() :]}"
-            if pattern not in known:
-                known[pattern] = _place(name, block, names, present)
-            found[begin + name] = known[pattern] if expert is None else known[pattern].of(expert[0])
+    for number in range(config.n_blocks):
+        found |= _in_block(config, number, names, in_block.format(number), present)
+    return found
+
+
+def next_places(
+    config: ModelConfig, row: NextFamily, names: Names, present: Container[str]
+) -> dict[str, Place]:
+    """The same of the blocks that guess further tokens, and of what is beside each: under the name of its
+    block, too. Nothing where the file does not have them. ``names``: as in other blocks."""
+    beside = next_tensors(config)
+    if not beside:
+        return {}
+    found: dict[str, Place] = {}
+    for number in range(config.n_blocks, config.n_blocks + config.next_blocks):
+        theirs = number - config.n_blocks if row.apart else number
+        found |= _in_block(config.with_next, number, names, row.in_block.format(theirs), present)
+        scope = _Scope(beside, row.beside.format(theirs))
+        for name in beside:
+            found[f"model.layers.{number}.{name}"] = _place(name, scope, row.tensors, present)
+    first = f"model.layers.{config.n_blocks}.{NEXT_PROJECTION}.weight"
+    return found if first in found and found[first].stored in present else {}
+
+
+def _in_block(
+    config: ModelConfig, number: int, names: Names, begin: str, present: Container[str]
+) -> dict[str, Place]:
+    """Of block ``number``, in which the file's names begin with ``begin``."""
+    own = f"model.layers.{number}."
+    shapes = {name.removeprefix(own): shape for name, shape in block_tensors(config, number).items()}
+    block = _Scope(shapes, begin, config.blocks[number])
+    found: dict[str, Place] = {}
+    known: dict[str, Place] = {}
+    for name in shapes:
+        expert = _EXPERT.search(name)
+        pattern = name if expert is None else f"{name[: expert.start()]}{{}}{name[expert.end() :]}"
+        if pattern not in known:
+            known[pattern] = _place(name, block, names, present)
+        found[own + name] = known[pattern] if expert is None else known[pattern].of(expert[0])
     return found
 
 

@@ -10,7 +10,7 @@ follow.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...swarm.boundaries import Boundaries
 from ...swarm.errors import CheckpointError
@@ -60,6 +60,18 @@ class SidebandConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class NextConfig:
+    """What guesses the token after the next one (multi-token prediction, arXiv 2412.19437), of each of the
+    blocks behind the last. With h what the model's head multiplies at a position, and e the embedding of the
+    token that follows, x = block(projection([norm(e), norm(h)])), and the model's head times norm(x) says the
+    token after that. Each norm has a weight of its own.
+    """
+
+    block: BlockConfig
+    norm: NormConfig
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """``family``: transformers' ``model_type``, for people. ``blocks``: each one's settings; equal ones are
     one object.
@@ -68,9 +80,9 @@ class ModelConfig:
     leaves the last one goes through ``final_norm`` and the head (``head_bias``: which has a bias), times
     ``logit_multiplier``, and where ``logit_softcap`` c is not 0, c * tanh(logit / c).
     ``max_position_embeddings``: tokens of the longest sequence, rope scaling counted (``lengthened``).
-    ``next_blocks``: blocks that the file may have behind the last, to guess further tokens; nothing reads
-    them. ``native_dtype``: the file's main weight type, such as ``BF16`` or ``Q4_1``; for people and for
-    ``auto``.
+    ``next_blocks``: blocks that the file may have behind the last, to guess further tokens; ``next``: what
+    they compute, where that is known. They are on no route: see ``with_next``. ``native_dtype``: the file's
+    main weight type, such as ``BF16`` or ``Q4_1``; for people and for ``auto``.
     ``quantization``: what a HuggingFace configuration says of quantized matrices.
     ``sideband``: what its blocks' ``side`` reads. ``streams``: residual streams of its blocks, one after the
     other in a row, ``hidden_size`` values each. Where there are several, the client makes the others of e by
@@ -95,6 +107,7 @@ class ModelConfig:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     next_blocks: int = 0
+    next: NextConfig | None = None
     native_dtype: str = "F32"
     quantization: Quantization | None = None
     sideband: SidebandConfig | None = None
@@ -169,6 +182,12 @@ class ModelConfig:
     @property
     def n_blocks(self) -> int:
         return len(self.blocks)
+
+    @property
+    def with_next(self) -> ModelConfig:
+        """The same with the blocks that guess further tokens behind the last, as any other."""
+        behind = (self.next.block,) * self.next_blocks if self.next else ()
+        return replace(self, blocks=(*self.blocks, *behind), next_blocks=0, next=None)
 
     def row_width(self, boundary: int) -> int:
         """Values of the row of a token that block ``boundary`` reads, or after the last block the head."""

@@ -78,6 +78,20 @@ def block_tensors(config: ModelConfig, block: int) -> dict[str, tuple[int, ...]]
 
 
 Shapes = dict[str, tuple[int, ...]]
+NEXT_PROJECTION = "next.projection"
+NEXT_NORMS = ("next.embedding_norm", "next.hidden_norm", "next.norm")
+"""Of a block that guesses further tokens, without ``.weight``: see ``NextConfig``."""
+
+
+def next_tensors(config: ModelConfig) -> Shapes:
+    """What such a block has beside its own tensors, as named in it; nothing for a model without any."""
+    if config.next is None:
+        return {}
+    hidden = config.hidden_size
+    shapes = _linear(NEXT_PROJECTION, hidden, 2 * hidden)
+    for name in NEXT_NORMS:
+        shapes |= _norm(name, config.next.norm, hidden)
+    return shapes
 
 
 def _norm(name: str, norm: NormConfig | None, size: int) -> Shapes:

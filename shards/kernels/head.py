@@ -28,7 +28,7 @@ class NativeHead:
     def __init__(self, norm: NativeNorm, linear: NativeLinear, threads: int = 1) -> None:
         kernels = library()
         kernels.sn_head_scratch.restype = ctypes.c_int64
-        self._norm, self._linear = norm, linear
+        self._norm, self._linear, self._n_threads = norm, linear, threads
         self._threads = ThreadPool(threads)
         self._lock = threading.Lock()
         self._scratch = np.empty(kernels.sn_head_scratch(ctypes.byref(linear.struct)), np.uint8)
@@ -58,6 +58,10 @@ class NativeHead:
             *(ctypes.c_void_p, ctypes.c_int64),  # x, columns
             *(ctypes.c_void_p, ctypes.c_void_p),  # ids, pool
         )
+
+    def with_norm(self, norm: NativeNorm) -> NativeHead:
+        """The same weights behind another norm."""
+        return NativeHead(norm, self._linear, self._n_threads)
 
     def int8_row(self, row: int) -> np.ndarray:
         """A row of the head's weights, which are held in 8 bits: (1, hidden) float32."""

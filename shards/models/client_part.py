@@ -108,10 +108,12 @@ class ClientModel:
         tied: NativeHead | None = None,
         side: SideMaker | None = None,
         streams: Streams | None = None,
+        with_norm: Callable[[FinalNorm], Head] | None = None,
     ) -> None:
         """``release`` lets go of the pages of the file that were read. ``tied`` holds the values of the
         embedding in 8 bits: a token that was just chosen is not looked up in the file. ``side``: of a model
-        with a sideband; ``streams``: of one with several residual streams."""
+        with a sideband; ``streams``: of one with several residual streams. ``with_norm``: the head behind
+        another norm."""
         self.config = config
         self.device = device
         self.weight_bytes = weight_bytes
@@ -124,6 +126,7 @@ class ClientModel:
         self._rows_read = 0
         self._tied = tied
         self._side, self._streams = side, streams
+        self._with_norm = with_norm
 
     def embed(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """T token ids → (T, ``row_width(0)``) float32. UsageError for an id outside the vocabulary."""
@@ -161,7 +164,17 @@ class ClientModel:
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """Rows after the last block, (T, residual) → (T, vocab) float32. From any thread."""
-        logits = self._head(hidden if self._streams is None else self._streams.merged(hidden))
+        return self._finished(self._head(hidden if self._streams is None else self._streams.merged(hidden)))
+
+    def with_norm(self, norm: FinalNorm) -> Head:
+        """The head behind another norm than the model's: rows (T, hidden) → (T, vocab). It shares the
+        weights, and makes no logits exact. UsageError for a head of transformers' own."""
+        if self._with_norm is None:
+            raise UsageError("a head of transformers' own layers has no other norm")
+        head = self._with_norm(norm)
+        return lambda rows: self._finished(head(rows))
+
+    def _finished(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         config = self.config
         if config.logit_multiplier != 1.0:
             logits *= np.float32(config.logit_multiplier)

@@ -35,7 +35,12 @@ class TorchHead:
         torch.set_num_threads(threads)
         self._norm = norm
         self._linear = linear
+        self._names, self._threads = (device, dtype), threads
         self._device, self._dtype = torch.device(device), DTYPES[dtype]
+
+    def with_norm(self, norm: FinalNorm) -> TorchHead:
+        """The same weights behind another norm."""
+        return TorchHead(norm, self._linear, *self._names, self._threads)
 
     @torch.inference_mode()
     def __call__(self, x: np.ndarray) -> np.ndarray:

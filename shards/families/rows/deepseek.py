@@ -21,7 +21,7 @@ from ..experts import (
     shared,
     sparse_or_dense,
 )
-from ..family import Family, GGUFFamily
+from ..family import Family, GGUFFamily, NextFamily
 from ..pieces import attention, rms, rms_client, scalar, usual
 from ..rope import rope
 from ..settings import FULL, SLIDING, Settings
@@ -91,6 +91,11 @@ DEEPSEEK_V2 = Family(
 )
 
 
+_V3_NEXT = NextFamily(
+    lambda s: sparse_or_dense(s, latent(s, interleaved=s.flag("rope_interleave")), _experts(s, dense=False)),
+    rms,
+)
+
 DEEPSEEK_V3 = Family(
     types=("deepseek_v3", "kimi_k2"),
     architectures=("DeepseekV3ForCausalLM",),
@@ -122,6 +127,7 @@ DEEPSEEK_V3 = Family(
     fixed=_V3_FIXED,
     ignored=rf"{VISION}|(model\.)?mm_projector\..*",
     wrappers=("kimi_k25", "kimi_vl"),
+    next=_V3_NEXT,
     gguf=GGUFFamily(  # of DeepSeek V2 and GLM-4.7-Flash, too
         "deepseek2",
         neighbours=True,
@@ -137,7 +143,7 @@ DEEPSEEK_V3 = Family(
 )
 
 
-def _glm4_moe_block(s: Settings) -> BlockConfig:
+def _glm4_moe_block(s: Settings, *, dense: bool | None = None) -> BlockConfig:
     return sparse_or_dense(
         s,
         attention(
@@ -146,7 +152,7 @@ def _glm4_moe_block(s: Settings) -> BlockConfig:
             qk_norm=HeadNorm(rms(s)) if s.flag("use_qk_norm") else None,
             bias=s.flag("attention_bias"),
         ),
-        _experts(s, dense=_is_first(s)),
+        _experts(s, dense=_is_first(s) if dense is None else dense),
     )
 
 
@@ -173,6 +179,7 @@ GLM4_MOE = Family(
     tensors=EXPERTS,
     aliases={"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
     fixed=_V3_FIXED,
+    next=NextFamily(lambda s: _glm4_moe_block(s, dense=False), rms),
     gguf=GGUFFamily(
         "glm4moe",
         settings={"scoring_func": "sigmoid"},
@@ -229,6 +236,7 @@ GLM4_MOE_LITE = Family(
     client=rms_client,
     tensors={**EXPERTS, **LATENT},
     aliases={"num_local_experts": "n_routed_experts"},
+    next=_V3_NEXT,
     fixed={**_V3_FIXED, "first_k_dense_replace": (1,)},
 )
 

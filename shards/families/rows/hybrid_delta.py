@@ -3,6 +3,7 @@ Hybrid, Kimi Linear."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ....swarm.errors import UnsupportedModelError
@@ -24,7 +25,7 @@ from ..experts import (
     shared,
     softmax_router,
 )
-from ..family import Family, GGUFFamily
+from ..family import Family, GGUFFamily, NextFamily
 from ..names import Names, either, fused, mlp_named
 from ..pieces import attention, mlp, rms, usual
 from ..recurrences import (
@@ -62,7 +63,10 @@ _DELTA: dict[str, Any] = {
     "linear_value_head_dim": 128,
     "linear_num_key_heads": 16,
     "linear_num_value_heads": 32,
+    "num_nextn_predict_layers": 1,
 }
+_ALIASES = {"mtp_num_hidden_layers": "num_nextn_predict_layers"}
+_MTP = r"(model\.)?mtp\..*"
 
 
 def _is_linear(s: Settings) -> bool:
@@ -81,7 +85,8 @@ def _qwen_block(
 ) -> BlockConfig:
     """``tiled``: as of ``RecurrenceConfig``."""
     norm = rms(s, 1.0)
-    attends, state, linear = _qwen_attention(s), delta(s, tiled=tiled), _is_linear(s)
+    behind = s.block >= s.n_blocks  # and guesses further tokens
+    attends, state, linear = _qwen_attention(s), delta(s, tiled=tiled), not behind and _is_linear(s)
     return BlockConfig(
         None if linear else attends,
         None if some else dense,
@@ -92,12 +97,42 @@ def _qwen_block(
     )
 
 
+def _qwen_next(block: Callable[[Settings], BlockConfig]) -> NextFamily:
+    """``block``: as of the family."""
+    return NextFamily(
+        block,
+        lambda s: rms(s, 1.0),
+        in_block="mtp.layers.{}.",
+        beside="mtp.",
+        apart=True,
+        tensors={
+            "next.embedding_norm": "pre_fc_norm_embedding",
+            "next.hidden_norm": "pre_fc_norm_hidden",
+            "next.projection": "fc",
+            "next.norm": "norm",
+        },
+    )
+
+
 def _qwen_client(s: Settings) -> dict[str, Any]:
     return {"final_norm": rms(s, 1.0)}
 
 
 def _qwen_experts(s: Settings, router: RouterConfig) -> ExpertsConfig:
     return experts(s, router, shared=mlp(s, "shared_expert_intermediate_size"), shared_gate=True)
+
+
+def _qwen3_next_block(s: Settings) -> BlockConfig:
+    some = _qwen_experts(s, softmax_router(s))
+    return _qwen_block(s, mlp(s), some if s.block >= s.n_blocks or is_sparse(s) else None)
+
+
+def _qwen3_5_block(s: Settings) -> BlockConfig:
+    return _qwen_block(s, mlp(s), tiled=s.is_gguf)
+
+
+def _qwen3_5_moe_block(s: Settings) -> BlockConfig:
+    return _qwen_block(s, None, _qwen_experts(s, RouterConfig()), tiled=s.is_gguf)
 
 
 QWEN3_NEXT = Family(
@@ -114,11 +149,13 @@ QWEN3_NEXT = Family(
         num_experts=512,
         **_DELTA,
     ),
-    block=lambda s: _qwen_block(s, mlp(s), _qwen_experts(s, softmax_router(s)) if is_sparse(s) else None),
+    block=_qwen3_next_block,
     client=_qwen_client,
     tensors={**EXPERTS, **_SHARED_EXPERT, **_GATED, **DELTA_BY_KEYS},
     fixed=_QWEN_FIXED,
-    ignored=r"mtp\..*",
+    aliases=_ALIASES,
+    ignored=_MTP,
+    next=_qwen_next(_qwen3_next_block),
     gguf=GGUFFamily(
         "qwen3next",
         experts=True,
@@ -133,12 +170,14 @@ QWEN3_5 = Family(
     types=("qwen3_5_text",),
     architectures=("Qwen3_5ForCausalLM",),
     defaults=usual(*(248320, 4096, 12288, 32, 16, 4, 32768), **_DELTA),
-    block=lambda s: _qwen_block(s, mlp(s), tiled=s.is_gguf),
+    block=_qwen3_5_block,
     client=_qwen_client,
     tensors={**_GATED, **DELTA},
     fixed=_QWEN_FIXED,
-    ignored=rf"{_VISUAL}|(model\.)?mtp\..*",
+    aliases=_ALIASES,
+    ignored=f"{_VISUAL}|{_MTP}",
     wrappers=("qwen3_5",),
+    next=_qwen_next(_qwen3_5_block),
     gguf=GGUFFamily("qwen35", keys=GGUF_DELTA_KEYS, tensors={**_GGUF_GATED, **_GGUF_NORM, **GGUF_DELTA}),
 )
 
@@ -154,12 +193,14 @@ QWEN3_5_MOE = Family(
         num_experts=256,
         **_DELTA,
     ),
-    block=lambda s: _qwen_block(s, None, _qwen_experts(s, RouterConfig()), tiled=s.is_gguf),
+    block=_qwen3_5_moe_block,
     client=_qwen_client,
     tensors={**EXPERTS, **_SHARED_EXPERT, **_GATED, **DELTA},
     fixed=_QWEN_FIXED,
-    ignored=rf"{_VISUAL}|(model\.)?mtp\..*",
+    aliases=_ALIASES,
+    ignored=f"{_VISUAL}|{_MTP}",
     wrappers=("qwen3_5_moe",),
+    next=_qwen_next(_qwen3_5_moe_block),
     gguf=GGUFFamily(
         "qwen35moe",
         experts=True,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from ...families.named_source import NamedSource, next_blocks
 from ...families.names import Names
-from ...families.places import places
+from ...families.places import next_places, places
 from ...families.rows.table import FAMILIES
 from ..config import ModelConfig
 from ..tensors import SIDE_EMBEDDING, SIDE_NORM, SIDE_PROJECTION
@@ -63,6 +64,12 @@ NAMES: Names = {
     SIDE_NORM: "per_layer_proj_norm",
 }
 """Our names → llama.cpp's, where a family's row has no other."""
+_NEXT: Names = {
+    "next.embedding_norm": "nextn.enorm",
+    "next.hidden_norm": "nextn.hnorm",
+    "next.projection": "nextn.eh_proj",
+    "next.norm": "nextn.shared_head_norm",
+}
 
 
 def gguf_tensors(source: GGUFSource) -> tuple[ModelConfig, NamedSource]:
@@ -76,8 +83,13 @@ def gguf_tensors(source: GGUFSource) -> tuple[ModelConfig, NamedSource]:
     ropes = {block.rope for block in config.blocks}
     is_long = any(rope is not None and rope.long_factors for rope in ropes)
     read = [FREQUENCIES, *((LONG, SHORT) if is_long else ())]
+    family = FAMILIES[config.family].next
+    row = (
+        replace(family, in_block="blk.{}.", beside="blk.{}.", apart=False, tensors=_NEXT) if family else None
+    )
+    behind = next_places(config, row, names, source.manifest) if row else {}
     ignored = "|".join([*map(re.escape, read), next_blocks(config, "blk.{}."), *_unread(config)])
-    return config, NamedSource(source, found, where, ignored=ignored, bias_optional=True)
+    return config, NamedSource(source, found, where, ignored=ignored, bias_optional=True, behind=behind)
 
 
 def _unread(config: ModelConfig) -> list[str]:

@@ -9,7 +9,7 @@ from itertools import islice
 from ....swarm.errors import CheckpointError
 from ...families.named_source import NamedSource, next_blocks
 from ...families.names import options
-from ...families.places import Place, places
+from ...families.places import Place, next_places, places
 from ...families.rows.table import FAMILIES
 from ..config import ModelConfig
 from ..quantized.source import plain_names, with_quantized
@@ -29,16 +29,32 @@ def stored_places(config: ModelConfig, present: Collection[str]) -> tuple[ModelC
     """Where each of our tensors is among ``present``, the names of all files; and the configuration with what
     these names tell: a head in the file is the model's head, whatever ``tie_word_embeddings`` says, as in
     transformers."""
-    present, names = plain_names(present), FAMILIES[config.family].tensors
+    config, shown = _shown(config, plain_names(present))
+    return config, _real(shown, places(config, FAMILIES[config.family].tensors, "model.layers.{}.", shown))
+
+
+def next_stored_places(config: ModelConfig, present: Collection[str]) -> dict[str, Place]:
+    """The same of the blocks that guess further tokens; none where the files have none that are known."""
+    family = FAMILIES[config.family]
+    if family.next is None:
+        return {}
+    config, shown = _shown(config, plain_names(present))
+    return _real(shown, next_places(config, family.next, family.tensors, shown))
+
+
+def _real(shown: _Rooted, found: dict[str, Place]) -> dict[str, Place]:
+    return {name: place._replace(stored=shown.real(place.stored)) for name, place in found.items()}
+
+
+def _shown(config: ModelConfig, present: Collection[str]) -> tuple[ModelConfig, _Rooted]:
+    names = FAMILIES[config.family].tensors
     embedding = options(names.get(EMBEDDING.removesuffix(".weight"), EMBEDDING.removesuffix(".weight")))[0]
     root = _root(present, f"{embedding.name.removeprefix('model.')}.weight")
     outer = root.removesuffix("model.") if root == "model." or root.endswith(".model.") else root
     head = next((name for name in (*_HEADS, outer + HEAD) if name in present), None)
     if head is not None:
         config = replace(config, tie_word_embeddings=False)
-    shown = _Rooted(present, root, head)
-    found = places(config, names, "model.layers.{}.", shown)
-    return config, {name: place._replace(stored=shown.real(place.stored)) for name, place in found.items()}
+    return config, _Rooted(present, root, head)
 
 
 def _root(present: Collection[str], first: str) -> str:
@@ -77,11 +93,12 @@ def checked_tensors(config: ModelConfig, source: TensorSource, where: str) -> tu
             f"{where} has no head ({HEAD}): it is a base model that was saved without one",
             hint="Take the model that writes text (…ForCausalLM), or a GGUF file of it.",
         )
-    shapes = {place.stored: place.whole for place in found.values()}
+    behind = next_stored_places(config, source.manifest)
+    shapes = {place.stored: place.whole for place in (*found.values(), *behind.values())}
     source = with_quantized(source, shapes, config.quantization, where)
     own = FAMILIES[config.family].ignored
     ignored = "|".join(filter(None, (own, next_blocks(config, "layers.{}."))))
-    return config, NamedSource(source, found, where, ignored=ignored)
+    return config, NamedSource(source, found, where, ignored=ignored, behind=behind)
 
 
 def _refuse_unlike(names: Collection[str], where: str) -> None:
