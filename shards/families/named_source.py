@@ -71,8 +71,13 @@ class NamedSource:
             raise UnsupportedModelError(
                 f"{self._where} has no blocks that guess further tokens, or their family's are not known"
             )
-        more = {"ignored": self._ignored, "bias_optional": self._bias_optional}
-        return NamedSource(self._inner, self._others, self._where, **more)
+        return NamedSource(
+            self._inner,
+            self._others,
+            self._where,
+            ignored=self._ignored,
+            bias_optional=self._bias_optional,
+        )
 
     def stored(self, name: str) -> str:
         """What the file calls the tensor that holds ``name``."""
