@@ -20,10 +20,10 @@ from swarm_node.shards.models.own_memory import OwnMemory
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError, UsageError
 from swarm_node.swarm.types import Span
 
-from .gguf_files import write_gguf
-from .models import ids, randomise, saved, small_model
-from .test_families import CHUNKS, EXECUTORS, assert_close
-from .test_layouts import Tensors, assert_same, changed, read, rewritten
+from .families.gguf_files import write_gguf
+from .families.models import ids, randomise, saved, small_model
+from .families.test_families import CHUNKS, EXECUTORS, assert_close
+from .families.test_layouts import Tensors, assert_same, changed, read, rewritten
 
 QWEN = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
 NAMES = {
