@@ -288,6 +288,40 @@ OLD: dict[str, tuple[str, dict[str, Any]]] = {
         | {"norm_topk_prob": True, "routed_scaling_factor": False, "n_group": False, "use_cla": False}
         | {"rope_theta": 1e4, "rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}},
     ),
+    "nemotron 3 nano": (
+        "nemotron_h",
+        {"hybrid_override_pattern": "MEMEM*EME", "num_hidden_layers": 9, "intermediate_size": 1856}
+        | {"hidden_size": 2688, "mamba_num_heads": 64, "moe_intermediate_size": 1856, "norm_eps": 1e-5}
+        | {"moe_shared_expert_intermediate_size": 3712, "n_routed_experts": 128, "num_experts_per_tok": 6}
+        | {"num_key_value_heads": 2, "partial_rotary_factor": 1.0, "rope_theta": 10000}
+        | {"routed_scaling_factor": 2.5, "sliding_window": None, "max_position_embeddings": 262144},
+    ),
+    "nemotron nano 9b": (
+        "nemotron_h",
+        {
+            "hybrid_override_pattern": "M-M*-",
+            "num_hidden_layers": 5,
+            "hidden_size": 4480,
+            "mamba_head_dim": 80,
+        }
+        | {"intermediate_size": 15680, "num_attention_heads": 40, "attention_head_dim": 128},
+    ),
+    "granite 4 h": (
+        "granitemoehybrid",
+        {"layer_types": ["mamba", "attention"], "num_hidden_layers": 2, "position_embedding_type": "nope"}
+        | {"rope_theta": 10000, "rope_scaling": None, "normalization_function": "rmsnorm"}
+        | {"init_method": "mup", "attention_multiplier": 0.0078125, "logits_scaling": 16},
+    ),
+    "falcon h1": (
+        "falcon_h1",
+        {"attn_layer_indices": None, "mamba_use_mlp": True, "mamba_norm_before_gate": False, "head_dim": 64}
+        | {"rope_theta": 1e11, "rope_scaling": None, "mamba_d_ssm": 1536, "mamba_n_heads": 24}
+        | {"key_multiplier": 0.390625, "embedding_multiplier": 5.65, "mlp_multipliers": [0.88, 0.58]},
+    ),
+    "bamba": (
+        "bamba",
+        {"attn_layer_indices": [9, 18, 27], "attn_rotary_emb": 64, "rope_theta": 10000.0},
+    ),
     "dots": (
         "dots1",
         {"n_routed_experts": 128, "n_shared_experts": 2, "num_experts_per_tok": 6, "head_dim": 128}
