@@ -103,6 +103,20 @@ def test_each_model_runs_and_can_be_named(name: str) -> None:
         assert files.nbytes == sum(info.nbytes for info in manifest.values())
 
 
+@pytest.mark.parametrize(
+    ("name", "cuts"),
+    [
+        ("gemma3n-e2b", (*range(19), 30)),
+        ("gemma4-e2b", (*range(14), 35)),
+        ("gemma4-e4b", (*range(23), 42)),
+        ("glm-5.2", (0, 1, *range(2, 79, 4))),
+        ("deepseek-v3.2", tuple(range(62))),
+    ],
+)
+def test_models_are_cut_where_the_guide_says(name: str, cuts: tuple[int, ...]) -> None:
+    assert ALL[name].config.cuts == cuts
+
+
 def test_names_are_unique() -> None:
     names = Counter([*ALL, *(model.repo for model in catalogue()), *(m.gguf for m in catalogue() if m.gguf)])
     assert [name for name, count in names.items() if count > 1] == []
