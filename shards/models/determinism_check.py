@@ -3,9 +3,9 @@
 One sequence is computed token by token. Then again: as one chunk behind another session's rows; in ragged
 chunks before them, over pages full of another try's keys and values, one half of the blocks after the other,
 as a route with other hops would enter it. Every row must come out with the same bits.
-Where blocks see only so far back, other tokens come before it, so that the end of what they see lies within
-them or moves over their first ones; pages that no token of the sequence sees are not there. Blocks that keep
-a state go on from that after the tokens before, and go back to it.
+Where blocks see only so far back, or so many tokens, others come before it, so that the end of what they
+see lies within them or moves over their first ones; pages that no token of the sequence sees are not there.
+Blocks that keep a state go on from that after the tokens before, and go back to it.
 """
 
 from __future__ import annotations
@@ -126,10 +126,12 @@ class _Sessions:
 def _before(model: SpanBackend[Any]) -> int:
     """Tokens before the sequence, in whole pages: its middle, or one before, is the first token that does not
     see all, in the block that sees farthest of those within MOST_BEFORE."""
-    blocks = model.config.blocks[model.span.start : model.span.end]
-    most = min(MOST_BEFORE, model.config.max_position_embeddings - TOKENS)
-    reaches = (block.attention.reach for block in blocks if block.attention)
-    reach = max((each for each in reaches if each - TOKENS // 2 <= most), default=0)
+    config, numbers = model.config, range(model.span.start, model.span.end)
+    most = min(MOST_BEFORE, config.max_position_embeddings - TOKENS)
+    attentions = (config.blocks[number].attention for number in numbers)
+    reaches = [attention.reach for attention in attentions if attention]
+    seen = [*reaches, *map(config.seen_tokens, numbers)]
+    reach = max((each for each in seen if each - TOKENS // 2 <= most), default=0)
     return -(-max(0, reach - TOKENS // 2) // PAGE_TOKENS) * PAGE_TOKENS
 
 

@@ -32,6 +32,7 @@ from tests.shards.models.block_cases import (
     block,
     block_configs,
     checkpoint_of,
+    indexed,
     latent,
     rope,
     width_of,
@@ -166,22 +167,37 @@ def check_rows(sessions: MakeSessions, blocks: Blocks, weights: str, kv_dtype: s
             assert torch.equal(got, expected)
 
 
+class Watched(NativeSpan):
+    """``last``: the last position that was computed; ``gone``: most pages that a slice lacked."""
+
+    last = 0
+    gone = 0
+
+    @classmethod
+    def loaded(cls, blocks: Blocks) -> Watched:
+        model = cls.__new__(cls)
+        vars(model).update(vars(load(blocks)))
+        return model
+
+    def forward(self, x: np.ndarray, slices: Any, pool: Any, span: Span | None = None) -> np.ndarray:
+        self.last = max(self.last, *(part.start + part.count - 1 for part in slices))
+        self.gone = max(self.gone, *((part.table == -1).sum() for part in slices))
+        return super().forward(x, slices, pool, span)
+
+
 @pytest.mark.parametrize("windows", [(20,), (0, 100, 20), (100, 5000)], ids=str)
 def test_the_check_of_a_span_goes_past_its_windows(windows: tuple[int, ...]) -> None:
-    class Watched(NativeSpan):
-        last = 0
-        gone = 0
-
-        def forward(self, x: np.ndarray, slices: Any, pool: Any, span: Span | None = None) -> np.ndarray:
-            self.last = max(self.last, *(part.start + part.count - 1 for part in slices))
-            self.gone = max(self.gone, *((part.table == -1).sum() for part in slices))
-            return super().forward(x, slices, pool, span)
-
-    model = Watched.__new__(Watched)
-    vars(model).update(vars(load(tuple(block(attention(window=window)) for window in windows))))
+    model = Watched.loaded(tuple(block(attention(window=window)) for window in windows))
     check_determinism(model, "float32")
     assert model.last > max(window for window in windows if window < MOST_BEFORE)
     assert bool(model.gone) is (20 in windows and 100 in windows)
+
+
+def test_the_check_of_a_span_goes_past_what_an_indexer_chooses() -> None:
+    model = Watched.loaded((block(indexed(200)), block(indexed(1, own=False), index_of=0)))
+    check_determinism(model, "float32")
+    assert model.last > 200
+    assert not model.gone
 
 
 @pytest.mark.slow
