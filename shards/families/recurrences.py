@@ -11,7 +11,6 @@ from .names import Names, Stored, either, fused
 from .pieces import activation_of, rms
 from .settings import FULL, Settings
 
-LINEAR = "linear_attention"
 CONV = "conv"
 _QKV = ("state.q_proj", "state.k_proj", "state.v_proj")
 _CONVS = ("state.q_conv", "state.k_conv", "state.v_conv")

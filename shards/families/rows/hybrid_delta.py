@@ -37,13 +37,12 @@ from ..recurrences import (
     GGUF_DELTA_KEYS,
     GGUF_KDA,
     KDA,
-    LINEAR,
     check_silu,
     delta,
     kind_by_heads,
 )
 from ..rope import rope
-from ..settings import FULL, Settings, every
+from ..settings import FULL, LINEAR, Settings, every
 from .deepseek import is_dense
 from .olmo import POST, olmo_block
 from .sparse import is_sparse

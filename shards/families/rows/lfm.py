@@ -18,6 +18,7 @@ from ..pieces import attention, eps, scalar, usual
 from ..recurrences import CONV, GGUF_SHORT_CONV, SHORT_CONV, kind_by_heads, short_conv
 from ..rope import rope
 from ..settings import FULL, SLIDING, Settings
+from .llama import VISION
 
 _LFM2: dict[str, Any] = {
     "rope_theta": 1e6,
@@ -100,6 +101,8 @@ LFM2 = Family(
     client=_client,
     tensors={**_NAMES, **_ATTENTION},
     aliases={"block_ff_dim": "intermediate_size", "tie_embedding": "tie_word_embeddings"},
+    ignored=VISION,
+    wrappers=("lfm2_vl",),
     gguf=GGUFFamily("lfm2", keys=_GGUF_KEYS, tensors=_GGUF_NAMES),
 )
 
@@ -211,6 +214,8 @@ LFM3 = Family(
         "mlp.out_norm": "post_ffn_norm",
     },
     aliases={"rms_norm_eps": "norm_eps"},
+    ignored=VISION,
+    wrappers=("lfm3_vl",),
 )
 
 ROWS = (LFM2, LFM2_MOE, LFM3)

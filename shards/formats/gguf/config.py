@@ -17,7 +17,7 @@ from ....swarm.types import MAX_BLOCKS
 from ...families.family import Family
 from ...families.model import model_config
 from ...families.rows.table import BY_GGUF, unsupported_family
-from ...families.settings import FULL, SLIDING, Settings
+from ...families.settings import FULL, LINEAR, SLIDING, Settings
 from ..advice.pooling import pooling_of_gguf
 from ..advice.sampling import SamplingAdvice
 from ..blocks.attention import AttentionConfig
@@ -254,6 +254,7 @@ class _Translation:
             self._values["num_hidden_layers"] = self._own.integer("block_count") - behind
         self._values["num_nextn_predict_layers"] = behind
         self._layer_types()
+        self._recurrent_layers(behind)
         self._indexer_types(behind)
         self._rope()
         defaults = {key: value for key, value in self._family.defaults.items() if key not in keys.values()}
@@ -314,6 +315,20 @@ class _Translation:
             )
         self._values["indexer_types"] = ["full" if each else "shared" for each in own[:blocks]]
         self._names["indexer_types"] = self._own.key(key)
+
+    def _recurrent_layers(self, behind: int) -> None:
+        """Of each block, whether it has a recurrence: in files that do not leave it to a period."""
+        key = "attention.recurrent_layers"
+        if "full_attention_interval" not in self._family.defaults or not self._own.has(key):
+            return
+        blocks = self._own.integer("block_count") - behind
+        given = self._own.value(key)
+        is_list = isinstance(given, GGUFArray)
+        found = self._header.numbers(self._own.key(key)) if is_list else [given] * blocks
+        if len(found) not in (blocks, blocks + behind) or not {*found} <= {0, 1}:
+            raise CheckpointError(f"{self._own.named(key)} is not true or false for each of {blocks} blocks")
+        self._names["layer_types"] = self._own.key(key)
+        self._values["layer_types"] = [LINEAR if each else FULL for each in found[:blocks]]
 
     def _layer_types(self) -> None:
         """``sliding_window_pattern``: of each block, whether it has a window; or n: each n-th has none."""

@@ -3,7 +3,9 @@ before, and quantized."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -11,11 +13,14 @@ import pytest
 import torch
 
 from swarm_node.shards.checkpoint.opening import open_checkpoint
-from swarm_node.swarm.errors import CheckpointError
+from swarm_node.shards.loading import load_backend, load_client_model
+from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
+from swarm_node.swarm.types import Span
 
 from .gguf_files import write_gguf
 from .models import ids, logits, saved, small_model
-from .test_families import assert_close, computed
+from .test_families import EXECUTORS, assert_close, computed
 from .test_layouts import Tensors, assert_same, changed, read, rewritten
 
 
@@ -90,6 +95,42 @@ def test_gguf_projections_of_before(tmp_path: Path) -> None:
         return tensors
 
     assert_same(read(changed(path, together)), read(path))
+
+
+def test_gguf_says_which_blocks_are_recurrent(tmp_path: Path) -> None:
+    """As newer files do, where no period says it; others may list the blocks behind the last, too."""
+    kinds = ["full_attention", "linear_attention", "linear_attention", "full_attention"]
+    model = small_model("qwen3_5_text", layer_types=kinds)
+    path = write_gguf(model, tmp_path / "model.gguf")
+    flags = [kind == "linear_attention" for kind in kinds]
+    with open_checkpoint(str(changed(path, dict, attention__recurrent_layers=flags))) as checkpoint:
+        assert_close(computed(checkpoint, ids(model)), logits(model))
+    with pytest.raises(CheckpointError, match="recurrent_layers is not true or false for each of 4 blocks"):
+        open_checkpoint(str(changed(path, dict, attention__recurrent_layers=flags[:3])))
+    other = write_gguf(small_model("llama", num_hidden_layers=4), tmp_path / "other.gguf")
+    with pytest.raises(UnsupportedModelError, match="recurrent_layers is <4 items>: what it means"):
+        open_checkpoint(str(changed(other, dict, attention__recurrent_layers=flags)))
+
+
+@pytest.mark.parametrize("case", ["qwen3_5_text", "kimi_linear", "lfm2", "lfm3"])
+def test_texts_of_several_pages(case: str, tmp_path: Path, sessions: Callable[..., Any]) -> None:
+    """In slices that end at the border of a page, before it and behind it."""
+    model = small_model(case, max_position_embeddings=128)
+    model.save_pretrained(tmp_path)
+    tokens = torch.arange(107).mul(7).remainder(61)
+    with torch.no_grad():
+        theirs = model(tokens[None]).logits[0]
+    with open_checkpoint(str(tmp_path)) as checkpoint:
+        client = load_client_model(checkpoint, LoadOptions(dtype="float32", quantize="none"))
+        for kind in EXECUTORS:
+            options = LoadOptions(**{"dtype": "float32", "quantize": "none", **kind})
+            blocks = load_backend(checkpoint, Span(0, checkpoint.config.n_blocks), options)
+            fed = sessions(blocks, tokens=128, borders=True)
+            parts = np.split(client.embed(tokens.numpy()), np.cumsum((31, 1, 1, 30, 33, 1)))
+            ours = client.logits(
+                np.concatenate([fed.forward(torch.from_numpy(part)).numpy() for part in parts])
+            )
+            assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("case", ["qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "lfm2"])

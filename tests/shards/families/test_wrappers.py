@@ -48,6 +48,8 @@ WRAPPED = {
         "gemma4_text",
         {"vision_config": {**VISION, "head_dim": 8, "num_key_value_heads": 2}, "audio_config": None},
     ),
+    "lfm2_vl": ("lfm2", {"vision_config": {"model_type": "siglip2_vision_model", **VISION}}),
+    "lfm3_vl": ("lfm3", {"vision_config": {"model_type": "lfm3_vl_vision", **VISION}}),
     "qwen3_5": ("qwen3_5_text", {"vision_config": QWEN}),
     "qwen3_5_moe": ("qwen3_5_moe_text", {"vision_config": QWEN}),
 }
