@@ -25,7 +25,7 @@ from ...swarm.types import PeerLink, Span
 from ..config import NodeConfig
 from ..engine.memory.page_tables import pages_for
 from ..engine.memory.span_memory import SESSION_TOKENS, SessionBytes, SpanMemory
-from ..engine.self_bench import PREFILL_TOKENS, measure_self
+from ..engine.self_bench import measure_self
 from ..loaded_span import is_memory_error, kv_dtype_of, load_options
 from ..resources import MemoryShortError, give_memory_back, usable_memory
 
@@ -44,11 +44,11 @@ _NOTHING = SessionBytes(0, 0)
 @dataclass(frozen=True, slots=True)
 class MeasuredMachine:
     """``shape``: what the model costs here. ``memory_bytes``: usable for weights and KV cache.
-    ``decode_ms_per_block``: one token, batch 1. ``prefill_tokens_per_s``: through one block. Both are 0 where
-    some block does not fit, so that none was measured. ``weights``, ``kernels`` and ``kv_dtype``: how they
-    would be held and computed, for people. ``device``: where. ``weight_bytes``: of all blocks.
-    ``session``: what one costs in all of them. ``sessions``: for how many there is room for states, 0 where
-    no block keeps one.
+    ``decode_ms_per_block``: one token, batch 1, in the mean of all blocks; each 1000 tokens before it add
+    ``context_ms_per_block``. ``prefill_tokens_per_s``: through one block. All are 0 where some block does
+    not fit, so that none was measured. ``weights``, ``kernels`` and ``kv_dtype``: how they would be held and
+    computed, for people. ``device``: where. ``weight_bytes``: of all blocks. ``session``: what one costs in
+    all of them. ``sessions``: for how many there is room for states, 0 where no block keeps one.
     ``lean``: what the model costs with most experts left in the file; None where they cannot stay there."""
 
     shape: ModelShape
@@ -63,6 +63,7 @@ class MeasuredMachine:
     weight_bytes: int = 0
     session: SessionBytes = _NOTHING
     sessions: int = 0
+    context_ms_per_block: float = 0.0
 
     def max_blocks(self) -> int:
         """With all of their experts in memory."""
@@ -117,6 +118,7 @@ class MeasuredMachine:
             "bytes_per_1000_tokens": 1000 * self.session.per_token,
             "context_tokens": self.shape.context_tokens,
             "decode_ms_per_block": round(self.decode_ms_per_block, 4),
+            "context_ms_per_block": round(self.context_ms_per_block, 4),
             "prefill_tokens_per_s_per_block": round(self.prefill_tokens_per_s, 1),
             "weights": self.weights,
             "kernels": self.kernels,
@@ -170,6 +172,7 @@ def measure_machine(
         memory_bytes=memory,
         decode_ms_per_block=decode_ms,
         prefill_tokens_per_s=1 / fmean(1 / kind.prefill_tokens_per_s for kind in each),
+        context_ms_per_block=fmean(kind.context_ms for kind in each),
         weights=usual.weights,
         kernels=usual.kernels,
         kv_dtype=usual.kv_dtype,
@@ -279,7 +282,8 @@ def _lean(shape: ModelShape, each: Sequence[_MeasuredKind], held: _Held) -> Mode
 
 @dataclass(frozen=True, slots=True)
 class _MeasuredKind:
-    """One block among others of its kind: its bytes, its time for a token, tokens of a prompt through it."""
+    """One block among others of its kind: its bytes, its time for a token and for each 1000 tokens before
+    it, tokens of a prompt through it."""
 
     weight_bytes: int
     decode_ms: float
@@ -288,6 +292,7 @@ class _MeasuredKind:
     kernels: str
     kv_dtype: str
     least_held: float
+    context_ms: float
 
 
 def _kinds(model: ModelConfig, manifest: Mapping[str, TensorInfo]) -> list[list[int]]:
@@ -328,7 +333,8 @@ def _measure_kind(
         measured_blocks = len(others) + count
         span = load_backend(made, Span(first, first + measured_blocks), load_options(config), threads=threads)
         kv_dtype = kv_dtype_of(config, span)
-        longest = min(model.max_position_embeddings, config.kv_cache_tokens or PREFILL_TOKENS + 1)
+        longest = model.max_position_embeddings
+        longest = min(longest, config.kv_cache_tokens or longest)
         measured = measure_self(span, kv_dtype, longest)
         own_bytes = span.weight_bytes - sum(known[other].weight_bytes for other in others)
         return _MeasuredKind(
@@ -341,4 +347,5 @@ def _measure_kind(
             least_held(made, first + len(others), load_options(config))
             if isinstance(span, NativeSpan)
             else 1.0,
+            measured.context_ms_per_block,
         )

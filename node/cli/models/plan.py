@@ -50,7 +50,8 @@ def lines(outlook: Outlook) -> list[str]:
     weights = machine.weight_bytes or model.n_blocks * machine.shape.block_bytes
     room = f"{gigabytes(weights)} for weights as {machine.weights}, {session_words(machine.session)}"
     speed = (
-        f"{machine.decode_ms_per_block:.3f} ms per block and token, {shown(machine.kernels)} kernels"
+        f"{machine.decode_ms_per_block:.3f} ms per block and token{_growth(machine.context_ms_per_block)}, "
+        f"{shown(machine.kernels)} kernels"
         if machine.decode_ms_per_block
         else "not measured"
     )
@@ -64,6 +65,10 @@ def lines(outlook: Outlook) -> list[str]:
         _swarm(outlook),
         _verdict(outlook),
     ]
+
+
+def _growth(context_ms: float) -> str:
+    return f" (and {context_ms:.3f} for each 1000 tokens before it)" if context_ms >= 0.0005 else ""
 
 
 def session_words(session: SessionBytes) -> str:

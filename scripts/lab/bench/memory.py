@@ -35,7 +35,8 @@ def memory(nodes: int, serve_options: Sequence[str]) -> dict[str, Any]:
     found = []
     for span, before, during in zip(spans, idle, busy, strict=True):
         sizes = run_in_process("scripts.lab.bench.memory:arithmetic", blocks=span)
-        kv = during["engine"]["used_slots"] * sizes["slot_mb"]
+        engine = during["engine"]
+        kv = engine["used_slots"] * sizes["slot_mb"] + engine["used_states"] * sizes["state_mb"]
         minimum = sizes["file_mb"] + kv
         rss = during["process"]["rss"] / 1e6
         found.append(
@@ -48,7 +49,8 @@ def memory(nodes: int, serve_options: Sequence[str]) -> dict[str, Any]:
                 "weights_in_file_mb": sizes["file_mb"],
                 "weights_held_mb": sizes["held_mb"],
                 "kv_used_mb": kv,
-                "kv_capacity_mb": during["engine"]["total_slots"] * sizes["slot_mb"],
+                "kv_capacity_mb": engine["total_slots"] * sizes["slot_mb"]
+                + engine["total_states"] * sizes["state_mb"],
                 "imports_mb": baseline,
                 "minimum_mb": minimum,
                 "overhead_mb": rss - minimum - baseline,
@@ -67,10 +69,12 @@ def imports_only() -> float:
 
 
 def arithmetic(*, blocks: str) -> dict[str, float]:
-    """MB that the span's weights take in the file and as a node holds them, and a KV page of one block."""
+    """MB that the span's weights take in the file and as a node holds them, and a KV page and a state of one
+    block."""
+    from swarm_node.node.config import MAX_BATCH_TOKENS
+    from swarm_node.node.engine.memory.span_memory import SpanMemory
     from swarm_node.shards.checkpoint.opening import open_checkpoint
     from swarm_node.shards.formats.tensors import block_tensors
-    from swarm_node.shards.layers.kv_pool import largest_slot
     from swarm_node.shards.loading import load_backend
     from swarm_node.shards.models.load_plan import LoadOptions
     from swarm_node.swarm.types import Span
@@ -87,8 +91,13 @@ def arithmetic(*, blocks: str) -> dict[str, float]:
         model = load_backend(checkpoint, span, LoadOptions())
         config = checkpoint.config
         kv_dtype = model.kv_dtype("auto", exact=False)
-        slot = largest_slot(config.blocks, kv_dtype)
-    return {"file_mb": in_file / 1e6, "held_mb": model.weight_bytes / 1e6, "slot_mb": slot / 1e6}
+        memory = SpanMemory.of(config.blocks[span.start : span.end], MAX_BATCH_TOKENS, kv_dtype)
+    return {
+        "file_mb": in_file / 1e6,
+        "held_mb": model.weight_bytes / 1e6,
+        "slot_mb": memory.slot_bytes / 1e6,
+        "state_mb": memory.state_bytes / 1e6,
+    }
 
 
 def hold_sessions(*, initial_peers: Sequence[str]) -> float:

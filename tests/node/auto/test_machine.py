@@ -13,6 +13,7 @@ from swarm_node.node.auto.machine import PLANNED_SESSIONS, MeasuredMachine, meas
 from swarm_node.node.config import NodeConfig
 from swarm_node.node.engine.memory.kv_layout import KvLayout
 from swarm_node.node.engine.memory.span_memory import SpanMemory
+from swarm_node.node.engine.self_bench import SelfMeasurement
 from swarm_node.node.resources import MemoryShortError
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.formats.blocks.experts import RouterConfig
@@ -148,6 +149,20 @@ def test_blocks_that_keep_a_state_cost_memory_for_each_session():
     assert asked.sessions == 3, "one for each 4096 tokens"
     less = [a - b for a, b in zip(found.shape.rooms, asked.shape.rooms, strict=True)]
     assert less == [(PLANNED_SESSIONS - 3) * 4 * STATE] * 3 + [(100_000 - 10_016) * token]
+
+
+def test_only_blocks_that_read_a_context_take_longer_with_it(monkeypatch):
+    def measured(span, kv_dtype, longest):
+        assert longest == 100_000
+        (block,) = set(span.config.blocks)
+        return SelfMeasurement(1.0, 1000.0, 0.5 if block.attention else 0.0)
+
+    monkeypatch.setattr(machine_module, "measure_self", measured)
+    keeps = block(attention=None, state=DELTA)
+    made = checkpoint_of([keeps, keeps, keeps, block()])
+    model = replace(made.config, max_position_embeddings=100_000)
+    found = measure_machine(config(memory=10**8), model, made.manifest, 1)
+    assert found.context_ms_per_block == found.as_dict()["context_ms_per_block"] == 0.125
 
 
 def test_a_model_of_states_alone():

@@ -113,6 +113,9 @@ async def test_a_missing_span_is_what_it_would_serve(swarm):
     assert sizes in text
     hybrid = replace(outlook.machine, session=SessionBytes(65_000_000, 20_480))
     assert ", 65 MB a session + 20 MB per 1000 tokens\n" in "\n".join(lines(replace(outlook, machine=hybrid)))
+    slower = replace(outlook.machine, decode_ms_per_block=1.5, context_ms_per_block=0.25)
+    text = "\n".join(lines(replace(outlook, machine=slower)))
+    assert "; 1.500 ms per block and token (and 0.250 for each 1000 tokens before it), " in text
     states = replace(outlook.machine, session=SessionBytes(65_000_000, 0))
     assert ", 65 MB a session\n" in "\n".join(lines(replace(outlook, machine=states)))
     assert [info.peer_id for info in swarm.store.live()] == ["a"]  # nothing is announced
