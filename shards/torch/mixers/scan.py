@@ -82,17 +82,14 @@ class _Chunks:
     @classmethod
     def of(cls, rows: Rows) -> _Chunks:
         size, log, added = rows.log.shape[3], rows.log, rows.added
-        k, asked = rows.qk[:, :, :, 1], rows.qk if rows.delta else rows.qk[:, :, :, :1]
         if size == 1:
-            since, after = log.exp(), torch.ones_like(log)
-        else:
-            since, after = log.cumsum(3).exp(), _after(log).exp()
+            return cls._of_single(rows)
+        k, asked = rows.qk[:, :, :, 1], rows.qk if rows.delta else rows.qk[:, :, :, :1]
+        since, after = log.cumsum(3).exp(), _after(log).exp()
         products = _products(asked, k, log, tiled=rows.tiled)
         values, solution = rows.v, None
         if not rows.delta:
             values = values * added
-        elif size == 1:
-            solution = added
         else:
             coupled = products[:, :, :, 1] * added
             identity = torch.eye(size, device=log.device).expand(coupled.shape)
@@ -107,6 +104,23 @@ class _Chunks:
             products[:, :, :, 0].flatten(1, 2),
             _of_heads(k, after, tiled=rows.tiled).flatten(1, 2).transpose(2, 3),
             since[:, :, :, -1].flatten(1, 2)[..., None],
+        )
+
+    @classmethod
+    def _of_single(cls, rows: Rows) -> _Chunks:
+        """Of one row each, in few operations: of a decode step, they are most of the time."""
+        since, added, values = rows.log.exp(), rows.added, rows.v
+        qk = _repeated(rows.qk, since.shape[2], tiled=rows.tiled)
+        q, k = qk[:, :, :, 0], qk[:, :, :, 1]
+        reads = (qk if rows.delta else qk[:, :, :, :1]) * since[:, :, :, None]
+        return cls(
+            1,
+            reads.flatten(3, 4).flatten(1, 2),
+            (values if rows.delta else values * added).flatten(1, 2),
+            added.flatten(1, 2) if rows.delta else None,
+            (q * k).sum(-1, True).flatten(1, 2),
+            k.transpose(3, 4).flatten(1, 2),
+            since.transpose(3, 4).flatten(1, 2),
         )
 
     def advance(self, at: int, matrices: Tensor) -> Tensor:
@@ -125,6 +139,16 @@ class _Chunks:
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
     return left * right if left.shape[-1] == 1 else torch.bmm(left, right)
+
+
+def _repeated(of_keys: Tensor, heads: int, *, tiled: bool) -> Tensor:
+    """(…, …, key_heads, …) → (…, …, heads, …): each head's key head."""
+    served = heads // of_keys.shape[2]
+    if served == 1:
+        return of_keys
+    if tiled:
+        return of_keys.repeat(1, 1, served, *(1,) * (of_keys.ndim - 3))
+    return of_keys.repeat_interleave(served, 2)
 
 
 def _of_heads(of_keys: Tensor, of_heads: Tensor, *, tiled: bool) -> Tensor:

@@ -113,7 +113,6 @@ class Group:
         if ((read < 0) & ~self._fresh).any():
             position = self._starts[int(np.argmax((read < 0) & ~self._fresh))]
             raise LocalProtocolError(f"the state before position {position} in block {block} was not kept")
-        dims = (self.sessions * shape.heads, shape.key_dim, shape.value_dim)
         if self._in_place and (kept == kept[0]).all() and kept[0] >= 0:
             # Its slot alone is written: there is no other state to be left as it is.
             slot = int(kept[0, 0])
@@ -122,19 +121,25 @@ class Group:
                 held.zero_()
             elif read[0] != slot:
                 held.copy_(self._data[int(read[0]) : int(read[0]) + 1, : shape.floats])
-            return held[:, : shape.matrices].view(dims), self._window(held)
+            return self._parts(held[:, : shape.matrices], held[:, shape.matrices :])
         if self._fresh.all():
-            held = self._data.new_zeros((self.sessions, shape.floats))
-        else:
-            table = self._tables[block - self._first, 0]
-            held = self._data[:, : shape.floats].index_select(0, table.clamp(min=0))
-            if self._fresh.any():
-                held[torch.from_numpy(self._fresh).to(held.device)] = 0.0
-        return held[:, : shape.matrices].reshape(dims).contiguous(), self._window(held)
+            zeros = self._data.new_zeros
+            return self._parts(
+                zeros(self.sessions, shape.matrices), zeros(self.sessions, shape.floats - shape.matrices)
+            )
+        table = self._tables[block - self._first, 0].clamp(min=0)
+        parts = self._data[:, : shape.matrices], self._data[:, shape.matrices : shape.floats]
+        matrices, window = (part.index_select(0, table) for part in parts)
+        if self._fresh.any():
+            fresh = torch.from_numpy(self._fresh).to(table.device)
+            matrices[fresh] = window[fresh] = 0.0
+        return self._parts(matrices, window)
 
-    def _window(self, held: Tensor) -> Tensor:
+    def _parts(self, matrices: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
+        """Both (sessions, values), as ``begin`` gives them."""
         shape = self._shape
-        return held[:, shape.matrices :].unflatten(1, (shape.rows, shape.channels))
+        dims = (self.sessions * shape.heads, shape.key_dim, shape.value_dim)
+        return matrices.view(dims), window.unflatten(1, (shape.rows, shape.channels))
 
     def keep(self, block: int, cut: int, matrices: Tensor, window: Tensor) -> None:
         """The state after cut number ``cut``, as ``begin`` gives it."""

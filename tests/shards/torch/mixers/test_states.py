@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.backend import SpanBackend
@@ -14,6 +16,7 @@ from swarm_node.shards.models.determinism_check import check_determinism
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.torch.mixers import states
 from swarm_node.swarm.errors import LocalProtocolError, UsageError
+from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.types import Span
 from tests.shards.models.block_cases import HIDDEN, checkpoint_of
 from tests.shards.models.state_cases import STATES
@@ -111,6 +114,45 @@ def test_a_state_is_kept_where_the_table_names_a_slot(sessions: Sessions, case: 
         fed.lengths[session] = position
         with pytest.raises(LocalProtocolError, match=f"state before position {position} in block 0"):
             fed.forward(x[:1], [(session, 1)])
+
+
+KNOWN: dict[str, tuple[SpanBackend[Any], list[torch.Tensor]]] = {}
+
+
+@pytest.mark.slow
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_rowwise_any_schedule_gives_the_bits_of_token_by_token(
+    sessions: Sessions, data: st.DataObject
+) -> None:
+    """Ragged batches of three sessions, which go back to borders of pages, the blocks in two goes."""
+    case = data.draw(st.sampled_from(["different states", "attention beside mamba", "qwen 3.5", "mamba"]))
+    count, xs = 80, [inputs(80, seed) for seed in range(3)]
+    if case not in KNOWN:
+        model = load(case, deterministic=True)
+        alone = sessions(model, count=3, tokens=count)
+        one_by_one = [torch.cat([alone.forward(row, [(s, 1)]) for row in xs[s].split(1)]) for s in range(3)]
+        KNOWN[case] = model, one_by_one
+    model, want = KNOWN[case]
+    fed = sessions(model, count=3, tokens=count, borders=True, seed=data.draw(st.integers(0, 3)))
+    cut = data.draw(st.integers(0, len(model.span) - 1))
+    spans = [Span(0, cut), Span(cut, len(model.span))] if cut else [model.span]
+    for _ in range(data.draw(st.integers(1, 5))):
+        chosen = data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=3, unique=True))
+        for session in chosen:
+            if fed.lengths[session] == count or data.draw(st.integers(0, 3)) == 0:
+                fed.lengths[session] = PAGE_TOKENS * data.draw(
+                    st.integers(0, (fed.lengths[session] - 1) // PAGE_TOKENS if fed.lengths[session] else 0)
+                )
+        starts = [fed.lengths[session] for session in chosen]
+        counts = [data.draw(st.integers(1, min(50, count - start))) for start in starts]
+        x = torch.cat([xs[s][a : a + n] for s, a, n in zip(chosen, starts, counts, strict=True)])
+        for span in spans:
+            for session, start in zip(chosen, starts, strict=True):
+                fed.lengths[session] = start
+            x = fed.forward(x, list(zip(chosen, counts, strict=True)), span)
+        for session, start, rows in zip(chosen, starts, x.split(counts), strict=True):
+            assert torch.equal(rows, want[session][start : start + len(rows)]), (case, start)
 
 
 def test_a_slice_without_a_table_is_refused(sessions: Sessions) -> None:
