@@ -20,6 +20,7 @@ How a row is written (``rows/``), in 10 to 40 lines:
   have; any other is refused.
 - ``ignored``: pattern of names of tensors that a file may have and a text model does not use.
 - ``next``: blocks behind the last that guess further tokens. How many: ``num_nextn_predict_layers``.
+- ``mlx``: files of mlx-lm's converter are as ``by_mlx`` says, and in nothing else unlike HuggingFace's.
 - ``gguf``: what llama.cpp calls the family, and what is otherwise in its files. None: it does not know it.
 """
 
@@ -101,6 +102,7 @@ class Family:
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     ignored: str = ""
     wrappers: tuple[str, ...] = ()
+    mlx: bool = False
     gguf: GGUFFamily | None = None
     next: NextFamily | None = None
 

@@ -86,6 +86,8 @@ class NamedSource:
     def tensor(self, name: str) -> RawTensor:
         place = self._find(name)
         raw = self._inner.tensor(place.stored)
+        if place.wrapped:
+            raw = replace(raw, shape=place.whole, stored=raw.stored.reshape(place.whole[0], -1))
         if place.number is not None:
             rows = flat(place.whole)[0] // place.whole[0]
             inside = place.whole[1:]
@@ -107,6 +109,8 @@ class NamedSource:
         if place.pairs is not None:
             raw = raw.part(name, raw.shape, row_order(place.pairs))
         raw = raw.named(name, place.shape)
+        if place.less:
+            return _floats(raw, raw.dequantize() - np.float32(place.less))
         return self._logarithm(raw) if place.log else raw
 
     def _logarithm(self, raw: RawTensor) -> RawTensor:
@@ -114,7 +118,7 @@ class NamedSource:
         values = raw.dequantize()
         if not np.all((values < 0) & np.isfinite(values)):
             raise CheckpointError(f"tensor {raw.name} of {self._where} has values that are not below 0")
-        return replace(raw, qtype="F32", stored=np.log(-values).reshape(1, -1).view(np.uint8), row_order=None)
+        return _floats(raw, np.log(-values))
 
     def release(self) -> None:
         self._inner.release()
@@ -136,7 +140,8 @@ class NamedSource:
                 hint="The file is damaged, or is not a complete model.",
             )
         is_vector = len(place.whole) == 1 and prod(info.shape) == place.whole[0]
-        if flat(info.shape) != flat(place.whole) and not is_vector:
+        as_told = place.wrapped and info.shape == (*place.whole, 1)
+        if flat(info.shape) != flat(place.whole) and not is_vector and not as_told:
             raise CheckpointError(
                 f"tensor {place.stored} of {self._where} has shape {list(info.shape)}, "
                 f"the configuration says {list(place.whole)}"
@@ -146,10 +151,15 @@ class NamedSource:
                 f"tensor {place.stored} of {self._where} has type {info.qtype}, which is not supported",
                 hint=SUPPORTED,
             )
-        decoded = place.log or (info.qtype not in DENSE and (place.transposed or place.turned))
+        decoded = place.log or place.less or (info.qtype not in DENSE and (place.transposed or place.turned))
         qtype = "F32" if decoded else info.qtype
         rows, cols = flat(place.shape)
         return TensorInfo(name, place.shape, qtype, rows * row_bytes(qtype, cols))
+
+
+def _floats(vector: RawTensor, values: np.ndarray) -> RawTensor:
+    """``vector`` with other values, float32."""
+    return replace(vector, qtype="F32", stored=values.reshape(1, -1).view(np.uint8), row_order=None)
 
 
 def _refuse_unread(names: Iterable[str], where: str, ignored: str) -> None:

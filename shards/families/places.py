@@ -37,7 +37,8 @@ class Place(NamedTuple):
     """Where one of our tensors, of ``shape``, lies in the file: tensor ``stored`` of shape ``whole``. Of a
     stack this ``number``, of that the ``rows`` (or of each group of ``rows[2]`` rows ``rows[1]`` from
     ``rows[0]`` on), put in order by ``pairs``. ``transposed`` or, each of ``turned`` groups of its rows,
-    turned. ``log``: as of ``Stored``."""
+    turned. ``log``: as of ``Stored``. ``wrapped``: the file has each value in a dimension of its own;
+    ``less``: what is taken off the values."""
 
     stored: str
     shape: tuple[int, ...]
@@ -48,6 +49,8 @@ class Place(NamedTuple):
     transposed: bool = False
     turned: int = 0
     log: bool = False
+    wrapped: bool = False
+    less: float = 0.0
 
     def of(self, expert: str) -> Place:
         """The same of the expert with this number: experts of a block are alike."""

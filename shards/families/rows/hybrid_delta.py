@@ -155,6 +155,7 @@ QWEN3_NEXT = Family(
     aliases=_ALIASES,
     ignored=_MTP,
     next=_qwen_next(_qwen3_next_block),
+    mlx=True,
     gguf=GGUFFamily(
         "qwen3next",
         experts=True,
@@ -177,6 +178,7 @@ QWEN3_5 = Family(
     ignored=f"{_VISUAL}|{_MTP}",
     wrappers=("qwen3_5",),
     next=_qwen_next(_qwen3_5_block),
+    mlx=True,
     gguf=GGUFFamily("qwen35", keys=GGUF_DELTA_KEYS, tensors={**_GGUF_GATED, **_GGUF_NORM, **GGUF_DELTA}),
 )
 
@@ -200,6 +202,7 @@ QWEN3_5_MOE = Family(
     ignored=f"{_VISUAL}|{_MTP}",
     wrappers=("qwen3_5_moe",),
     next=_qwen_next(_qwen3_5_moe_block),
+    mlx=True,
     gguf=GGUFFamily(
         "qwen35moe",
         experts=True,

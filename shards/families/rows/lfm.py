@@ -103,6 +103,7 @@ LFM2 = Family(
     aliases={"block_ff_dim": "intermediate_size", "tie_embedding": "tie_word_embeddings"},
     ignored=VISION,
     wrappers=("lfm2_vl",),
+    mlx=True,
     gguf=GGUFFamily("lfm2", keys=_GGUF_KEYS, tensors=_GGUF_NAMES),
 )
 

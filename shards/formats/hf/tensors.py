@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import islice
 
 from ....swarm.errors import CheckpointError
+from ...families.by_mlx import written_by_mlx
 from ...families.named_source import NamedSource, next_blocks
 from ...families.names import options
 from ...families.places import Place, next_places, places
@@ -93,11 +94,13 @@ def checked_tensors(config: ModelConfig, source: TensorSource, where: str) -> tu
             f"{where} has no head ({HEAD}): it is a base model that was saved without one",
             hint="Take the model that writes text (…ForCausalLM), or a GGUF file of it.",
         )
+    family = FAMILIES[config.family]
+    if family.mlx:
+        found = written_by_mlx(config, found, {name: info.shape for name, info in source.manifest.items()})
     behind = next_stored_places(config, source.manifest)
     shapes = {place.stored: place.whole for place in (*found.values(), *behind.values())}
     source = with_quantized(source, shapes, config.quantization, where)
-    own = FAMILIES[config.family].ignored
-    ignored = "|".join(filter(None, (own, next_blocks(config, "layers.{}."))))
+    ignored = "|".join(filter(None, (family.ignored, next_blocks(config, "layers.{}."))))
     return config, NamedSource(source, found, where, ignored=ignored, behind=behind)
 
 
