@@ -33,7 +33,9 @@ class ChainCase:
     """``ha``, ``hb``, ... are what a route is made of; ``sa``, ... could take their places. ``router`` is the
     client's."""
 
-    def __init__(self, hops: int, *, spares: bool = True, latency: float = 0.0) -> None:
+    def __init__(
+        self, hops: int, *, spares: bool = True, latency: float = 0.0, keeps_states: bool = False
+    ) -> None:
         spans = SPANS[hops]
         named = {H[number]: span for number, span in enumerate(spans)}
         if spares:
@@ -43,6 +45,7 @@ class ChainCase:
         self.router: Router = self.swarm.router()
         for node in self.swarm.nodes.values():
             node.behaviour.max_step_tokens = CHUNK
+            node.behaviour.keeps_states = keeps_states
 
     async def start(self) -> ChainCase:
         await self.swarm.start()

@@ -47,7 +47,7 @@ from swarm_node.swarm.protocol.wire import FrameParser, encode_frame
 from swarm_node.swarm.transport.interface import READ_SIZE, Buffer, Stream
 from swarm_node.swarm.transport.memory import MemoryNetwork, MemoryTransport
 from swarm_node.swarm.types import Span
-from tests.doubles.toy_engine import ToyEngine, ToySpan
+from tests.doubles.toy_engine import CONFIG, HYBRID, ToyEngine, ToySpan
 from tests.doubles.toy_model import CONTEXT, MODEL
 
 GARBAGE = b"no frame at all, but many bytes of something else"
@@ -101,6 +101,7 @@ class Behaviour:
     page_tokens: int = PAGE_TOKENS  # 0: no prefix cache
     opened_length: int | None = None  # what it says to hold, whatever it holds
     journal: bool = True
+    keeps_states: bool = False  # half of its blocks do
     chains: bool = True  # False: says that it cannot reach the next hop
 
     def once(self, name: str, step: int) -> bool:
@@ -244,7 +245,7 @@ class FakeNode:
         if self._server is None:
             how, loop = self.behaviour, asyncio.get_running_loop()
             engine = ToyEngine(
-                ToySpan(self.span, self._spoil),
+                ToySpan(self.span, self._spoil, config=HYBRID if how.keeps_states else CONFIG),
                 prefix_cache=how.page_tokens > 0,
                 step_delay=lambda: self.behaviour.step_delay_s,
                 before=self._before,

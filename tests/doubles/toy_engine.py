@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +18,7 @@ from swarm_node.node.engine.scheduler import Batch
 from swarm_node.shards.formats.blocks.attention import AttentionConfig
 from swarm_node.shards.formats.blocks.block import BlockConfig
 from swarm_node.shards.formats.blocks.mlp import MlpConfig
+from swarm_node.shards.formats.blocks.state import ShortConvConfig
 from swarm_node.shards.layers.kv_pool import BatchSlice
 from swarm_node.swarm.codecs.codec import MAX_MAGNITUDE
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
@@ -31,18 +32,25 @@ CONFIG = SimpleNamespace(
     max_position_embeddings=CONTEXT,
     blocks=(BLOCK,) * N_BLOCKS,
 )
+HYBRID = SimpleNamespace(
+    **{
+        **vars(CONFIG),
+        "blocks": (replace(BLOCK, attention=None, state=ShortConvConfig(HIDDEN, 2)), BLOCK) * (N_BLOCKS // 2),
+    }
+)
+"""The same model, whose even blocks keep the sum of their inputs as a state, and not of each token."""
 TOTAL_TOKENS = 64 * CONTEXT
 """Tokens of KV cache: more than any test has open at once."""
 
 
 class ToyPool:
-    """A slot holds, for each token of its page, the sum of the block's inputs up to it."""
+    """A slot holds, for each token of its page, the sum of the block's inputs up to it; one of a state, the
+    sum up to one token."""
 
-    n_states = 0
-
-    def __init__(self, n_slots: int) -> None:
+    def __init__(self, n_slots: int, n_states: int) -> None:
         self.n_slots = n_slots
-        self.n_states = 0
+        self.n_states = n_states
+        self.states: dict[int, np.ndarray] = {}
         self.slots: dict[int, np.ndarray] = {}
 
     def sums(self, slot: int) -> np.ndarray:
@@ -77,15 +85,21 @@ class ToySpan:
         rows = list(x[part.row : part.row + part.count])
         for block in range(span.start, span.end):
             slots = part.table[block - part.first_block].tolist()
+            states = None
+            if self.config.blocks[block].state is not None:
+                states = part.states[block - part.first_block].tolist()
             total = None
             if part.start:
                 page, at = divmod(part.start - 1, PAGE_TOKENS)
-                total = pool.sums(slots[page])[at]
+                total = pool.sums(slots[page])[at] if states is None else pool.states[states[page]]
             for number, row in enumerate(rows):
                 position = part.start + number
                 total, rows[number] = block_row(block, row, total, position)
                 page, at = divmod(position, PAGE_TOKENS)
-                pool.sums(slots[page])[at] = total
+                if states is None:
+                    pool.sums(slots[page])[at] = total
+                elif (at + 1 == PAGE_TOKENS or number + 1 == part.count) and states[page] >= 0:
+                    pool.states[states[page]] = total
         return rows
 
     def use_threads(self, threads: int) -> None:
@@ -121,7 +135,10 @@ class ToyEngine(Engine):
         before: Callable[[StepJob], None],
         after: Callable[[BatchReport], None],
     ) -> None:
-        pool = ToyPool(TOTAL_TOKENS // PAGE_TOKENS * len(model.span))
+        states = sum(
+            model.config.blocks[block].state is not None for block in range(model.span.start, model.span.end)
+        )
+        pool = ToyPool(TOTAL_TOKENS // PAGE_TOKENS * len(model.span), 256 * states)
         settings = EngineSettings(
             max_batch_tokens=TOTAL_TOKENS,
             max_sessions_per_batch=1,

@@ -73,10 +73,12 @@ def _fault(case: ChainCase, kind: str, place: int, name: str) -> Callable[[], No
 
 @pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(hops=st.integers(1, 4), schedule=faults)
-def test_any_schedule_of_faults(hops: int, schedule: list[tuple[str, int, bool, int]]) -> None:
+@given(hops=st.integers(1, 4), schedule=faults, keeps_states=st.booleans())
+def test_any_schedule_of_faults(
+    hops: int, schedule: list[tuple[str, int, bool, int]], keeps_states: bool
+) -> None:
     async def run() -> None:
-        case = await ChainCase(hops).start()
+        case = await ChainCase(hops, keeps_states=keeps_states).start()
         done: list[tuple[int, Callable[[], None]]] = []
         guilty: set[str] = set()
         spared: set[int] = set()  # places that keep one good node
@@ -97,5 +99,7 @@ def test_any_schedule_of_faults(hops: int, schedule: list[tuple[str, int, bool, 
         await settle()
         alive = {name for name in case.swarm.nodes if name not in guilty}
         assert not any(case.swarm.nodes[name].open_sessions for name in alive)
+        loads = [case.swarm.nodes[name].engine.load() for name in alive]
+        assert not any(load.used_slots or load.used_states or load.reserved_states for load in loads)
 
     asyncio.run(run())
