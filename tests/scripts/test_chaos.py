@@ -225,7 +225,13 @@ def test_the_tables_can_be_printed() -> None:
 def test_what_a_node_still_holds_is_named() -> None:
     idle = {
         "server": {"sessions": 0, "connections": 0, "queued": 0, "journal": {"sessions": 0, "pages": 9}},
-        "engine": dict.fromkeys(("sequences", "used_slots", "reserved_slots", "cached_slots"), 0),
+        "engine": dict.fromkeys(
+            (
+                "sequences",
+                *(f"{how}_{what}" for how in ("used", "reserved", "cached") for what in ("slots", "states")),
+            ),
+            0,
+        ),
         "process": {"rss": 1, "fds": 18, "threads": 3},
         "daemon": [{"rss": 1, "fds": 14, "threads": 8}],
         "tasks": {},

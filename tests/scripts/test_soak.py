@@ -30,6 +30,9 @@ IDLE = Sample(
     used_slots=0,
     reserved_slots=0,
     cached_slots=0,
+    used_states=0,
+    reserved_states=0,
+    cached_states=0,
     p2pd_rss_mb=60.0,
     p2pd_fds=14,
 )
@@ -59,7 +62,17 @@ def test_a_node_that_gave_everything_back_has_no_problem() -> None:
 
 
 @pytest.mark.parametrize(
-    "what", ["sessions", "connections", "queued", "sequences", "used_slots", "reserved_slots", "tasks"]
+    "what",
+    [
+        "sessions",
+        "connections",
+        "queued",
+        "sequences",
+        "used_slots",
+        "reserved_slots",
+        "used_states",
+        "tasks",
+    ],
 )
 def test_one_thing_left_is_a_leak(what: str) -> None:
     final = replace(IDLE, **{what: getattr(IDLE, what) + 1})

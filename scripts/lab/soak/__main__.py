@@ -199,7 +199,8 @@ def print_tables(report: dict[str, Any]) -> None:
         for when in ("start", "highest", "end"):
             table.add_column(f"{node['blocks']} {when}", justify="right")
     names = ("rss_mb", "p2pd_rss_mb", "fds", "p2pd_fds", "threads", "tasks")
-    for name in (*names, "sessions", "connections", "queued", "sequences", "used_slots", "cached_slots"):
+    held = ("used_slots", "cached_slots", "used_states", "cached_states")
+    for name in (*names, "sessions", "connections", "queued", "sequences", *held):
         row = []
         for node in report["nodes"]:
             values = [sample[name] for sample in node["samples"]] or [0]

@@ -19,8 +19,9 @@ MORE_FDS = 4
 MORE_DAEMON_FDS = 16
 MORE_THREADS = 8
 """Above the number at the start: sockets about to close; the pool for blocking calls starts lazily."""
-MUST_BE_ZERO = ("sessions", "connections", "queued", "sequences", "used_slots", "reserved_slots")
-"""When all clients are gone. A slot is a KV page of one block."""
+HELD = ("used_slots", "reserved_slots", "used_states", "reserved_states")
+MUST_BE_ZERO = ("sessions", "connections", "queued", "sequences", *HELD)
+"""When all clients are gone. A slot is a KV page of one block, a state that of one block."""
 
 MOST_OF_A_LINE = 300
 TOLD_CALLS = 4
@@ -45,6 +46,9 @@ class Sample:
     used_slots: int
     reserved_slots: int
     cached_slots: int
+    used_states: int
+    reserved_states: int
+    cached_states: int
     p2pd_rss_mb: float
     p2pd_fds: int
 
@@ -61,7 +65,7 @@ class Sample:
             p2pd_rss_mb=sum(daemon["rss"] for daemon in statistics["daemon"]) / 1e6,
             p2pd_fds=sum(daemon["fds"] for daemon in statistics["daemon"]),
             **{name: server[name] for name in ("sessions", "connections", "queued")},
-            **{name: engine[name] for name in ("sequences", "used_slots", "reserved_slots", "cached_slots")},
+            **{name: engine[name] for name in ("sequences", *HELD, "cached_slots", "cached_states")},
         )
 
     def as_dict(self) -> dict[str, Any]:
