@@ -12,10 +12,10 @@ from ...formats.blocks.mlp import MlpConfig
 from ...formats.blocks.norm import NormConfig
 from ...formats.blocks.rope import RopeConfig
 from ...formats.values.bounds import MAX_WIDTH, SCALES
-from ..experts import corrected_router, experts
+from ..experts import corrected_router, each_expert, experts
 from ..family import Family, GGUFFamily
 from ..mamba import GGUF_MAMBA, MambaKeys, mamba, mamba_names, mixer_kind
-from ..names import Names, fused, mlp_named, stack
+from ..names import Names, either, fused, mlp_named, stack
 from ..pieces import attention, eps, mlp, rms, rms_client, scalar, usual
 from ..rope import rope
 from ..settings import FULL, LINEAR, Settings
@@ -33,6 +33,7 @@ _MAMBA: dict[str, Any] = {
     "mamba_proj_bias": False,
     "time_step_limit": (0.0, float("inf")),
 }
+_GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 _FEED_FORWARD: Names = {
     "post_attention_layernorm": "pre_ff_layernorm",
     **mlp_named("mlp", "feed_forward"),
@@ -133,12 +134,19 @@ GRANITEMOEHYBRID = Family(
     tensors={
         **mamba_names("mamba"),
         "mlp.router": "block_sparse_moe.router.layer",
-        **stack("block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight"),
+        **either(
+            stack("block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight"),
+            each_expert("block_sparse_moe.switch_mlp"),
+        ),
         **fused("shared_mlp.input_linear", "mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj"),
-        **fused("shared_mlp.input_linear", "mlp.gate_proj", "mlp.up_proj"),
-        **dict.fromkeys(("mlp.shared_experts.down_proj", "mlp.down_proj"), "shared_mlp.output_linear"),
+        "mlp.shared_experts.down_proj": "shared_mlp.output_linear",
+        **either(
+            {**fused("shared_mlp.input_linear", *_GATE_UP), "mlp.down_proj": "shared_mlp.output_linear"},
+            mlp_named("mlp", "mlp"),
+        ),
     },
     aliases={"layers_block_type": "layer_types"},
+    mlx=True,
     gguf=GGUFFamily(
         "granitehybrid",
         neighbours=True,
@@ -232,7 +240,7 @@ FALCON_H1 = Family(
     block=_falcon_block,
     client=_falcon_client,
     tensors={**_FEED_FORWARD, **mamba_names("mamba")},
-    gguf=GGUFFamily(  # whose weights have been multiplied
+    gguf=GGUFFamily(  # whose weights have been multiplied, as MLX's have
         "falcon-h1",
         settings={"mamba_norm_before_gate": False},
         keys=_KEYS.gguf,
@@ -322,10 +330,10 @@ _NEMOTRON_EXPERTS: Names = {
     "mlp.latent_out_proj": "mixer.fc2_latent_proj",
     **{
         name: own
-        for part in ("up", "down")
+        for part, mlx in (("up", "fc1"), ("down", "fc2"))
         for name, own in (
             (f"mlp.{part}_proj", f"mixer.{part}_proj"),
-            (f"mlp.experts.{{}}.{part}_proj", f"mixer.experts.{{}}.{part}_proj"),
+            (f"mlp.experts.{{}}.{part}_proj", (f"mixer.experts.{{}}.{part}_proj", f"mixer.switch_mlp.{mlx}")),
             (f"mlp.shared_experts.{part}_proj", f"mixer.shared_experts.{part}_proj"),
         )
     },
@@ -383,6 +391,7 @@ NEMOTRON_H = Family(
     derived=_nemotron_layers,
     fixed={"sliding_window": (None,), "mamba_proj_bias": (False,)},
     ignored=r"mtp\..*",
+    mlx=True,
     gguf=GGUFFamily(
         "nemotron_h",
         with_experts="nemotron_h_moe",

@@ -123,7 +123,7 @@ def test_states_written_by_mlx(case: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(ours[name], values, atol=2e-7, err_msg=name)  # 1 + x - 1 is rounded
 
 
-@pytest.mark.parametrize("case", ["bamba", "nemotron_h", "falcon_h1", "kimi_linear"])
+@pytest.mark.parametrize("case", ["bamba", "falcon_h1", "kimi_linear"])
 def test_other_convolutions_written_by_mlx_are_refused(case: str, tmp_path: Path) -> None:
     """Its files of these are otherwise unlike, too."""
     _, folder = saved(case, tmp_path)
