@@ -184,8 +184,10 @@ Verdict = Serve | StandBy
 
 
 def gigabytes(count: float) -> str:
-    """For people: ``2.1 GB``, ``350 MB``."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+    """For people: ``2.1 GB``, ``350 MB``, ``45 kB``."""
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:.0f} MB" if count >= 1e6 or not count else f"{count / 1e3:.0f} kB"
 
 
 def _ms(seconds: float | None) -> float | None:

@@ -75,7 +75,7 @@ def test_the_fast_machine_gets_the_blocks_that_take_long(slow: Span) -> None:
 def test_it_closes_the_hole() -> None:
     verdict = served(plan_join([node("a", 0, 5), node("b", 6, N)], offer(blocks=1), SHAPE))
     assert verdict.span == Span(5, 6)
-    assert verdict.why == "serve 5, 100 MB, nobody else serves 5".replace("100 MB", "0 MB")
+    assert verdict.why == "serve 5, 0 kB, nobody else serves 5"
     assert verdict.token_s is not None
 
 
