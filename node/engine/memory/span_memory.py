@@ -71,27 +71,24 @@ class SpanMemory:
         return size.slots * self.slot_bytes + size.states * self.state_bytes
 
     def for_tokens(self, tokens: int, context: int) -> PoolSize:
-        """For sessions that have ``tokens`` tokens together, each up to ``context``: states for as many as
-        SESSION_TOKENS suggests, but no more memory for them than for pages, and always for one session."""
-        slots = self.layout.slots_for(tokens, context)
+        """For sessions that have ``tokens`` tokens together, each up to ``context``, with states for as many
+        as SESSION_TOKENS suggests."""
         usual = min(max(1, context), SESSION_TOKENS)
-        return PoolSize(slots, self._states(-(-tokens // usual), slots * self.slot_bytes, min(tokens, usual)))
+        states = -(-tokens // usual) * self.layout.states_of(min(tokens, usual))
+        return PoolSize(self.layout.slots_for(tokens, context), states)
 
     def within(self, budget: int, context: int) -> PoolSize:
-        """As many as ``budget`` bytes hold, but room for one token at least. States take half of it at most,
-        and leave room for the pages of one whole context; but one session's states are always there."""
+        """As many as ``budget`` bytes hold, but room for one token and one session's states at least. Beside
+        pages, states take half of it at most, and leave room for those of one whole context if it fits."""
         layout, usual = self.layout, min(max(1, context), SESSION_TOKENS)
-        left = max(0, budget - layout.slots_of(context) * self.slot_bytes)
-        sessions = budget // max(1, self.session_bytes(usual))
-        states = self._states(sessions, min(left, budget // 2) if self.slot_bytes else budget, usual)
+        states = layout.states_of(usual)
+        if states:
+            sessions = budget // self.session_bytes(usual)
+            if self.slot_bytes:
+                most = budget // 2
+                if self.session_bytes(context) <= budget:
+                    most = min(most, budget - layout.slots_of(context) * self.slot_bytes)
+                sessions = min(sessions, most // (states * self.state_bytes))
+            states *= max(1, sessions)
         slots = max(0, budget - states * self.state_bytes) // self.slot_bytes if self.slot_bytes else 0
         return PoolSize(max(layout.slots_of(1), slots), states)
-
-    def _states(self, sessions: int, most_bytes: int, tokens: int) -> int:
-        """Slots for ``sessions`` sessions of ``tokens`` tokens within ``most_bytes``, or else for one."""
-        each = self.layout.states_of(tokens)
-        if not each:
-            return 0
-        if self.slot_bytes:
-            sessions = min(sessions, most_bytes // (each * self.state_bytes))
-        return max(1, sessions) * each
