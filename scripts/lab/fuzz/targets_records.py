@@ -65,6 +65,9 @@ def honest(peer_id: str, span: Span, **changes: object) -> NodeInfo:
         journal_bytes=1000,
         total_journal_bytes=10**6,
         max_blocks=8,
+        context_ms_per_block=0.05,
+        free_states=5,
+        total_states=8,
     )
     return replace(info, **changes)  # type: ignore[arg-type]
 

@@ -121,9 +121,10 @@ async def test_long_answers_keep_the_snapshot_fresh_for_a_repair() -> None:
 async def test_a_hop_that_reads_a_long_context_is_not_slow() -> None:
     """Another one would take as long there."""
     swarm, router, clock = await clocked_swarm(a="0-2", b="3-5", c="3-5")
+    room = {"free_kv_tokens": 100_000, "total_kv_tokens": 100_000}
     for peer in "abc":
         attends = {} if peer == "a" else {"context_ms_per_block": 1.0}
-        swarm.announce(peer, decode_ms_per_block=1.0, prefill_tokens_per_s=1e6, **attends)
+        swarm.announce(peer, decode_ms_per_block=1.0, prefill_tokens_per_s=1e6, **attends, **room)
         router.tried(peer, 0.001, 0.01)
     planned = await router.plan(NEED)
     spent = [HopSpent(ENOUGH_STEPS, 0.0, 0.003), HopSpent(ENOUGH_STEPS, 0.0, 3 * 0.021)]
