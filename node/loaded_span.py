@@ -292,7 +292,7 @@ class LoadedSpan:
         if self._config.kv_cache_tokens is not None:
             size = memory.for_tokens(self._config.kv_cache_tokens, context)
         else:
-            whole = memory.session_bytes(context)
+            whole = memory.bytes_of(memory.usual(context))
             size = memory.within(default_kv_bytes(available, whole, is_budget=limit is not None), context)
         if size.states and memory.bytes_of(size) > available:
             raise MemoryShortError(

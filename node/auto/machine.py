@@ -33,9 +33,6 @@ CACHE_BYTES = 32 * 1024 * 1024
 """Weights measured together, at least: more than most last-level caches have for one process."""
 MOST_BLOCKS = 8
 """Measured together at most: of models whose blocks are small enough that more would take long to make."""
-PLANNED_SESSIONS = 8
-"""Where nobody says how many tokens the KV cache shall have, there is room for the states of this many
-sessions at most, beside one whole context: more than a machine at home has at once."""
 MOST_KINDS = 6
 """At most this many kinds of blocks are measured, half a second each: in a file every block may differ."""
 _NOTHING = SessionBytes(0, 0)
@@ -197,21 +194,19 @@ class _Held:
 
     @classmethod
     def of(cls, config: NodeConfig, model: ModelConfig, kv_dtype: str) -> _Held:
-        """States are for the sessions that a node will have room for which was told its tokens, whichever
-        of the blocks it serves; else for PLANNED_SESSIONS at most."""
+        """As a node takes it which was told its tokens, whichever of the blocks it serves; else what it
+        should have at least."""
         asked, longest = config.kv_cache_tokens, model.max_position_embeddings
-        context, batch = asked or longest, config.max_batch_tokens
-        usual = min(longest, SESSION_TOKENS)
-        sessions = -(-context // usual)
-        if asked is None:
-            sessions = min(sessions, PLANNED_SESSIONS)
+        batch = config.max_batch_tokens
         blocks = SpanMemory.each(model.blocks, batch, kv_dtype)
-        states = [sessions * one.layout.states_of(usual) * one.state_bytes for one in blocks]
+        sizes = [one.usual(longest) if asked is None else one.for_tokens(asked, longest) for one in blocks]
+        each = [one.layout.states_of(min(longest, SESSION_TOKENS)) for one in blocks]
+        kept = [-(-size.states // states) for size, states in zip(sizes, each, strict=True) if states]
         return cls(
-            context,
-            [one.layout.slots_for(context, longest) * one.slot_bytes for one in blocks],
-            states,
-            sessions if any(states) else 0,
+            asked or longest,
+            [size.slots * one.slot_bytes for size, one in zip(sizes, blocks, strict=True)],
+            [size.states * one.state_bytes for size, one in zip(sizes, blocks, strict=True)],
+            max(kept, default=0),
             SpanMemory.of(model.blocks, batch, kv_dtype).session_cost(longest),
         )
 

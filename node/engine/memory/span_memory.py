@@ -15,6 +15,11 @@ SESSION_TOKENS = 4096
 """There are states for a session for each SESSION_TOKENS tokens of KV cache: a long answer, or a chat."""
 
 
+USUAL_SESSIONS = 8
+"""Where nobody says how many tokens there shall be, states for this many sessions are meant to find room
+beside one whole context: more than a machine at home has at once."""
+
+
 class PoolSize(NamedTuple):
     """Slots for pages of keys and values, each of one block, and slots for states of one block."""
 
@@ -76,6 +81,13 @@ class SpanMemory:
         usual = min(max(1, context), SESSION_TOKENS)
         states = -(-tokens // usual) * self.layout.states_of(min(tokens, usual))
         return PoolSize(self.layout.slots_for(tokens, context), states)
+
+    def usual(self, context: int) -> PoolSize:
+        """What a node that was not told should have at least: one whole context, and states for
+        USUAL_SESSIONS sessions, or for fewer where a context is short."""
+        sessions = min(-(-context // SESSION_TOKENS), USUAL_SESSIONS)
+        states = sessions * self.layout.states_of(min(context, SESSION_TOKENS))
+        return PoolSize(self.layout.slots_of(context), states)
 
     def within(self, budget: int, context: int) -> PoolSize:
         """As many as ``budget`` bytes hold, but room for one token and one session's states at least. Beside

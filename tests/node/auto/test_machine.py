@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm_node.node.auto import machine as machine_module
-from swarm_node.node.auto.machine import PLANNED_SESSIONS, MeasuredMachine, measure_machine, room_for
+from swarm_node.node.auto.machine import MeasuredMachine, measure_machine, room_for
 from swarm_node.node.config import NodeConfig
 from swarm_node.node.engine.memory.kv_layout import KvLayout
-from swarm_node.node.engine.memory.span_memory import SpanMemory
+from swarm_node.node.engine.memory.span_memory import USUAL_SESSIONS, SpanMemory
 from swarm_node.node.engine.self_bench import SelfMeasurement
 from swarm_node.node.resources import MemoryShortError
 from swarm_node.shards.checkpoint.opening import open_checkpoint
@@ -128,8 +128,8 @@ def test_blocks_that_keep_a_state_cost_memory_for_each_session():
         sum(info.nbytes for name, info in made.manifest.items() if f".{number}." in name)
         for number in range(4)
     ]
-    assert found.sessions == PLANNED_SESSIONS
-    states = PLANNED_SESSIONS * 4 * STATE
+    assert found.sessions == USUAL_SESSIONS
+    states = USUAL_SESSIONS * 4 * STATE
     assert found.shape.rooms[:3] == pytest.approx([weights[0] + states] * 3, rel=0.05)
     assert found.shape.rooms[3] == pytest.approx(weights[3] + 100_000 * token, rel=0.05)
     assert found.session == (3 * 4 * STATE, token)
@@ -143,12 +143,12 @@ def test_blocks_that_keep_a_state_cost_memory_for_each_session():
     told = found.as_dict()
     assert told["session_bytes"] == 3 * 4 * STATE
     assert told["bytes_per_1000_tokens"] == 1000 * token
-    assert (told["planned_sessions"], told["weight_bytes"]) == (PLANNED_SESSIONS, found.weight_bytes)
-    assert f"the states of {PLANNED_SESSIONS} sessions" in found.why_no_block()
+    assert (told["planned_sessions"], told["weight_bytes"]) == (USUAL_SESSIONS, found.weight_bytes)
+    assert f"the states of {USUAL_SESSIONS} sessions" in found.why_no_block()
     asked = measure_machine(config(memory=10**8, kv_cache_tokens=10_000), model, made.manifest, 1)
     assert asked.sessions == 3, "one for each 4096 tokens"
     less = [a - b for a, b in zip(found.shape.rooms, asked.shape.rooms, strict=True)]
-    assert less == [(PLANNED_SESSIONS - 3) * 4 * STATE] * 3 + [(100_000 - 10_016) * token]
+    assert less == [(USUAL_SESSIONS - 3) * 4 * STATE] * 3 + [(100_000 - 10_016) * token]
 
 
 def test_only_blocks_that_read_a_context_take_longer_with_it(monkeypatch):

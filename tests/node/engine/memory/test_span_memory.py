@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from swarm_node.node.engine.memory.span_memory import SessionBytes, SpanMemory
+from swarm_node.node.engine.memory.span_memory import USUAL_SESSIONS, SessionBytes, SpanMemory
+from swarm_node.node.resources import default_kv_bytes
 from swarm_node.shards.formats.blocks.attention import AttentionConfig
 from swarm_node.shards.formats.blocks.block import BlockConfig
 from swarm_node.shards.formats.blocks.mlp import MlpConfig
@@ -64,3 +65,15 @@ def test_each_block_is_counted_as_part_of_a_span_of_all() -> None:
     assert sum(one.session_bytes(context) for one in each) == SpanMemory.of(
         blocks, BATCH, "float16"
     ).session_bytes(context)
+
+
+def test_a_node_that_was_not_told_has_states_for_several_sessions() -> None:
+    """Beside one whole context, though that takes twenty times what a session's states do."""
+    memory = SpanMemory.of([KEEPS, KEEPS, KEEPS, ATTENDS] * 10, BATCH, "float16")
+    least = memory.usual(CONTEXT)
+    assert least == (10 * CONTEXT // 32, USUAL_SESSIONS * 30 * 4)
+    assert memory.bytes_of(least) == CONTEXT * 10 * TOKEN + USUAL_SESSIONS * 30 * 4 * STATE
+    size = memory.within(default_kv_bytes(2 * memory.bytes_of(least), memory.bytes_of(least)), CONTEXT)
+    assert size == least
+    assert memory.layout.tokens_in(*size, CONTEXT) == CONTEXT
+    assert memory.usual(1000).states == 30 * 4
