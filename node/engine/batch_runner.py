@@ -1,12 +1,11 @@
 """Computes one batch: decode payloads, run the blocks, encode results. One session's fault stays its own.
 
-Rows of all sessions with one codec are decoded and encoded in one call: rows stand alone in every codec.
+Rows of all sessions with one codec are decoded in one call: rows stand alone in every codec.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter_ns
 from typing import Any
@@ -15,26 +14,20 @@ import numpy as np
 
 from ...shards.layers.kv_pool import BatchSlice
 from ...shards.models.backend import Memory, SpanBackend
-from ...swarm.codecs.codec import Codec
-from ...swarm.errors import CodecRangeError, ErrorCode, LocalProtocolError, RemoteProtocolError, SwarmError
+from ...swarm.errors import ErrorCode, RemoteProtocolError
 from ...swarm.fidelity.row_sampler import RowSampler, is_sampled
 from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.protocol.messages import Want
 from ...swarm.types import Span
 from .batch_slices import Work, can_begin, lay_out
 from .jobs import StepDone, StepFailed, StepJob, StepOutcome, TokenSequence
+from .results import BROKEN, ResultEncoder
 from .scheduler import DECODE_TOKENS, Batch
 
 logger = logging.getLogger(__name__)
 
 Finished = tuple[StepJob, StepOutcome]
 
-_BROKEN = StepFailed(ErrorCode.INTERNAL, "the computation failed on this node", retriable=True)
-_HARMFUL = StepFailed(
-    ErrorCode.UNSUPPORTED_CODEC,
-    "the next reader's table of scales loses too much of what was computed",
-    hint="Open the session again with another codec.",
-)
 _LATE = StepFailed(ErrorCode.DEADLINE, "the step waited longer than its deadline", retriable=True)
 
 
@@ -65,8 +58,7 @@ class BatchRunner:
         self._widths = model.config.boundaries.widths
         self._limit = model.limit
         self._sampler = sampler
-        self._is_sound = False  # whether a result was finite, or it was told that none is
-        self._spoilt: TokenSequence | None = None  # the first one of which a result was not
+        self._results = ResultEncoder()
 
     def admit(self, job: StepJob) -> None:
         """Bring the table of the step's sequence up to date, in the order in which steps were submitted.
@@ -90,7 +82,7 @@ class BatchRunner:
         except Exception:
             logger.exception("event=copy_failed step=%d slots=%d", job.step, len(targets))
             sequence.computed = 0  # what the copies should hold is lost
-            job.refusal = _BROKEN
+            job.refusal = BROKEN
         job.changes = ()
 
     def run(self, batch: Batch[TokenSequence]) -> BatchReport:
@@ -109,7 +101,7 @@ class BatchRunner:
             logger.exception("event=batch_broken sessions=%d", len(work))
             report.clean = False
             for job, _ in work:
-                self._fail(job, _BROKEN, report)
+                self._fail(job, BROKEN, report)
         for job, part in work:
             if job.finished and not part.last:
                 job.sequence.steps.popleft()
@@ -210,7 +202,7 @@ class BatchRunner:
                 f"{job.tokens} tokens take {expected} bytes in codec {sequence.codec.name}, not {got}",
             )
         if not can_begin(job, 0):
-            return _BROKEN
+            return BROKEN
         sequence.computed = job.position
         return None
 
@@ -313,7 +305,7 @@ class BatchRunner:
                 self._compute_each(span, work, x, report)
                 return
             logger.exception("event=step_failed step=%d tokens=%d", work[0][0].step, work[0][1].count)
-            self._fail(work[0][0], _BROKEN, report)
+            self._fail(work[0][0], BROKEN, report)
             return
         for done, (job, _) in zip(rows.slices, work, strict=True):
             job.sequence.computed = done.start + done.count
@@ -324,7 +316,8 @@ class BatchRunner:
         ended = perf_counter_ns()
         for job, _ in work:
             job.compute_ns += ended - started
-        self._encode(work, hidden, report, ended)
+        for job, failure in self._results.encode(work, hidden, ended):
+            self._fail(job, failure, report)
         self._finish(work, report)
 
     def _compute_each(self, span: Span, work: Work, x: np.ndarray, report: BatchReport) -> None:
@@ -333,92 +326,10 @@ class BatchRunner:
             if can_begin(job, part.offset):
                 self._compute(span, [(job, part)], x[row : row + part.count], report)
             else:  # the batch that failed may have written to its state
-                self._fail(job, _BROKEN, report)
+                self._fail(job, BROKEN, report)
             row += part.count
 
     # Results out.
-
-    def _encode(self, work: Work, hidden: np.ndarray, report: BatchReport, started: int) -> None:
-        """Add to each step's ``parts`` the rows of ``hidden`` (T, width) that its client wants."""
-        wanted: dict[Codec, list[tuple[StepJob, int, int]]] = {}  # first row, rows
-        row = 0
-        for job, part in work:
-            first, count = row, part.count
-            row += count
-            if job.want is Want.LAST and part.last:
-                first, count = row - 1, 1
-            elif job.want is not Want.ALL:
-                continue
-            position = job.position + part.offset + part.count - count
-            if self._is_harmed(job.sequence, hidden[first : first + count], position):
-                self._fail(job, _HARMFUL, report)
-                continue
-            wanted.setdefault(job.sequence.reply_codec, []).append((job, first, count))
-        for codec, takes in wanted.items():
-            try:
-                self._encode_rows(codec, takes, hidden)
-            except Exception:  # noqa: BLE001 - found and told below
-                # Finite input that overflows in the blocks: that session's values only, rows are independent.
-                for take in takes:
-                    try:
-                        self._encode_rows(codec, [take], hidden)
-                    except LocalProtocolError as error:
-                        fits = not isinstance(error, CodecRangeError)
-                        if fits:
-                            self._note_spoilt(take[0].sequence)
-                        code = ErrorCode.BAD_TENSOR if fits else ErrorCode.UNSUPPORTED_CODEC
-                        self._fail(take[0], StepFailed(code, error.message, error.hint), report)
-                    except Exception:
-                        logger.exception("event=encode_failed step=%d", take[0].step)
-                        self._fail(take[0], _BROKEN, report)
-        elapsed = perf_counter_ns() - started
-        for job, _ in work:
-            job.codec_ns += elapsed
-
-    @staticmethod
-    def _is_harmed(sequence: TokenSequence, rows: np.ndarray, position: int) -> bool:
-        """Whether the codec of ``rows`` (tokens, width), which go on, loses too much of the session's."""
-        try:
-            return sequence.written.harmed(sequence.reply_codec, rows, position)
-        except SwarmError:
-            return False  # rows that cannot be encoded are met again, and told to their sender
-
-    def _note_spoilt(self, sequence: TokenSequence) -> None:
-        """Say once where two sessions had no finite result, and none had any: one may have chosen its input
-        for that."""
-        if self._is_sound or sequence is self._spoilt:
-            return
-        if self._spoilt is not None:
-            self._is_sound = True  # it is told once
-            logger.error(
-                "event=no_finite_result hint=%r",
-                "The blocks of this node compute values that are not finite for every session: the model's "
-                "file may be damaged. Download it again, or use another file.",
-            )
-        self._spoilt = sequence
-
-    def _encode_rows(
-        self, codec: Codec, takes: Sequence[tuple[StepJob, int, int]], hidden: np.ndarray
-    ) -> None:
-        total = sum(count for _, _, count in takes)
-        if total == len(hidden):
-            rows = hidden
-        elif len(takes) == 1:
-            rows = hidden[takes[0][1] : takes[0][1] + total]
-        else:
-            rows = np.concatenate([hidden[first : first + count] for _, first, count in takes])
-        payload = codec.encode(rows)
-        self._is_sound = True
-        if len(takes) == 1:
-            takes[0][0].parts.append(payload)
-            takes[0][0].rows += total
-            return
-        view, size, at = memoryview(payload), codec.row_bytes(rows.shape[1]), 0
-        for job, _, count in takes:
-            # Bytes of its own: an answer that is kept must not keep all others.
-            job.parts.append(bytes(view[at : at + count * size]))
-            job.rows += count
-            at += count * size
 
     def _finish(self, work: Work, report: BatchReport) -> None:
         ended = perf_counter_ns()
@@ -460,4 +371,4 @@ def _decode_failure(error: Exception) -> StepFailed:
     if isinstance(error, RemoteProtocolError):
         return StepFailed(error.code, error.message, error.hint)
     logger.error("event=decode_failed error=%r", error)
-    return _BROKEN
+    return BROKEN

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...shards.layers.kv_pool import BatchSlice
+from ...swarm.errors import LocalProtocolError
 from .jobs import StepJob, TokenSequence
 from .scheduler import Slice
 
@@ -51,7 +52,9 @@ def lay_out(work: Work, x: np.ndarray, limit: float) -> Layout:
         states, before = sequence.states, 0
         if states is not None and job.plan is not None:
             lead = states.lead_of(job.plan, job.position, part.offset)
-            if lead is not None and lead.rows:
+            if lead is None:
+                raise LocalProtocolError(f"step {job.step} is computed from where no state is")
+            if lead.rows:
                 before, again = lead.rows, True
                 pieces.append(sequence.codec.decode(lead.payload, before, x.shape[1], limit))
         pieces.append(x[at : at + count])
