@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
+import torch
 
 from swarm_node.swarm.types import Span
-from tests.client.session.test_with_real_nodes import OPTIONS, PROMPT, ROOMY, Swarm, swarm, tiny
+from tests.client.session.test_with_real_nodes import CONTEXT, OPTIONS, PROMPT, ROOMY, Swarm, swarm, tiny
+from tests.shards.families.models import small_model
 
 pytestmark = pytest.mark.slow
 
 __all__ = ["swarm", "tiny"]  # fixtures
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[int]]:
+    """As ``tiny``, of three blocks with Gated DeltaNet and one with attention."""
+    folder = tmp_path_factory.mktemp("hybrid")
+    model = small_model("qwen3_5_text", num_hidden_layers=4, vocab_size=300, max_position_embeddings=CONTEXT)
+    model.save_pretrained(folder)
+    with torch.inference_mode():
+        output = model.generate(
+            torch.tensor([PROMPT]),
+            max_new_tokens=OPTIONS["max_new_tokens"],
+            min_new_tokens=OPTIONS["max_new_tokens"],
+            do_sample=False,
+            eos_token_id=None,
+        )
+    return folder, output[0, len(PROMPT) :].tolist()
+
+
+@pytest.fixture(params=["tiny", "hybrid"])
+def swarm_of(request: pytest.FixtureRequest, swarm: Swarm) -> Swarm:
+    swarm.folder, swarm.tokens = request.getfixturevalue(request.param)
+    return swarm
 
 
 async def test_torch_mlx_torch(swarm: Swarm) -> None:
@@ -29,7 +55,8 @@ async def test_torch_mlx_torch(swarm: Swarm) -> None:
     assert await swarm.no_sessions("b")
 
 
-async def test_one_device_takes_over_from_the_other(swarm: Swarm) -> None:
+async def test_one_device_takes_over_from_the_other(swarm_of: Swarm) -> None:
+    swarm = swarm_of
     await swarm.serve(kv_tokens=ROOMY, a=Span(0, 2))
     await swarm.serve(kv_tokens=ROOMY, device="mlx", b=Span(2, 4))
     model = await swarm.client(prefix_cache=False)
