@@ -141,7 +141,7 @@ def load_local_model(
         close=close,
         draft=guesser,
         embedding_rms=usual_rms,
-        keeps_states=any(block.state is not None for block in config.blocks),
+        keeps_states=config.keeps_states,
         wire_codec=DEFAULT_KIND if config.sideband is None else UNMEASURED_KIND,
         sideband=config.sideband is not None,
         scales={} if certificate is None else certificate.scales(),

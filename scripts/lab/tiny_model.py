@@ -83,12 +83,23 @@ def write_llama(
     )
 
 
-def write_tiny_hybrid(folder: Path, *, seed: int = 7, blocks: int = BLOCKS, wrong: float = 0.0) -> Path:
-    """As ``write_tiny_model``, of Qwen 3.5's family: every other block keeps a state (Gated DeltaNet) in the
-    place of keys and values."""
+def write_tiny_hybrid(
+    folder: Path,
+    *,
+    seed: int = 7,
+    blocks: int = BLOCKS,
+    wrong: float = 0.0,
+    attends: int = 2,
+    **settings: int,
+) -> Path:
+    """As ``write_tiny_model``, of Qwen 3.5's family: blocks keep a state (Gated DeltaNet) in the place of
+    keys and values, but for the last one of every ``attends``; 0: all do. ``settings``: of config.json."""
     weights = _Weights(seed, SPREAD, wrong, norm=0.0)  # its files have norms' weights less 1
     tensors = weights.of_client(VOCAB, tied=False)
-    kinds = ["full_attention" if block % 2 else "linear_attention" for block in range(blocks)]
+    kinds = [
+        "full_attention" if attends and not (block + 1) % attends else "linear_attention"
+        for block in range(blocks)
+    ]
     for block, kind in enumerate(kinds):
         if kind == "full_attention":
             tensors |= weights.of_attention(block, queries=2 * HEADS * HEAD_DIM)  # and the gate
@@ -118,6 +129,7 @@ def write_tiny_hybrid(folder: Path, *, seed: int = 7, blocks: int = BLOCKS, wron
                 "mrope_section": [2, 1, 1],
             },
             "tie_word_embeddings": False,
+            **settings,
         },
     )
     write_tokenizer(folder, chat_template=CHAT)

@@ -189,6 +189,11 @@ class ModelConfig:
         behind = (self.next.block,) * self.next_blocks if self.next else ()
         return replace(self, blocks=(*self.blocks, *behind), next_blocks=0, next=None)
 
+    @property
+    def keeps_states(self) -> bool:
+        """Whether any block does."""
+        return any(block.state is not None for block in self.blocks)
+
     def row_width(self, boundary: int) -> int:
         """Values of the row of a token that block ``boundary`` reads, or after the last block the head."""
         beside = 0 if self.sideband is None else self.sideband.values

@@ -33,8 +33,9 @@ async def start_node(
     exit: AsyncExitStack,
     device: str = "cpu",
     batch_tokens: int = 512,
+    step_tokens: int = 16,
 ) -> Node:
-    """In float32, with steps of 16 tokens; ``exit`` stops it."""
+    """In float32; ``exit`` stops it."""
     config = NodeConfig(
         model=str(model),
         blocks=span,
@@ -43,7 +44,7 @@ async def start_node(
         quantize="none",
         threads=1,
         kv_cache_tokens=kv_tokens,
-        max_step_tokens=16,
+        max_step_tokens=step_tokens,
         max_batch_tokens=batch_tokens,
     )
     node = Node(config, lambda _: None, network=GivenNetwork(memory.transport(peer), MemoryDirectory(store)))
@@ -66,6 +67,7 @@ def real_client(model: Path, memory: MemoryNetwork, store: MemoryStore, **option
         ToyTokenizer(),
         checkpoint.close,
         reader=row_reader(checkpoint, None, config.n_blocks),
+        keeps_states=config.keeps_states,
     )
     network = ClientNetwork(GivenNetwork(memory.transport("client"), MemoryDirectory(store)))
     return AsyncSwarmModel(local, network, **{"wire_codec": "none", **options})
