@@ -35,6 +35,7 @@ from ..figures.work import WorkDone
 from .batch_runner import BatchReport, BatchRunner
 from .jobs import StepDone, StepDropped, StepFailed, StepJob, TokenSequence
 from .load import EngineLoad, LoadMeter
+from .memory.page_allocator import Page
 from .memory.session_memory import SessionMemory
 from .memory.span_memory import PoolSize
 from .refusals import GO_BACK, HOLE, LET_GO, NO_PAGE, NO_STATE, STATE_IN_USE
@@ -343,7 +344,7 @@ class Engine:
         if position > sequence.length:
             job.refusal = HOLE
         elif not sequence.reaches(position) and not self._begin_lower(sequence, position):
-            self._refuse(job, _let_go(sequence, position))
+            self._refuse(job, self._let_go(sequence, position))
         else:
             if position < sequence.length and sequence.names:
                 self._forget_names(sequence, position)
@@ -425,10 +426,12 @@ class Engine:
         return True
 
     def _begin_lower(self, sequence: TokenSequence, position: int) -> bool:
-        """A session begins below its known prefix, as another hop knows less: whether it holds what that
-        position sees now."""
-        if sequence.begun or position % PAGE_TOKENS:
+        """A session begins below its known prefix, as another hop knows less, or goes back to where it holds
+        no state, and the cache does: whether it holds what that position sees now."""
+        if position % PAGE_TOKENS:
             return False
+        if sequence.begun:
+            return self._begin_named(sequence, position)
         known = self.memory.find(
             sequence.owner,
             sequence.span,
@@ -439,6 +442,33 @@ class Engine:
             return False
         _fill(sequence)
         return True
+
+    def _begin_named(self, sequence: TokenSequence, position: int) -> bool:
+        state = self._named_states(sequence, position).get(position)
+        if state is None or sequence.states is None or sequence.pending:
+            return False
+        sequence.states.begin_lower(position, state)
+        _fill(sequence)
+        return True
+
+    def _named_states(self, sequence: TokenSequence, position: int) -> dict[int, Page]:
+        """Those that the cache has of a session's tokens up to ``position``, by where they are, as far back
+        as its pages reach."""
+        lowest, names = sequence.holdings.pages.lowest, sequence.names[: position // PAGE_TOKENS]
+        found = self.memory.state_names.ends(
+            sequence.owner, sequence.span, names, long_context=sequence.long_context
+        )
+        ends = {count * PAGE_TOKENS: page for count, page in found.items()}
+        return {end: page for end, page in ends.items() if end >= lowest}
+
+    def _let_go(self, sequence: TokenSequence, position: int) -> StepFailed:
+        """Why a step cannot begin at ``position``, and where one can."""
+        lowest, states = sequence.holdings.pages.lowest, sequence.states
+        if position < lowest or states is None:
+            return LET_GO
+        ends = [*self._named_states(sequence, position), states.held.last_border(position, lowest)]
+        holds = max((end for end in ends if end is not None), default=None)
+        return NO_STATE if holds is None else replace(NO_STATE, hint=GO_BACK, holds=holds)
 
     def _forget_names(self, sequence: TokenSequence, position: int) -> None:
         """The session goes back: the names no longer tell what the pages from there on will hold. A first
@@ -596,15 +626,6 @@ class Engine:
             self._loop.call_soon_threadsafe(callback, *args)
         except RuntimeError:  # the loop is closed: nobody is left to tell
             logger.debug("event=result_without_loop")
-
-
-def _let_go(sequence: TokenSequence, position: int) -> StepFailed:
-    """Why a step cannot begin at ``position``, and where one can."""
-    lowest, states = sequence.holdings.pages.lowest, sequence.states
-    if position < lowest or states is None:
-        return LET_GO
-    holds = states.held.last_border(position, lowest)
-    return NO_STATE if holds is None else replace(NO_STATE, hint=GO_BACK, holds=holds)
 
 
 def _fill(sequence: TokenSequence) -> None:

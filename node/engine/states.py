@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...swarm.protocol.field_types import PAGE_TOKENS
+from .memory.page_allocator import Page
 from .memory.state_table import StateChange, StateTable
 
 
@@ -154,6 +155,12 @@ class SequenceStates:
         self.rows.write(position, tokens, payload, self.held.held)
         self.is_there = True
         return Planned(lead, changes)
+
+    def begin_lower(self, position: int, state: Page) -> None:
+        """Begin at ``position``, the end of a page whose ``state`` the cache has. No step must be under
+        way."""
+        self.held.begin_lower(self.held.border(position), state)
+        self.position = -1
 
     # The compute thread's.
 

@@ -64,7 +64,7 @@ class Client:
         self.engine, self.rng, self.owner, self.logs = engine, rng, owner, logs
         self.longest = longest
         self.steps = 0
-        self.holds: int | None = None  # where the last step that was refused could have begun
+        self.holds: dict[asyncio.Future, int | None] = {}  # where a step that was refused could have begun
 
     def chain(self, tokens: list[int]) -> tuple[bytes, ...]:
         digest, chain = b"salt of " + self.owner[:1].encode(), []
@@ -92,7 +92,7 @@ class Client:
                 future.set_result(rows)
             elif isinstance(outcome, StepFailed):
                 log.lost += outcome.code is ErrorCode.CACHE_LOST
-                self.holds = outcome.holds
+                self.holds[future] = outcome.holds
                 future.set_result(outcome.code)
             else:
                 assert isinstance(outcome, StepDropped)
@@ -118,14 +118,15 @@ class Client:
         self, sequence: TokenSequence, log: Log, tokens: list[int], start: int, want: Want
     ) -> np.ndarray | ErrorCode | None:
         """``send``, and once more from where the session can go on, if it is told so."""
-        answer = await self.send(sequence, log, tokens, start, want)
-        if answer is ErrorCode.CACHE_LOST and (holds := self.holds) is not None:
+        sent = self.send(sequence, log, tokens, start, want)
+        answer = await sent
+        if answer is ErrorCode.CACHE_LOST and (holds := self.holds[sent]) is not None:
             assert holds <= start
             answer = await self.send(sequence, log, tokens, holds, Want.ALL)
             log.went_back += 1
             if isinstance(answer, np.ndarray):
                 return answer[start - holds :] if want is Want.ALL else answer[-1:]
-            assert answer is not ErrorCode.CACHE_LOST
+            # Others may have taken the room of a state that only the cache had.
         return answer
 
     async def open(self, span: Span, max_tokens: int, **more) -> TokenSequence | None:
