@@ -271,7 +271,8 @@ class Engine:
             if holdings.states is not None:
                 row_bytes = codec.row_bytes(self.model.config.row_width(span.start))
                 rows = KeptRows(row_bytes) if parent is None else parent.rows_upto(length)
-                states = SequenceStates(holdings.states, rows, np.empty(shape, np.int32))
+                marks = self.memory.marks(Holder(owner, group), span, holdings.states)
+                states = SequenceStates(holdings.states, marks, rows, np.empty(shape, np.int32))
         except MemoryError as error:
             logger.warning("event=table_allocation_failed tokens=%d error=%r", max_tokens, str(error)[:200])
             holdings.release()
@@ -317,6 +318,8 @@ class Engine:
             sequence.names, sequence.registered = tuple(prefix[: sequence.holdings.pages.n_pages]), 0
         self._register(sequence)
         sequence.names = ()
+        if sequence.states is not None:
+            sequence.states.marks.rollback(0)
         if sequence.pending:
             self._inbox.put(sequence)
         else:
@@ -352,7 +355,8 @@ class Engine:
             waiting = min(pending) if pending else None
             refusal: StepFailed | None = None
             if states is not None:
-                job.plan = states.plan(position, job.tokens, job.payload, pending, len(sequence.names))
+                states.marks.rollback(position // PAGE_TOKENS)
+                job.plan = states.plan(position, job.tokens, job.payload, pending)
                 refusal = STATE_IN_USE if job.plan is None else None
                 waiting = position if waiting is None else min(position, waiting)
                 waiting -= waiting % PAGE_TOKENS  # it may begin there, with rows that were kept
@@ -458,8 +462,10 @@ class Engine:
         found = self.memory.state_names.ends(
             sequence.owner, sequence.span, names, long_context=sequence.long_context
         )
+        if sequence.states is not None:
+            found |= sequence.states.marks.ends()
         ends = {count * PAGE_TOKENS: page for count, page in found.items()}
-        return {end: page for end, page in ends.items() if end >= lowest}
+        return {end: page for end, page in ends.items() if lowest <= end <= position}
 
     def _let_go(self, sequence: TokenSequence, position: int) -> StepFailed:
         """Why a step cannot begin at ``position``, and where one can."""
@@ -494,6 +500,8 @@ class Engine:
                 long_context=sequence.long_context,
             )
             sequence.registered += 1
+        if (states := sequence.states) is not None and not sequence.closed:
+            states.marks.add(len(sequence.names), sequence.settled // PAGE_TOKENS, sequence.pending)
 
     def _release(self, sequence: TokenSequence) -> None:
         sequence.holdings.release()
@@ -511,7 +519,7 @@ class Engine:
             sequence.pending.popleft()
             if isinstance(outcome, StepDone):
                 sequence.answered = job.position + job.tokens
-                if sequence.registered < len(sequence.names):
+                if sequence.registered < len(sequence.names) or sequence.states is not None:
                     self._register(sequence)
             else:
                 sequence.answered = min(sequence.answered, job.position)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...swarm.protocol.field_types import PAGE_TOKENS
+from .memory.marks import Marks
 from .memory.page_allocator import Page
 from .memory.state_table import StateChange, StateTable
 
@@ -123,6 +124,7 @@ class SequenceStates:
     """
 
     held: StateTable
+    marks: Marks
     rows: KeptRows
     table: np.ndarray
     is_there: bool = False
@@ -144,12 +146,11 @@ class SequenceStates:
         tokens: int,
         payload: bytes | bytearray | memoryview,
         waiting: Collection[int],
-        names: int,
     ) -> Planned | None:
         """For a step that may begin; None where a step that waits reads what it would overwrite. ``waiting``:
         where steps under way start; ``names``: pages that will get one."""
         lead = self.rows.lead(position)
-        changes = self.held.write(position, tokens, waiting=waiting, names=names)
+        changes = self.held.write(position, tokens, waiting=waiting)
         if changes is None:
             return None
         self.rows.write(position, tokens, payload, self.held.held)

@@ -11,6 +11,7 @@ from ....swarm.fairness.shares import Holder
 from ....swarm.protocol.field_types import PAGE_TOKENS
 from ....swarm.types import Span
 from .kv_layout import KvLayout
+from .marks import Marks
 from .page_allocator import Page, PageAllocator
 from .page_tables import PageTable
 from .prefix_cache import Known, PrefixCache
@@ -186,6 +187,10 @@ class SessionMemory:
     def _sessions(self, states: int) -> int:
         each = self.layout(self._span).states_of(self._context)
         return states // each if each else 0
+
+    def marks(self, owner: Holder, span: Span, table: StateTable) -> Marks:
+        """Of a session's states, far back in it."""
+        return Marks(self.state_names, owner, span, table)
 
     def _with_states(
         self, pages: PageTable | None, layout: KvLayout, shared: dict[int, Page]

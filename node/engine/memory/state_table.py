@@ -7,8 +7,8 @@ rows that came since. A step of many pages has states of its own for its last on
 first of the last ones, have one in turn: so a batch that ends in between finds it, but no step can begin
 there later.
 
-Each NAMED_EVERY pages, states that will get a name for the prefix cache are kept *beside*, in room that was
-promised to nobody, until they have it: so what begins alike and then differs computes 512 tokens again at
+Each NAMED_EVERY pages, states are kept *beside*, in room that was promised to nobody, until they have a name
+and the cache keeps them: so what begins alike and then differs, or goes back, computes 512 tokens again at
 most.
 
 What a step changes in the table of slots takes place when the step begins, not when it was planned: steps
@@ -107,13 +107,11 @@ class StateTable:
         if page is not None:
             self._share(index, page)
 
-    def write(
-        self, start: int, count: int, *, waiting: Collection[int] = (), names: int = 0
-    ) -> Sequence[StateChange] | None:
+    def write(self, start: int, count: int, *, waiting: Collection[int] = ()) -> Sequence[StateChange] | None:
         """Make positions ``start`` to ``start + count`` writable: what changes in the table when the step
         begins. None, and nothing changed, where a step that waits reads what would be overwritten.
 
-        ``waiting``: where the session's steps that are under way start. ``names``: pages that will get one.
+        ``waiting``: where the session's steps that are under way start.
         """
         first, last = start // self._page_tokens, (start + count - 1) // self._page_tokens
         if first == last and (page := self.held.get(first)) is not None and _is_own(page):
@@ -134,12 +132,12 @@ class StateTable:
             self.held[new.start] = begun
         for index in reversed(new):
             if index not in self.held:
-                self.held[index] = self._take(kept, new, names)
+                self.held[index] = self._take(kept, new)
         changes = [self._change(index, index + 1, self.held[index]) for index in new]
         if first < new.start:
             changes.append(self._change(first, new.start, self.held[new.start]))
         whole = -(-start // self._page_tokens)  # the step may begin with what is in the page before
-        for index in range(whole, min(new.start, names)):
+        for index in range(whole, new.start):
             if _is_marked(index) and self._allocator.reserve(self._group.blocks):
                 page = self._beside[index] = self._allocator.allocate(self._group.blocks)
                 changes.append(self._change(index, index + 1, page))
@@ -180,7 +178,7 @@ class StateTable:
                 self._spare.append(page)
         return begun
 
-    def _take(self, kept: set[int], new: range, names: int) -> Page:
+    def _take(self, kept: set[int], new: range) -> Page:
         """A page to write: one that is spare, or a further one, or one that was kept to go back to."""
         if self._spare:
             return self._spare.pop()
@@ -189,7 +187,7 @@ class StateTable:
             page = self.held.pop(index)
             if not _is_own(page):
                 self._give_back(page)
-            elif index < names and _is_marked(index) and self._allocator.reserve(self._group.blocks):
+            elif _is_marked(index) and self._allocator.reserve(self._group.blocks):
                 self._beside[index] = page
             else:
                 return page

@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from swarm_node.node.engine.memory import state_table
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.formats.blocks.state import ShortConvConfig
 from swarm_node.shards.formats.config import ModelConfig
@@ -123,7 +124,8 @@ KINDS = {
 
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-async def test_schedules_with_states(kind, deterministic):
+async def test_schedules_with_states(kind, deterministic, monkeypatch):
+    monkeypatch.setattr(state_table, "NAMED_EVERY", 2)
     rows = lost = went_back = 0
     model = with_states(kind, deterministic=deterministic)
     for number in _numbers(4000, 6):

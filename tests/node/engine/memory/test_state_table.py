@@ -105,7 +105,7 @@ class World:
             session.registered = min(session.registered, start // PAGE)
         waiting = [step.start for step in session.steps]
         before = (dict(session.table.held), self.allocator.available)
-        changes = session.table.write(start, count, waiting=waiting, names=len(session.names))
+        changes = session.table.write(start, count, waiting=waiting)
         if changes is None:
             assert waiting, "only a step that waits is in the way"
             assert (session.table.held, self.allocator.available) == before
@@ -236,7 +236,7 @@ def test_a_step_finds_the_state_that_it_begins_with(monkeypatch):
         world = World(random.Random(seed))
         world.run(300)
         found, replays, forks = found + world.found, replays + world.replays, forks + world.forks
-    assert min(found, replays, forks) > 50
+    assert min(found, replays, forks) > 25
 
 
 def table_of(tokens: int, allocator: PageAllocator | None = None) -> StateTable:
@@ -264,7 +264,9 @@ def test_a_long_step_can_be_taken_back_to_its_beginning():
     changes = table.write(21, 300)  # pages 5 to 80
     assert changes is not None
     assert sorted(table.held) == [4, 78, 79, 80]
-    assert [(each.start, each.stop) for each in changes] == [(78, 79), (79, 80), (80, 81), (5, 78)]
+    own, beside = changes[:4], changes[4:]
+    assert [(each.start, each.stop) for each in own] == [(78, 79), (79, 80), (80, 81), (5, 78)]
+    assert [each.start for each in beside] == [15, 31, 47, 63]
     assert changes[3].slots == changes[0].slots
     assert [position for position in range(322) if table.begins_at(position)] == [
         *range(4),
@@ -324,8 +326,8 @@ def test_states_that_get_names_are_kept_where_there_is_room(free):
     """A prompt of 40 pages, of which a step of 30 pages passes by the 16th and the 32nd."""
     allocator = PageAllocator(4 * BLOCKS + free)
     table = table_of(400, allocator)
-    table.write(0, 8, names=40)
-    table.write(8, 120, names=40)
+    table.write(0, 8)
+    table.write(8, 120)
     assert (table.to_name(15, last=False) is not None) == (free > 0)
     assert table.to_name(16, last=False) is None
     table.named(15, [])
