@@ -20,7 +20,7 @@ from swarm_node.swarm.types import Span
 
 from .gguf_files import write_gguf
 from .models import ids, logits, saved, small_model
-from .test_families import EXECUTORS, assert_close, computed
+from .test_families import EXECUTORS, assert_close, computed, through
 from .test_layouts import Tensors, assert_same, changed, read, rewritten
 
 
@@ -150,6 +150,15 @@ def test_quantized_gguf(case: str, tmp_path: Path) -> None:
         assert checkpoint.tensor("model.layers.0.state.out_proj.weight").qtype == "Q4_0"
         assert checkpoint.tensor("model.layers.0.state.v_proj.weight").qtype == "Q4_0" or case == "lfm2"
         assert_close(computed(checkpoint, ids(model)), logits(model))
+
+
+@pytest.mark.parametrize("case", ["qwen3_next", "qwen3_5_text", "kimi_linear"])
+def test_every_executor_computes_a_gguf_file(case: str, tmp_path: Path, sessions: Callable[..., Any]) -> None:
+    """Also where value heads are tiled over key heads."""
+    model = small_model(case)
+    with open_checkpoint(str(write_gguf(model, tmp_path / "model.gguf"))) as checkpoint:
+        for kind in EXECUTORS:
+            assert_close(through(checkpoint, ids(model), sessions, **kind), logits(model))
 
 
 @pytest.mark.parametrize("value", [0.0, 1.5, float("nan"), -float("inf")])
