@@ -148,7 +148,7 @@ class SequenceStates:
         waiting: Collection[int],
     ) -> Planned | None:
         """For a step that may begin; None where a step that waits reads what it would overwrite. ``waiting``:
-        where steps under way start; ``names``: pages that will get one."""
+        where steps under way start."""
         lead = self.rows.lead(position)
         changes = self.held.write(position, tokens, waiting=waiting)
         if changes is None:
