@@ -1,8 +1,9 @@
 """What blocks that keep a state cost on each backend, and how far apart their results are.
 
 Blocks of models' shapes with made-up weights and a narrow residual stream, so that little but the recurrence
-is measured: 512 rows of one session, a row of one, and a row of each of eight. Milliseconds a block, the best
-of some goes; and the largest difference to torch row by row, as a part of the largest output.
+is measured: 512 rows of one session, a row of one, and a row of each of eight. Milliseconds of processor time
+a block, the best of some goes; and the largest difference to torch row by row, as a part of the largest
+output.
 
 scripts/study recurrences
 """
@@ -62,9 +63,9 @@ def loaded(state: RecurrenceConfig, threads: int, options: dict[str, Any]) -> Sp
 def milliseconds(compute: Callable[[], object]) -> float:
     taken = []
     for _ in range(REPEATS):
-        began = time.perf_counter()
+        began = time.process_time()
         compute()
-        taken.append(time.perf_counter() - began)
+        taken.append(time.process_time() - began)
     return min(taken) * 1e3
 
 
