@@ -169,8 +169,7 @@ class LoadedSpan:
         before = self.measured.decode_ms_per_block
         if not 1 / MUCH_SLOWER < now / before < MUCH_SLOWER:
             logger.info("event=speed_changed before_ms=%.4f now_ms=%.4f", before, now)
-            # Half of the way: a moment's load is soon forgotten, a lasting one soon told.
-            self.measured = replace(self.measured, decode_ms_per_block=(before + now) / 2)
+            self.measured = self.measured.half_way_to(now)
 
     async def drained(self, impatient: asyncio.Event) -> None:
         """Take no new sessions, and wait for the open ones: ``drain_seconds``, or until ``impatient``."""

@@ -7,7 +7,7 @@ machine.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -46,6 +46,13 @@ class SelfMeasurement:
     decode_ms_per_block: float
     prefill_tokens_per_s: float
     context_ms_per_block: float = 0.0
+
+    def half_way_to(self, decode_ms_per_block: float) -> SelfMeasurement:
+        """With decoding as it was measured again: a moment's load is soon forgotten, a lasting one soon told.
+        It slows a long context down as it does a short one."""
+        decode_ms = (self.decode_ms_per_block + decode_ms_per_block) / 2
+        context_ms = self.context_ms_per_block * decode_ms / self.decode_ms_per_block
+        return replace(self, decode_ms_per_block=decode_ms, context_ms_per_block=context_ms)
 
 
 def measure_self(

@@ -10,6 +10,7 @@ from swarm_node.node.engine.self_bench import (
     GROWTH_SECONDS,
     PREFILL_SECONDS,
     PREFILL_TOKENS,
+    SelfMeasurement,
     measure_self,
 )
 from swarm_node.shards.formats.blocks.state import ShortConvConfig
@@ -91,6 +92,11 @@ def test_growth_is_measured_beyond_the_tokens_that_an_indexer_chooses(top: int, 
     measure_self(model, "float32", 4000)
     assert starts >= {first, 3999}
     assert starts <= {0, PREFILL_TOKENS, first, 3999}
+
+
+def test_a_slower_machine_is_slower_with_any_context():
+    slower = SelfMeasurement(1.0, 1000.0, 0.25).half_way_to(3.0)
+    assert slower == SelfMeasurement(2.0, 1000.0, 0.5)
 
 
 def test_a_run_that_waited_for_other_work_is_not_the_measure(tiny_span):
