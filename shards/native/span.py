@@ -163,8 +163,10 @@ class NativeSpan:
         if not self._states <= pool.states.shapes:
             raise LocalProtocolError(f"states of {pool.states.shapes}: this model has {self._states}")
         self._slices.fill(slices, len(rows), span)
+        states = None
         if self._states:
             self._check_states(slices, pool, span)
+            states = ctypes.byref(states_struct(pool))
         self._rotations.fill(slices)
         self._forward(
             self._c_span,
@@ -179,7 +181,7 @@ class NativeSpan:
             self._rotations.array,
             len(slices),
             ctypes.byref(kv_struct(pool)),
-            ctypes.byref(states_struct(pool)),
+            states,
             None if self._choice is None else ctypes.byref(self._choice.of(len(rows), slices)),
             address(self._scratch),
         )
