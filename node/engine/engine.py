@@ -517,6 +517,8 @@ class Engine:
         for job, outcome in report.finished:
             sequence = job.sequence
             sequence.pending.popleft()
+            if sequence.states is not None:
+                sequence.states.held.answered()
             if isinstance(outcome, StepDone):
                 sequence.answered = job.position + job.tokens
                 if sequence.registered < len(sequence.names) or sequence.states is not None:

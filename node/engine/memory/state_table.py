@@ -9,7 +9,8 @@ there later.
 
 Each NAMED_EVERY pages, states are kept *beside*, in room that was promised to nobody, until they have a name
 and the cache keeps them: so what begins alike and then differs, or goes back, computes 512 tokens again at
-most.
+most. Nobody's quota counts them. So they are kept only while half of all room is free for sessions, and no
+longer than the steps that read or write them wait.
 
 What a step changes in the table of slots takes place when the step begins, not when it was planned: steps
 before it, which wait, still use the same slots as they were. So nothing is ever copied.
@@ -58,7 +59,7 @@ class StateTable:
         self._page_tokens = group.page_tokens
         self.held: dict[int, Page] = {}
         self._beside: dict[int, Page] = {}
-        self._spent: list[Page] = []  # they were beside: let go when no step waits
+        self._spent: list[tuple[int, Page]] = []  # were beside: let go when so many steps were answered
         self._spare: list[Page] = []  # our own, and of no use: steps that wait may still write to them
 
     @classmethod
@@ -124,7 +125,9 @@ class StateTable:
             return None
         for index in shared - kept:
             self._cache.unregister(self.held[index])  # else it may be evicted before it is read
-        self._spent += [self._beside.pop(index) for index in [*self._beside] if index >= first]
+        self._spent += [
+            (len(waiting), self._beside.pop(index)) for index in [*self._beside] if index >= first
+        ]
         if not waiting:
             self._let_go_beside()  # what was answered has its name
         new = range(last - own + 1, last + 1)
@@ -138,7 +141,7 @@ class StateTable:
             changes.append(self._change(first, new.start, self.held[new.start]))
         whole = -(-start // self._page_tokens)  # the step may begin with what is in the page before
         for index in range(whole, new.start):
-            if _is_marked(index) and self._allocator.reserve(self._group.blocks):
+            if _is_marked(index) and self._reserve_beside():
                 page = self._beside[index] = self._allocator.allocate(self._group.blocks)
                 changes.append(self._change(index, index + 1, page))
         return changes
@@ -151,12 +154,26 @@ class StateTable:
 
     def named(self, index: int, waiting: Collection[int]) -> None:
         """The page is complete and has the name that it will have: let it go, if it was kept for that.
-        ``waiting``: as in ``write``."""
+        ``waiting``: as in ``write``, in their order."""
         page = self._beside.pop(index, None)
-        if page is not None and any(self.border(position) == index for position in waiting):
-            self._spent.append(page)
-        elif page is not None:
+        if page is None:
+            return
+        readers = [number for number, position in enumerate(waiting, 1) if self.border(position) == index]
+        if readers:
+            self._spent.append((readers[-1], page))
+        else:
             self._give_up(page)
+
+    def answered(self) -> None:
+        """The oldest of the session's steps does not wait any more."""
+        if not self._spent:
+            return
+        spent, self._spent = self._spent, []
+        for steps, page in spent:
+            if steps > 1:
+                self._spent.append((steps - 1, page))
+            else:
+                self._give_up(page)
 
     def release(self) -> None:
         """Give everything back."""
@@ -187,7 +204,7 @@ class StateTable:
             page = self.held.pop(index)
             if not _is_own(page):
                 self._give_back(page)
-            elif _is_marked(index) and self._allocator.reserve(self._group.blocks):
+            elif _is_marked(index) and self._reserve_beside():
                 self._beside[index] = page
             else:
                 return page
@@ -200,8 +217,13 @@ class StateTable:
             raise LocalProtocolError("a state was promised but is not there")
         self.held[index] = page
 
+    def _reserve_beside(self) -> bool:
+        """Room for a state that was promised to nobody, if half of all is free for sessions then."""
+        blocks, allocator = self._group.blocks, self._allocator
+        return 2 * (allocator.available - blocks) >= allocator.total and allocator.reserve(blocks)
+
     def _let_go_beside(self) -> None:
-        for page in (*self._beside.values(), *self._spent):
+        for page in (*self._beside.values(), *(page for _, page in self._spent)):
             self._give_up(page)
         self._beside.clear()
         self._spent.clear()

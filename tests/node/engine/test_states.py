@@ -270,3 +270,19 @@ async def test_rows_come_again_as_they_came(model, open_engine):
     wanted = INT8.encode(alone(model, INT8.decode(INT8.encode(X[:51]), 51, 64))[-1:])
     assert bytes(again.payload) == bytes(wanted)
     driver.engine.close_sequence(sequence)
+
+
+async def test_a_prompt_under_way_leaves_room_for_the_sessions_of_others(open_engine):
+    """What is kept for names is nobody's quota: one long prompt must not take what others' sessions need."""
+    model = model_of((kept(ShortConvConfig(64, 3)), block()) * 2)
+    driver = open_engine(model, 2 * 16)
+    memory, names = driver.engine.memory, tuple(bytes([number]) for number in range(40))
+    first = driver.sequence(tokens=1400, prefix=names)
+    fed = [driver.submit(first, X, 0, want=Want.NOTHING) for _ in range(6)]  # again and again
+    assert memory.free_state_sessions == 2
+    other = driver.sequence(tokens=300, owner="another")
+    assert other is not None
+    await asyncio.gather(*fed)
+    driver.engine.close_sequence(other)
+    assert memory.free_state_sessions == 3  # also while the first one rests
+    driver.engine.close_sequence(first)

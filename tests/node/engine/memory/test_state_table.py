@@ -148,6 +148,7 @@ class World:
         session.at, step.done = end, step.done + count
         if step.done == len(step.tokens):
             session.steps.popleft()
+            session.table.answered()
             self.register(session)
         elif self.rng.random() < 0.05:
             self.fail(session)
@@ -157,6 +158,7 @@ class World:
         """It may have written anything to the slots from its first page on. What waits behind it starts where
         nothing is, and fails too, if it does not go back."""
         step = session.steps.popleft()
+        session.table.answered()
         start = step.start
         session.apply(step.changes or ())
         for index in range(start // PAGE, (start + len(step.tokens) - 1) // PAGE + 1):
@@ -164,6 +166,7 @@ class World:
         session.content, session.at = session.content[:start], -1
         while session.steps and session.steps[0].start > start:
             changes = session.steps.popleft().changes
+            session.table.answered()
             session.apply(changes or ())
         if not session.steps:
             session.planned = session.content
@@ -207,9 +210,9 @@ class World:
     def check(self) -> None:
         allocator = self.allocator
         held = [{*each.table.held.values(), *each.table._spare} for each in self.sessions]
-        beside = [
-            page for each in self.sessions for page in (*each.table._beside.values(), *each.table._spent)
-        ]
+        beside = [page for each in self.sessions for page in each.table._beside.values()]
+        beside += [page for each in self.sessions for _, page in each.table._spent]
+        assert all(each.steps or not each.table._spent for each in self.sessions)
         assert allocator.used == BLOCKS * len({*beside}.union(*held))
         for each, pages in zip(self.sessions, held, strict=True):
             assert len(pages) == len(each.table.held) + len(each.table._spare) <= each.table._most
@@ -321,15 +324,33 @@ def test_layouts_say_which_rows_keep_a_state():
     assert layout.states == GROUP
 
 
-@pytest.mark.parametrize("free", [0, BLOCKS])
+@pytest.mark.parametrize("free", [0, 5 * BLOCKS, 6 * BLOCKS])
 def test_states_that_get_names_are_kept_where_there_is_room(free):
     """A prompt of 40 pages, of which a step of 30 pages passes by the 16th and the 32nd."""
     allocator = PageAllocator(4 * BLOCKS + free)
     table = table_of(400, allocator)
     table.write(0, 8)
     table.write(8, 120)
-    assert (table.to_name(15, last=False) is not None) == (free > 0)
+    assert (table.to_name(15, last=False) is not None) == (free > 5 * BLOCKS)
     assert table.to_name(16, last=False) is None
     table.named(15, [])
+    table.release()
+    assert allocator.free == allocator.total
+
+
+def test_what_was_kept_for_a_name_goes_when_no_step_reads_it_any_more():
+    """Of a session that always has a step that waits."""
+    allocator = PageAllocator(40 * BLOCKS)
+    table = table_of(1600, allocator)
+    waiting = deque[int]()
+    for start in range(0, 1600, 64):
+        table.write(start, 64, waiting=waiting)
+        waiting.append(start)
+        if len(waiting) > 2:
+            waiting.popleft()
+            table.answered()
+            for index in range(waiting[0] // PAGE - 16, waiting[0] // PAGE):
+                table.named(index, waiting)
+        assert allocator.available >= 32 * BLOCKS
     table.release()
     assert allocator.free == allocator.total
