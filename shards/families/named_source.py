@@ -88,6 +88,8 @@ class NamedSource:
         raw = self._inner.tensor(place.stored)
         if place.wrapped:
             raw = replace(raw, shape=place.whole, stored=raw.stored.reshape(place.whole[0], -1))
+        if len(place.whole) == 1:  # the file may have further dimensions of 1
+            raw = raw.named(name, place.whole)
         if place.number is not None:
             rows = flat(place.whole)[0] // place.whole[0]
             inside = place.whole[1:]
@@ -146,7 +148,7 @@ class NamedSource:
                 f"tensor {place.stored} of {self._where} has shape {list(info.shape)}, "
                 f"the configuration says {list(place.whole)}"
             )
-        if info.qtype not in QTYPES:
+        if info.qtype not in QTYPES or (len(place.whole) == 1 and info.qtype not in DENSE):
             raise UnsupportedModelError(
                 f"tensor {place.stored} of {self._where} has type {info.qtype}, which is not supported",
                 hint=SUPPORTED,

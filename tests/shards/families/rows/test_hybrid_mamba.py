@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from swarm_node.shards.checkpoint.opening import open_checkpoint
+from swarm_node.shards.families.named_source import NamedSource
+from swarm_node.shards.families.places import Place
 from swarm_node.shards.formats.gguf.config import gguf_config
 from swarm_node.shards.formats.gguf.reader import open_gguf
 from swarm_node.shards.formats.hf.config import hf_config
+from swarm_node.shards.formats.tensors import TensorInfo
 from swarm_node.shards.loading import load_backend, load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
@@ -136,3 +141,21 @@ def test_gguf_files_of_other_shapes_are_refused(key: str, value: int, named: str
     with pytest.raises((CheckpointError, UnsupportedModelError), match=named):
         gguf_config(source)
     source.close()
+
+
+@pytest.mark.parametrize("shape", [(1, -1), (-1, 1)])
+def test_vectors_in_one_tensor_may_have_a_dimension_more(shape: tuple[int, int], tmp_path: Path) -> None:
+    _, folder = saved("bamba", tmp_path)
+    name, own = "model.layers.0.mamba.conv1d.bias", "model.layers.0.state.k_conv.bias"
+    with open_checkpoint(str(folder)) as checkpoint:
+        wanted = checkpoint.tensor(own).dequantize()
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, name: tensors[name].reshape(shape)}, folder / "model.safetensors")
+    with open_checkpoint(str(folder)) as checkpoint:
+        np.testing.assert_array_equal(checkpoint.tensor(own).dequantize(), wanted)
+
+
+def test_vectors_are_not_quantized() -> None:
+    source: Any = SimpleNamespace(manifest={"ssm_d": TensorInfo("ssm_d", (32, 1), "Q8_0", 34)})
+    with pytest.raises(UnsupportedModelError, match="tensor ssm_d of a file has type Q8_0"):
+        NamedSource(source, {"state.skip": Place("ssm_d", (32,), (32,))}, "a file")
