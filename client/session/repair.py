@@ -138,7 +138,7 @@ class RouteRepair:
         session = self._session
         hops = session.hops
         for number, refusal in found.behind.items():
-            if refusal.holds >= session.acked or not self._attempts.excuses(hops[number].peer_id):
+            if refusal.holds > session.acked or not self._attempts.excuses(hops[number].peer_id):
                 found.lost[number] = refusal.cause
         await self._blame_ourselves(found)
         for number, cause in found.lost.items():
@@ -175,7 +175,8 @@ class RouteRepair:
                 hop.clear()
                 if number in found.behind:
                     self._record.went_back(found.behind[number].cause)
-                    hop.lacks(found.behind[number].holds)
+                    if (holds := found.behind[number].holds) < session.acked:
+                        hop.lacks(holds)
 
     async def _blame_ourselves(self, found: Diagnosis) -> None:
         """Hops that are silent because of our own daemon have done nothing."""

@@ -366,6 +366,17 @@ async def test_a_hop_that_says_where_it_can_go_on_keeps_its_session(number: int)
     assert case.blamed == set()
 
 
+async def test_a_hop_that_could_go_on_there_a_moment_later_is_asked_again() -> None:
+    case = await ChainCase(3).start()
+    node = case.swarm.nodes["hb"]
+    holds = len(PROMPT) + 5  # what came out of the route by then
+    node.behaviour.error_at_step = (12, ErrorMessage(None, None, ErrorCode.CACHE_LOST, "", True, holds=holds))
+    answer = await case.disturbed()
+    (repair,) = answer.repaired
+    assert (repair.lost, repair.replayed_tokens) == ((), 0)
+    assert len(node.opens) == 1
+
+
 @pytest.mark.parametrize("holds", [10_000, None])
 async def test_a_hop_that_can_go_on_nowhere_is_replaced(holds: int | None) -> None:
     case = await ChainCase(3).start()
