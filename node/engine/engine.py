@@ -356,7 +356,9 @@ class Engine:
             refusal: StepFailed | None = None
             if states is not None:
                 states.marks.rollback(position // PAGE_TOKENS)
+                goes_on = states.is_there and position == sequence.length
                 job.plan = states.plan(position, job.tokens, job.payload, pending)
+                job.again = 0 if goes_on or job.plan is None else job.plan.rows
                 refusal = STATE_IN_USE if job.plan is None else None
                 waiting = position if waiting is None else min(position, waiting)
                 waiting -= waiting % PAGE_TOKENS  # it may begin there, with rows that were kept
@@ -602,7 +604,7 @@ class Engine:
             self._runner.admit(job)
         sequence.steps.append(job)
         tokens = job.tokens if job.refusal is None else 1
-        self._scheduler.add(sequence, sequence.owner, tokens, job.deadline_ns, sequence.group)
+        self._scheduler.add(sequence, sequence.owner, tokens, job.deadline_ns, sequence.group, job.again)
 
     def _call(self, call: _Call) -> None:
         if self._width is not None:

@@ -146,6 +146,7 @@ class StepJob:
     # The engine's notes while the step runs, over several batches if it is a long prompt.
     changes: Sequence[PageChange] = ()  # of the sequence's table, before the step
     plan: Planned | None = None  # of the sequence's states, if it keeps some
+    again: int = 0  # rows before it that are fed again
     refusal: StepFailed | None = None  # known when it was submitted; told in its turn
     parts: list[bytes | memoryview] = field(default_factory=list)  # encoded rows of the result so far
     rows: int = 0  # in parts

@@ -44,21 +44,23 @@ class Slice(Generic[Key]):
 @dataclass(slots=True)
 class Batch(Generic[Key]):
     """``slices`` to compute, decode first; ``expired``: keys whose oldest step was dropped for its deadline,
-    once for each step."""
+    once for each step. ``again``: rows before the decode steps that are fed again."""
 
     slices: list[Slice[Key]] = field(default_factory=list)
     expired: list[Key] = field(default_factory=list)
     decode_rows: int = 0
     prefill_tokens: int = 0
+    again: int = 0
 
 
 class _WaitingSteps:
-    """The waiting steps of one session as (tokens, deadline), and how far the oldest one has come."""
+    """The waiting steps of one session as (tokens, deadline, rows that are fed again before them), and how
+    far the oldest one has come."""
 
     def __init__(self, owner: str, group: str) -> None:
         self.owner = owner
         self.group = group
-        self.steps: deque[tuple[int, int]] = deque()
+        self.steps: deque[tuple[int, int, int]] = deque()
         self.done = 0
 
 
@@ -93,15 +95,19 @@ class Scheduler(Generic[Key]):
     def __bool__(self) -> bool:
         return bool(self._sessions)
 
-    def add(self, key: Key, owner: str, tokens: int, deadline: int = 0, group: str = "") -> None:
+    def add(
+        self, key: Key, owner: str, tokens: int, deadline: int = 0, group: str = "", again: int = 0
+    ) -> None:
         """Queue a step of ``tokens`` tokens behind the other steps of ``key``. ``deadline`` is of the clock
-        of ``next_batch``'s ``now``; 0: none. A key belongs to one owner, an owner to one ``group``."""
+        of ``next_batch``'s ``now``; 0: none. A key belongs to one owner, an owner to one ``group``.
+        ``again``: rows before the step that are fed again with it, up to a page. They count in the budget,
+        or a peer whose sessions always go back by a token would make batches of many times that."""
         if tokens < 1:
             raise LocalProtocolError(f"a step of {tokens} tokens cannot be scheduled")
         waiting = self._sessions.get(key)
         if waiting is None:
             waiting = self._sessions[key] = _WaitingSteps(owner, group)
-        waiting.steps.append((tokens, deadline))
+        waiting.steps.append((tokens, deadline, again))
         if len(waiting.steps) == 1:
             self._enqueue(key, waiting)
 
@@ -133,7 +139,8 @@ class Scheduler(Generic[Key]):
         self._cohorts.computed(began, ended)
 
     def next_batch(self, now: int = 0) -> Batch[Key]:
-        """Take the next batch off the queue: at most ``max_tokens`` tokens of ``max_sessions`` sessions."""
+        """Take the next batch off the queue: at most ``max_tokens`` tokens of ``max_sessions`` sessions, and
+        little more where the rows before a step are fed again."""
         batch: Batch[Key] = Batch()
         both = bool(self._decode) and bool(self._prefill)
         if self._decode:
@@ -161,19 +168,21 @@ class Scheduler(Generic[Key]):
             places = min(places, most)
         sessions, slices, rows = self._sessions, batch.slices, 0
         for key in self._decode.in_turn():
-            count, deadline = sessions[key].steps[0]
+            count, deadline, again = sessions[key].steps[0]
             if 0 < deadline < now:
                 batch.expired.append(key)
                 continue
-            if len(slices) == places or rows + count > budget:
+            if len(slices) == places or (slices and rows + batch.again + count + again > budget):
                 break
             slices.append(Slice(key, 0, count, True))
             self._cohorts.decodes(hash(key), now)
             rows += count
+            batch.again += again
         batch.decode_rows = rows
 
     def _add_prefill(self, batch: Batch[Key], now: int) -> None:
-        budget = self._max_tokens - batch.decode_rows
+        room = self._max_tokens - batch.decode_rows
+        budget = max(min(MIN_SLICE, room), room - batch.again)
         if batch.slices or (
             now and self._last_decode is not None and now - self._last_decode < DECODE_LINGERS_NS
         ):
@@ -182,7 +191,7 @@ class Scheduler(Generic[Key]):
         first = len(batch.slices)
         for key in self._prefill.in_turn():
             waiting = self._sessions[key]
-            tokens, deadline = waiting.steps[0]
+            tokens, deadline, again = waiting.steps[0]
             if 0 < deadline < now:
                 batch.expired.append(key)
                 continue
@@ -193,7 +202,7 @@ class Scheduler(Generic[Key]):
                 break  # a sliver would cost a turn and gain nothing
             batch.slices.append(Slice(key, waiting.done, count, count == left))
             batch.prefill_tokens += count
-            budget -= count
+            budget = max(0, budget - count - (0 if waiting.done else again))
 
     def _advance(self, part: Slice[Key]) -> None:
         if part.last:

@@ -40,6 +40,11 @@ class Planned(NamedTuple):
     lead: Lead | None
     changes: Sequence[StateChange]
 
+    @property
+    def rows(self) -> int:
+        """Rows before the step that are fed again."""
+        return 0 if self.lead is None else self.lead.rows
+
 
 class _Page(NamedTuple):
     """What came of a page: ``payloads``, and how many rows there are up to the end of each."""

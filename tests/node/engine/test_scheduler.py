@@ -8,10 +8,12 @@ from swarm_node.node.engine.cohorts import DECODE_LINGERS_NS
 from swarm_node.node.engine.prefill_pace import FIRST_SLICE, MIN_SLICE
 from swarm_node.node.engine.scheduler import DECODE_TOKENS, Scheduler, Slice
 from swarm_node.swarm.errors import LocalProtocolError, UsageError
+from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 
 KEYS = [f"{owner}{number}" for owner in "abc" for number in range(4)]
 sizes = st.one_of(st.integers(1, DECODE_TOKENS), st.integers(1, 700))
-steps = st.lists(st.tuples(st.sampled_from(KEYS), sizes, st.integers(0, 40)), max_size=30)
+again = st.one_of(st.just(0), st.integers(0, PAGE_TOKENS - 1))
+steps = st.lists(st.tuples(st.sampled_from(KEYS), sizes, st.integers(0, 40), again), max_size=30)
 
 
 class Model:
@@ -22,13 +24,13 @@ class Model:
         self.mixed = mixed
         self.passed_over = ""  # what waited while the last batch was all of the other kind
         self.max_tokens, self.max_sessions = max_tokens, max_sessions
-        self.waiting: dict[str, list[tuple[int, int]]] = {}
+        self.waiting: dict[str, list[tuple[int, int, int]]] = {}
         self.progress: dict[str, int] = {}
         self.now = 1
 
-    def add(self, key: str, tokens: int, deadline: int) -> None:
-        self.scheduler.add(key, key[0], tokens, deadline)
-        self.waiting.setdefault(key, []).append((tokens, deadline))
+    def add(self, key: str, tokens: int, deadline: int, again: int = 0) -> None:
+        self.scheduler.add(key, key[0], tokens, deadline, again=again)
+        self.waiting.setdefault(key, []).append((tokens, deadline, again))
 
     def pop(self, key: str) -> None:
         self.progress.pop(key, None)
@@ -45,6 +47,9 @@ class Model:
         assert len(set(keys + batch.expired)) == len(keys) + len(batch.expired)
         assert len(keys) <= max(self.max_sessions, 2)
         assert sum(part.count for part in batch.slices) <= self.max_tokens
+        fed_again = sum(self.waiting[part.key][0][2] for part in batch.slices if not part.offset)
+        computed = sum(part.count for part in batch.slices) + fed_again
+        assert computed <= self.max_tokens + MIN_SLICE + 2 * (PAGE_TOKENS - 1)
         decode = [part for part in batch.slices if before[part.key][0] <= DECODE_TOKENS]
         assert batch.slices[: len(decode)] == decode  # first
         assert batch.decode_rows == sum(part.count for part in decode)
@@ -67,7 +72,7 @@ class Model:
             assert 0 < self.waiting[key][0][1] < self.now
             self.pop(key)
         for part in batch.slices:
-            tokens, deadline = self.waiting[part.key][0]
+            tokens, deadline, _ = self.waiting[part.key][0]
             assert not 0 < deadline < self.now
             assert part.offset == before[part.key][1]
             assert part.count >= 1
@@ -241,6 +246,18 @@ def test_more_decoding_sessions_than_a_batch_holds_take_turns():
     assert [part.key for part in slices(scheduler)] == ["a0", "b0", "a1"]
     scheduler.add("b0", "b", 1)
     assert [part.key for part in slices(scheduler)] == ["a2", "b0", "a3"]
+
+
+def test_rows_that_are_fed_again_count_in_the_budget():
+    """A peer whose sessions always go back by a token must not make batches of 32 times that."""
+    scheduler: Scheduler[str] = Scheduler(512, max_sessions=64)
+    for number in range(63):
+        scheduler.add(f"a{number}", "a", 1, again=31)
+    scheduler.add("b", "b", 1)
+    first = scheduler.next_batch(1)
+    assert "b" in [part.key for part in first.slices]
+    assert (first.decode_rows, first.again) == (16, 15 * 31)
+    assert [len(scheduler.next_batch(now).slices) for now in (2, 3, 4)] == [16, 16, 16]
 
 
 def test_a_late_step_leaves_before_it_costs_anything():
