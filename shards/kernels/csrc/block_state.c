@@ -52,7 +52,7 @@ int32_t sn_states_fit(const sn_span *span, int32_t first_block, int32_t end_bloc
     return -1;
 }
 
-/* Where a session's state is after a row of the tile before `position`, or NULL if no slot has it. */
+/* Where a page keeps the state after its last row; NULL: it does not. */
 static float *at_slot(const sn_tile *t, const sn_piece *piece, int64_t page)
 {
     int32_t slot = slot_of(t, piece, page);
