@@ -24,9 +24,9 @@ CHAOS = [sys.executable, "-m", "scripts.lab.chaos"]
 ENDED_S = 30.0
 
 
-def _chaos(*options: str, timeout: float = 240) -> dict[str, Any]:
+def _chaos(*options: str, model: str = "tiny", timeout: float = 240) -> dict[str, Any]:
     done = subprocess.run(
-        [*CHAOS, "--model", "tiny", *options, "--json", "-"],
+        [*CHAOS, "--model", model, *options, "--json", "-"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -48,6 +48,12 @@ def test_every_kind_of_fault_costs_no_token(streams: str) -> None:
     for kind in ("kill -9", "frozen"):
         assert kind in report["stalls"], "it was noticed"
     assert report["false_bans"] == 0
+
+
+def test_killed_nodes_cost_no_token_where_blocks_keep_states_and_drafts_err() -> None:
+    report = _chaos("--kills", "8", "--draft", "--seed", "3", model="tiny-hybrid")
+    assert report["faults"] == {"kill -9": 8}
+    assert report["drafted"] > report["accepted"]
 
 
 def test_no_process_outlives_it_when_it_is_killed(tmp_path: Path) -> None:
