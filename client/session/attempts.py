@@ -31,6 +31,13 @@ brings nodes down must not walk through the swarm."""
 MAX_STRANGE_FAILURES = 16
 """The same for peers that never worked for this client. Some may be there to fail, and a new client knows no
 peer."""
+LOSS_TOKENS = 32
+"""A peer that let go of a part of a session may do so again after this many tokens, or after ..."""
+LOSS_SHARE = 8
+"""... the LOSS_SHARE-th part of the tokens that have to be fed again, if that is more: a peer that lets one
+token pass and then loses its state would make each token cost all of them."""
+ROLLBACK_TOKENS = 64
+"""However a node keeps a session, it can go back by so many tokens."""
 WARY_S = 2.0
 """If liars were met lately and too few peers are proven, trials before a route is opened take at most this
 many seconds."""
@@ -63,6 +70,8 @@ class Attempts:
         self._since: float | None = None  # of strangers that do not open
         self._lacking: Standing | None = None  # what others failed to be
         self._excused: set[str] = set()
+        self._may_lose: dict[str, int] = {}  # at which token of the session a peer may lose some of it again
+        self._taken_back = 0  # tokens since the last one came
 
     def excuses(self, peer_id: str) -> bool:
         """Whether a failure that a healthy peer may have speaks not against this one: once, until tokens come
@@ -71,9 +80,24 @@ class Attempts:
         self._excused.add(peer_id)
         return excused
 
+    def excuses_loss(self, peer_id: str, acked: int, again: int) -> bool:
+        """Whether a peer that has let go of ``again`` tokens of a session may be healthy. ``acked`` tokens
+        came out of the route by now: enough since the last loss to be worth what that cost."""
+        excused = acked >= self._may_lose.get(peer_id, 0)
+        if excused:
+            self._may_lose[peer_id] = acked + max(LOSS_TOKENS, again // LOSS_SHARE)
+        return excused
+
+    def went_back(self, tokens: int) -> None:
+        """The caller took so many tokens back: further than hops must be able to go, they may say so."""
+        self._taken_back += tokens
+        if self._taken_back > ROLLBACK_TOKENS:
+            self._may_lose.clear()
+
     def succeeded(self) -> None:
         """Tokens come again."""
         self._excused.clear()
+        self._taken_back = 0
         self._openings = self._failures = self._strange = 0
         self._since = None
 

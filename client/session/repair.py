@@ -138,7 +138,8 @@ class RouteRepair:
         session = self._session
         hops = session.hops
         for number, refusal in found.behind.items():
-            if refusal.holds > session.acked or not self._attempts.excuses(hops[number].peer_id):
+            again = session.acked - refusal.holds
+            if again < 0 or not self._attempts.excuses_loss(hops[number].peer_id, session.acked, again):
                 found.lost[number] = refusal.cause
         await self._blame_ourselves(found)
         for number, cause in found.lost.items():
@@ -154,11 +155,13 @@ class RouteRepair:
             if id(cause) not in self._told:
                 self._told.add(id(cause))
                 self._record.hop_lost(hop.peer_id, cause)
-                no_fault = isinstance(cause, PeerError) and cause.code in NO_FAULT
-                if not (no_fault and self._attempts.excuses(hop.peer_id)):
-                    self._gone.add(hop.peer_id)
-                if isinstance(cause, PeerError) and cause.code is ErrorCode.CACHE_LOST:
+                if told is ErrorCode.CACHE_LOST:
                     self._cache_lost = True
+                    excused = self._attempts.excuses_loss(hop.peer_id, session.acked, session.acked)
+                else:
+                    excused = told in NO_FAULT and self._attempts.excuses(hop.peer_id)
+                if not excused:
+                    self._gone.add(hop.peer_id)
                 self._attempts.failed(HopFailedError(hop.peer_id, cause), False)
             if isinstance(cause, RemoteProtocolError):
                 raise RouteLostError(HopFailedError(hop.peer_id, cause))

@@ -240,6 +240,7 @@ class SwarmSession:
         """Forget all but the first ``length`` tokens: the hops hear of it with what is fed next."""
         if not 0 <= length <= len(self._ids):
             raise LocalProtocolError(f"a session of {len(self._ids)} tokens cannot go back to {length}")
+        self._attempts.went_back(len(self._ids) - length)
         del self._ids[length:]
         if self._session is not None:
             self._session.rollback(length)

@@ -396,6 +396,21 @@ async def test_a_hop_that_goes_back_for_ever_is_replaced() -> None:
     assert [hop.peer_id for hop in answer.route.hops] == ["ha", "sb", "hc"]
 
 
+@pytest.mark.parametrize("holds", [3, None])
+async def test_a_hop_that_lets_a_token_pass_and_loses_its_state_again_is_replaced(holds: int | None) -> None:
+    """Each time all tokens have to be fed again: a token must not cost that."""
+    case = await ChainCase(3).start()
+    node = case.swarm.nodes["hb"]
+    refusal = ErrorMessage(None, None, ErrorCode.CACHE_LOST, "no state there", True, holds=holds)
+
+    def again() -> None:
+        node.behaviour.error_at_step = (max(step.step for step in node.steps) + 1, refusal)
+
+    answer = await case.disturbed(*((token, again) for token in range(4, 20)))
+    assert [hop.peer_id for hop in answer.route.hops] == ["ha", "sb", "hc"]
+    assert sum(repair.kind == "replay" for repair in answer.repaired) <= 2
+
+
 @pytest.mark.parametrize("code", [ErrorCode.CACHE_LOST, ErrorCode.DOWNSTREAM_LOST, ErrorCode.UPSTREAM_LOST])
 async def test_what_a_healthy_peer_may_say_is_no_excuse_for_ever(code: ErrorCode) -> None:
     case = await ChainCase(3).start()
