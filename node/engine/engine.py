@@ -314,12 +314,12 @@ class Engine:
             return
         sequence.closed = True
         self._newest = None
+        if sequence.states is not None:
+            sequence.states.marks.rollback(0)  # what has a mark has no name, and may get one now
         if prefix and self.settings.prefix_cache:
             sequence.names, sequence.registered = tuple(prefix[: sequence.holdings.pages.n_pages]), 0
         self._register(sequence)
         sequence.names = ()
-        if sequence.states is not None:
-            sequence.states.marks.rollback(0)
         if sequence.pending:
             self._inbox.put(sequence)
         else:

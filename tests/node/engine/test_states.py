@@ -20,6 +20,7 @@ from swarm_node.shards.models.own_memory import OwnMemory
 from swarm_node.shards.torch.span import TorchSpan
 from swarm_node.swarm.codecs.kinds import INT8
 from swarm_node.swarm.errors import ErrorCode, LocalProtocolError
+from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.protocol.messages import Want
 from swarm_node.swarm.types import Span
 from tests.node.engine.driver import Driver
@@ -214,6 +215,19 @@ async def test_prompts_that_share_a_beginning_find_a_state_near_the_place_where_
         outcome = await driver.submit(sequence, X[position : position + 1], position, want=Want.LAST)
         assert (outcome.code if isinstance(outcome, StepFailed) else None) == code
         driver.engine.close_sequence(sequence)
+
+
+@pytest.mark.parametrize("pages", [15, 16, 17])
+async def test_a_conversation_is_known_up_to_its_end(model, open_engine, pages):
+    """Also where its last page has a mark of the session's own."""
+    driver = open_engine()
+    names = tuple(bytes([number]) for number in range(pages))
+    first = driver.sequence(tokens=600, prefix=names[:1])
+    await driver.rows(first, X[: pages * PAGE_TOKENS], 0)
+    driver.engine.close_sequence(first, names)
+    sequence = driver.sequence(tokens=600, prefix=names)
+    assert sequence.length == pages * PAGE_TOKENS
+    driver.engine.close_sequence(sequence)
 
 
 async def test_what_is_told_to_be_free_is_free(open_engine):
