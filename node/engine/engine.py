@@ -15,7 +15,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from time import perf_counter_ns, thread_time_ns
 from typing import Any, TypeVar
@@ -33,12 +33,13 @@ from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.types import Span
 from ..figures.work import WorkDone
 from .batch_runner import BatchReport, BatchRunner
+from .beginnings import begin_lower, register, why_lost
 from .jobs import StepDone, StepDropped, StepFailed, StepJob, TokenSequence
 from .load import EngineLoad, LoadMeter
-from .memory.page_allocator import Page
+from .memory.marks import Marks
 from .memory.session_memory import SessionMemory
 from .memory.span_memory import PoolSize
-from .refusals import GO_BACK, HOLE, LET_GO, NO_PAGE, NO_STATE, STATE_IN_USE
+from .refusals import HOLE, NO_PAGE, STATE_IN_USE
 from .run_delay import RunDelay
 from .scheduler import Scheduler
 from .states import KeptRows, SequenceStates
@@ -270,8 +271,9 @@ class Engine:
             table = np.empty(shape, np.int32)
             if holdings.states is not None:
                 row_bytes = codec.row_bytes(self.model.config.row_width(span.start))
-                rows = KeptRows(row_bytes) if parent is None else parent.rows_upto(length)
-                marks = self.memory.marks(Holder(owner, group), span, holdings.states)
+                old = None if parent is None else parent.states
+                rows = KeptRows(row_bytes) if old is None else old.rows.upto(length)
+                marks = Marks(self.memory.state_names, Holder(owner, group), span, holdings.states)
                 states = SequenceStates(holdings.states, marks, rows, np.empty(shape, np.int32))
         except MemoryError as error:
             logger.warning("event=table_allocation_failed tokens=%d error=%r", max_tokens, str(error)[:200])
@@ -300,7 +302,7 @@ class Engine:
             answered=length,
             computed=length,
         )
-        _fill(sequence)
+        sequence.fill_tables()
         return sequence
 
     def close_sequence(self, sequence: TokenSequence, prefix: tuple[bytes, ...] = ()) -> None:
@@ -318,17 +320,12 @@ class Engine:
             sequence.states.marks.rollback(0)  # what has a mark has no name, and may get one now
         if prefix and self.settings.prefix_cache:
             sequence.names, sequence.registered = tuple(prefix[: sequence.holdings.pages.n_pages]), 0
-        self._register(sequence)
+        register(self.memory, sequence)
         sequence.names = ()
         if sequence.pending:
             self._inbox.put(sequence)
         else:
             self._release(sequence)
-
-    def end_names(self, sequence: TokenSequence) -> None:
-        """What is computed from now on is not what the names given at the opening stand for."""
-        sequence.names = sequence.names[: sequence.settled // PAGE_TOKENS]
-        sequence.foretold = False
 
     def submit(self, job: StepJob) -> None:
         """Queue a step; ``job.done`` is called in the event loop with its outcome, once: later, or before
@@ -346,30 +343,12 @@ class Engine:
             )
         if position > sequence.length:
             job.refusal = HOLE
-        elif not sequence.reaches(position) and not self._begin_lower(sequence, position):
-            self._refuse(job, self._let_go(sequence, position))
+        elif (refusal := self._plan(job)) is not None:  # in its turn, and the session goes back to there
+            job.refusal, sequence.length = refusal, position
+            if sequence.states is not None:
+                sequence.states.is_there = False
         else:
-            if position < sequence.length and sequence.names:
-                self._forget_names(sequence, position)
-            pending, states = sequence.pending, sequence.states
-            waiting = min(pending) if pending else None
-            refusal: StepFailed | None = None
-            if states is not None:
-                states.marks.rollback(position // PAGE_TOKENS)
-                goes_on = states.is_there and position == sequence.length
-                job.plan = states.plan(position, job.tokens, job.payload, pending)
-                job.again = 0 if goes_on or job.plan is None else job.plan.rows
-                refusal = STATE_IN_USE if job.plan is None else None
-                waiting = position if waiting is None else min(position, waiting)
-                waiting -= waiting % PAGE_TOKENS  # it may begin there, with rows that were kept
-            changes = (
-                None if refusal else sequence.holdings.pages.write(position, job.tokens, waiting=waiting)
-            )
-            if changes is None:
-                self._refuse(job, refusal or NO_PAGE)
-            else:
-                job.changes = changes
-                sequence.length = end
+            sequence.length = end
         sequence.begun, sequence.foretold = True, False
         sequence.pending.append(position)
         self._queued += 1
@@ -378,13 +357,27 @@ class Engine:
         else:
             self._together.append(job)
 
-    @staticmethod
-    def _refuse(job: StepJob, failure: StepFailed) -> None:
-        """In its turn, and the session goes back to where it starts."""
-        job.refusal = failure
-        job.sequence.length = job.position
-        if job.sequence.states is not None:
-            job.sequence.states.is_there = False
+    def _plan(self, job: StepJob) -> StepFailed | None:
+        """Find room for what a step writes; why there is none, or no place to begin at."""
+        sequence, position = job.sequence, job.position
+        if not sequence.reaches(position) and not begin_lower(self.memory, sequence, position):
+            return why_lost(self.memory, sequence, position)
+        if position < sequence.length and sequence.names:
+            sequence.cut_names(position)
+        pending, states = sequence.pending, sequence.states
+        waiting = min(pending, default=None)
+        if states is not None:
+            states.marks.rollback(position // PAGE_TOKENS)
+            job.plan = states.plan(position, job.tokens, job.payload, pending)
+            if job.plan is None:
+                return STATE_IN_USE
+            waiting = min([position, *pending])
+            waiting -= waiting % PAGE_TOKENS  # it may begin there, with rows that were kept
+        changes = sequence.holdings.pages.write(position, job.tokens, waiting=waiting)
+        if changes is None:
+            return NO_PAGE
+        job.changes = changes
+        return None
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -431,80 +424,6 @@ class Engine:
             self._device.release()
         return True
 
-    def _begin_lower(self, sequence: TokenSequence, position: int) -> bool:
-        """A session begins below its known prefix, as another hop knows less, or goes back to where it holds
-        no state, and the cache does: whether it holds what that position sees now."""
-        if position % PAGE_TOKENS:
-            return False
-        if sequence.begun:
-            return self._begin_named(sequence, position)
-        known = self.memory.find(
-            sequence.owner,
-            sequence.span,
-            sequence.names[: position // PAGE_TOKENS],
-            long_context=sequence.long_context,
-        )
-        if known.count * PAGE_TOKENS != position or not self.memory.begin_lower(sequence.holdings, known):
-            return False
-        _fill(sequence)
-        return True
-
-    def _begin_named(self, sequence: TokenSequence, position: int) -> bool:
-        state = self._named_states(sequence, position).get(position)
-        if state is None or sequence.states is None or sequence.pending:
-            return False
-        sequence.states.begin_lower(position, state)
-        _fill(sequence)
-        return True
-
-    def _named_states(self, sequence: TokenSequence, position: int) -> dict[int, Page]:
-        """Those that the cache has of a session's tokens up to ``position``, by where they are, as far back
-        as its pages reach."""
-        lowest, names = sequence.holdings.pages.lowest, sequence.names[: position // PAGE_TOKENS]
-        found = self.memory.state_names.ends(
-            sequence.owner, sequence.span, names, long_context=sequence.long_context
-        )
-        if sequence.states is not None:
-            found |= sequence.states.marks.ends()
-        ends = {count * PAGE_TOKENS: page for count, page in found.items()}
-        return {end: page for end, page in ends.items() if lowest <= end <= position}
-
-    def _let_go(self, sequence: TokenSequence, position: int) -> StepFailed:
-        """Why a step cannot begin at ``position``, and where one can."""
-        lowest, states = sequence.holdings.pages.lowest, sequence.states
-        if position < lowest or states is None:
-            return LET_GO
-        ends = [*self._named_states(sequence, position), states.held.last_border(position, lowest)]
-        holds = max((end for end in ends if end is not None), default=None)
-        return NO_STATE if holds is None else replace(NO_STATE, hint=GO_BACK, holds=holds)
-
-    def _forget_names(self, sequence: TokenSequence, position: int) -> None:
-        """The session goes back: the names no longer tell what the pages from there on will hold. A first
-        step that feeds a known prefix again is what the names were given for; those that a fork has of its
-        parent, or that ``end_names`` left, only tell what the pages hold."""
-        pages = position // PAGE_TOKENS
-        if not sequence.foretold:
-            sequence.names = sequence.names[:pages]
-        sequence.registered = min(sequence.registered, pages)
-
-    def _register(self, sequence: TokenSequence) -> None:
-        """Tell the prefix cache of every page that is complete and will stay as it is."""
-        known = min(len(sequence.names), sequence.settled // PAGE_TOKENS)
-        owner = Holder(sequence.owner, sequence.group)
-        while sequence.registered < known:
-            self.memory.register(
-                owner,
-                sequence.span,
-                sequence.names,
-                sequence.registered,
-                sequence.holdings,
-                sequence.pending,
-                long_context=sequence.long_context,
-            )
-            sequence.registered += 1
-        if (states := sequence.states) is not None and not sequence.closed:
-            states.marks.add(len(sequence.names), sequence.settled // PAGE_TOKENS, sequence.pending)
-
     def _release(self, sequence: TokenSequence) -> None:
         sequence.holdings.release()
         self._sequences -= 1
@@ -524,7 +443,7 @@ class Engine:
             if isinstance(outcome, StepDone):
                 sequence.answered = job.position + job.tokens
                 if sequence.registered < len(sequence.names) or sequence.states is not None:
-                    self._register(sequence)
+                    register(self.memory, sequence)
             else:
                 sequence.answered = min(sequence.answered, job.position)
                 if sequence.states is not None:
@@ -638,16 +557,6 @@ class Engine:
             self._loop.call_soon_threadsafe(callback, *args)
         except RuntimeError:  # the loop is closed: nobody is left to tell
             logger.debug("event=result_without_loop")
-
-
-def _fill(sequence: TokenSequence) -> None:
-    """Write the entries of tables that no step in the compute thread's hands has."""
-    sequence.table.fill(-1)
-    for entry in sequence.holdings.pages.entries():
-        sequence.table[entry.rows, entry.index] = entry.slots
-    if (states := sequence.states) is not None:
-        states.table.fill(-1)
-        states.apply([*states.held.entries()])
 
 
 def _thread_width(threads: int) -> ThreadWidth:

@@ -10,13 +10,14 @@ import numpy as np
 
 from ...shards.formats.values.bounds import MAX_CONTEXT
 from ...swarm.codecs.codec import Codec
-from ...swarm.errors import ErrorCode, LocalProtocolError
+from ...swarm.errors import ErrorCode
 from ...swarm.fidelity.written_rows import WrittenRows
+from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.protocol.messages import Want
 from ...swarm.types import Span
 from .memory.page_tables import PageChange
 from .memory.session_memory import Holdings
-from .states import KeptRows, Planned, SequenceStates
+from .states import Planned, SequenceStates
 
 
 @dataclass(eq=False, slots=True)
@@ -82,11 +83,28 @@ class TokenSequence:
             return True
         return states.reaches(position, lowest)
 
-    def rows_upto(self, tokens: int) -> KeptRows:
-        """Those that a fork of ``tokens`` tokens needs, of blocks that keep a state."""
-        if self.states is None:
-            raise LocalProtocolError("no block of the session keeps a state")
-        return self.states.rows.upto(tokens)
+    def cut_names(self, position: int) -> None:
+        """The session goes back: its names do not tell what the pages from there on will hold. A first step
+        that feeds a known prefix again is what the names were given for; those that a fork has of its parent,
+        or that ``end_names`` left, only tell what the pages hold."""
+        pages = position // PAGE_TOKENS
+        if not self.foretold:
+            self.names = self.names[:pages]
+        self.registered = min(self.registered, pages)
+
+    def end_names(self) -> None:
+        """What is computed from now on is not what the names given at the opening stand for."""
+        self.names = self.names[: self.settled // PAGE_TOKENS]
+        self.foretold = False
+
+    def fill_tables(self) -> None:
+        """Write all entries. No step must be under way."""
+        self.table.fill(-1)
+        for entry in self.holdings.pages.entries():
+            self.table[entry.rows, entry.index] = entry.slots
+        if (states := self.states) is not None:
+            states.table.fill(-1)
+            states.apply([*states.held.entries()])
 
 
 @dataclass(slots=True)

@@ -168,7 +168,7 @@ class NodeSession:
         self.forget_feeder()
         self.upstream = request.upstream
         if request.unnamed:
-            self._engine.end_names(self.sequence)
+            self.sequence.end_names()
 
     # Its steps.
 

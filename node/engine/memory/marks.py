@@ -49,12 +49,12 @@ class Marks:
 
     def ends(self) -> dict[int, Page]:
         """The states that are still there, by the number of pages up to their end."""
-        found = self._cache.ends(self._owner.peer_id, self._span, [*self._names.values()])
-        counts = [index + 1 for index in self._names]
-        return {counts[number - 1]: page for number, page in found.items()}
+        found = {index + 1: self._page(name) for index, name in self._names.items()}
+        return {count: page for count, page in found.items() if page is not None}
 
     def _drop(self, index: int) -> None:
-        count = index + 1
-        if (page := self.ends().get(count)) is not None:
+        if (page := self._page(self._names.pop(index))) is not None:
             self._cache.unregister(page)
-        del self._names[index]
+
+    def _page(self, name: bytes) -> Page | None:
+        return self._cache.ends(self._owner.peer_id, self._span, [name]).get(1)

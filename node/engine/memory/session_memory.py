@@ -11,7 +11,6 @@ from ....swarm.fairness.shares import Holder
 from ....swarm.protocol.field_types import PAGE_TOKENS
 from ....swarm.types import Span
 from .kv_layout import KvLayout
-from .marks import Marks
 from .page_allocator import Page, PageAllocator
 from .page_tables import PageTable
 from .prefix_cache import Known, PrefixCache
@@ -25,10 +24,6 @@ class Holdings:
 
     pages: PageTable
     states: StateTable | None
-
-    def keeps(self, tokens: int) -> bool:
-        """Whether a session that begins with the first ``tokens`` of these finds here what it sees."""
-        return tokens >= self.pages.lowest and (self.states is None or self.states.begins_at(tokens))
 
     def release(self) -> None:
         """Give everything back."""
@@ -145,11 +140,11 @@ class SessionMemory:
     ) -> Holdings | None:
         """Of a session that shares the first ``tokens`` tokens of a parent, which has ``length``. None: no
         room. A state within a page is not shared: it is computed again from that before the page."""
-        if not parent.keeps(tokens):
-            raise LocalProtocolError(f"a fork of {tokens} tokens is not possible: a state is not held")
         shared: dict[int, Page] = {}
         seen_from = tokens
         if parent.states is not None:
+            if not parent.states.begins_at(tokens):
+                raise LocalProtocolError(f"a fork of {tokens} tokens is not possible: a state is not held")
             shared, seen_from = parent.states.before(tokens), tokens - tokens % PAGE_TOKENS
         pages = parent.pages.fork(tokens, length, max_tokens, seen_from=seen_from)
         return self._with_states(pages, self.layout(span), shared)
@@ -187,10 +182,6 @@ class SessionMemory:
     def _sessions(self, states: int) -> int:
         each = self.layout(self._span).states_of(self._context)
         return states // each if each else 0
-
-    def marks(self, owner: Holder, span: Span, table: StateTable) -> Marks:
-        """Of a session's states, far back in it."""
-        return Marks(self.state_names, owner, span, table)
 
     def _with_states(
         self, pages: PageTable | None, layout: KvLayout, shared: dict[int, Page]

@@ -164,7 +164,7 @@ class Client:
         if rng.random() < 0.3:
             at = rng.randint(0, at)  # another hop knew less
             if rng.random() < 0.3:  # and is another one now: what it sends is not what the names stand for
-                self.engine.end_names(sequence)
+                sequence.end_names()
                 tokens[at:] = [rng.randrange(VOCAB) for _ in tokens[at:]]
         futures = []
         while at < len(tokens):

@@ -380,7 +380,7 @@ async def test_a_known_prefix_that_others_compute_anew_has_no_names(driver, hidd
     await driver.rows(first, hidden_states(70), 0)
     driver.engine.close_sequence(first)
     second = driver.sequence(128, prefix=chain(b"a", 3))
-    driver.engine.end_names(second)
+    second.end_names()
     await driver.rows(second, hidden_states(100, 5), 0)
     assert second.names == ()
 

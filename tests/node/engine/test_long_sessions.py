@@ -7,7 +7,6 @@ import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter_ns
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from scripts.lab.tiny_model import write_tiny_hybrid
 from swarm_node.client.async_model import AsyncSwarmModel
 from swarm_node.dht.memory import MemoryStore
 from swarm_node.node.engine.engine import Engine, EngineSettings
-from swarm_node.node.engine.jobs import StepDone, StepJob, TokenSequence
 from swarm_node.node.engine.memory.kv_layout import KvLayout
 from swarm_node.node.node import Node
 from swarm_node.shards.loading import load_backend
@@ -27,6 +25,7 @@ from swarm_node.swarm.protocol.messages import Want
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import Span
 from tests.doubles.real_node import real_client, start_node
+from tests.node.engine.driver import Driver
 from tests.shards.models.block_cases import HIDDEN, attention, block, checkpoint_of
 from tests.shards.models.state_cases import delta, kept, mamba
 
@@ -54,30 +53,11 @@ def _engine(model: SpanBackend) -> Engine:
     return Engine(model, pool, threads=1, settings=EngineSettings(max_batch_tokens=BATCH))
 
 
-async def _feed(engine: Engine, sequence: TokenSequence, rows: np.ndarray, start: int) -> np.ndarray:
-    """The last row's result."""
-    future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-    engine.submit(
-        StepJob(
-            sequence=sequence,
-            step=start,
-            position=start,
-            tokens=len(rows),
-            want=Want.LAST,
-            payload=rows.tobytes(),
-            arrived_ns=perf_counter_ns(),
-            done=lambda job, outcome: future.set_result(outcome),
-        )
-    )
-    outcome = await future
-    assert isinstance(outcome, StepDone)
-    return NONE.decode(outcome.payload, outcome.rows, HIDDEN)
-
-
 async def test_memory_is_that_of_the_arithmetic(model: SpanBackend) -> None:
     """Two blocks with a window of 64 tokens, and two that keep a state."""
     engine = _engine(model)
     engine.start()
+    driver = Driver(engine)
     load = engine.load()
     assert (load.total_slots, load.total_states) == (2 * WINDOW_PAGES, 2 * STATES)
     assert engine.total_tokens == LENGTH
@@ -87,12 +67,12 @@ async def test_memory_is_that_of_the_arithmetic(model: SpanBackend) -> None:
     rows = np.random.default_rng(0).standard_normal((STEP, HIDDEN), np.float32)
     last = np.empty((0, HIDDEN))
     for start in range(0, LENGTH, STEP):
-        last = await _feed(engine, sequence, rows, start)
+        last = await driver.rows(sequence, rows, start, want=Want.LAST)
         load = engine.load()
         assert load.used_slots <= 2 * WINDOW_PAGES
         assert load.used_states <= 2 * STATES
     assert np.isfinite(last).all()
-    again = await _feed(engine, sequence, rows[-33:], LENGTH - 33)  # a draft was wrong
+    again = await driver.rows(sequence, rows[-33:], LENGTH - 33, want=Want.LAST)  # a draft was wrong
     np.testing.assert_array_equal(again, last)
     kv = 2 * WINDOW_PAGES * 2 * 32 * (16 + 16) * 4  # blocks, pages, heads, tokens, keys and values, bytes
     matrices, window = 4 * 16 * 24, 3 * (2 * 2 * 16 + 4 * 24)  # of the larger state; 3 inputs of each channel
