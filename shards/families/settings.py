@@ -8,7 +8,7 @@ from typing import Any, Self
 from ...swarm.errors import CheckpointError, UnsupportedModelError
 from ...swarm.types import MAX_BLOCKS
 from ..formats.values.bounds import MAX_CONTEXT, MAX_WIDTH
-from ..formats.values.fields import Fields
+from ..formats.values.fields import MAX_LIST, Fields
 from ..formats.values.shown import shown
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
@@ -42,7 +42,7 @@ class Settings(Fields):
         self.frequency_factors = frequency_factors
         self.is_gguf = is_gguf
         self.block = 0
-        self._kinds: list[tuple[str, ...]] = []  # read once for all blocks
+        self._lists: dict[str, tuple[Any, ...]] = {}  # read once for all blocks
 
     def of(self, block: int) -> Self:
         """These settings as block number ``block`` has them."""
@@ -57,7 +57,7 @@ class Settings(Fields):
     def with_values(self, values: Mapping[str, Any]) -> Self:
         """These settings with other values for some keys."""
         found = self.of(self.block)
-        found._values = {**found._values, **values}
+        found._values, found._lists = {**found._values, **values}, {}
         return found
 
     @property
@@ -95,9 +95,7 @@ class Settings(Fields):
     ) -> str:
         """``layer_types`` of this block; ``otherwise``, which may be a function of its number, where the file
         has no list of them. ``known``: the types that the family has."""
-        if not self._kinds:
-            self._kinds.append(self.texts("layer_types"))
-        kinds = self._kinds[0]
+        kinds = self.texts("layer_types")
         if not kinds:
             return otherwise if isinstance(otherwise, str) else otherwise(self.block)
         if len(kinds) != self.n_blocks:
@@ -108,6 +106,18 @@ class Settings(Fields):
                 f"{self.named('layer_types')} has {shown(kind)}, which is not supported"
             )
         return kind
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        if key not in self._lists:
+            self._lists[key] = super().texts(key)
+        return self._lists[key]
+
+    def integers(self, key: str, *, most: int, entries: int = MAX_LIST) -> tuple[int, ...]:
+        if key in self._per_block:
+            return super().integers(key, most=most, entries=entries)
+        if key not in self._lists:
+            self._lists[key] = super().integers(key, most=most, entries=entries)
+        return self._lists[key]
 
     def window(self) -> int:
         """``sliding_window``: 0 for none, and for one that hides nothing in any context."""

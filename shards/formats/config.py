@@ -173,8 +173,8 @@ class ModelConfig:
     def _check_index(self, number: int, of: int) -> None:
         attention = self.blocks[of].attention if 0 <= of < number else None
         latent = attention.latent if attention else None
-        between = self.blocks[of + 1 : number]
-        if latent is None or latent.indexer is None or any(block.index_of != of for block in between):
+        is_before = of == number - 1 or self.blocks[number - 1].index_of == of
+        if latent is None or latent.indexer is None or not is_before:
             raise CheckpointError(
                 f"block {number} uses the indexer of block {of}, which is not that of the block before it"
             )

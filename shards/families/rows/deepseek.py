@@ -264,11 +264,12 @@ def _index_of(s: Settings) -> int | None:
     if kinds and (len(kinds) != s.n_blocks or not {*kinds} <= {OWN, SHARED}):
         raise s.wrong("indexer_types", f"{OWN} or {SHARED} for each of {s.n_blocks} blocks")
     period, offset = s.integer("index_topk_freq") or 1, s.integer("index_skip_topk_offset")
-    last = s.block
-    while kinds[last] == SHARED if kinds else max(last - offset + 1, 0) % period:
-        last -= 1
-        if last < 0:
-            raise s.wrong("indexer_types", f"{OWN} for the first block")
+    if kinds:
+        last = next((block for block in range(s.block, -1, -1) if kinds[block] == OWN), -1)
+    else:
+        last = s.block - max(s.block - offset + 1, 0) % period
+    if last < 0:
+        raise s.wrong("indexer_types", f"{OWN} for the first block")
     return None if last == s.block else last
 
 

@@ -282,34 +282,48 @@ OLMO_HYBRID = Family(
 )
 
 
-def _kimi_kind(s: Settings, part: Any) -> str:
-    """``part``: ``linear_attn_config``, which counts blocks from 1."""
+_KIMI_SIZES = {
+    "num_heads": ("linear_num_heads", MAX_WIDTH),
+    "head_dim": ("linear_head_dim", MAX_WIDTH),
+    "short_conv_kernel_size": ("linear_conv_kernel_dim", MAX_TAPS),
+}
+
+
+def _kimi_keys(s: Settings) -> dict[str, Any]:
+    """What files on the hub say in ``linear_attn_config``, which counts blocks from 1."""
+    part = s.section("linear_attn_config")
+    if part is None:
+        return {}
+    if any(map(part.is_given, ("gate_lower_bound", "use_full_rank_gate"))):
+        raise UnsupportedModelError(f"{part.named('gate_lower_bound')}: Kimi K3's gates are not supported")
+    found: dict[str, Any] = {
+        key: part.integer(inner, least=1, most=most)
+        for inner, (key, most) in _KIMI_SIZES.items()
+        if part.has(inner)
+    }
+    if not s.texts("layer_types") and (part.has("full_attn_layers") or part.has("kda_layers")):
+        full, linear = (part.integers(f"{which}_layers", most=MAX_WIDTH) for which in ("full_attn", "kda"))
+        kinds = {**dict.fromkeys(full, FULL), **dict.fromkeys(linear, LINEAR)}
+        numbers = range(1, s.n_blocks + 1)
+        if sorted((*full, *linear)) != [*numbers]:
+            raise part.wrong("kda_layers", "with full_attn_layers, each block from 1 on, once")
+        found["layer_types"] = [kinds[number] for number in numbers]
+    return found
+
+
+def _kimi_kind(s: Settings) -> str:
     if s.is_gguf:
         return kind_by_heads(s, LINEAR)
-    if part is not None and not s.texts("layer_types"):
-        full, linear = (part.integers(f"{which}_layers", most=MAX_WIDTH) for which in ("full_attn", "kda"))
-        if {*full, *linear} != {*range(1, s.n_blocks + 1)} or len(full) + len(linear) != s.n_blocks:
-            raise part.wrong("kda_layers", "with full_attn_layers, each block from 1 on, once")
-        return FULL if s.block + 1 in full else LINEAR
     return s.layer_type(lambda block: FULL if block and block % 4 == 0 else LINEAR, (FULL, LINEAR))
 
 
-def _kda(s: Settings, part: Any) -> RecurrenceConfig:
-    """``part``: as of ``_kimi_kind``."""
-
-    def size(inner: str, key: str, most: int) -> int:
-        if part is not None and part.has(inner):
-            return int(part.integer(inner, least=1, most=most))
-        return s.integer(key, least=1, most=most)
-
-    if part is not None and any(map(part.is_given, ("gate_lower_bound", "use_full_rank_gate"))):
-        raise UnsupportedModelError(f"{part.named('gate_lower_bound')}: Kimi K3's gates are not supported")
-    heads = s.heads if s.is_gguf else size("num_heads", "linear_num_heads", MAX_WIDTH)
-    dim = size("head_dim", "linear_head_dim", MAX_WIDTH)
+def _kda(s: Settings) -> RecurrenceConfig:
+    heads = s.heads if s.is_gguf else s.integer("linear_num_heads", least=1, most=MAX_WIDTH)
+    dim = s.integer("linear_head_dim", least=1, most=MAX_WIDTH)
     check_silu(s)
     return RecurrenceConfig(
         *(heads, heads, dim, dim),
-        size("short_conv_kernel_size", "linear_conv_kernel_dim", MAX_TAPS),
+        s.integer("linear_conv_kernel_dim", least=1, most=MAX_TAPS),
         "delta",
         rms(s),
         heads,
@@ -322,12 +336,11 @@ def _kda(s: Settings, part: Any) -> RecurrenceConfig:
 
 
 def _kimi_linear_block(s: Settings) -> BlockConfig:
-    part = None if s.is_gguf else s.section("linear_attn_config")
     first = s.optional_integer("first_k_dense_replace", 1) or 0
     dense = is_dense(s, s.block < first)
     some = experts(s, corrected_router(s), count="num_local_experts", shared=shared(s))
-    norm, linear = rms(s), _kimi_kind(s, part) == LINEAR
-    attends, state = latent(s, has_head_dim=False, has_rope=False), _kda(s, part)
+    norm, linear = rms(s), _kimi_kind(s) == LINEAR
+    attends, state = latent(s, has_head_dim=False, has_rope=False), _kda(s)
     return BlockConfig(
         None if linear else attends,
         mlp(s) if dense else None,
@@ -391,6 +404,7 @@ KIMI_LINEAR = Family(
         "num_experts_per_token": "num_experts_per_tok",
         "num_shared_experts": "n_shared_experts",
     },
+    derived=_kimi_keys,
     fixed={
         "mla_use_nope": (True,),
         "mla_use_output_gate": (False, None),

@@ -30,8 +30,8 @@ def stored_places(config: ModelConfig, present: Collection[str]) -> tuple[ModelC
     """Where each of our tensors is among ``present``, the names of all files; and the configuration with what
     these names tell: a head in the file is the model's head, whatever ``tie_word_embeddings`` says, as in
     transformers."""
-    config, shown = _shown(config, plain_names(present))
-    return config, _real(shown, places(config, FAMILIES[config.family].tensors, "model.layers.{}.", shown))
+    config, rooted = _rooted(config, plain_names(present))
+    return config, _real(rooted, places(config, FAMILIES[config.family].tensors, "model.layers.{}.", rooted))
 
 
 def next_stored_places(config: ModelConfig, present: Collection[str]) -> dict[str, Place]:
@@ -39,15 +39,15 @@ def next_stored_places(config: ModelConfig, present: Collection[str]) -> dict[st
     family = FAMILIES[config.family]
     if family.next is None:
         return {}
-    config, shown = _shown(config, plain_names(present))
-    return _real(shown, next_places(config, family.next, family.tensors, shown))
+    config, rooted = _rooted(config, plain_names(present))
+    return _real(rooted, next_places(config, family.next, family.tensors, rooted))
 
 
-def _real(shown: _Rooted, found: dict[str, Place]) -> dict[str, Place]:
-    return {name: place._replace(stored=shown.real(place.stored)) for name, place in found.items()}
+def _real(rooted: _Rooted, found: dict[str, Place]) -> dict[str, Place]:
+    return {name: place._replace(stored=rooted.real(place.stored)) for name, place in found.items()}
 
 
-def _shown(config: ModelConfig, present: Collection[str]) -> tuple[ModelConfig, _Rooted]:
+def _rooted(config: ModelConfig, present: Collection[str]) -> tuple[ModelConfig, _Rooted]:
     names = FAMILIES[config.family].tensors
     embedding = options(names.get(EMBEDDING.removesuffix(".weight"), EMBEDDING.removesuffix(".weight")))[0]
     root = _root(present, f"{embedding.name.removeprefix('model.')}.weight")

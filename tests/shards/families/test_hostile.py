@@ -10,6 +10,7 @@ import pytest
 from transformers import AutoConfig
 
 from swarm_node.shards.families.rows.table import FAMILIES
+from swarm_node.shards.families.settings import Settings
 from swarm_node.shards.formats.hf.config import hf_config
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
 
@@ -66,6 +67,16 @@ def test_any_value_of_any_key_gives_a_model_or_our_error(family: str) -> None:
                 hf_config({**document, key: value}, {}, "config.json")
 
 
+def test_lists_are_read_once_for_all_blocks() -> None:
+    """Which may be as many as a list has entries."""
+    settings = Settings({"kinds": ["a"] * 2, "chosen": [1], "used": 3}, "a file", {}, {"used": [3, 4]})
+    first, second = settings.of(0), settings.of(1)
+    assert first.texts("kinds") is second.texts("kinds")
+    assert first.integers("chosen", most=9) is second.integers("chosen", most=9)
+    assert [each.integers("used", most=9) for each in (first, second)] == [(3,), (4,)]
+    assert first.with_values({"chosen": [2]}).integers("chosen", most=9) == (2,)
+
+
 NEVER = {
     "a latent head's size that rotation does not have": ("deepseek_v3", {"head_dim": 2}, "head_dim is 2"),
     "no groups of experts are used": ("dots1", {"topk_group": 0}, "topk_group is 0"),
@@ -80,6 +91,21 @@ NEVER = {
         "gemma4_text",
         {"layer_types": ["chunked_attention", "full_attention"], "num_hidden_layers": 2},
         "layer_types",
+    ),
+    "a block in both lists": (
+        "kimi_linear",
+        {"num_hidden_layers": 2, "linear_attn_config": {"full_attn_layers": [1], "kda_layers": [1, 2]}},
+        r"linear_attn_config\.kda_layers is \[1, 2\], expected with full_attn_layers, each block",
+    ),
+    "gates of Kimi K3": (
+        "kimi_linear",
+        {"linear_attn_config": {"gate_lower_bound": -5.0}},
+        r"linear_attn_config\.gate_lower_bound",
+    ),
+    "a first block without an indexer": (
+        "glm_moe_dsa",
+        {"num_hidden_layers": 2, "indexer_types": ["shared", "full"]},
+        "indexer_types is .*, expected full for the first block",
     ),
     "a softcap that is zero in float32": ("gemma2", {"attn_logit_softcapping": 1e-300}, "softcapping"),
     "more experts than can be named": (

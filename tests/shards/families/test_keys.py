@@ -259,6 +259,10 @@ OLD: dict[str, tuple[str, dict[str, Any]]] = {
         | {"linear_attn_config": {"full_attn_layers": [3], "kda_layers": [1, 2, 4], "num_heads": 4}}
         | {"rope_theta": 10000.0, "rope_scaling": None},
     ),
+    "kimi linear, sizes alone": (
+        "kimi_linear",
+        {"linear_attn_config": {"head_dim": 16, "num_heads": 4, "short_conv_kernel_size": 3}},
+    ),
     "lfm2": (
         "lfm2",
         {"block_ff_dim": 6656, "full_attn_idxs": [2, 5], "tie_embedding": True, "rope_theta": 1e6}
