@@ -47,6 +47,8 @@ class SnPiece(ctypes.Structure):
         ("start", ctypes.c_int32),
         ("count", ctypes.c_int32),
         ("states", ctypes.c_void_p),
+        ("saved", ctypes.c_void_p),
+        ("again", ctypes.c_int32),
     )
 
 
@@ -126,12 +128,13 @@ class SliceArray:
         row = 0
         for c_slice, part in zip(self.array, slices, strict=False):
             table, first, start, count = part.table, part.first_block, part.start, part.count
-            states = part.states
+            states, saved = part.states, part.saved
             blocks, pages = table.shape
             if (
                 table.dtype != np.int32
                 or not table.flags.c_contiguous
-                or (states is not None and not _is_like(states, table))
+                or (states is not None and not _is_like(states, table.shape))
+                or (saved is not None and not (_is_like(saved, (blocks,)) and 0 <= part.again < count))
                 or part.row != row
                 or count < 1
                 or not 0 <= start <= pages * PAGE_TOKENS - count
@@ -148,10 +151,12 @@ class SliceArray:
             c_slice.start = start
             c_slice.count = count
             c_slice.states = None if states is None else address(states)
+            c_slice.saved = None if saved is None else address(saved)
+            c_slice.again = part.again
             row += count
         if row != rows:
             raise LocalProtocolError(f"slices of {row} rows for a batch of {rows}")
 
 
-def _is_like(states: NDArray[np.int32], table: NDArray[np.int32]) -> bool:
-    return states.dtype == np.int32 and states.flags.c_contiguous and states.shape == table.shape
+def _is_like(slots: NDArray[np.int32], shape: tuple[int, ...]) -> bool:
+    return slots.dtype == np.int32 and slots.flags.c_contiguous and slots.shape == shape

@@ -166,6 +166,9 @@ class BatchSlice:
     rows begin from zeros at position 0, else from the state in the slot of the page that has position
     ``start - 1``, which must be that after it. Whenever the rows come to the end of a page, or their own,
     the state goes to the slot of the page that they are in, unless that is -1.
+
+    ``saved``: (blocks of the session's span) of slots for the state before row ``again`` of the slice, which
+    is in the middle of a page: the rows begin with that state where ``again`` is 0, otherwise it is written.
     """
 
     table: NDArray[np.int32]
@@ -175,3 +178,16 @@ class BatchSlice:
     count: int
     long_context: bool = False
     states: NDArray[np.int32] | None = None
+    saved: NDArray[np.int32] | None = None
+    again: int = 0
+
+    def chunks(self) -> list[tuple[int, int]]:
+        """The rows up to each place where a state is kept: the first, counted from ``row``, and how many."""
+        found, row = [], 0
+        while row < self.count:
+            rows = min(self.count - row, PAGE_TOKENS - (self.start + row) % PAGE_TOKENS)
+            if self.saved is not None and row < self.again:
+                rows = min(rows, self.again - row)
+            found.append((row, rows))
+            row += rows
+        return found

@@ -48,6 +48,8 @@ typedef struct sn_piece {
     int32_t start;        /* position of that row in the session */
     int32_t count;        /* rows */
     const int32_t *states; /* as table, of slots for states; NULL: none */
+    const int32_t *saved;  /* (blocks of the session): of the states before row `again`; NULL: none */
+    int32_t again;         /* 0: the rows begin with saved; else it is written */
 } sn_piece;
 
 /* Stores the keys and values of all rows of the piece for KV heads kv_first to kv_end: row i (of the piece) is read

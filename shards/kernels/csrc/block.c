@@ -196,6 +196,8 @@ static void cut_segments(sn_tile *t, int64_t first, const sn_piece *pieces)
             t->appended |= row > begin; /* segments of one piece see each other's keys */
             int64_t offset = row - piece->row, position = piece->start + offset;
             int64_t count = smallest(SN_PAGE - position % SN_PAGE, end - row);
+            if (piece->saved != NULL && offset < piece->again)
+                count = smallest(count, piece->again - offset);
             sn_segment *s = &t->segment[t->segments++];
             *s = (sn_segment){*piece, index, (int32_t)offset};
             s->piece.row = (int32_t)(row - first);

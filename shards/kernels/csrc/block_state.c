@@ -32,6 +32,11 @@ static int32_t slot_of(const sn_tile *t, const sn_piece *piece, int64_t page)
     return piece->states[(int64_t)(t->number - piece->first_block) * piece->pages + page];
 }
 
+static int32_t saved_slot_of(const sn_tile *t, const sn_piece *piece)
+{
+    return piece->saved[t->number - piece->first_block];
+}
+
 int32_t sn_states_fit(const sn_span *span, int32_t first_block, int32_t end_block, const sn_piece *pieces,
                       int32_t n_pieces, int64_t n_slots)
 {
@@ -42,7 +47,11 @@ int32_t sn_states_fit(const sn_span *span, int32_t first_block, int32_t end_bloc
         for (int32_t index = 0; index < n_pieces; index++) {
             const sn_piece *piece = &pieces[index];
             int64_t end = (int64_t)piece->start + piece->count, page = piece->start ? (piece->start - 1) / SN_PAGE : 0;
-            if (piece->states == NULL || (piece->start && slot_of(&t, piece, page) < 0))
+            int32_t saved = piece->saved == NULL ? -1 : saved_slot_of(&t, piece);
+            int begins_saved = piece->saved != NULL && piece->again == 0;
+            if (piece->states == NULL || (piece->saved != NULL && (saved < 0 || saved >= n_slots)))
+                return index;
+            if (piece->start && !begins_saved && slot_of(&t, piece, page) < 0)
                 return index;
             for (; page <= (end - 1) / SN_PAGE; page++)
                 if (slot_of(&t, piece, page) < -1 || slot_of(&t, piece, page) >= n_slots)
@@ -52,11 +61,21 @@ int32_t sn_states_fit(const sn_span *span, int32_t first_block, int32_t end_bloc
     return -1;
 }
 
+static float *of_slot(const sn_tile *t, int32_t slot)
+{
+    return slot < 0 ? NULL : t->states->data + slot * t->states->slot_floats;
+}
+
 /* Where a page keeps the state after its last row; NULL: it does not. */
 static float *at_slot(const sn_tile *t, const sn_piece *piece, int64_t page)
 {
-    int32_t slot = slot_of(t, piece, page);
-    return slot < 0 ? NULL : t->states->data + slot * t->states->slot_floats;
+    return of_slot(t, slot_of(t, piece, page));
+}
+
+/* Where the piece says that the state before its row `offset` is; NULL: nowhere. */
+static float *at_saved(const sn_tile *t, const sn_piece *piece, int64_t offset)
+{
+    return piece->saved == NULL || offset != piece->again ? NULL : of_slot(t, saved_slot_of(t, piece));
 }
 
 static float *carried(const sn_tile *t, int64_t tile) { return t->carried + tile % 2 * sn_state_floats(t->block->state); }
@@ -72,8 +91,8 @@ static void find_states(sn_tile *t, const sn_piece *pieces)
         int64_t start = part->start, end = start + part->count;
         int begins = index == 0 || t->segment[index - 1].index != segment->index;
         if (begins) {
-            const float *from = NULL;
-            if (start && (segment->offset == 0 || start % SN_PAGE == 0))
+            const float *from = start ? at_saved(t, piece, segment->offset) : NULL;
+            if (start && from == NULL && (segment->offset == 0 || start % SN_PAGE == 0))
                 from = at_slot(t, piece, (start - 1) / SN_PAGE);
             if (segment->offset && from == NULL)
                 from = carried(t, t->at / SN_BLOCK_ROWS - 1);
@@ -81,7 +100,8 @@ static void find_states(sn_tile *t, const sn_piece *pieces)
         }
         t->run[t->n_runs - 1].end = index + 1;
         int is_last = end == (int64_t)piece->start + piece->count;
-        float *keeps = end % SN_PAGE == 0 || is_last ? at_slot(t, piece, (end - 1) / SN_PAGE) : NULL;
+        float *keeps = end % SN_PAGE == 0 || is_last ? at_slot(t, piece, (end - 1) / SN_PAGE)
+                                                     : at_saved(t, piece, end - piece->start);
         if (keeps == NULL && !is_last && part->row + part->count == t->rows)
             keeps = carried(t, t->at / SN_BLOCK_ROWS);
         t->stretch[index] = (sn_stretch){part->row, part->count, keeps};

@@ -1,8 +1,8 @@
 """Where the rows of a batch stand in the states of its sessions: begun from which slot, kept in which, and in
 what chunks the rows are computed.
 
-A chunk is the rows of a slice that are in one page, so that the states which are kept, those of pages' ends
-and of the slice's own, are those after chunks.
+A chunk is the rows of a slice up to a place where its state is kept: the end of a page, its own end, or where
+its saved state is written.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class PagedStates:
         self._pool, self._slices = pool, slices
         self.steps = all(part.count == 1 for part in slices)
         self._firsts: list[int] = np.cumsum([0, *(part.count for part in slices)]).tolist()
-        self._chunks = [_chunks(part) for part in slices]
+        self._chunks = [part.chunks() for part in slices]
         self._new: dict[int, State] = {}
         self._inputs: dict[int, list[Rows]] = {}
         self._ends: dict[tuple[int, int, int], mx.array] = {}
@@ -70,8 +70,15 @@ class PagedStates:
         """Of each slice: after which of its chunks the state is kept in which slot."""
         found = []
         for part, chunks in zip(self._slices, self._chunks, strict=True):
-            pages: list[int] = _slots(part, block)[part.start // PAGE_TOKENS :].tolist()
-            last = {pages[at]: at for at in range(len(chunks)) if pages[at] >= 0}
+            slots, last = _slots(part, block).tolist(), {}
+            for at, (row, rows) in enumerate(chunks):
+                end = row + rows
+                if part.saved is not None and end == part.again:
+                    slot = int(part.saved[block - part.first_block])
+                else:
+                    slot = slots[(part.start + end - 1) // PAGE_TOKENS]
+                if slot >= 0:
+                    last[slot] = at
             found.append({at: slot for slot, at in last.items()})
         return found
 
@@ -126,7 +133,10 @@ class PagedStates:
     def _begin(self, part: BatchSlice, block: int, shape: StateShape) -> State:
         if not part.start:
             return fresh(shape)
-        slot = int(_slots(part, block)[(part.start - 1) // PAGE_TOKENS])
+        if part.saved is not None and not part.again:
+            slot = int(part.saved[block - part.first_block])
+        else:
+            slot = int(_slots(part, block)[(part.start - 1) // PAGE_TOKENS])
         if slot < 0:
             raise LocalProtocolError(f"the state before position {part.start} was not kept")
         return self._pool.state(slot, shape)
@@ -174,13 +184,3 @@ def _slots(part: BatchSlice, block: int) -> np.ndarray:
     if part.states is None:
         raise LocalProtocolError(f"a slice without a state for block {block}")
     return part.states[block - part.first_block]
-
-
-def _chunks(part: BatchSlice) -> list[tuple[int, int]]:
-    """The first row of each, counted from the slice's, and how many it has."""
-    found, row = [], 0
-    while row < part.count:
-        rows = min(part.count - row, PAGE_TOKENS - (part.start + row) % PAGE_TOKENS)
-        found.append((row, rows))
-        row += rows
-    return found

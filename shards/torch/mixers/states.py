@@ -92,8 +92,11 @@ class Group:
         ends = part.start + np.array((0, *self.ends))
         if part.states is None:
             raise LocalProtocolError("a slice without a table for blocks that keep a state")
-        table = part.states[self._first - part.first_block :]
-        return table[:, np.maximum(0, ends - 1) // PAGE_TOKENS].astype(np.int64)
+        first = self._first - part.first_block
+        slots = part.states[first:, np.maximum(0, ends - 1) // PAGE_TOKENS].astype(np.int64)
+        if part.saved is not None:
+            slots[:, (0, *self.ends).index(part.again)] = part.saved[first:]
+        return slots
 
     def runs(self) -> Iterator[tuple[int, int]]:
         """First row and end of each run of equal cuts that are computed together."""
@@ -156,7 +159,5 @@ class Group:
 
 
 def _cuts(part: BatchSlice) -> tuple[int, ...]:
-    """Rows of ``part`` up to each end of a page and its own."""
-    first = min(part.count, PAGE_TOKENS - part.start % PAGE_TOKENS)
-    whole, rest = divmod(part.count - first, PAGE_TOKENS)
-    return (first, *(PAGE_TOKENS,) * whole, *((rest,) if rest else ()))
+    """Rows of ``part`` up to each place where its state is kept."""
+    return tuple(rows for _, rows in part.chunks())
