@@ -28,7 +28,7 @@ PREFILL_TOKENS = 256
 for its prompt."""
 
 STATES = 3
-"""Where blocks keep a state, a sequence has so many of each: a guess that was wrong is at most a page of
+"""A sequence holds the states of three pages in each block that keeps one: a wrong guess is at most a page of
 tokens back, and often on the page before."""
 
 _T = TypeVar("_T")

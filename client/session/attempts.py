@@ -74,8 +74,8 @@ class Attempts:
         self._taken_back = 0  # tokens since the last one came
 
     def excuses(self, peer_id: str) -> bool:
-        """Whether a failure that a healthy peer may have speaks not against this one: once, until tokens come
-        again."""
+        """Whether a failure that a healthy peer may have is not held against this one: the first is
+        not, until tokens come again."""
         excused = peer_id not in self._excused
         self._excused.add(peer_id)
         return excused

@@ -15,7 +15,7 @@ from .scheduler import Slice
 Work = list[tuple[StepJob, Slice[TokenSequence]]]
 
 
-class Layout(NamedTuple):
+class BatchRows(NamedTuple):
     """``x`` (T, width) in ``slices``. ``kept``: which rows of the result are the steps' own; None: all."""
 
     x: np.ndarray
@@ -39,7 +39,7 @@ def can_begin(job: StepJob, offset: int) -> bool:
     return states is None or (plan is not None and states.lead_of(plan, job.position, offset) is not None)
 
 
-def lay_out(work: Work, x: np.ndarray, limit: float) -> Layout:
+def lay_out(work: Work, x: np.ndarray, limit: float) -> BatchRows:
     """``x`` (T, width): the rows of ``work``, which can all begin, in its order and of one span. ``limit``:
     as the codec's."""
     slices: list[BatchSlice] = []
@@ -71,4 +71,4 @@ def lay_out(work: Work, x: np.ndarray, limit: float) -> Layout:
         )
         kept.append(slice(row + before, row + before + count))
         row, at = row + before + count, at + count
-    return Layout(np.concatenate(pieces), slices, kept) if again else Layout(x, slices, None)
+    return BatchRows(np.concatenate(pieces), slices, kept) if again else BatchRows(x, slices, None)

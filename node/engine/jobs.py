@@ -17,7 +17,7 @@ from ...swarm.protocol.messages import Want
 from ...swarm.types import Span
 from .memory.page_tables import PageChange
 from .memory.session_memory import Holdings
-from .states import Planned, SequenceStates
+from .states import SequenceStates, StatePlan
 
 
 @dataclass(eq=False, slots=True)
@@ -67,21 +67,18 @@ class TokenSequence:
     def keeps(self, tokens: int, max_tokens: int) -> bool:
         """Whether a session for ``max_tokens`` tokens that begins with the first ``tokens`` of these finds
         here what it sees of them."""
-        lowest, states = self.holdings.pages.lowest, self.states
-        return (
-            tokens >= lowest
-            and max_tokens <= self.longest_fork
-            and (states is None or states.reaches(tokens, lowest))
-        )
+        return max_tokens <= self.longest_fork and self._holds(tokens)
 
     def reaches(self, position: int) -> bool:
         """Whether a step can start there, as far as the session's tokens reach: with what its blocks see."""
+        states = self.states
+        goes_on = states is not None and states.is_there and position == self.length
+        return goes_on or self._holds(position)
+
+    def _holds(self, tokens: int) -> bool:
+        """All that is seen from behind the first ``tokens`` on."""
         lowest, states = self.holdings.pages.lowest, self.states
-        if position < lowest:
-            return False
-        if states is None or (states.is_there and position == self.length):
-            return True
-        return states.reaches(position, lowest)
+        return tokens >= lowest and (states is None or states.reaches(tokens, lowest))
 
     def cut_names(self, position: int) -> None:
         """The session goes back: its names do not tell what the pages from there on will hold. A first step
@@ -163,7 +160,7 @@ class StepJob:
     deadline_ns: int = 0
     # The engine's notes while the step runs, over several batches if it is a long prompt.
     changes: Sequence[PageChange] = ()  # of the sequence's table, before the step
-    plan: Planned | None = None  # of the sequence's states, if it keeps some
+    plan: StatePlan | None = None  # of the sequence's states, if it keeps some
     again: int = 0  # rows before it that are fed again
     refusal: StepFailed | None = None  # known when it was submitted; told in its turn
     parts: list[bytes | memoryview] = field(default_factory=list)  # encoded rows of the result so far

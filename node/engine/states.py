@@ -33,7 +33,7 @@ class Lead(NamedTuple):
         return b"".join(self.payloads[: self.parts])
 
 
-class Planned(NamedTuple):
+class StatePlan(NamedTuple):
     """What a step needs of states: the rows before it in its page, None if they are not kept; and what
     changes in the table as it begins."""
 
@@ -62,7 +62,7 @@ class KeptRows:
         self._pages: dict[int, _Page] = {}
 
     def lead(self, position: int) -> Lead | None:
-        """Those from the border before ``position`` up to it; None if they are not all there."""
+        """The rows from the border before ``position`` up to it; None if they are not all there."""
         number, rows = divmod(position, PAGE_TOKENS)
         if not rows:
             return Lead(0, [], 0)
@@ -72,7 +72,7 @@ class KeptRows:
         return None if page is None else Lead(rows, page.payloads, len(page.payloads))
 
     def upto(self, position: int) -> KeptRows:
-        """For a session that begins with what came before ``position``."""
+        """A copy for a session that begins with what came before ``position``."""
         kept, page = KeptRows(self._row_bytes), self._pages.get(position // PAGE_TOKENS)
         if page is not None and (part := self._part(page, position % PAGE_TOKENS)) is not None:
             kept._pages[position // PAGE_TOKENS] = part
@@ -121,11 +121,12 @@ class KeptRows:
 
 @dataclass(eq=False, slots=True)
 class SequenceStates:
-    """``held`` and ``rows`` are the event loop's, and ``table`` (blocks, max_pages), slots of states or -1,
-    the compute thread's.
+    """The event loop writes ``held``, ``marks``, ``rows`` and ``is_there``. The compute thread writes
+    ``table`` (blocks, max_pages), slots of states or -1, and ``position``; the event loop only does while no
+    step is under way.
 
-    ``is_there``: the step that comes next, where the last one ends, will find its state. ``position``: of
-    the state that is in the table for a step in the middle of a page; -1: of none.
+    ``is_there``: a step that starts where the last one ends will find its state. ``position``: how many
+    tokens came before the state that a step in the middle of a page finds in the table; -1: there is none.
     """
 
     held: StateTable
@@ -151,16 +152,16 @@ class SequenceStates:
         tokens: int,
         payload: bytes | bytearray | memoryview,
         waiting: Collection[int],
-    ) -> Planned | None:
+    ) -> StatePlan | None:
         """For a step that may begin; None where a step that waits reads what it would overwrite. ``waiting``:
         where steps under way start."""
         lead = self.rows.lead(position)
         changes = self.held.write(position, tokens, waiting=waiting)
         if changes is None:
             return None
-        self.rows.write(position, tokens, payload, self.held.held)
+        self.rows.write(position, tokens, payload, self.held.pages)
         self.is_there = True
-        return Planned(lead, changes)
+        return StatePlan(lead, changes)
 
     def begin_lower(self, position: int, state: Page) -> None:
         """Begin at ``position``, the end of a page whose ``state`` the cache has. No step must be under
@@ -175,7 +176,7 @@ class SequenceStates:
             slots = np.array(change.slots, np.int32)[:, None]
             self.table[change.rows, change.start : change.stop] = slots
 
-    def lead_of(self, plan: Planned, position: int, offset: int) -> Lead | None:
+    def lead_of(self, plan: StatePlan, position: int, offset: int) -> Lead | None:
         """What must be computed before the rows of a step at ``position``, from its ``offset`` on; None: that
         is not there."""
         start = position + offset

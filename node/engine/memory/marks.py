@@ -14,13 +14,13 @@ from .prefix_cache import PrefixCache
 from .state_table import StateTable
 
 MOST_MARKS = 32
-"""A session has the last so many, 512 tokens apart: more than a client sends of a prompt without waiting,
-which is how far the others go back when a hop dies meanwhile."""
+"""A session keeps the last 32 marks, which are 512 tokens apart. That is more than a client sends of a prompt
+without waiting, and so more than the other hops go back when one dies meanwhile."""
 _NAME_BYTES = 16
 
 
 class Marks:
-    """Of the session of ``owner`` over ``span`` whose states ``table`` has."""
+    """The marks of one session of ``owner`` over ``span``, whose states ``table`` has."""
 
     def __init__(self, cache: PrefixCache, owner: Holder, span: Span, table: StateTable) -> None:
         self._cache, self._owner, self._span, self._table = cache, owner, span, table
@@ -28,8 +28,8 @@ class Marks:
         self._seen = 0  # pages that were looked at
 
     def add(self, first: int, end: int, waiting: Collection[int]) -> None:
-        """Pages ``first`` to ``end``, which are complete and answered. ``waiting``: where the session's steps
-        that are under way start."""
+        """Mark states of pages ``first`` to ``end``, which are complete and answered. ``waiting``: where the
+        session's steps that are under way start."""
         for index in range(max(first, self._seen), end):
             if (page := self._table.to_name(index, last=False)) is None:
                 continue
@@ -42,7 +42,7 @@ class Marks:
             self._drop(next(iter(self._names)))
 
     def rollback(self, pages: int) -> None:
-        """Pages from that number on are going to be others."""
+        """Forget the marks from page number ``pages`` on: these pages are going to be others."""
         self._seen = min(self._seen, pages)
         for index in [index for index in self._names if index >= pages]:
             self._drop(index)

@@ -33,8 +33,8 @@ class Holdings:
 
 
 class SessionMemory:
-    """Of a node that serves ``span`` of a model's ``blocks``, with slots as ``size`` says. ``context``: the
-    model's longest; ``batch_tokens``: most tokens of one session in a batch.
+    """Both pools of a node that serves ``span`` of a model's ``blocks``, with slots as ``size`` says.
+    ``context``: the model's longest; ``batch_tokens``: most tokens of one session in a batch.
 
     A *cell* is the room of one token in one block. What a session takes of the states is counted as the same
     part of all cells, where that is the larger part.
@@ -72,18 +72,18 @@ class SessionMemory:
 
     @property
     def state_sessions(self) -> int:
-        """Sessions of a whole context over the whole span for which there are states; 0: no block keeps
+        """For how many sessions of a whole context over the whole span there are states; 0: no block keeps
         one."""
         return self._sessions(self.states.total)
 
     @property
     def free_state_sessions(self) -> int:
-        """For how many more there are."""
+        """For how many more such sessions there are states now."""
         return self._sessions(self.states.available)
 
     @property
     def cached_tokens(self) -> int:
-        """As many as the slots of the prefix cache would hold."""
+        """Tokens for which the slots do that only the prefix cache holds."""
         layout = self.layout(self._span)
         slots, states = self.pages.cached, self.states.cached
         return layout.tokens_in(slots, states, self._context) if slots or states else 0
@@ -129,7 +129,8 @@ class SessionMemory:
         return self.page_names.find(owner, span, layout, names, long_context=long_context, states=states)
 
     def open(self, span: Span, max_tokens: int, known: Known | None = None) -> Holdings | None:
-        """Of a session for ``max_tokens`` tokens that begins with what is ``known``. None: no room."""
+        """What a session for ``max_tokens`` tokens holds that begins with what is ``known``. None: no
+        room."""
         layout = self.layout(span)
         pages = PageTable.open(self.pages, self.page_names, layout, max_tokens, known)
         shared = {known.count - 1: known.state} if known is not None and known.state is not None else {}
@@ -138,8 +139,9 @@ class SessionMemory:
     def fork(
         self, parent: Holdings, span: Span, tokens: int, length: int, max_tokens: int
     ) -> Holdings | None:
-        """Of a session that shares the first ``tokens`` tokens of a parent, which has ``length``. None: no
-        room. A state within a page is not shared: it is computed again from that before the page."""
+        """What a session holds that shares the first ``tokens`` tokens of a parent, which has ``length``.
+        None: no room. A state within a page is not shared: it is computed again from that before the page.
+        Raises LocalProtocolError where the parent does not hold what is shared."""
         shared: dict[int, Page] = {}
         seen_from = tokens
         if parent.states is not None:

@@ -13,8 +13,6 @@ from .kv_layout import ALL_PAGES, KvLayout
 
 SESSION_TOKENS = 4096
 """There are states for a session for each SESSION_TOKENS tokens of KV cache: a long answer, or a chat."""
-
-
 USUAL_SESSIONS = 8
 """Where nobody says how many tokens there shall be, states for this many sessions are meant to find room
 beside one whole context: more than a machine at home has at once."""
@@ -36,8 +34,8 @@ class SessionBytes(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SpanMemory:
-    """Of blocks between allowed cuts. ``slot_bytes`` and ``state_bytes``: of one slot, 0 where none is
-    needed."""
+    """What sessions over blocks between allowed cuts take. ``slot_bytes`` and ``state_bytes``: of one slot,
+    0 where none is needed."""
 
     layout: KvLayout
     slot_bytes: int

@@ -44,7 +44,7 @@ class StateTable:
     """The states of one session, for which ``most`` pages are reserved, shared ones included: whoever has a
     page counts it, so that each of them may let it go, and take another one.
 
-    ``held``: pages by their number. Those behind the end of what the session holds are to be written again.
+    ``pages``: pages by their number. Those behind the end of what the session holds are to be written again.
     Made by ``open``; ``release`` ends it.
     """
 
@@ -57,7 +57,7 @@ class StateTable:
         self._group = group
         self._most = min(group.most, max_pages)
         self._page_tokens = group.page_tokens
-        self.held: dict[int, Page] = {}
+        self.pages: dict[int, Page] = {}
         self._beside: dict[int, Page] = {}
         self._spent: list[tuple[int, Page]] = []  # were beside: let go when so many steps were answered
         self._spare: list[Page] = []  # our own, and of no use: steps that wait may still write to them
@@ -81,12 +81,12 @@ class StateTable:
 
     def before(self, position: int) -> dict[int, Page]:
         """The complete pages before ``position``."""
-        return {index: page for index, page in self.held.items() if index < position // self._page_tokens}
+        return {index: page for index, page in self.pages.items() if index < position // self._page_tokens}
 
     def begins_at(self, position: int) -> bool:
         """Whether the border before ``position`` is held."""
         border = self.border(position)
-        return border < 0 or border in self.held
+        return border < 0 or border in self.pages
 
     def border(self, position: int) -> int:
         """The page whose end is the last one that is not behind ``position``; -1: it is the beginning."""
@@ -95,12 +95,12 @@ class StateTable:
     def last_border(self, position: int, lowest: int) -> int | None:
         """The last position up to ``position``, and from ``lowest`` on, at which a session can begin without
         rows before it; None: there is none."""
-        ends = ((index + 1) * self._page_tokens for index in self.held)
+        ends = ((index + 1) * self._page_tokens for index in self.pages)
         return max((end for end in (0, *ends) if lowest <= end <= position), default=None)
 
     def entries(self) -> Iterator[StateChange]:
         """What a table without entries lacks."""
-        return (self._change(index, index + 1, page) for index, page in self.held.items())
+        return (self._change(index, index + 1, page) for index, page in self.pages.items())
 
     def begin_lower(self, index: int, page: Page | None) -> None:
         """Hold nothing but ``page``, which is complete. No step must be under way."""
@@ -115,16 +115,16 @@ class StateTable:
         ``waiting``: where the session's steps that are under way start.
         """
         first, last = start // self._page_tokens, (start + count - 1) // self._page_tokens
-        if first == last and (page := self.held.get(first)) is not None and _is_own(page):
+        if first == last and (page := self.pages.get(first)) is not None and _is_own(page):
             return ()
         read = {self.border(position) for position in waiting}
-        shared = {index for index in read if index in self.held and not _is_own(self.held[index])}
-        kept = {index for index in shared if not first <= index <= last} | (self.held.keys() & {first - 1})
+        shared = {index for index in read if index in self.pages and not _is_own(self.pages[index])}
+        kept = {index for index in shared if not first <= index <= last} | (self.pages.keys() & {first - 1})
         own = min(last - first + 1, self._most - len(kept), self._group.most - 1)
-        if own < 1 or any(self.held[index].holders > 1 for index in shared - kept):
+        if own < 1 or any(self.pages[index].holders > 1 for index in shared - kept):
             return None
         for index in shared - kept:
-            self._cache.unregister(self.held[index])  # else it may be evicted before it is read
+            self._cache.unregister(self.pages[index])  # else it may be evicted before it is read
         self._spent += [
             (len(waiting), self._beside.pop(index)) for index in [*self._beside] if index >= first
         ]
@@ -132,13 +132,13 @@ class StateTable:
             self._let_go_beside()  # what was answered has its name
         new = range(last - own + 1, last + 1)
         if (begun := self._pick_up(first, kept)) is not None:
-            self.held[new.start] = begun
+            self.pages[new.start] = begun
         for index in reversed(new):
-            if index not in self.held:
-                self.held[index] = self._take(kept, new)
-        changes = [self._change(index, index + 1, self.held[index]) for index in new]
+            if index not in self.pages:
+                self.pages[index] = self._take(kept, new)
+        changes = [self._change(index, index + 1, self.pages[index]) for index in new]
         if first < new.start:
-            changes.append(self._change(first, new.start, self.held[new.start]))
+            changes.append(self._change(first, new.start, self.pages[new.start]))
         whole = -(-start // self._page_tokens)  # the step may begin with what is in the page before
         for index in range(whole, new.start):
             if _is_marked(index) and self._reserve_beside():
@@ -150,7 +150,7 @@ class StateTable:
         """The page of that index, if it is to get a name now. ``last``: no later one has a name."""
         if not last and not _is_marked(index):
             return None
-        return self.held.get(index) or self._beside.get(index)
+        return self.pages.get(index) or self._beside.get(index)
 
     def named(self, index: int, waiting: Collection[int]) -> None:
         """The page is complete and has the name that it will have: let it go, if it was kept for that.
@@ -185,8 +185,8 @@ class StateTable:
         """Free the slots of all pages from ``first`` on, but that of the first one, which may hold what a
         step begins with: it is returned if it can be written."""
         begun: Page | None = None
-        for index in [index for index in self.held if index >= first and index not in kept]:
-            page = self.held.pop(index)
+        for index in [index for index in self.pages if index >= first and index not in kept]:
+            page = self.pages.pop(index)
             if not _is_own(page):
                 self._give_back(page)
             elif index == first:
@@ -199,9 +199,9 @@ class StateTable:
         """A page to write: one that is spare, or a further one, or one that was kept to go back to."""
         if self._spare:
             return self._spare.pop()
-        if len(self.held) >= self._most:
-            index = min(self.held.keys() - kept - {*new})
-            page = self.held.pop(index)
+        if len(self.pages) >= self._most:
+            index = min(self.pages.keys() - kept - {*new})
+            page = self.pages.pop(index)
             if not _is_own(page):
                 self._give_back(page)
             elif _is_marked(index) and self._reserve_beside():
@@ -215,7 +215,7 @@ class StateTable:
             self._allocator.unreserve(self._group.blocks)  # it is one of those that were promised
         if not self._allocator.share(page):
             raise LocalProtocolError("a state was promised but is not there")
-        self.held[index] = page
+        self.pages[index] = page
 
     def _reserve_beside(self) -> bool:
         """Room for a state that was promised to nobody, if half of all is free for sessions then."""
@@ -232,8 +232,8 @@ class StateTable:
         self._let_go_beside()
         while self._spare:
             self._give_back(self._spare.pop())
-        for index in sorted(self.held, reverse=True):  # the cache keeps beginnings longest
-            self._give_back(self.held.pop(index))
+        for index in sorted(self.pages, reverse=True):  # the cache keeps beginnings longest
+            self._give_back(self.pages.pop(index))
 
     def _give_back(self, page: Page) -> None:
         self._allocator.release(page)

@@ -300,10 +300,6 @@ class Alone:
         return out[len(out) - count :]
 
 
-def pool_of(model: SpanBackend[Memory], slots: int, states: int = 0) -> Memory:
-    return model.new_pool(slots, "float32", states)
-
-
 async def run_schedule(
     model: SpanBackend[Memory],
     seed: int,
@@ -320,7 +316,7 @@ async def run_schedule(
         prefix_cache=rng.random() < 0.8,
     )
     slots = rng.choice([24, 48, 160]) * longest // LONGEST
-    pool = pool_of(model, slots, rng.choice(states) if len(states) > 1 else states[0])
+    pool = model.new_pool(slots, "float32", rng.choice(states))
     engine = Engine(model, pool, threads=1, settings=settings)
     engine.start()
     logs: list[Log] = []

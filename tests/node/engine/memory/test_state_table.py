@@ -104,11 +104,11 @@ class World:
             session.names = session.names[: start // PAGE]
             session.registered = min(session.registered, start // PAGE)
         waiting = [step.start for step in session.steps]
-        before = (dict(session.table.held), self.allocator.available)
+        before = (dict(session.table.pages), self.allocator.available)
         changes = session.table.write(start, count, waiting=waiting)
         if changes is None:
             assert waiting, "only a step that waits is in the way"
-            assert (session.table.held, self.allocator.available) == before
+            assert (session.table.pages, self.allocator.available) == before
             return
         whole = b"".join(map(bytes, session.names[-1:]))
         new = tuple(whole[start : start + count])
@@ -209,13 +209,13 @@ class World:
 
     def check(self) -> None:
         allocator = self.allocator
-        held = [{*each.table.held.values(), *each.table._spare} for each in self.sessions]
+        held = [{*each.table.pages.values(), *each.table._spare} for each in self.sessions]
         beside = [page for each in self.sessions for page in each.table._beside.values()]
         beside += [page for each in self.sessions for _, page in each.table._spent]
         assert all(each.steps or not each.table._spent for each in self.sessions)
         assert allocator.used == BLOCKS * len({*beside}.union(*held))
         for each, pages in zip(self.sessions, held, strict=True):
-            assert len(pages) == len(each.table.held) + len(each.table._spare) <= each.table._most
+            assert len(pages) == len(each.table.pages) + len(each.table._spare) <= each.table._most
         promised = sum(each.table._most for each in self.sessions) * BLOCKS
         assert allocator.reserved == promised + BLOCKS * len({*beside}) - allocator.used
         assert allocator.available >= 0
@@ -266,7 +266,7 @@ def test_a_long_step_can_be_taken_back_to_its_beginning():
     table.write(0, 21)
     changes = table.write(21, 300)  # pages 5 to 80
     assert changes is not None
-    assert sorted(table.held) == [4, 78, 79, 80]
+    assert sorted(table.pages) == [4, 78, 79, 80]
     own, beside = changes[:4], changes[4:]
     assert [(each.start, each.stop) for each in own] == [(78, 79), (79, 80), (80, 81), (5, 78)]
     assert [each.start for each in beside] == [15, 31, 47, 63]
@@ -293,14 +293,14 @@ def test_a_state_that_a_waiting_step_reads_is_not_given_up():
     first = StateTable.open(allocator, cache, GROUP, 3, {})
     first.write(0, 12)
     for index in range(3):
-        cache.register(Holder("owner"), SPAN, None, bytes([index]), first.held[index])
+        cache.register(Holder("owner"), SPAN, None, bytes([index]), first.pages[index])
     first.release()
     assert allocator.cached == 3 * BLOCKS
     second = StateTable.open(allocator, cache, GROUP, 3, {0: cache.ends("owner", SPAN, [b"\0"])[1]})
-    border = second.held[0]
+    border = second.pages[0]
     second.write(4, 4)
     assert second.write(8, 4, waiting=[4]) is not None
-    assert (second.held[0], border.key is not None) == (border, True)  # it keeps its name, too
+    assert (second.pages[0], border.key is not None) == (border, True)  # it keeps its name, too
     assert second.write(0, 8, waiting=[4, 8]) is not None  # it goes back: the page is written in its turn
     assert border.key is None
     second.release()
