@@ -88,8 +88,7 @@ class NamedSource:
         raw = self._inner.tensor(place.stored)
         if place.wrapped:
             raw = replace(raw, shape=place.whole, stored=raw.stored.reshape(place.whole[0], -1))
-        if len(place.whole) == 1:  # the file may have further dimensions of 1
-            raw = raw.named(name, place.whole)
+        raw = raw.named(name, place.whole)  # the file may have further dimensions of 1
         if place.number is not None:
             rows = flat(place.whole)[0] // place.whole[0]
             inside = place.whole[1:]

@@ -56,7 +56,7 @@ KINDS = {
         "family-oracle",
     ),
     "targets_quantized": ("family-quantized",),
-    "targets_live": ("node", "client", "http", "paths"),
+    "targets_live": ("node", "node-states", "client", "http", "paths"),
 }
 NAMES = tuple(name for names in KINDS.values() for name in names)
 

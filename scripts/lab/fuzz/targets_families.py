@@ -60,7 +60,7 @@ the input."""
 HUGE = 1e15
 """Numbers beyond: products of them are infinite in one order of sums, and not in another."""
 PLAIN = {"dtype": "float32", "quantize": "none"}
-FILES = ("/now", "model.safetensors", "tensor model.")
+FILES = ("/now", "model.safetensors", "tensor model.", "tensor lm_head.")
 """What messages call the files of a workspace; or they name the tensor that has wrong numbers."""
 
 

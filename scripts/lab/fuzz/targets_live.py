@@ -26,6 +26,7 @@ from swarm_node.client.pages.pages import page_files
 from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.node.config import NodeConfig
+from swarm_node.node.engine.load import EngineLoad
 from swarm_node.node.node import Node
 from swarm_node.swarm.errors import NetworkError
 from swarm_node.swarm.links.link import Patience
@@ -35,7 +36,7 @@ from swarm_node.swarm.transport.interface import Stream
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import Span
 
-from ..tiny_model import BLOCKS, write_tiny_model
+from ..tiny_model import BLOCKS, write_tiny_hybrid, write_tiny_model
 from .mutation import frames_of, json_tree
 from .target import Prepared, Target
 from .targets_wire import SESSION, stream_of
@@ -55,9 +56,10 @@ T = TypeVar("T")
 
 
 class Swarm:
-    """One node that serves a tiny model, its directory, and a client, in an event loop of their own."""
+    """One node that serves a tiny model, its directory, and a client, in an event loop of their own.
+    ``write``: the model."""
 
-    def __init__(self) -> None:
+    def __init__(self, write: Callable[[Path], Path] = write_tiny_model) -> None:
         self.loop = asyncio.new_event_loop()
         self.failures: list[str] = []
         self.loop.set_exception_handler(self._note)
@@ -71,7 +73,7 @@ class Swarm:
         self.node: Node
         self.client: AsyncSwarmModel
         self.local: LocalModel
-        self.run(self._start())
+        self.run(self._start(write))
         self.answer = self.ask()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -108,8 +110,8 @@ class Swarm:
     def network(self, peer: str) -> ClientNetwork:
         return ClientNetwork(GivenNetwork(self.memory.transport(peer), MemoryDirectory(self.store)))
 
-    async def _start(self) -> None:
-        write_tiny_model(self.folder)
+    async def _start(self, write: Callable[[Path], Path]) -> None:
+        write(self.folder)
         settings = self.folder / "tokenizer_config.json"
         settings.write_text(json.dumps({"eos_token": "</s>", "chat_template": TEMPLATE}))
         config = NodeConfig(
@@ -143,20 +145,36 @@ async def _cancel_the_rest() -> None:
     await asyncio.gather(*rest, return_exceptions=True)
 
 
-def _node() -> Target:
+def _node(name: str, write: Callable[[Path], Path]) -> Target:
     """A node is sent frames, spoilt, in any order and in any pieces."""
 
     def prepare() -> Prepared:
-        swarm = Swarm()
+        swarm = Swarm(write)
 
         def run(data: bytes) -> str:
             outcome = swarm.run(_say(swarm, data))
             swarm.counted()
             return outcome
 
-        return Prepared(_conversations(), run, swarm.close)
+        def close() -> None:
+            load = swarm.run(_at_rest(swarm))
+            swarm.close()
+            left = load.used_slots, load.reserved_slots, load.used_states, load.reserved_states
+            if any(left):
+                raise AssertionError(f"slots and states that nobody gave back: {left}")
 
-    return Target("node", prepare, mutate=frames_of(), slow_s=5.0)
+        return Prepared(_conversations(), run, close)
+
+    return Target(name, prepare, mutate=frames_of(), slow_s=5.0)
+
+
+async def _at_rest(swarm: Swarm) -> EngineLoad:
+    """The load once every session has ended."""
+    for _ in range(500):
+        if not (load := swarm.node.statistics().engine).sequences:
+            break
+        await asyncio.sleep(0.01)
+    return load
 
 
 async def _say(swarm: Swarm, data: bytes) -> str:
@@ -192,6 +210,17 @@ def _conversations() -> list[bytes]:
         stream_of([hello, Ping(1)], MESSAGES),
         stream_of([hello, opened, _step(0, 3, row), _step(3, 1, row), Close(SESSION)], MESSAGES),
         stream_of([hello, Open(SESSION, Span(1, 3), 64, "int8", "int8", prefix=chain)], MESSAGES),
+        stream_of(
+            [  # over pages, back within one, to a border, and behind what is held
+                hello,
+                replace(opened, max_tokens=256, prefix=chain),
+                *(_step(position, 60, row) for position in (0, 60, 120, 180)),
+                *(replace(_step(position, 2, row), step=500 + position) for position in (207, 192, 32, 0)),
+                Open(bytes(16), Span(0, BLOCKS), 256, "none", "none", parent=SESSION, parent_tokens=1),
+                Close(SESSION, chain),
+            ],
+            MESSAGES,
+        ),
         stream_of(
             [
                 hello,
@@ -541,4 +570,10 @@ def _said(body: bytes) -> str:
     return f"{error.get('code')} {str(error.get('param'))[:20]}"
 
 
-TARGETS = [_node(), _client(), _http(), _paths()]
+TARGETS = [
+    _node("node", write_tiny_model),
+    _node("node-states", write_tiny_hybrid),
+    _client(),
+    _http(),
+    _paths(),
+]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
+from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.families.places import Pairs, row_order
 from swarm_node.shards.formats.hf.config import hf_config
 from swarm_node.shards.formats.hf.tensors import stored_places
@@ -14,7 +18,7 @@ from swarm_node.swarm.errors import UnsupportedModelError
 from swarm_node.swarm.types import Span
 
 from .cases import CASES, SMALL
-from .models import small_model
+from .models import saved, small_model
 
 
 @pytest.mark.parametrize("case", ["phi3", "gemma2", "glm4", "starcoder2"])
@@ -54,3 +58,19 @@ def test_parts_of_gemma_4_that_are_not_computed_are_refused_by_name(key: str, va
     document = {"model_type": "gemma4_text", **SMALL, **CASES["gemma4_text"], key: value}
     with pytest.raises(UnsupportedModelError, match=f"config.json: {key} is {value!r}"):
         hf_config(document, {}, "config.json")
+
+
+@pytest.mark.parametrize(
+    "case", ["phi3", "deepseek_v3", "glm_moe_dsa", "kimi_linear", "qwen3_next", "falcon_h1", "lfm2_moe"]
+)
+def test_a_further_dimension_of_1_changes_nothing(case: str, tmp_path: Path) -> None:
+    whole, more = tmp_path / "whole", tmp_path / "more"
+    for folder in (whole, more):
+        saved(case, folder)
+    tensors = load_file(more / "model.safetensors")
+    save_file(
+        {name: each[None] for name, each in tensors.items()}, more / "model.safetensors", {"format": "pt"}
+    )
+    with open_checkpoint(str(whole)) as wanted, open_checkpoint(str(more)) as found:
+        for name in wanted.manifest:
+            assert np.array_equal(found.tensor(name).dequantize(), wanted.tensor(name).dequantize()), name
