@@ -10,6 +10,7 @@ from ...swarm.protocol.field_types import PAGE_TOKENS
 from .jobs import StepFailed, TokenSequence
 from .memory.page_allocator import Page
 from .memory.session_memory import SessionMemory
+from .memory.state_table import NAMED_EVERY
 from .refusals import GO_BACK, LET_GO, NO_STATE
 
 
@@ -63,10 +64,13 @@ def why_lost(memory: SessionMemory, sequence: TokenSequence, position: int) -> S
 
 def _named_states(memory: SessionMemory, sequence: TokenSequence, position: int) -> dict[int, Page]:
     """Those that the cache has of a session's tokens up to ``position``, by where they are, as far back as
-    its pages reach."""
+    its pages reach. Any step may ask, and a session has a thousand names: only those are looked up that most
+    states have."""
     lowest, names = sequence.holdings.pages.lowest, sequence.names[: position // PAGE_TOKENS]
-    found = memory.state_names.ends(sequence.owner, sequence.span, names, long_context=sequence.long_context)
+    counts = sorted({*range(NAMED_EVERY, len(names), NAMED_EVERY), len(names)} - {0})
+    named = [names[count - 1] for count in counts]
+    found = memory.state_names.ends(sequence.owner, sequence.span, named, long_context=sequence.long_context)
+    ends = {counts[number - 1] * PAGE_TOKENS: page for number, page in found.items()}
     if sequence.states is not None:
-        found |= sequence.states.marks.ends()
-    ends = {count * PAGE_TOKENS: page for count, page in found.items()}
+        ends |= {count * PAGE_TOKENS: page for count, page in sequence.states.marks.ends().items()}
     return {end: page for end, page in ends.items() if lowest <= end <= position}

@@ -300,3 +300,22 @@ async def test_a_prompt_under_way_leaves_room_for_the_sessions_of_others(open_en
     driver.engine.close_sequence(other)
     assert memory.free_state_sessions == 3  # also while the first one rests
     driver.engine.close_sequence(first)
+
+
+async def test_a_step_that_is_refused_looks_up_few_names(open_engine, monkeypatch):
+    """Peers may send thousands of them a second, and the event loop looks."""
+    driver = open_engine(model_of((kept(ShortConvConfig(64, 3)), block()) * 2))
+    cache, looked = driver.engine.memory.state_names, []
+    names = tuple(number.to_bytes(4) for number in range(200))
+    sequence = driver.sequence(tokens=len(names) * 32, prefix=names)
+    for start in range(0, 1280, 64):
+        await driver.rows(sequence, X[start : start + 64], start)
+    find = cache.ends
+    monkeypatch.setattr(
+        cache, "ends", lambda *args, **more: looked.append(len(args[2])) or find(*args, **more)
+    )
+    refused = await driver.submit(sequence, X[:1], 1100)
+    assert isinstance(refused, StepFailed)
+    assert refused.holds == 1024
+    assert sum(looked) < 10
+    driver.engine.close_sequence(sequence)
