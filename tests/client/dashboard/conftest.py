@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import httpx2
 import pytest
+import pytest_asyncio
 
 from swarm_node.client.dashboard import dashboard as module
 from swarm_node.client.dashboard.dashboard import Dashboard
@@ -17,6 +18,7 @@ from swarm_node.client.http.listening import listen
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from tests.client.dashboard.simulated import SimulatedSource
 from tests.client.pages.conftest import browser as browser
+from tests.client.pages.conftest import chromium as chromium
 from tests.client.pages.conftest import drafting as drafting
 from tests.client.pages.conftest import serve as serve
 from tests.client.pages.conftest import trials as trials
@@ -40,7 +42,7 @@ class Shown:
 Show = Callable[..., Awaitable[Shown]]
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def show(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Show]:
     """``await show(nodes)``: it looks ten times as often as users have it."""
     monkeypatch.setattr(module, "TICK_S", 0.1)

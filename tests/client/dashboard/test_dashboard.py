@@ -20,6 +20,8 @@ from tests.client.dashboard.conftest import Show, Shown
 from tests.client.dashboard.simulated import SMOL, route_over, simulated_swarm, three_nodes
 from tests.doubles.fake_swarm import until
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 KEY = "sk-0123456789"
 
 

@@ -23,6 +23,8 @@ from tests.client.dashboard.simulated import (
 )
 from tests.client.pages.browser import Browser, picture
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 KEY = "sk-0123456789"
 
 

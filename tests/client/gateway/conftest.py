@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -22,8 +22,8 @@ from tests.client.gateway.gateway_case import Serve, Served
 from tests.doubles.fake_swarm import FakeSwarm, ScriptedHead
 
 
-@pytest.fixture
-async def serve() -> AsyncIterator[Serve]:
+@asynccontextmanager
+async def serving() -> AsyncIterator[Serve]:
     """``await serve(a="0-5")``: spans by peer id, everything else by name."""
     async with AsyncExitStack() as stack:
 
@@ -76,6 +76,12 @@ async def serve() -> AsyncIterator[Serve]:
             )
             return Served(swarm, model, gateway, server, client, http)
 
+        yield serve
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    async with serving() as serve:
         yield serve
 
 

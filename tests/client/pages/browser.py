@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,20 @@ class Browser:
     def __init__(self, engine: Engine) -> None:
         self.complaints: list[str] = []
         self._engine = engine
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Browser:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Closes the pages and their profiles."""
+        await self._stack.aclose()
 
     async def open(self, url: str, *, width: int = 1280, height: int = 800, **options: Any) -> Page:
         """A page of its own profile, so that nothing is left of another one. ``options``: of playwright's
         ``new_page``, such as ``color_scheme``."""
         page = await self._engine.new_page(viewport={"width": width, "height": height}, **options)
+        self._stack.push_async_callback(page.context.close)
         server = "/".join(url.split("/")[:3])
 
         def on_request(request: Request) -> None:
@@ -47,14 +56,14 @@ class Browser:
 
 
 @asynccontextmanager
-async def open_browser() -> AsyncIterator[Browser]:
+async def open_chromium() -> AsyncIterator[Engine]:
     """Skips the test where there is no Chromium."""
     if CHROMIUM is None:
         pytest.skip("needs Chromium: apt-get install chromium")
     async with async_playwright() as playwright:
         engine = await playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
         try:
-            yield Browser(engine)
+            yield engine
         finally:
             await engine.close()
 

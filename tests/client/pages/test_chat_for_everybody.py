@@ -14,6 +14,8 @@ from tests.client.pages.chat_case import ChatPage, SureHead
 WIDE = (
     "So:\n\n```\n" + "wide " * 25 + "\n```\n\n| " + " | ".join(["column"] * 12) + " |\n" + "|-" * 12 + "|\n"
 )
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 PHONE = {"width": 390, "height": 844}
 ZOOMED = {"width": 320, "height": 256}
 

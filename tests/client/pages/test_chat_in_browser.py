@@ -14,6 +14,8 @@ from tests.client.pages.browser import Browser, picture
 from tests.client.pages.chat_case import ChatPage, SureHead
 from tests.doubles.fake_swarm import until
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 ANSWER = """\
 # Sailing
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from playwright.async_api import expect
 
 from tests.client.gateway.gateway_case import Serve
 from tests.client.pages.browser import Browser
 from tests.client.pages.chat_case import ChatPage, SureHead
 from tests.doubles.fake_swarm import until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 KEY = "sk-0123456789"
 

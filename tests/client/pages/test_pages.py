@@ -9,6 +9,7 @@ import pytest
 
 from swarm_node.client.pages.pages import POLICY, page_files
 from tests import ROOT
+from tests.client.gateway.conftest import serve as serve  # each test on a loop of its own
 from tests.client.gateway.gateway_case import Serve
 
 OUR_FILES = {
