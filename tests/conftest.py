@@ -32,10 +32,15 @@ if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+# Modules and tests by the thousand are loaded from here on, and none of that is garbage.
+gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """What is imported by now stays, and a garbage collection need not walk it each time."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 class _Unnoticed(logging.Handler):

@@ -20,7 +20,8 @@ from swarm_node.node.cli.settings.keys import (
 from swarm_node.node.cli.settings.resolve import parse_words
 from tests import ROOT
 
-COMMANDS = settable(build_parser())
+PARSER = build_parser()
+COMMANDS = settable(PARSER)
 EVERY_OPTION = [(name, key) for name, command in COMMANDS.items() for key in options_of(command)]
 SAMPLES = ("7", "0.5", "0-3", "8GiB", "12h", "any-text", "22:00-06:30", "a=b")
 """Of these each option takes one. Whoever adds an option that takes none adds one here."""
@@ -67,17 +68,17 @@ def test_every_option_comes_from_a_file_and_from_variables_as_from_a_command_lin
     option = options_of(command)[key]
     value = value_for(option)
     call = [name, *needed(command, key), *others(command)]
-    expected = vars(build_parser().parse_args([*call, *option.words(value)]))
+    expected = vars(PARSER.parse_args([*call, *option.words(value)]))
 
     file = tmp_path / "config.toml"
     file.write_text(f"[{name}]\n{key} = {toml(value)}\n")
     home = {"SWARM_NODE_CONFIG": str(file)}
-    assert vars(parse_words(build_parser(), call, home).arguments) == expected
+    assert vars(parse_words(PARSER, call, home).arguments) == expected
 
     text = "\n".join(value) if isinstance(value, list) else str(value)
     for variable in variables_of(name, option, common_keys(COMMANDS.values())):
         nothing = {"SWARM_NODE_CONFIG": "/dev/null"}
-        assert vars(parse_words(build_parser(), call, {**nothing, variable: text}).arguments) == expected
+        assert vars(parse_words(PARSER, call, {**nothing, variable: text}).arguments) == expected
 
 
 def toml(value: object) -> str:
