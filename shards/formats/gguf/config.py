@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -20,8 +19,6 @@ from ...families.rows.table import BY_GGUF, unsupported_family
 from ...families.settings import FULL, LINEAR, SLIDING, Settings
 from ..advice.pooling import pooling_of_gguf
 from ..advice.sampling import SamplingAdvice
-from ..blocks.attention import AttentionConfig
-from ..blocks.experts import ExpertsConfig, RouterConfig
 from ..blocks.rope import THETAS
 from ..config import ModelConfig
 from ..tensors import main_qtype
@@ -29,19 +26,11 @@ from ..values.bounds import MAX_CONTEXT, MAX_VOCAB, MAX_WIDTH, SCALES
 from ..values.fields import Fields
 from .header import GGUFArray, GGUFHeader
 from .reader import GGUFSource
+from .unread import GATING, check_unread
 
 FREQUENCIES = "rope_freqs.weight"
 LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 """Tensors that belong to the settings."""
-HARMLESS = frozenset(
-    ("vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "pooling_type", "decoder_start_token_id")
-    + ("attention.layer_norm_epsilon", "attention.group_norm_epsilon", "rope.dimension_count")
-    + ("use_parallel_residual", "rope.dimension_sections")
-)
-"""Keys that change nothing: those of other heads than a language model's, of norms that a family does not
-have, of positions in pictures (a text's are the same in all sections), and of parallel blocks, which
-llama.cpp's converter of early 2024 wrote for any model. Keys of experts and windows change nothing if there
-are none: llama.cpp writes them for any model."""
 KEYS = {
     "embedding_length": "hidden_size",
     "block_count": "num_hidden_layers",
@@ -85,41 +74,6 @@ OFF_AT_ZERO = frozenset(
     + ("q_lora_rank", "kv_lora_rank", "routed_scaling_factor", "scoring_func")
 )
 """Keys with which zero means the same as nothing."""
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("attention.causal",), (True,)),
-    **dict.fromkeys(
-        ("attention.clamp_kqv", "attention.max_alibi_bias", "attn_logit_softcapping")
-        + ("final_logit_softcapping", "expert_shared_count")
-        + ("rope.scaling.yarn_log_multiplier", "attention.shared_kv_layers", "expert_count"),
-        (0,),
-    ),
-    **dict.fromkeys(
-        ("logit_scale", "residual_scale", "embedding_scale", "expert_weights_scale", "expert_group_count"),
-        (0, 1),
-    ),
-    **dict.fromkeys(("rope.scaling.yarn_ext_factor",), (1, -1)),
-    **dict.fromkeys(("rope.scaling.yarn_attn_factor",), (1,)),
-}
-"""Keys that a family's row may not read, and the values with which they change nothing."""
-GATING = {1: "softmax", 2: "sigmoid", 3: "softmax_of_used"}
-"""llama.cpp's numbers of what makes scores of the router's outputs; 0 is what the family has."""
-_OF_ATTENTION: dict[str, Callable[[AttentionConfig], float | None]] = {
-    "attention.scale": lambda attention: attention.scale,
-    "attention.sliding_window": lambda attention: attention.window,
-    "attention.key_length_swa": lambda attention: attention.head_dim,
-    "attention.value_length_swa": lambda attention: attention.head_dim,
-    "rope.dimension_count_swa": lambda attention: attention.rope.rotary_dim if attention.rope else None,
-    "rope.freq_base_swa": lambda attention: attention.rope.theta if attention.rope else None,
-}
-_OF_EXPERTS: dict[str, Callable[[ExpertsConfig], float | None]] = {
-    "expert_feed_forward_length": lambda experts: experts.mlp.inner,
-    "expert_shared_feed_forward_length": lambda experts: experts.shared.inner if experts.shared else None,
-    "expert_group_used_count": lambda experts: experts.router.used_groups,
-    "expert_weights_norm": lambda experts: (
-        experts.router.renormalise or experts.router.scores == "softmax_of_used"
-    ),
-}
-"""Keys that a family's row may not read, and what a block computes, which they have to say."""
 _NEVER = 1e20
 """A frequency that is divided by so much, or more, turns nothing."""
 _ATTENTION_BIAS = r"blk\.[0-9]+\.attn_(q|k|v|qkv|output)\.bias"
@@ -157,14 +111,15 @@ def gguf_config(source: GGUFSource) -> ModelConfig:
     if "token_embd.weight" not in source.manifest:
         raise CheckpointError(f"{where} has no tensor token_embd.weight")
     own = Fields(_own_values(header, f"{architecture}."), where, f"{architecture}.")
-    settings = _Translation(source, family, own).settings(file)
+    translation = _Translation(source, family, own)
+    settings = translation.settings(file)
     config = model_config(
         family,
         settings,
         eos_token_ids=gguf_eos_ids(header),
         native_dtype=main_qtype({name: info for name, info in source.manifest.items() if ".weight" in name}),
     )
-    _check_unread(own, settings, config, family)
+    check_unread(own, settings, translation.keys, config)
     return replace(
         config,
         sampling=SamplingAdvice.of_gguf(header.metadata),
@@ -218,20 +173,21 @@ def _own_values(header: GGUFHeader, prefix: str) -> dict[str, Any]:
 
 
 class _Translation:
-    """Of one model's keys. ``own``: those of its architecture."""
+    """Of one model's keys. ``own``: those of its architecture. ``keys``: those of them that the family may
+    read → transformers'."""
 
     def __init__(self, source: GGUFSource, family: Family, own: Fields) -> None:
         assert family.gguf is not None
         self._source, self._header = source, source.header
         self._family, self._gguf, self._own = family, family.gguf, own
+        self.keys = {**KEYS, **family.gguf.keys}
         self._values: dict[str, Any] = {}
         self._names: dict[str, str] = {}
         self._per_block: dict[str, list[Any]] = {}
         self._turned = _turned(self._factors(FREQUENCIES))
 
     def settings(self, file: Fields) -> Settings:
-        keys = {**KEYS, **self._gguf.keys}
-        for key, theirs in keys.items():
+        for key, theirs in self.keys.items():
             self._names[theirs] = self._own.key(key)
             if self._own.has(key):
                 value = self._value(key, theirs)
@@ -257,7 +213,9 @@ class _Translation:
         self._recurrent_layers(behind)
         self._indexer_types(behind)
         self._rope()
-        defaults = {key: value for key, value in self._family.defaults.items() if key not in keys.values()}
+        defaults = {
+            key: value for key, value in self._family.defaults.items() if key not in self.keys.values()
+        }
         return Settings(
             {**defaults, **self._gguf.settings, **self._values},
             self._own.where,
@@ -300,35 +258,31 @@ class _Translation:
         """Of each block, whether it has an indexer of its own: where no key says it, its tensors do."""
         if "indexer_types" not in self._family.defaults:
             return
-        key, blocks = "attention.indexer.types", self._own.integer("block_count") - behind
-        given = self._own.value(key) if self._own.has(key) else None
-        if isinstance(given, GGUFArray):
-            own = self._header.numbers(self._own.key(key))
-        elif given is not None:  # the same for all
-            own = [given] * blocks
-        else:
-            own = [f"blk.{number}.indexer.attn_k.weight" in self._source.manifest for number in range(blocks)]
-        if len(own) not in (blocks, blocks + behind):
-            raise CheckpointError(
-                f"{self._own.named(key)} is a list of {len(own)} items, "
-                f"expected one for each of {blocks} blocks"
-            )
-        self._values["indexer_types"] = ["full" if each else "shared" for each in own[:blocks]]
+        key, blocks = "attention.indexer.types", range(self._own.integer("block_count") - behind)
+        own = self._flags(key, behind) or [
+            f"blk.{number}.indexer.attn_k.weight" in self._source.manifest for number in blocks
+        ]
         self._names["indexer_types"] = self._own.key(key)
+        self._values["indexer_types"] = ["full" if each else "shared" for each in own]
 
     def _recurrent_layers(self, behind: int) -> None:
         """Of each block, whether it has a recurrence: in files that do not leave it to a period."""
         key = "attention.recurrent_layers"
-        if "full_attention_interval" not in self._family.defaults or not self._own.has(key):
-            return
-        blocks = self._own.integer("block_count") - behind
-        given = self._own.value(key)
+        if "full_attention_interval" in self._family.defaults and (found := self._flags(key, behind)):
+            self._names["layer_types"] = self._own.key(key)
+            self._values["layer_types"] = [LINEAR if each else FULL for each in found]
+
+    def _flags(self, key: str, behind: int) -> list[Any]:
+        """True or false, or 1 or 0, of each block; one for all stands for as many. Files may list those that
+        guess further tokens, too. Empty: the file does not have the key."""
+        if not self._own.has(key):
+            return []
+        blocks, given = self._own.integer("block_count") - behind, self._own.value(key)
         is_list = isinstance(given, GGUFArray)
         found = self._header.numbers(self._own.key(key)) if is_list else [given] * blocks
-        if len(found) not in (blocks, blocks + behind) or not {*found} <= {0, 1}:
+        if len(found) not in (blocks, blocks + behind) or any(each not in (0, 1) for each in found):
             raise CheckpointError(f"{self._own.named(key)} is not true or false for each of {blocks} blocks")
-        self._names["layer_types"] = self._own.key(key)
-        self._values["layer_types"] = [LINEAR if each else FULL for each in found[:blocks]]
+        return found[:blocks]
 
     def _layer_types(self) -> None:
         """``sliding_window_pattern``: of each block, whether it has a window; or n: each n-th has none."""
@@ -427,71 +381,3 @@ def _turned(factors: tuple[float, ...]) -> float:
     if not 0 < first < len(factors) or factors[:first] != (1.0,) * first or min(factors[first:]) < _NEVER:
         return 0.0
     return math.nextafter(first / len(factors), math.inf)
-
-
-def _check_unread(own: Fields, settings: Settings, config: ModelConfig, family: Family) -> None:
-    """Check that the model has everything that we compute, and nothing else."""
-    attention = next((block.attention for block in config.blocks if block.attention), None)
-    keys = own.integer("attention.key_length", attention.head_dim if attention else 1)
-    if attention and attention.latent is None and own.integer("attention.value_length", keys) != keys:
-        raise UnsupportedModelError(
-            f"{own.named('attention.value_length')} is {own.shown('attention.value_length')} in heads of "
-            f"{keys}: keys and values of different sizes are not supported"
-        )
-    assert family.gguf is not None
-    translated = {**KEYS, **family.gguf.keys}
-    unread = {*settings.unread()}
-    for key in own.all_keys():
-        # A row that reads a window may give it to no block.
-        doubtful = key == "attention.sliding_window" or translated.get(key) in unread
-        if doubtful or not own.was_read(key):
-            _check_neutral(own, key, config)
-
-
-def _check_neutral(own: Fields, key: str, config: ModelConfig) -> None:
-    """Zero means off: some tools write every key that llama.cpp has, for any architecture."""
-    if key not in NEUTRAL and own.is_one_of(key, (0,)):
-        return
-    experts = [block.experts for block in config.blocks if block.experts]
-    attentions = [block.attention for block in config.blocks if block.attention]
-    windowed = [each for each in attentions if each.window]
-    is_windowed = bool(windowed) or not own.is_one_of("attention.sliding_window", (0,))
-    of_none = not is_windowed if key.endswith("_swa") else key.startswith("expert_") and not experts
-    if of_none and key != "expert_count":
-        return
-    known = True
-    if key in NEUTRAL:
-        neutral = own.is_one_of(key, NEUTRAL[key])
-    elif key == "attention.sliding_window" and own.integer(key) >= config.max_position_embeddings:
-        neutral = True
-    elif key in _OF_ATTENTION:
-        some = windowed or attentions if key.endswith("_swa") else attentions
-        neutral = _is_among(own.number(key), map(_OF_ATTENTION[key], some))
-    elif key in _OF_EXPERTS:
-        neutral = _is_among(own.value(key), map(_OF_EXPERTS[key], experts))
-    elif key == "expert_gating_func":
-        neutral = all(GATING.get(own.integer(key)) in _gatings(each.router) for each in experts)
-    else:
-        is_of_none = key == "feed_forward_length" and all(block.mlp is None for block in config.blocks)
-        neutral, known = key in HARMLESS or is_of_none, False
-    if neutral:
-        return
-    raise UnsupportedModelError(
-        f"{own.named(key)} is {own.shown(key)}"
-        + (", which is not supported" if known else ": what it means is not known here"),
-        hint="" if known else "Use a file that a current converter of llama.cpp has made.",
-    )
-
-
-def _is_among(value: Any, computed: Iterable[float | None]) -> bool:
-    """Whether some block computes with the value. Numbers of a file are float32."""
-    return type(value) in (bool, int, float) and any(
-        each is not None and math.isclose(value, each, rel_tol=1e-6) for each in computed
-    )
-
-
-def _gatings(router: RouterConfig) -> set[str]:
-    """What a file may name it. Softmax of all, divided by the sum of those chosen, is softmax of these."""
-    is_whole = router.scores == "softmax" and router.renormalise and not router.correction
-    is_whole = is_whole or router.scores == "softmax_of_used"
-    return {"softmax", "softmax_of_used"} if is_whole else {router.scores}

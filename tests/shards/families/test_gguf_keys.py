@@ -12,8 +12,9 @@ import gguf
 import pytest
 
 from swarm_node.shards.formats.config import ModelConfig
-from swarm_node.shards.formats.gguf.config import HARMLESS, gguf_config
+from swarm_node.shards.formats.gguf.config import gguf_config
 from swarm_node.shards.formats.gguf.reader import open_gguf
+from swarm_node.shards.formats.gguf.unread import HARMLESS
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
 
 from .cases import GGUF_CASES

@@ -381,9 +381,7 @@ def test_which_blocks_have_an_indexer_is_read_from_a_gguf_file(
         assert [block.index_of for block in checkpoint.config.blocks] == wanted
     path = changed(path, dict, attention__indexer__types=types)
     if isinstance(types, list) and len(types) > 3:
-        with pytest.raises(
-            CheckpointError, match=r"indexer.types is a list of 4 items, expected .* 3 blocks"
-        ):
+        with pytest.raises(CheckpointError, match=r"indexer\.types is not true or false for each of 3"):
             open_checkpoint(str(path))
         return
     with open_checkpoint(str(path)) as checkpoint:

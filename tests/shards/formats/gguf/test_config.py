@@ -16,7 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.formats.blocks.rope import RopeConfig
 from swarm_node.shards.formats.config import ModelConfig
-from swarm_node.shards.formats.gguf.config import NEUTRAL
+from swarm_node.shards.formats.gguf.unread import NEUTRAL
 from swarm_node.shards.layers.rope import Rope, frequencies
 from swarm_node.swarm.errors import CheckpointError, UnsupportedModelError
 

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, MistralConfig
 
 from swarm_node.shards.families.model import NEUTRAL
 from swarm_node.shards.formats.config import ModelConfig
-from swarm_node.shards.formats.gguf.config import HARMLESS
+from swarm_node.shards.formats.gguf.unread import HARMLESS
 from swarm_node.shards.formats.hf.config import hf_config
 from swarm_node.swarm.errors import UnsupportedModelError
 from tests.shards.tokenizer.transformers_words import our_shape, rope_of, shape_of
