@@ -61,8 +61,7 @@ class RecurrenceConfig:
     Rule "delta" (Gated DeltaNet, arXiv 2412.06464; KDA, arXiv 2510.26692): q and k of a head are divided by
     sqrt(sum of squares + 1e-6), then q by sqrt(key_dim). u = beta * (v - k S), S being decayed, and
     beta = ``beta_scale`` * sigmoid(beta_proj x). With d = decay_proj x + decay_bias, one value a head or, by
-    ``decay`` "channel", one a channel of its key, ln(decay) = -exp(a_log) * softplus(d) or, where
-    ``lower_bound`` is not 0, lower_bound * sigmoid(exp(a_log) * d).
+    ``decay`` "channel", one a channel of its key, ln(decay) = -exp(a_log) * softplus(d).
     Rule "plain" (Mamba-2, arXiv 2405.21060, which calls q C, k B and v x): u = step * v and
     ln(decay) = -exp(a_log) * step, with step = softplus(decay_proj x + decay_bias) within ``steps``.
     ``skip``: a learned number a head, of "plain".
@@ -88,7 +87,6 @@ class RecurrenceConfig:
     gate_rank: int = 0
     decay: str = "head"
     decay_rank: int = 0
-    lower_bound: float = 0.0
     beta_scale: float = 1.0
     steps: tuple[float, float] = (0.0, float("inf"))
     skip: bool = False
@@ -116,14 +114,12 @@ class RecurrenceConfig:
         for name in ("gate_rank", "decay_rank"):
             if not 0 <= getattr(self, name) <= MAX_WIDTH:
                 raise CheckpointError(f"a recurrence's {name} is {getattr(self, name)}")
-        if not -SCALES[1] <= self.lower_bound <= 0:
-            raise CheckpointError(f"the lower bound of a decay is {self.lower_bound}")
         check_between("a recurrence's beta_scale", self.beta_scale, SCALES)
         if not 0 <= self.steps[0] <= self.steps[1]:
             raise CheckpointError(f"the steps of a recurrence are limited to {self.steps}")
         for factor in self.factors:
             check_between("a factor of a recurrence", abs(factor), (0.0, SCALES[1]))
-        if self.rule == "plain" and (self.decay != "head" or self.lower_bound or self.decay_rank):
+        if self.rule == "plain" and (self.decay != "head" or self.decay_rank):
             raise UnsupportedModelError("a plain recurrence with such a decay is not supported")
         if self.rule == "delta" and self.skip:
             raise UnsupportedModelError("a delta rule with a skip is not supported")

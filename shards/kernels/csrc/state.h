@@ -34,7 +34,7 @@ typedef struct sn_state {
     int32_t channel_decay; /* a decay a channel of the key, else one a head */
     int32_t norm_groups, gate_first;
     int32_t gate_silu; /* else sigmoid */
-    float decay_factor, lower_bound, beta_scale, least_step, most_step;
+    float decay_factor, beta_scale, least_step, most_step;
 } sn_state;
 
 typedef struct sn_states {

@@ -75,8 +75,6 @@ static vfloat decay_of(const sn_state *s, vfloat raw, int64_t at, int64_t n)
 {
     vfloat rate = load_some(s->rates + at, n);
     raw = s->decay_factor * raw + load_some(s->decay_bias + at, n);
-    if (s->lower_bound != 0.0f)
-        return exp_of(s->lower_bound * sigmoid_of(rate * raw));
     return exp_of(-rate * softplus_of(raw));
 }
 

@@ -99,11 +99,11 @@ class RecurrenceLayer:
         gated = fused(_silu_times if settings.gate == "silu" else _sigmoid_times)
         if settings.norm is None:
             return gated(z, o)
-        return self._normed(gated(z, o)) if settings.gate_first else gated(z, self._normed(o))
+        eps = settings.norm.eps
+        return self._normed(gated(z, o), eps) if settings.gate_first else gated(z, self._normed(o, eps))
 
-    def _normed(self, o: mx.array) -> mx.array:
+    def _normed(self, o: mx.array, eps: float) -> mx.array:
         settings = self._settings
-        eps = 0.0 if settings.norm is None else settings.norm.eps
         groups = mx.fast.rms_norm(o.reshape(len(o), settings.norm_groups, -1), None, eps).reshape(o.shape)
         return groups if self._norm is None else groups * self._norm
 
@@ -187,10 +187,7 @@ def _rows(
     if settings.rule == "plain":
         step = mx.clip(mx.logaddexp(raw, 0.0), *settings.steps)
         return [q, k, v, -rate * step, step]
-    if settings.lower_bound:
-        log = settings.lower_bound * mx.sigmoid(rate * raw)
-    else:
-        log = -rate * mx.logaddexp(raw, 0.0)
+    log = -rate * mx.logaddexp(raw, 0.0)
     beta = beta if len(projected) == 1 else projected[1].astype(mx.float32)
     beta = settings.beta_scale * mx.sigmoid(beta)[..., None]
     return [_unit(q) * settings.key_dim**-0.5, _unit(k), v, log, beta]

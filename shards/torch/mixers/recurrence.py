@@ -116,10 +116,7 @@ class Decay:
         if settings.rule == "plain":
             step = self._softplus(raw).clamp(*settings.steps)
             return -self._rate * step, step
-        if settings.lower_bound:
-            log = settings.lower_bound * self._sigmoid(self._rate * raw)
-        else:
-            log = -self._rate * self._softplus(raw)
+        log = -self._rate * self._softplus(raw)
         beta = beta if self._beta is None else self._beta(x).float()
         return log, settings.beta_scale * self._sigmoid(beta)[..., None]
 

@@ -274,8 +274,6 @@ class _Block:
             q = q / np.sqrt(settings.key_dim)
             added = settings.beta_scale * _sigmoid(self._linear("state.beta_proj", x))
             log_decay = -rate * np.logaddexp(0, raw)
-            if settings.lower_bound:
-                log_decay = settings.lower_bound * _sigmoid(rate * raw)
         else:
             step = np.clip(np.logaddexp(0, raw), *settings.steps)
             added, log_decay = step[..., 0], -rate * step

@@ -70,7 +70,6 @@ STATES: dict[str, tuple[BlockConfig, ...]] = {
     "delta, beta to 2": (kept(delta(beta_scale=2.0)),),
     "delta, biases": (kept(delta(conv_bias=True, bias=True, out_bias=True)),),
     "delta, ranks": (kept(delta(gate_rank=5, decay_rank=3)),),
-    "delta, bounded": (kept(delta(lower_bound=-0.5)),),
     "delta, gate first": (kept(delta(gate_first=True, gate="sigmoid", norm_shared=False)),),
     "delta, one norm": (kept(delta(norm_shared=False, norm_groups=1)),),
     "delta, norm without weights": (kept(delta(norm=PLAIN)),),
@@ -79,7 +78,6 @@ STATES: dict[str, tuple[BlockConfig, ...]] = {
     "delta, two taps": (kept(delta(taps=2)),),
     "delta, one tap": (kept(delta(taps=1)),),
     "channels": (kept(channels()),) * 2,
-    "channels, bounded": (kept(channels(lower_bound=-5.0)),),
     "channels, no ranks": (kept(channels(key_heads=2, gate_rank=0, decay_rank=0, bias=True)),),
     # the plain rule
     "mamba": (kept(mamba()),) * 2,
@@ -146,7 +144,6 @@ def recurrences(draw: st.DrawFn) -> RecurrenceConfig:
         of_rule = {
             "decay": draw(st.sampled_from(["head", "channel"])),
             "decay_rank": draw(st.sampled_from([0, 5])),
-            "lower_bound": draw(st.sampled_from([0.0, -0.3, -5.0])),
             "beta_scale": draw(st.sampled_from([1.0, 2.0])),
         }
     return RecurrenceConfig(

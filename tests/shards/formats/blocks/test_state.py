@@ -23,7 +23,6 @@ REFUSED: dict[str, dict[str, Any]] = {
     "decay of a recurrence": {"decay": "value"},
     "gate of a recurrence": {"gate": "relu"},
     "decay_rank is -1": {"decay_rank": -1},
-    "lower bound of a decay is 1.0": {"lower_bound": 1.0},
     "beta_scale": {"beta_scale": float("nan")},
     "limited to": {"steps": (0.1, 0.01)},
     "a factor of a recurrence": {"factors": (1.0, float("inf"), 1.0, 1.0, 1.0)},
@@ -39,7 +38,7 @@ def test_a_recurrence_that_cannot_be(says: str) -> None:
         delta(**REFUSED[says])
 
 
-@pytest.mark.parametrize("changes", [{"decay": "channel"}, {"lower_bound": -1.0}, {"decay_rank": 4}])
+@pytest.mark.parametrize("changes", [{"decay": "channel"}, {"decay_rank": 4}])
 def test_a_plain_recurrence_has_a_decay_a_head(changes: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedModelError, match="with such a decay"):
         mamba(**changes)
