@@ -40,7 +40,7 @@ LATENT: Names = {"self_attn.kv_a_proj": "self_attn.kv_a_proj_with_mqa", **latent
 GGUF_LATENT: Names = either(
     {"self_attn.k_b_proj": "attn_k_b", "self_attn.v_b_proj": "attn_v_b"}, latent_heads("attn_kv_b")
 )
-"""Files of before have one tensor for both."""
+"""Older files have one tensor for both."""
 INDEXER = "self_attn.indexer"
 GGUF_INDEXER: Names = {
     f"{INDEXER}.wq_b": "indexer.attn_q_b",
@@ -170,7 +170,7 @@ def latent(
 
 
 def _gguf_sizes(settings: Settings, turned: int) -> tuple[int, int]:
-    """Of a head's key without its turned part, and of its value. Files of before have them as
+    """Of a head's key without its turned part, and of its value. Older files have them as
     ``key_length`` and ``value_length``, which now are those of what is cached."""
     keys, cached = (settings.optional_integer(key, most=MAX_WIDTH) for key in ("qk_head_dim", "head_dim"))
     values, before = (

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ...swarm.errors import UnsupportedModelError
+from ..formats.blocks.norm import NormConfig
 from ..formats.blocks.state import MAX_TAPS, RecurrenceConfig, ShortConvConfig
 from ..formats.values.bounds import MAX_WIDTH
 from .names import Names, Stored, either, fused
-from .pieces import activation_of, rms
+from .pieces import activation_of
 from .settings import FULL, Settings
 
 CONV = "conv"
@@ -58,7 +59,7 @@ GGUF_DELTA_BY_KEYS: Names = {
     ),
     **fused("ssm_ba", "state.beta_proj", "state.decay_proj", groups="keys"),
 }
-"""Files of before have q, k, v and z in one tensor."""
+"""Older files have q, k, v and z in one tensor."""
 KDA: Names = {
     "state.q_proj": "self_attn.q_proj",
     "state.k_proj": "self_attn.k_proj",
@@ -122,34 +123,29 @@ GGUF_DELTA_KEYS = {
 }
 
 
-def delta(settings: Settings, **more: Any) -> RecurrenceConfig:
-    """Gated DeltaNet of the usual keys; ``more``: fields that the family has otherwise."""
-
-    def size(field: str, key: str, most: int = MAX_WIDTH) -> int:
-        return int(more.pop(field, 0)) or settings.integer(key, least=1, most=most)
-
+def delta(
+    settings: Settings, sizes: tuple[int, int, int, int], norm: NormConfig, **more: Any
+) -> RecurrenceConfig:
+    """Gated DeltaNet. ``sizes``: as of ``delta_sizes``. ``norm``: of its output, head by head. ``more``:
+    fields that the family has otherwise."""
     check_silu(settings)
-    heads = size("heads", "linear_num_value_heads")
-    return RecurrenceConfig(
-        heads,
-        size("key_heads", "linear_num_key_heads"),
-        size("key_dim", "linear_key_head_dim"),
-        _gguf_value_dim(settings, heads) if settings.is_gguf else size("value_dim", "linear_value_head_dim"),
-        size("taps", "linear_conv_kernel_dim", MAX_TAPS),
-        "delta",
-        more.pop("norm", None) or rms(settings),
-        norm_groups=heads,
-        norm_shared=True,
-        **more,
-    )
+    taps = settings.integer("linear_conv_kernel_dim", least=1, most=MAX_TAPS)
+    return RecurrenceConfig(*sizes, taps, "delta", norm, sizes[0], norm_shared=True, **more)
 
 
-def _gguf_value_dim(settings: Settings, heads: int) -> int:
-    """By the width of all heads."""
-    inner = settings.integer("linear_inner_size", least=1, most=MAX_WIDTH)
+def delta_sizes(settings: Settings) -> tuple[int, int, int, int]:
+    """Heads of values and of keys, and the values of one of each: key first."""
+
+    def size(key: str) -> int:
+        return settings.integer(key, least=1, most=MAX_WIDTH)
+
+    heads, key_heads = size("linear_num_value_heads"), size("linear_num_key_heads")
+    if not settings.is_gguf:
+        return heads, key_heads, size("linear_key_head_dim"), size("linear_value_head_dim")
+    inner = size("linear_inner_size")
     if inner % heads:
         raise settings.wrong("linear_inner_size", f"a multiple of {heads} heads")
-    return inner // heads
+    return heads, key_heads, size("linear_key_head_dim"), inner // heads
 
 
 def check_silu(settings: Settings, key: str = "hidden_act") -> None:

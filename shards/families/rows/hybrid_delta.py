@@ -39,6 +39,7 @@ from ..recurrences import (
     KDA,
     check_silu,
     delta,
+    delta_sizes,
     kind_by_heads,
 )
 from ..rope import rope
@@ -85,7 +86,8 @@ def _qwen_block(
     """``tiled``: as of ``RecurrenceConfig``."""
     norm = rms(s, 1.0)
     behind = s.block >= s.n_blocks  # and guesses further tokens
-    attends, state, linear = _qwen_attention(s), delta(s, tiled=tiled), not behind and _is_linear(s)
+    attends, linear = _qwen_attention(s), not behind and _is_linear(s)
+    state = delta(s, delta_sizes(s), rms(s), tiled=tiled)
     return BlockConfig(
         None if linear else attends,
         None if some else dense,
@@ -228,21 +230,14 @@ def _olmo_hybrid_block(s: Settings) -> BlockConfig:
 
 
 def _olmo_delta(s: Settings) -> RecurrenceConfig:
-    heads, key_heads = (
-        s.optional_integer(f"linear_num_{which}_heads", least=1, most=MAX_WIDTH) or s.heads
-        for which in ("value", "key")
-    )
-    key_dim = s.optional_integer("linear_key_head_dim", least=1, most=MAX_WIDTH)
-    key_dim = key_dim or int(0.75 * s.hidden / key_heads)
-    value_dim = s.optional_integer("linear_value_head_dim", least=1, most=MAX_WIDTH) or 2 * key_dim
+    def size(key: str, otherwise: int) -> int:
+        return s.optional_integer(key, least=1, most=MAX_WIDTH) or otherwise
+
+    heads, key_heads = (size(f"linear_num_{which}_heads", s.heads) for which in ("value", "key"))
+    key_dim = size("linear_key_head_dim", int(0.75 * s.hidden / key_heads))
+    sizes = heads, key_heads, key_dim, size("linear_value_head_dim", 2 * key_dim)
     return delta(
-        s,
-        heads=heads,
-        key_heads=key_heads,
-        key_dim=key_dim,
-        value_dim=value_dim,
-        norm=NormConfig(_OLMO_EPS),
-        beta_scale=2.0 if s.flag("linear_allow_neg_eigval") else 1.0,
+        s, sizes, NormConfig(_OLMO_EPS), beta_scale=2.0 if s.flag("linear_allow_neg_eigval") else 1.0
     )
 
 

@@ -265,7 +265,7 @@ _LETTERS = {"M": LINEAR, "*": FULL, "E": _MOE, "-": _MLP}
 
 
 def _nemotron_layers(s: Settings) -> dict[str, Any]:
-    """Each block's type, of files of before by a letter; how many there are says how many blocks."""
+    """Each block's type, in older files by a letter; how many there are says how many blocks."""
     pattern = s.optional_text("hybrid_override_pattern")
     kinds: tuple[str, ...] = (LINEAR, _MOE, FULL, _MLP)
     if s.is_given("layer_types"):

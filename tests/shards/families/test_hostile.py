@@ -102,11 +102,6 @@ NEVER = {
         {"linear_attn_config": {"gate_lower_bound": -5.0}},
         r"linear_attn_config\.gate_lower_bound",
     ),
-    "a first block without an indexer": (
-        "glm_moe_dsa",
-        {"num_hidden_layers": 2, "indexer_types": ["shared", "full"]},
-        "indexer_types is .*, expected full for the first block",
-    ),
     "a softcap that is zero in float32": ("gemma2", {"attn_logit_softcapping": 1e-300}, "softcapping"),
     "more experts than can be named": (
         "mixtral",
