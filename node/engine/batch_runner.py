@@ -126,9 +126,9 @@ class BatchRunner:
         sequence.computed = position
         states, table = sequence.states, None
         if states is not None:
+            self._switch(job)
             if states.position != position and position % PAGE_TOKENS:
                 return None
-            self._switch(job)
             states.position, table = -1, states.table
         slices = [
             BatchSlice(sequence.table, sequence.span.start, 0, position, 1, sequence.long_context, table)
@@ -209,9 +209,10 @@ class BatchRunner:
     @staticmethod
     def _switch(job: StepJob) -> None:
         """From now on the sequence's states are where they were planned to be from this step on."""
-        if job.plan is not None and job.plan.changes and job.sequence.states is not None:
-            job.sequence.states.apply(job.plan.changes)
-            job.plan = job.plan._replace(changes=())
+        plan, states = job.plan, job.sequence.states
+        if plan is not None and states is not None and (plan.changes or plan.saved != states.slots):
+            states.switch(plan, job.position)
+            job.plan = plan._replace(changes=())
 
     def _run_group(self, span: Span, work: Work, report: BatchReport) -> None:
         started = perf_counter_ns()
@@ -293,9 +294,9 @@ class BatchRunner:
         rows = lay_out(work, x, self._limit)
         report.clean = report.clean and rows.kept is None
         try:
-            for job, _ in work:
+            for part, (job, _) in zip(rows.slices, work, strict=True):
                 if job.sequence.states is not None:
-                    job.sequence.states.position = -1  # until the slots have what they should
+                    job.sequence.states.computes(part)
             hidden = rows.own(self._model.forward(rows.x, rows.slices, self._pool, span))
         except Exception as error:
             report.clean = False
@@ -310,7 +311,7 @@ class BatchRunner:
         for done, (job, _) in zip(rows.slices, work, strict=True):
             job.sequence.computed = done.start + done.count
             if job.sequence.states is not None:
-                job.sequence.states.position = done.start + done.count
+                job.sequence.states.has_computed(done)
         report.sessions += len(work)
         report.tokens += len(x)
         ended = perf_counter_ns()

@@ -1,5 +1,5 @@
 """The rows of a batch as the blocks get them: before those of a step, perhaps rows of its page that are fed
-again, as a state is only held for the page's border."""
+again, as a state is only held for the page's border, or saved for where a draft began."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class BatchRows(NamedTuple):
 def can_begin(job: StepJob, offset: int) -> bool:
     """Whether all is there to compute a step from ``offset`` on."""
     states, plan = job.sequence.states, job.plan
-    return states is None or (plan is not None and states.lead_of(plan, job.position, offset) is not None)
+    return states is None or (plan is not None and states.begin(plan, job.position, offset) is not None)
 
 
 def lay_out(work: Work, x: np.ndarray, limit: float) -> BatchRows:
@@ -49,11 +49,12 @@ def lay_out(work: Work, x: np.ndarray, limit: float) -> BatchRows:
     again = False
     for job, part in work:
         sequence, start, count = job.sequence, job.position + part.offset, part.count
-        states, before = sequence.states, 0
+        states, before, saved = sequence.states, 0, None
         if states is not None and job.plan is not None:
-            lead = states.lead_of(job.plan, job.position, part.offset)
-            if lead is None:
+            begin = states.begin(job.plan, job.position, part.offset)
+            if begin is None:
                 raise LocalProtocolError(f"step {job.step} is computed from where no state is")
+            lead, saved = begin
             if lead.rows:
                 before, again = lead.rows, True
                 pieces.append(sequence.codec.decode(lead.payload, before, x.shape[1], limit))
@@ -67,6 +68,8 @@ def lay_out(work: Work, x: np.ndarray, limit: float) -> BatchRows:
                 before + count,
                 sequence.long_context,
                 None if states is None else states.table,
+                saved,
+                before,
             )
         )
         kept.append(slice(row + before, row + before + count))

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...shards.layers.kv_pool import BatchSlice
 from ...swarm.protocol.field_types import PAGE_TOKENS
 from .memory.marks import Marks
 from .memory.page_allocator import Page
@@ -32,13 +33,25 @@ class Lead(NamedTuple):
     def payload(self) -> bytes:
         return b"".join(self.payloads[: self.parts])
 
+    def last(self, rows: int) -> Lead:
+        whole = self.payload
+        return Lead(rows, [whole[-rows * len(whole) // self.rows :]], 1)
+
 
 class StatePlan(NamedTuple):
-    """What a step needs of states: the rows before it in its page, None if they are not kept; and what
-    changes in the table as it begins."""
+    """What a step needs of states: the rows before it in its page, None if they are not kept; what changes in
+    the table as it begins; and the slots of the state that is saved from then on, None: none is."""
 
     lead: Lead | None
     changes: Sequence[StateChange]
+    saved: tuple[int, ...] | None
+
+
+class Begin(NamedTuple):
+    """How a step can begin: with the rows of ``lead``, and ``saved`` as in ``BatchSlice``."""
+
+    lead: Lead
+    saved: np.ndarray | None
 
     @property
     def rows(self) -> int:
@@ -121,12 +134,13 @@ class KeptRows:
 
 @dataclass(eq=False, slots=True)
 class SequenceStates:
-    """The event loop writes ``held``, ``marks``, ``rows`` and ``is_there``. The compute thread writes
-    ``table`` (blocks, max_pages), slots of states or -1, and ``position``; the event loop only does while no
-    step is under way.
+    """The event loop writes ``held``, ``marks``, ``rows`` and ``is_there``. The compute thread writes the
+    others, and ``table`` (blocks, max_pages), slots of states or -1; the event loop only does while no step
+    is under way.
 
     ``is_there``: a step that starts where the last one ends will find its state. ``position``: how many
-    tokens came before the state that a step in the middle of a page finds in the table; -1: there is none.
+    tokens came before the state that a step in the middle of a page finds in the table; ``saved_at``: before
+    that in the ``slots`` which are saved, in ``saved`` as (blocks,); -1: there is none.
     """
 
     held: StateTable
@@ -135,6 +149,9 @@ class SequenceStates:
     table: np.ndarray
     is_there: bool = False
     position: int = -1
+    slots: tuple[int, ...] | None = None
+    saved: np.ndarray | None = None
+    saved_at: int = -1
 
     # The event loop's.
 
@@ -161,13 +178,14 @@ class SequenceStates:
             return None
         self.rows.write(position, tokens, payload, self.held.pages)
         self.is_there = True
-        return StatePlan(lead, changes)
+        saved = self.held.saved
+        return StatePlan(lead, changes, None if saved is None else saved.page.slots)
 
     def begin_lower(self, position: int, state: Page) -> None:
         """Begin at ``position``, the end of a page whose ``state`` the cache has. No step must be under
         way."""
         self.held.begin_lower(self.held.border(position), state)
-        self.position = -1
+        self.slots, self.saved, self.position, self.saved_at = None, None, -1, -1
 
     # The compute thread's.
 
@@ -176,13 +194,48 @@ class SequenceStates:
             slots = np.array(change.slots, np.int32)[:, None]
             self.table[change.rows, change.start : change.stop] = slots
 
-    def lead_of(self, plan: StatePlan, position: int, offset: int) -> Lead | None:
-        """What must be computed before the rows of a step at ``position``, from its ``offset`` on; None: that
-        is not there."""
+    def switch(self, plan: StatePlan, position: int) -> None:
+        """From now on the states are where they were planned to be from the step at ``position`` on.
+        Idempotent."""
+        self.apply(plan.changes)
+        if plan.saved == self.slots:
+            return
+        if plan.saved is None:
+            self.saved, self.saved_at = None, -1
+        else:  # the slots of the step's page and those that are saved have changed places
+            border = position - position % PAGE_TOKENS
+            before = self.saved_at if border < self.saved_at <= position else -1
+            self.position, self.saved_at = before, position if self.position == position else -1
+            self.saved = np.full(len(self.table), -1, np.int32)
+            self.saved[self.held.rows] = plan.saved
+        self.slots = plan.saved
+
+    def begin(self, plan: StatePlan, position: int, offset: int) -> Begin | None:
+        """How to compute a step at ``position`` from its ``offset`` on; None: what it needs is not there."""
         start = position + offset
-        if self.position == start or (not offset and not start % PAGE_TOKENS):
-            return _NOTHING
-        return None if offset else plan.lead
+        border = start - start % PAGE_TOKENS
+        if self.position == start or (not offset and start == border):
+            return _AT_ONCE
+        if offset:
+            return None
+        if self.saved_at == start:
+            return Begin(_NOTHING, self.saved)
+        lead = plan.lead
+        if lead is not None and border < self.position < start:
+            lead = lead.last(start - self.position)
+        return None if lead is None else Begin(lead, self.saved)
+
+    def computes(self, part: BatchSlice) -> None:
+        """Until ``has_computed``, nobody knows what is in the slots that it writes."""
+        self.position = -1
+        if part.again:
+            self.saved_at = -1
+
+    def has_computed(self, part: BatchSlice) -> None:
+        self.position = part.start + part.count
+        if part.saved is not None:
+            self.saved_at = part.start + part.again
 
 
 _NOTHING = Lead(0, [], 0)
+_AT_ONCE = Begin(_NOTHING, None)

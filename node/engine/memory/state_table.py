@@ -12,6 +12,10 @@ and the cache keeps them: so what begins alike and then differs, or goes back, c
 most. Nobody's quota counts them. So they are kept only while half of all room is free for sessions, and no
 longer than the steps that read or write them wait.
 
+A short step in the middle of a page may be a draft that is partly wrong. Where there is such room, the state
+before it is *saved*: its slot becomes the saved one, and the page gets another. So a step that begins a few
+rows later needs those rows alone, and not all from the border on.
+
 What a step changes in the table of slots takes place when the step begins, not when it was planned: steps
 before it, which wait, still use the same slots as they were. So nothing is ever copied.
 """
@@ -20,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ....swarm.errors import LocalProtocolError
 from .kv_layout import Rows, StateGroup
@@ -28,6 +33,15 @@ from .prefix_cache import PrefixCache
 
 NAMED_EVERY = 16
 """States get names at the end of each 16th page, and at the end of what was named."""
+LONGEST_DRAFT = 33
+"""Tokens of a step before which a state is saved, at most: one that is sure, and 32 guesses."""
+
+
+class SavedState(NamedTuple):
+    """That before a step at position ``start``, in the middle of a page."""
+
+    start: int
+    page: Page
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +59,8 @@ class StateTable:
     page counts it, so that each of them may let it go, and take another one.
 
     ``pages``: pages by their number. Those behind the end of what the session holds are to be written again.
-    Made by ``open``; ``release`` ends it.
+    ``saved``: of the last step, if it is; its slots, and those of the page where it began, change places with
+    each such step. Made by ``open``; ``release`` ends it.
     """
 
     def __init__(
@@ -58,6 +73,8 @@ class StateTable:
         self._most = min(group.most, max_pages)
         self._page_tokens = group.page_tokens
         self.pages: dict[int, Page] = {}
+        self.saved: SavedState | None = None
+        self._end = 0  # of the step after which something was saved
         self._beside: dict[int, Page] = {}
         self._spent: list[tuple[int, Page]] = []  # were beside: let go when so many steps were answered
         self._spare: list[Page] = []  # our own, and of no use: steps that wait may still write to them
@@ -78,6 +95,11 @@ class StateTable:
         for index in sorted(shared)[-table._most :]:
             table._share(index, shared[index])
         return table
+
+    @property
+    def rows(self) -> Rows:
+        """Of a table: those of blocks that keep a state."""
+        return self._group.rows
 
     def before(self, position: int) -> dict[int, Page]:
         """The complete pages before ``position``."""
@@ -114,37 +136,14 @@ class StateTable:
 
         ``waiting``: where the session's steps that are under way start.
         """
-        first, last = start // self._page_tokens, (start + count - 1) // self._page_tokens
-        if first == last and (page := self.pages.get(first)) is not None and _is_own(page):
-            return ()
-        read = {self.border(position) for position in waiting}
-        shared = {index for index in read if index in self.pages and not _is_own(self.pages[index])}
-        kept = {index for index in shared if not first <= index <= last} | (self.pages.keys() & {first - 1})
-        own = min(last - first + 1, self._most - len(kept), self._group.most - 1)
-        if own < 1 or any(self.pages[index].holders > 1 for index in shared - kept):
+        if count == 1 and self.saved is None:
+            return self._write(start, count, waiting)
+        page = self.pages.get(start // self._page_tokens)
+        changes = self._write(start, count, waiting)
+        if changes is None:
             return None
-        for index in shared - kept:
-            self._cache.unregister(self.pages[index])  # else it may be evicted before it is read
-        self._spent += [
-            (len(waiting), self._beside.pop(index)) for index in [*self._beside] if index >= first
-        ]
-        if not waiting:
-            self._let_go_beside()  # what was answered has its name
-        new = range(last - own + 1, last + 1)
-        if (begun := self._pick_up(first, kept)) is not None:
-            self.pages[new.start] = begun
-        for index in reversed(new):
-            if index not in self.pages:
-                self.pages[index] = self._take(kept, new)
-        changes = [self._change(index, index + 1, self.pages[index]) for index in new]
-        if first < new.start:
-            changes.append(self._change(first, new.start, self.pages[new.start]))
-        whole = -(-start // self._page_tokens)  # the step may begin with what is in the page before
-        for index in range(whole, new.start):
-            if _is_marked(index) and self._reserve_beside():
-                page = self._beside[index] = self._allocator.allocate(self._group.blocks)
-                changes.append(self._change(index, index + 1, page))
-        return changes
+        saved = self._save(start, count, page, waiting)
+        return [*changes, *saved] if saved else changes
 
     def to_name(self, index: int, *, last: bool) -> Page | None:
         """The page of that index, if it is to get a name now. ``last``: no later one has a name."""
@@ -180,6 +179,66 @@ class StateTable:
         self._let_go_all()
         self._allocator.unreserve(self._most * self._group.blocks)
         self._most = 0
+
+    def _write(self, start: int, count: int, waiting: Collection[int]) -> Sequence[StateChange] | None:
+        """``write`` without what is saved."""
+        first, last = start // self._page_tokens, (start + count - 1) // self._page_tokens
+        if first == last and (page := self.pages.get(first)) is not None and _is_own(page):
+            return ()
+        read = {self.border(position) for position in waiting}
+        shared = {index for index in read if index in self.pages and not _is_own(self.pages[index])}
+        kept = {index for index in shared if not first <= index <= last} | (self.pages.keys() & {first - 1})
+        own = min(last - first + 1, self._most - len(kept), self._group.most - 1)
+        if own < 1 or any(self.pages[index].holders > 1 for index in shared - kept):
+            return None
+        for index in shared - kept:
+            self._cache.unregister(self.pages[index])  # else it may be evicted before it is read
+        self._spent += [
+            (len(waiting), self._beside.pop(index)) for index in [*self._beside] if index >= first
+        ]
+        if not waiting:
+            self._let_go_beside()  # what was answered has its name
+        new = range(last - own + 1, last + 1)
+        if (begun := self._pick_up(first, kept)) is not None:
+            self.pages[new.start] = begun
+        for index in reversed(new):
+            if index not in self.pages:
+                self.pages[index] = self._take(kept, new)
+        changes = [self._change(index, index + 1, self.pages[index]) for index in new]
+        if first < new.start:
+            changes.append(self._change(first, new.start, self.pages[new.start]))
+        whole = -(-start // self._page_tokens)  # the step may begin with what is in the page before
+        for index in range(whole, new.start):
+            if _is_marked(index) and self._reserve_beside():
+                page = self._beside[index] = self._allocator.allocate(self._group.blocks)
+                changes.append(self._change(index, index + 1, page))
+        return changes
+
+    def _save(
+        self, start: int, count: int, page: Page | None, waiting: Collection[int]
+    ) -> Sequence[StateChange]:
+        """Save the state before a step that was planned, that of ``page`` if the session goes on. One token
+        that goes on is no draft: plain decoding pays nothing."""
+        first, saved = start // self._page_tokens, self.saved
+        goes_on, self._end = start == self._end, start + count
+        stays = start % self._page_tokens and self.pages.get(first) is page
+        if page is None or not stays or count > LONGEST_DRAFT or (count == 1 and goes_on):
+            self._end_saved(waiting)
+            return ()
+        if saved is not None and saved.start == start:
+            return ()  # it is there: the same step again
+        if saved is None and not self._reserve_beside():
+            return ()
+        other = self._allocator.allocate(self._group.blocks) if saved is None else saved.page
+        self.pages[first], self.saved = other, SavedState(start, page)
+        return [self._change(first, first + 1, other)]
+
+    def _end_saved(self, waiting: Collection[int]) -> None:
+        saved, self.saved = self.saved, None
+        if saved is not None and waiting:
+            self._spent.append((len(waiting), saved.page))
+        elif saved is not None:
+            self._give_up(saved.page)
 
     def _pick_up(self, first: int, kept: set[int]) -> Page | None:
         """Free the slots of all pages from ``first`` on, but that of the first one, which may hold what a
@@ -229,6 +288,7 @@ class StateTable:
         self._spent.clear()
 
     def _let_go_all(self) -> None:
+        self._end_saved(())
         self._let_go_beside()
         while self._spare:
             self._give_back(self._spare.pop())

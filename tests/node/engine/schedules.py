@@ -215,9 +215,21 @@ class Client:
                 kept = rng.randint(0, len(draft) - len(tokens))
                 tokens[:] = draft[: len(tokens) + kept]
                 tokens.append(greedy(rows[: kept + 1]))
-            elif move < 0.3 and len(tokens) > 4:  # an edit: go back and say something else
+            elif move < 0.28 and room > 8:  # two drafts, the second before the first one is answered
+                draft = tokens + [rng.randrange(VOCAB) for _ in range(rng.randint(1, 4))]
+                longer = draft + [rng.randrange(VOCAB) for _ in range(rng.randint(1, 4))]
+                sent = [self.send(sequence, log, draft, at, Want.ALL)]
+                sent.append(self.send(sequence, log, longer, len(draft), Want.ALL))
+                both = [await each for each in sent]
+                if not isinstance(both[0], np.ndarray) and both[0] in NO_MORE:
+                    break
+                rows = both[0] if not isinstance(both[1], np.ndarray) else np.concatenate(both)
+                kept = rng.randint(0, len(rows) - 1)
+                tokens[:] = longer[: len(tokens) + kept]
+                tokens.append(greedy(rows[: kept + 1]))
+            elif move < 0.33 and len(tokens) > 4:  # an edit: go back and say something else
                 tokens[rng.randint(1, len(tokens) - 1) :] = [rng.randrange(VOCAB)]
-            elif move < 0.4 and forks:
+            elif move < 0.43 and forks:
                 forks -= 1
                 self.fork(beams, sequence, tokens, budget)
             else:

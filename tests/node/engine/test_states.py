@@ -102,6 +102,32 @@ async def test_a_draft_is_taken_back_by_any_number_of_tokens(model, open_engine,
     driver.engine.close_sequence(sequence)
 
 
+@pytest.mark.parametrize("states", [8, 80])
+async def test_of_a_draft_that_is_partly_wrong_the_accepted_rows_are_fed_again(model, open_engine, states):
+    """Where there is room for one more state of the session; else all from the border of the page on."""
+    driver = open_engine(states=states)
+    sequence = driver.sequence(tokens=256)
+    tokens, accepted = X[:70], 0
+    await driver.rows(sequence, tokens, 0)
+    for kept_guesses in (2, 0, 5, 3, 1, 0):
+        position, border = len(tokens), len(tokens) - len(tokens) % 32
+        model.fed.clear()
+        step = np.concatenate([X[500 + position :][: kept_guesses + 1], X[300:304]])
+        rows = await driver.rows(sequence, step, position)
+        wanted = alone(model, np.concatenate([tokens, step]))
+        assert np.array_equal(rows, wanted[position:])
+        again = accepted if states > 8 else position - border if accepted else 0
+        assert [each.count for each in model.fed] == [again + len(step)]
+        accepted = kept_guesses + 1
+        tokens = np.concatenate([tokens, step[:accepted]])
+    model.fed.clear()
+    await driver.rows(sequence, X[900:901], len(tokens))  # and a token alone
+    assert [each.count for each in model.fed] == [(1 if states > 8 else len(tokens) - 64) + 1]
+    await driver.rows(sequence, X[901:902], len(tokens) + 1)
+    assert driver.engine.load().used_states == 2 * 3  # as before the drafts
+    driver.engine.close_sequence(sequence)
+
+
 async def test_what_the_client_goes_on_with_is_not_fed_again(model, open_engine):
     driver = open_engine()
     sequence = driver.sequence(tokens=256)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import random
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 
+from swarm_node.node.engine import states
 from swarm_node.node.engine.memory import state_table
 from swarm_node.node.engine.memory.kv_layout import KvLayout, StateGroup
+from swarm_node.node.engine.memory.marks import Marks
 from swarm_node.node.engine.memory.page_allocator import PageAllocator
 from swarm_node.node.engine.memory.prefix_cache import PrefixCache
-from swarm_node.node.engine.memory.state_table import StateChange, StateTable
+from swarm_node.node.engine.memory.state_table import StateTable
+from swarm_node.node.engine.states import KeptRows, SequenceStates, StatePlan
+from swarm_node.shards.layers.kv_pool import BatchSlice
 from swarm_node.swarm.fairness.shares import Holder
 from swarm_node.swarm.types import Span
 
@@ -30,29 +34,30 @@ Tokens = tuple[int, ...]
 class Step:
     start: int
     tokens: Tokens
-    changes: Sequence[StateChange] | None
+    plan: StatePlan
     done: int = 0
 
 
 @dataclass(eq=False)
 class Session:
-    table: StateTable
+    states: SequenceStates
     max_tokens: int
     names: list[Tokens]
     content: Tokens  # computed
     planned: Tokens
     registered: int = 0
-    at: int = -1  # of which position the state is there for a step in the middle of a page
-    slots: dict[int, tuple[int, ...]] = field(default_factory=dict)
     steps: deque[Step] = field(default_factory=deque)
 
-    def apply(self, changes: Sequence[StateChange]) -> None:
-        for change in changes:
-            self.slots |= dict.fromkeys(range(change.start, change.stop), change.slots)
+    @property
+    def table(self) -> StateTable:
+        return self.states.held
 
     @property
     def settled(self) -> int:
         return min([len(self.content), *(step.start for step in self.steps)])
+
+    def slots(self, index: int) -> list[int]:
+        return self.states.table[GROUP.rows, index].tolist()
 
 
 class World:
@@ -65,7 +70,7 @@ class World:
         self.memory: dict[int, Tokens] = {}
         self.sessions: list[Session] = []
         self.prompts = [tuple(rng.randrange(9) for _ in range(150)) for _ in range(2)]
-        self.found = self.replays = self.forks = 0
+        self.found = self.replays = self.forks = self.resumed = 0
 
     def text(self) -> Tokens:
         prompt = self.rng.choice(self.prompts)
@@ -85,89 +90,101 @@ class World:
         if table is not None:
             known = text[: (max(ends) if ends else 0) * PAGE]
             self.found += len(known) > 0
-            self.add(Session(table, max_tokens, names, known, known, len(known) // PAGE))
+            self.add(table, KeptRows(1), max_tokens, names, known)
 
-    def add(self, session: Session) -> None:
-        session.apply([*session.table.entries()])
-        self.sessions.append(session)
+    def add(
+        self, table: StateTable, rows: KeptRows, max_tokens: int, names: list[Tokens], known: Tokens
+    ) -> None:
+        slots = np.full((len(SPAN), -(-max_tokens // PAGE)), -1, np.int32)
+        marks = Marks(self.cache, Holder("owner"), SPAN, table)
+        states = SequenceStates(table, marks, rows, slots)
+        states.apply([*table.entries()])
+        self.sessions.append(Session(states, max_tokens, names, known, known, len(known) // PAGE))
 
     def write(self) -> None:
         session, rng = self.rng.choice(self.sessions), self.rng
         start = len(session.planned)
-        if rng.random() < 0.3:
-            start = max(0, start - rng.choice([1, 3, rng.randint(0, start)]))
-        count = min(session.max_tokens - start, rng.choice([1, 1, 1, 5, rng.randint(1, 90)]))
-        goes_on = start == len(session.planned) and (session.steps or session.at == start)
-        if count < 1 or not (goes_on or session.table.begins_at(start)):
+        if rng.random() < 0.4:
+            start = max(0, start - rng.choice([1, 2, 3, rng.randint(0, start)]))
+        count = min(session.max_tokens - start, rng.choice([1, 1, 1, 3, 5, rng.randint(1, 90)]))
+        goes_on = start == len(session.planned) and session.states.is_there
+        if count < 1 or not (goes_on or session.states.reaches(start, 0)):
             return
         if start < len(session.planned):
             session.names = session.names[: start // PAGE]
             session.registered = min(session.registered, start // PAGE)
         waiting = [step.start for step in session.steps]
-        before = (dict(session.table.pages), self.allocator.available)
-        changes = session.table.write(start, count, waiting=waiting)
-        if changes is None:
-            assert waiting, "only a step that waits is in the way"
-            assert (session.table.pages, self.allocator.available) == before
-            return
+        table, allocator = session.table, self.allocator
+        before = (dict(table.pages), table.saved, allocator.available)
         whole = b"".join(map(bytes, session.names[-1:]))
         new = tuple(whole[start : start + count])
         new += tuple(rng.randrange(9) for _ in range(count - len(new)))
+        plan = session.states.plan(start, count, bytes(new), waiting)
+        if plan is None:
+            assert waiting, "only a step that waits is in the way"
+            assert (table.pages, table.saved, allocator.available) == before
+            return
         session.planned = session.planned[:start] + new
-        session.steps.append(Step(start, new, changes))
+        session.steps.append(Step(start, new, plan))
 
     def compute(self) -> None:
         session = self.rng.choice(self.sessions)
         if not session.steps:
             return None
-        step = session.steps[0]
-        if step.changes is not None:
-            session.apply(step.changes)
-            step.changes = None
-        if not step.done and self.rng.random() < 0.05:
-            return self.fail(session)
-        start = step.start + step.done
-        count = self.rng.randint(1, len(step.tokens) - step.done)
+        step, states = session.steps[0], session.states
         if not step.done:
-            session.content = session.content[:start]
-        if not step.done and start % PAGE and session.at != start:
-            border = start - start % PAGE
-            self.replays += 1
-        else:
-            border = start
-        for row in range(BLOCKS):
-            if border:
-                slot = session.slots[(border - 1) // PAGE][row]
-                assert self.memory[slot] == session.content[:border]
+            states.switch(step.plan, step.start)
+            session.content = session.content[: step.start]
+        begin = states.begin(step.plan, step.start, step.done)
+        assert begin is not None
+        start, again = step.start + step.done, begin.lead.rows
+        first = start - again
+        assert tuple(begin.lead.payload) == session.content[first:start]
+        if first:
+            slots = session.slots((first - 1) // PAGE)
+            if begin.saved is not None and not again:
+                slots = begin.saved[GROUP.rows].tolist()
+            assert all(self.memory[slot] == session.content[:first] for slot in slots)
+        self.replays += again > 0
+        self.resumed += again < start % PAGE and states.position != start
+        count = self.rng.randint(1, len(step.tokens) - step.done)
+        part = BatchSlice(states.table, 0, 0, first, again + count, False, states.table, begin.saved, again)
+        states.computes(part)
+        if self.rng.random() < 0.05:
+            if begin.saved is not None and again:
+                self.memory |= dict.fromkeys(begin.saved[GROUP.rows].tolist(), (-1,))
+            return self.fail(session)
         session.content += step.tokens[step.done : step.done + count]
         end = start + count
-        for position in range(border + 1, end + 1):
+        for position in range(first + 1, end + 1):
             if position % PAGE == 0 or position == end:
-                for slot in session.slots[(position - 1) // PAGE]:
+                for slot in session.slots((position - 1) // PAGE):
                     self.memory[slot] = session.content[:position]
-        session.at, step.done = end, step.done + count
+            if position == start and begin.saved is not None:
+                for slot in begin.saved[GROUP.rows].tolist():
+                    self.memory[slot] = session.content[:position]
+        states.has_computed(part)
+        step.done += count
         if step.done == len(step.tokens):
             session.steps.popleft()
             session.table.answered()
             self.register(session)
-        elif self.rng.random() < 0.05:
-            self.fail(session)
         return None
 
     def fail(self, session: Session) -> None:
         """It may have written anything to the slots from its first page on. What waits behind it starts where
         nothing is, and fails too, if it does not go back."""
-        step = session.steps.popleft()
+        step, states = session.steps.popleft(), session.states
         session.table.answered()
         start = step.start
-        session.apply(step.changes or ())
         for index in range(start // PAGE, (start + len(step.tokens) - 1) // PAGE + 1):
-            self.memory |= dict.fromkeys(session.slots[index], (-1,))
-        session.content, session.at = session.content[:start], -1
+            self.memory |= dict.fromkeys(session.slots(index), (-1,))
+        session.content, states.position, states.is_there = session.content[:start], -1, False
         while session.steps and session.steps[0].start > start:
-            changes = session.steps.popleft().changes
+            follows = session.steps.popleft()
             session.table.answered()
-            session.apply(changes or ())
+            states.switch(follows.plan, follows.start)
+            states.position = -1
         if not session.steps:
             session.planned = session.content
 
@@ -186,15 +203,14 @@ class World:
     def fork(self) -> None:
         parent = self.rng.choice(self.sessions)
         tokens = max(0, parent.settled - self.rng.choice([0, 1, 6]))
-        if not parent.table.begins_at(tokens):
+        if not parent.states.reaches(tokens, 0):
             return
         max_tokens = tokens + self.rng.randint(1, 40)
         shared = parent.table.before(tokens)
         table = StateTable.open(self.allocator, self.cache, GROUP, -(-max_tokens // PAGE), shared)
         if table is not None:
             self.forks += 1
-            known = parent.content[:tokens]
-            self.add(Session(table, max_tokens, [], known, known))
+            self.add(table, parent.states.rows.upto(tokens), max_tokens, [], parent.content[:tokens])
 
     def close(self) -> None:
         session = self.rng.choice(self.sessions)
@@ -212,6 +228,7 @@ class World:
         held = [{*each.table.pages.values(), *each.table._spare} for each in self.sessions]
         beside = [page for each in self.sessions for page in each.table._beside.values()]
         beside += [page for each in self.sessions for _, page in each.table._spent]
+        beside += [each.table.saved.page for each in self.sessions if each.table.saved is not None]
         assert all(each.steps or not each.table._spent for each in self.sessions)
         assert allocator.used == BLOCKS * len({*beside}.union(*held))
         for each, pages in zip(self.sessions, held, strict=True):
@@ -234,12 +251,13 @@ class World:
 
 def test_a_step_finds_the_state_that_it_begins_with(monkeypatch):
     monkeypatch.setattr(state_table, "NAMED_EVERY", 3)
-    found = replays = forks = 0
+    monkeypatch.setattr(states, "PAGE_TOKENS", PAGE)
+    counts = np.zeros(4, int)
     for seed in range(60 * TIMES):
         world = World(random.Random(seed))
         world.run(300)
-        found, replays, forks = found + world.found, replays + world.replays, forks + world.forks
-    assert min(found, replays, forks) > 25
+        counts += world.found, world.replays, world.forks, world.resumed
+    assert min(counts) > 25, counts
 
 
 def table_of(tokens: int, allocator: PageAllocator | None = None) -> StateTable:
