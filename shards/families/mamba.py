@@ -53,9 +53,8 @@ def mamba(
     heads, groups = (s.integer(key, least=1, most=MAX_WIDTH) for key in (keys.heads, keys.groups))
     if s.is_gguf:
         inner = s.integer(keys.inner, least=1, most=MAX_WIDTH)
-    if inner is None:
-        head_dim = s.integer(keys.head_dim, least=1, most=MAX_WIDTH)
-    elif s.is_gguf or s.is_null(keys.head_dim) or s.value(keys.head_dim) == "auto":
+    is_auto = s.is_gguf or s.is_null(keys.head_dim) or s.value(keys.head_dim) == "auto"
+    if inner is not None and is_auto:
         head_dim = inner // heads
     else:
         head_dim = s.integer(keys.head_dim, least=1, most=MAX_WIDTH)

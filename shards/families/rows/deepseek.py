@@ -9,19 +9,9 @@ from typing import Any
 from ...formats.blocks.attention import HeadNorm
 from ...formats.blocks.block import BlockConfig
 from ...formats.blocks.experts import MAX_EXPERTS, ExpertsConfig, RouterConfig
-from ..experts import (
-    EXPERTS,
-    GGUF_INDEXER,
-    GGUF_LATENT,
-    LATENT,
-    corrected_router,
-    experts,
-    indexer,
-    latent,
-    shared,
-    sparse_or_dense,
-)
+from ..experts import EXPERTS, corrected_router, experts, shared, sparse_or_dense
 from ..family import Family, GGUFFamily, NextFamily
+from ..latent import GGUF_INDEXER, GGUF_LATENT, LATENT, indexer, latent
 from ..pieces import attention, rms, rms_client, scalar, usual
 from ..rope import rope
 from ..settings import FULL, SLIDING, Settings

@@ -14,18 +14,9 @@ from ...formats.blocks.mlp import MlpConfig
 from ...formats.blocks.norm import NormConfig
 from ...formats.blocks.state import MAX_TAPS, RecurrenceConfig
 from ...formats.values.bounds import MAX_WIDTH
-from ..experts import (
-    EXPERTS,
-    GGUF_LATENT,
-    LATENT,
-    corrected_router,
-    each_expert,
-    experts,
-    latent,
-    shared,
-    softmax_router,
-)
+from ..experts import EXPERTS, corrected_router, each_expert, experts, shared, softmax_router
 from ..family import Family, GGUFFamily, NextFamily
+from ..latent import GGUF_LATENT, LATENT, latent
 from ..names import Names, either, fused, mlp_named
 from ..pieces import attention, mlp, rms, usual
 from ..recurrences import (
