@@ -21,6 +21,7 @@ from swarm_node.node.loaded_span import LoadedSpan
 from swarm_node.shards.checkpoint.checkpoint import Checkpoint
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.formats.tensors import needed_tensors
+from swarm_node.shards.formats.transformers.config import foreign_config
 from swarm_node.shards.layers.kv_pool import BatchSlice
 from swarm_node.shards.loading import load_backend, load_client_model
 from swarm_node.shards.models.load_plan import LoadOptions
@@ -192,12 +193,11 @@ UNFIT: dict[str, tuple[str, dict[str, Any]]] = {
         "compute in parts another thing",
         {"is_moe": True, "num_experts": 16, "num_experts_per_tok": 2},
     ),
-    "mamba": ("keeps no keys and values", {}),
-    "rwkv": ("keeps no keys and values", {}),
-    "jamba": (
-        "block 0 of JambaForCausalLM keeps a state besides keys and values",
-        {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "mamba_d_state": 4},
-    ),
+    "mamba": ("'mamba' has blocks that keep a state", {}),
+    "rwkv": ("'rwkv' has blocks that keep a state", {}),
+    "jamba": ("'jamba' has blocks that keep a state", {"mamba_d_state": 4}),
+    "deepseek_v4": ("'deepseek_v4' has keys of several tokens together", {}),
+    "minimax": ("'minimax' has blocks that keep a state", {}),
 }
 
 
@@ -208,6 +208,12 @@ def test_what_cannot_be_cut_is_refused(family: str, tmp_path: Path) -> None:
     randomise(transformers.AutoModelForCausalLM.from_config(config)).save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModelError, match=says):
         Chain(open_checkpoint(str(tmp_path)))
+
+
+def test_states_are_found_in_families_that_nobody_named() -> None:
+    document = transformers.AutoConfig.for_model("jamba", **SMALL).to_dict()
+    with pytest.raises(UnsupportedModelError, match="block 0 of JambaForCausalLM keeps a state besides keys"):
+        foreign_config(document, {}, "config.json")
 
 
 @pytest.fixture
