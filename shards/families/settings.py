@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from ...swarm.errors import CheckpointError, UnsupportedModelError
+from ...swarm.names import listed
 from ...swarm.types import MAX_BLOCKS
 from ..formats.values.bounds import MAX_CONTEXT, MAX_WIDTH
 from ..formats.values.fields import MAX_LIST, Fields
@@ -99,11 +100,16 @@ class Settings(Fields):
         if not kinds:
             return otherwise if isinstance(otherwise, str) else otherwise(self.block)
         if len(kinds) != self.n_blocks:
-            raise self.wrong("layer_types", f"a type for each of {self.n_blocks} blocks")
+            raise CheckpointError(
+                f"{self.named('layer_types')} has {len(kinds)} types, expected one for each of "
+                f"{self.n_blocks} blocks"
+            )
         kind = _SAME.get(kinds[self.block], kinds[self.block])
         if kind not in known:
+            names = [*known, *(name for name, same in _SAME.items() if same in known)]
             raise UnsupportedModelError(
-                f"{self.named('layer_types')} has {shown(kind)}, which is not supported"
+                f"{self.named('layer_types')} has {shown(kind)} for block {self.block}, expected "
+                f"{listed(names)}"
             )
         return kind
 

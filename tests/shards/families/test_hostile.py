@@ -79,6 +79,16 @@ def test_lists_are_read_once_for_all_blocks() -> None:
 
 NEVER = {
     "a latent head's size that rotation does not have": ("deepseek_v3", {"head_dim": 2}, "head_dim is 2"),
+    "a type of layer that is misspelt": (
+        "lfm2",
+        {"layer_types": ["conv", "convolution"], "num_hidden_layers": 2},
+        "layer_types has 'convolution' for block 1, expected 'full_attention' or 'conv'",
+    ),
+    "a type of layer too few": (
+        "lfm2",
+        {"layer_types": ["conv"], "num_hidden_layers": 2},
+        "layer_types has 1 types, expected one for each of 2 blocks",
+    ),
     "no groups of experts are used": ("dots1", {"topk_group": 0}, "topk_group is 0"),
     "shares that no file of the family has": ("minimax_m2", {"norm_topk_prob": False}, "norm_topk_prob"),
     "groups that the family does not have": ("minimax_m2", {"n_group": 2, "topk_group": 1}, "group"),
