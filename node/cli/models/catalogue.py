@@ -20,8 +20,6 @@ from ..shared.fitted_table import FittedTable
 from ..shared.output import answers, print_json, print_table, shown
 from .plan import session_words
 
-_SECOND = "Q8_0"
-"""The table shows the size of these files beside that of the usual ones."""
 _KV_DTYPE = "float16"
 """What nodes on a CPU keep keys and values as, unless they are told."""
 _UNCHECKED = "its figures are not compared with a published configuration"
@@ -114,7 +112,7 @@ def table(models: Sequence[CatalogueModel]) -> FittedTable:
     """Fits into 80 columns."""
     found = FittedTable()
     found.add_column("model", no_wrap=True)
-    for heading in ("size", "blocks", "a block", "files", _SECOND):
+    for heading in ("size", "blocks", "a block", "files"):
         found.add_column(heading, justify="right", no_wrap=True)
     found.add_column("licence", no_wrap=True)
     for model in models:
@@ -124,7 +122,6 @@ def table(models: Sequence[CatalogueModel]) -> FittedTable:
             str(model.config.n_blocks),
             short_bytes(max(model.default.block_bytes)),
             f"{model.default.kind} {short_bytes(model.default.nbytes)}",
-            short_bytes(CatalogueFiles(model, _SECOND).nbytes) if _SECOND in model.kinds else "-",
             model.licence,
         )
     return found
