@@ -20,6 +20,7 @@ from ..shards.models.determinism_check import check_determinism
 from ..shards.models.load_plan import LoadOptions
 from ..swarm.codecs import native
 from ..swarm.fidelity.row_reader import RowReader
+from ..swarm.placement.types import gigabytes
 from ..swarm.protocol.wire import DEFAULT_MAX_FRAME
 from ..swarm.runtime.c_build import NativeUnavailableError
 from ..swarm.runtime.tasks import first
@@ -295,8 +296,8 @@ class LoadedSpan:
             size = memory.within(default_kv_bytes(available, whole, is_budget=limit is not None), context)
         if size.states and memory.bytes_of(size) > available:
             raise MemoryShortError(
-                f"{size.states} states of {memory.state_bytes >> 10} KiB and {size.slots} pages of KV cache "
-                f"take {memory.bytes_of(size) >> 20} MiB, and {available >> 20} MiB are free on "
+                f"{size.states} states of {gigabytes(memory.state_bytes)} and {size.slots} pages of KV cache "
+                f"take {gigabytes(memory.bytes_of(size))}, and {gigabytes(available)} are free on "
                 f"{model.device}",
                 hint=_FEWER,
             )

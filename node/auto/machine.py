@@ -84,11 +84,14 @@ class MeasuredMachine:
     def why_no_block(self) -> str:
         """For people, where no block fits."""
         shape = self.lean or self.shape
-        states = f" and the states of {self.sessions} sessions" if self.sessions else ""
+        count = f"{self.sessions} session{'' if self.sessions == 1 else 's'}"
+        states = f" and the states of {count}" if self.sessions else ""
+        weights = gigabytes(shape.block_bytes)
+        fits = shape.block_bytes < self.memory_bytes
         return (
             f"one block takes {gigabytes(shape.room_of(1))} with {shape.context_tokens} tokens of KV "
-            f"cache{states}, and {gigabytes(self.memory_bytes)} are usable here; a smaller --kv-cache-tokens "
-            "helps"
+            f"cache{states}, and {gigabytes(self.memory_bytes)} are usable here; "
+            + ("a smaller --kv-cache-tokens helps" if fits else f"its weights alone take {weights}")
         )
 
     def offer(self, peer_id: str, links: tuple[PeerLink, ...] = ()) -> NodeOffer:

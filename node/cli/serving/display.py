@@ -146,10 +146,12 @@ class Display:
                 console.print(f"Loading blocks {event.blocks} of {shown(event.model)} ...")
             case "online":
                 self._was_online = True
+                sessions = cast(int, details.get("state_sessions", 0))
+                states = f", states of {plural(sessions, 'session')}" if sessions else ""
                 console.print(
                     f"[green]Online[/]: blocks {event.blocks} of {shown(event.model)} as "
                     f"{shown(str(details.get('weights', '')))}, {details.get('kernels')} kernels, "
-                    f"{details.get('kv_cache_tokens')} tokens of {details.get('kv_dtype')} KV cache, "
+                    f"{details.get('kv_cache_tokens')} tokens of {details.get('kv_dtype')} KV cache{states}, "
                     f"{details.get('decode_ms_per_block'):.3f} ms per block and token, "
                     f"prefill {details.get('prefill_tokens_per_s'):.0f} tokens/s"
                 )

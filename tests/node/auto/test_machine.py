@@ -145,6 +145,9 @@ def test_blocks_that_keep_a_state_cost_memory_for_each_session():
     assert told["bytes_per_1000_tokens"] == 1000 * token
     assert (told["planned_sessions"], told["weight_bytes"]) == (USUAL_SESSIONS, found.weight_bytes)
     assert f"the states of {USUAL_SESSIONS} sessions" in found.why_no_block()
+    assert "a smaller --kv-cache-tokens helps" in found.why_no_block()
+    least = replace(found, memory_bytes=1000, sessions=1).why_no_block()
+    assert "the states of 1 session, and 1 kB are usable here; its weights alone take " in least
     asked = measure_machine(config(memory=10**8, kv_cache_tokens=10_000), model, made.manifest, 1)
     assert asked.sessions == 3, "one for each 4096 tokens"
     less = [a - b for a, b in zip(found.shape.rooms, asked.shape.rooms, strict=True)]

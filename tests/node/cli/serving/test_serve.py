@@ -29,11 +29,12 @@ def test_the_next_peer_is_told_a_name_and_whether_it_can_fetch_the_files(
     display.on_event(NodeEvent("sharing", details={"bytes": 1}))
     if not shares:
         display.on_event(NodeEvent("not_sharing", details={"message": "the files changed"}))
-    details = {"decode_ms_per_block": 1.0, "prefill_tokens_per_s": 1.0}
+    details = {"decode_ms_per_block": 1.0, "prefill_tokens_per_s": 1.0, "state_sessions": 1 + shares}
     display.on_event(NodeEvent("online", model="tiny.Q4_1", blocks="0-2", details=details))
     told = capsys.readouterr().err
     assert "serve --model tiny.Q4_1\n" in told
     assert ("this node does not share them" in told) == (not shares)
+    assert ("KV cache, states of 2 sessions, " if shares else "KV cache, states of 1 session, ") in told
 
 
 KEY = Path("k.key")
