@@ -304,7 +304,7 @@ class LoadedSpan:
         try:
             return cast(KvMemory, model.new_pool(size.slots, kv_dtype, size.states))
         except MemoryError as error:
-            logger.warning("event=kv_allocation_failed size=%s error=%r", size, str(error)[:200])
+            logger.warning("event=kv_allocation_failed slots=%d states=%d error=%r", *size, str(error)[:200])
             raise MemoryShortError(
                 f"{memory.layout.tokens_in(*size, context)} tokens of KV cache as {kv_dtype} do not fit into "
                 f"the memory of {model.device}",

@@ -31,13 +31,13 @@ brings nodes down must not walk through the swarm."""
 MAX_STRANGE_FAILURES = 16
 """The same for peers that never worked for this client. Some may be there to fail, and a new client knows no
 peer."""
-LOSS_TOKENS = 32
-"""A peer that let go of a part of a session may do so again after this many tokens, or after ..."""
-LOSS_SHARE = 8
-"""... the LOSS_SHARE-th part of the tokens that have to be fed again, if that is more: a peer that lets one
+LOSS_TOKENS, LOSS_SHARE = 32, 8
+"""A peer that let go of tokens of a session may do so again after LOSS_TOKENS more. If it has to be fed more
+than LOSS_SHARE times as many again, it may after that number divided by LOSS_SHARE. Else a peer that lets one
 token pass and then loses its state would make each token cost all of them."""
-ROLLBACK_TOKENS = 64
-"""However a node keeps a session, it can go back by so many tokens."""
+ROLLBACK_TOKENS = 32
+"""A hop can go back by this many tokens from anywhere, as drafts are not longer. One whose blocks keep states
+may have let go of those further back."""
 WARY_S = 2.0
 """If liars were met lately and too few peers are proven, trials before a route is opened take at most this
 many seconds."""
@@ -89,7 +89,7 @@ class Attempts:
         return excused
 
     def went_back(self, tokens: int) -> None:
-        """The caller took so many tokens back: further than hops must be able to go, they may say so."""
+        """The caller took ``tokens`` back: hops that need not be able to go so far may say so."""
         self._taken_back += tokens
         if self._taken_back > ROLLBACK_TOKENS:
             self._may_lose.clear()

@@ -331,9 +331,8 @@ def _measure_kind(
         measured_blocks = len(others) + count
         span = load_backend(made, Span(first, first + measured_blocks), load_options(config), threads=threads)
         kv_dtype = kv_dtype_of(config, span)
-        longest = model.max_position_embeddings
-        longest = min(longest, config.kv_cache_tokens or longest)
-        measured = measure_self(span, kv_dtype, longest)
+        context = model.max_position_embeddings
+        measured = measure_self(span, kv_dtype, min(context, config.kv_cache_tokens or context))
         own_bytes = span.weight_bytes - sum(known[other].weight_bytes for other in others)
         return _MeasuredKind(
             max(1, -(-own_bytes // count)),

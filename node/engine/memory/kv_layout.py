@@ -18,8 +18,8 @@ from ....swarm.protocol.field_types import PAGE_TOKENS
 Rows = slice | list[int]
 
 ROLLBACK_TOKENS = 64
-"""A session may always go back by this many tokens, however far its blocks see: drafts have 32 at most, and
-31 more are fed again where a state is only held for the end of a page."""
+"""A session may always go back by this many tokens where blocks have a window, however far they see. Drafts
+have 32 at most, and 31 more are fed again where a state is only held for the end of a page."""
 ALL_PAGES = 2**31
 """More pages than a session can have."""
 MOST_STATES = 4

@@ -256,6 +256,30 @@ async def test_a_conversation_is_known_up_to_its_end(model, open_engine, pages):
     driver.engine.close_sequence(sequence)
 
 
+@pytest.mark.parametrize("tables", [0, 1])
+async def test_a_session_whose_tables_find_no_memory_takes_nothing(open_engine, monkeypatch, tables):
+    """Those of its pages, or only those of its states."""
+    driver = open_engine()
+    memory, parent = driver.engine.memory, driver.sequence(tokens=256)
+    await driver.rows(parent, X[:70], 0)
+    before = [(pool.available, pool.used) for pool in (memory.pages, memory.states)]
+    for origin in ({}, {"parent": parent, "parent_tokens": 70}):
+        made = [np.zeros((4, 8), np.int32)] * tables
+
+        def no_memory(*_: Any, made: list[np.ndarray] = made) -> np.ndarray:
+            if not made:
+                raise MemoryError("not enough memory")
+            return made.pop()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(np, "empty", no_memory)
+            assert driver.sequence(tokens=256, **origin) is None
+        assert [(pool.available, pool.used) for pool in (memory.pages, memory.states)] == before
+    driver.engine.close_sequence(parent)
+    with pytest.raises(LocalProtocolError):
+        driver.sequence(tokens=256, parent=parent, parent_tokens=70)
+
+
 async def test_what_is_told_to_be_free_is_free(open_engine):
     driver = open_engine(states=20)
     engine = driver.engine

@@ -6,6 +6,7 @@ import asyncio
 import json
 from argparse import Namespace
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from rich.text import Text
@@ -78,9 +79,9 @@ def test_whoever_gives_no_answer_is_named_and_serves_nothing(capsys: pytest.Capt
     assert "no peer serves blocks 20-29" in told
 
 
-def test_load_is_shown_and_fits_into_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    busy = replace(
-        _node("12D3KooWbusy", 10, 20),
+def _busy(peer_id: str, **more: Any) -> NodeInfo:
+    return replace(
+        _node(peer_id, 10, 20),
         state=NodeState.DRAINING,
         weights="int4 (Q4_1)",
         decode_ms_per_block=1.25,
@@ -93,7 +94,12 @@ def test_load_is_shown_and_fits_into_a_terminal(capsys: pytest.CaptureFixture[st
         queue_ms=123.4,
         journal_bytes=64 * 2**20,
         total_journal_bytes=256 * 2**20,
+        **more,
     )
+
+
+def test_load_is_shown_and_fits_into_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    busy = _busy("12D3KooWbusy")
     report = build_report([busy])
     (node,) = report["models"][0]["nodes"]
     assert (node["sessions"], node["tokens_per_s"], node["queue_ms"]) == (128, 1234.5, 123.4)
@@ -108,23 +114,7 @@ def test_load_is_shown_and_fits_into_a_terminal(capsys: pytest.CaptureFixture[st
 
 
 def test_states_stand_below_the_kv_cache_and_both_fit(capsys: pytest.CaptureFixture[str]) -> None:
-    hybrid = replace(
-        _node("12D3KooWhybrid", 10, 20),
-        state=NodeState.DRAINING,
-        weights="int4 (Q4_K)",
-        decode_ms_per_block=12.5,
-        prefill_tokens_per_s=2500.0,
-        free_kv_tokens=12_345,
-        total_kv_tokens=65_536,
-        sessions=128,
-        tokens_per_s=1234.5,
-        queue_ms=123.4,
-        journal_bytes=1,
-        total_journal_bytes=2,
-        free_states=37,
-        total_states=100,
-        context_ms_per_block=0.25,
-    )
+    hybrid = _busy("12D3KooWhybrid", free_states=37, total_states=100, context_ms_per_block=0.25)
     report = build_report([hybrid, _node("b", 20, 30)])
     node, plain = report["models"][0]["nodes"]
     assert (node["free_states"], node["total_states"], node["context_ms_per_block"]) == (37, 100, 0.25)
@@ -134,7 +124,7 @@ def test_states_stand_below_the_kv_cache_and_both_fit(capsys: pytest.CaptureFixt
     assert "37/100" in [line.strip() for line in lines]
     assert all(len(line.rstrip()) <= 80 for line in lines if "swarm-node" not in line)
     cards = [str(part) for part in parts(report, (), say=str, narrow=True)]
-    assert cards[6:8] == ["  free KV 12k 19%, journal 50%", "  states free for 37/100 sessions"]
+    assert cards[6:8] == ["  free KV 12k 19%, journal 25%", "  states free for 37/100 sessions"]
     assert all(len(Text.from_markup(line)) <= 40 for line in cards[:9])
 
 
