@@ -145,7 +145,8 @@ class NamedSource:
         if flat(info.shape) != flat(place.whole) and not is_vector and not as_told:
             raise CheckpointError(
                 f"tensor {place.stored} of {self._where} has shape {list(info.shape)}, "
-                f"the configuration says {list(place.whole)}"
+                f"the configuration says {list(place.whole)}",
+                hint="The file is damaged, or its configuration belongs to another model.",
             )
         if info.qtype not in QTYPES or (len(place.whole) == 1 and info.qtype not in DENSE):
             raise UnsupportedModelError(

@@ -88,7 +88,8 @@ def _convert(made: LayeredModel, tensors: dict[str, Tensor], device: torch.devic
     if loaded.mismatched_keys:
         name, found, expected = sorted(loaded.mismatched_keys)[0]
         raise CheckpointError(
-            f"tensor {name} has shape {list(found)}, the configuration says {list(expected)}"
+            f"tensor {name} has shape {list(found)}, the configuration says {list(expected)}",
+            hint="The file is damaged, or its configuration belongs to another model.",
         )
     if loaded.conversion_errors:
         name = sorted(loaded.conversion_errors)[0]

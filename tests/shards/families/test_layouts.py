@@ -426,8 +426,9 @@ def test_a_stack_of_another_shape_or_type_is_refused(tmp_path: Path) -> None:
         file = folder / "model.safetensors"
         tensors = load_file(file)
         save_file({**tensors, name: change(tensors[name])}, file)
-        with pytest.raises((CheckpointError, UnsupportedModelError), match=message):
+        with pytest.raises((CheckpointError, UnsupportedModelError), match=message) as refused:
             open_checkpoint(str(folder))
+        assert refused.value.hint
         save_file(tensors, file)
 
 
