@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from ....client import AsyncSwarmModel, Generation, Guide, TextStream
+from ....client.hops.trace import Speculated
 from ....client.params import GenerateOptions, check_options
 from ....client.parsing.pieces import Piece, Thoughts, Words
 from ....client.reply import Reply
@@ -100,7 +101,7 @@ async def run_generate(arguments: argparse.Namespace) -> None:
             thoughts.end()
             print_text("\n")
             if speak:
-                _print_route(stream.result)
+                _print_route(stream.result, has_draft=arguments.draft is not None)
             if arguments.trace:
                 print_trace(trace_of(stream.result.as_dict()))
     finally:
@@ -142,7 +143,7 @@ def read_prompt(text: str) -> str:
     return text
 
 
-def _print_route(result: Generation) -> None:
+def _print_route(result: Generation, *, has_draft: bool) -> None:
     console.print(route_table([hop.as_dict() for hop in result.hops]))
     timings = result.timings
     known = f" ({timings.cached_tokens} held by the peers already)" if timings.cached_tokens else ""
@@ -151,13 +152,18 @@ def _print_route(result: Generation) -> None:
         f"{len(result.token_ids)} new tokens at {timings.tokens_per_s:.1f} tokens/s"
         + (f", {plural(result.repairs, 'repair')}" if result.repairs else "")
     )
-    drafts = result.speculated
+    if told := drafts_line(result.speculated, len(result.token_ids), has_draft=has_draft):
+        console.print(told, highlight=False)
+
+
+def drafts_line(drafts: Speculated, new_tokens: int, *, has_draft: bool) -> str:
+    """What drafts brought; "" if there were none, and no model to make them (``has_draft``)."""
     if drafts.drafted:
-        console.print(
+        return (
             f"{drafts.accepted} of {drafts.drafted} drafted tokens were right: "
-            f"{len(result.token_ids) - 1} tokens in {drafts.passes} passes through the peers",
-            highlight=False,
+            f"{new_tokens - 1} tokens in {drafts.passes} passes through the peers"
         )
+    return "Nothing was drafted: no draft promised to save time." if has_draft else ""
 
 
 def print_trace(trace: Trace) -> None:

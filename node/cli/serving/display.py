@@ -26,10 +26,10 @@ def _fetched(details: Mapping[str, object]) -> str:
     parts = cast(Mapping[str, int], details["bytes_by_source"])
     largest = sorted(parts.items(), key=lambda part: -part[1])[:4]
     sources = ", ".join(
-        f"{n / 1e6:.0f} MB from {shown(peer if ' ' in peer else short_peer_id(peer))}" for peer, n in largest
+        f"{gigabytes(n)} from {shown(peer if ' ' in peer else short_peer_id(peer))}" for peer, n in largest
     )
-    size = cast(int, details["bytes"]) / 1e6
-    return f"Fetched {size:.0f} MB of weights in {details['seconds']:.1f} s: {sources}."
+    size = gigabytes(cast(int, details["bytes"]))
+    return f"Fetched {size} of weights in {details['seconds']:.1f} s: {sources}."
 
 
 def _auto_line(event: NodeEvent) -> str:
@@ -206,8 +206,8 @@ class Display:
                 console.print(f"[yellow]{shown(str(details['message']))}.[/]")
             case "sharing":
                 self._shares = True
-                size = cast(int, details["bytes"]) / 1e6
-                console.print(f"Sharing the model's files, {size:.0f} MB, with peers that ask for them.")
+                size = gigabytes(cast(int, details["bytes"]))
+                console.print(f"Sharing the model's files, {size}, with peers that ask for them.")
             case "fetched":
                 console.print(_fetched(details))
             case "network_lost" | "network_restored":

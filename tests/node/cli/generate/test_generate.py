@@ -12,6 +12,7 @@ from typing import Any, Self
 import pytest
 
 from swarm_node.client import AsyncSwarmModel, TextStream
+from swarm_node.client.hops.trace import Speculated
 from swarm_node.client.reply import Reply
 from swarm_node.node.cli.generate import generate
 from swarm_node.node.cli.parser import build_parser
@@ -146,3 +147,10 @@ async def test_an_answer_that_fails_is_in_the_error_event(
     assert event["answer"]["finish_reason"] == "unfinished"
     assert set(event["answer"]["text"]) == {"x"}
     assert event["answer"]["content"] == event["answer"]["text"]
+
+
+def test_what_drafts_brought_is_told_where_somebody_gave_a_model_for_them() -> None:
+    told = generate.drafts_line(Speculated(4, 16, 6), 11, has_draft=True)
+    assert told == "6 of 16 drafted tokens were right: 10 tokens in 4 passes through the peers"
+    assert "Nothing was drafted" in generate.drafts_line(Speculated(4), 5, has_draft=True)
+    assert not generate.drafts_line(Speculated(4), 5, has_draft=False)

@@ -26,13 +26,17 @@ def test_the_next_peer_is_told_a_name_and_whether_it_can_fetch_the_files(
     path = tmp_path / "tiny.Q4_1.gguf"
     path.touch()
     display = Display(build_parser().parse_args(["serve", "--model", str(path)]))
-    display.on_event(NodeEvent("sharing", details={"bytes": 1}))
+    display.on_event(NodeEvent("sharing", details={"bytes": 1500}))
+    fetched = {"bytes": 2_345_000_000, "bytes_by_source": {"the hub": 45_000}, "seconds": 1.0}
+    display.on_event(NodeEvent("fetched", details=fetched))
     if not shares:
         display.on_event(NodeEvent("not_sharing", details={"message": "the files changed"}))
     details = {"decode_ms_per_block": 1.0, "prefill_tokens_per_s": 1.0, "state_sessions": 1 + shares}
     display.on_event(NodeEvent("online", model="tiny.Q4_1", blocks="0-2", details=details))
     told = capsys.readouterr().err
     assert "serve --model tiny.Q4_1\n" in told
+    assert "files, 2 kB, with" in told
+    assert "Fetched 2.3 GB of weights in 1.0 s: 45 kB from the hub." in told
     assert ("this node does not share them" in told) == (not shares)
     assert ("KV cache, states of 2 sessions, " if shares else "KV cache, states of 1 session, ") in told
 
