@@ -94,6 +94,14 @@ class Sessions:
             row += count
         return torch.from_numpy(self.model.forward(x.float().numpy(), pieces, self.pool, span))
 
+    def fork(self, source: int, target: int) -> None:
+        """``target`` becomes what ``source`` is, in slots of its own."""
+        for copy, table in ((self.pool.copy_slots, self.tables), (self.pool.copy_states, self.memory.states)):
+            if table is not None:
+                pairs = dict(zip(*(table[each].ravel().tolist() for each in (source, target)), strict=True))
+                copy([*pairs], [*pairs.values()])
+        self.lengths[target] = self.lengths[source]
+
 
 def soil(pool: KvMemory) -> None:
     if isinstance(pool, (KvPool, TorchKvPool)):

@@ -46,10 +46,7 @@ def test_a_fork_goes_its_own_way(case: str) -> None:
     want = fed.forward(x)
     fed.lengths[0] = 0
     fed.forward(x[:40])
-    for copy, table in ((fed.pool.copy_slots, fed.tables), (fed.pool.copy_states, fed.memory.states)):
-        pairs = dict(zip(*(part.ravel().tolist() for part in table), strict=True))
-        copy([*pairs], [*pairs.values()])
-    fed.lengths[1] = 40
+    fed.fork(0, 1)
     fed.forward(inputs(seed=3)[:7], [(0, 7)])
     torch.testing.assert_close(fed.forward(x[40:], [(1, 56)]), want[40:], **CLOSE)
     with pytest.raises(ValueError, match="2 sources, 1 targets"):

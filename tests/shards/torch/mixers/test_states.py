@@ -155,6 +155,17 @@ def test_rowwise_any_schedule_gives_the_bits_of_token_by_token(
             assert torch.equal(rows, want[session][start : start + len(rows)]), (case, start)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_a_fork_goes_its_own_way(sessions: Sessions, case: str) -> None:
+    fed, x = sessions(load(case, deterministic=True), count=2, tokens=96), inputs(96)
+    want = fed.forward(x)
+    fed.lengths[0] = 0
+    fed.forward(x[:40])
+    fed.fork(0, 1)
+    fed.forward(inputs(7, seed=3), [(0, 7)])
+    assert torch.equal(fed.forward(x[40:], [(1, 56)]), want[40:])
+
+
 def test_a_slice_without_a_table_is_refused(sessions: Sessions) -> None:
     fed = sessions(load("delta"))
     fed.memory.states = None
