@@ -138,9 +138,11 @@ def _check_reach(family: Family, settings: Settings, context: int) -> None:
 
 
 def refuse_unknown(family: Family, settings: Settings) -> None:
-    """UnsupportedModelError for a key that the family's row has not read, and that changes the result."""
-    unread = {key: NEUTRAL[key] for key in settings.unread() if key in NEUTRAL}
-    for key, allowed in {**unread, **family.fixed}.items():
+    """UnsupportedModelError for a key that changes the result and that the family does not have. One that it
+    has, and that was not read, is of a part that no block of the file has."""
+    others = {*settings.unread()} - family.defaults.keys()
+    neutral = {key: allowed for key, allowed in NEUTRAL.items() if key in others}
+    for key, allowed in {**neutral, **family.fixed}.items():
         if not settings.is_one_of(key, allowed):
             raise UnsupportedModelError(
                 f"{settings.named(key)} is {settings.shown(key)}, which is not supported"

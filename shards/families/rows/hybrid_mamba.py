@@ -95,7 +95,6 @@ def _granite_block(s: Settings) -> BlockConfig:
     attends, norm = mixer_kind(s) == FULL, rms(s)
     is_sparse = bool(s.optional_integer("num_local_experts", most=MAX_EXPERTS))
     shared, dense = "shared_intermediate_size", "intermediate_size"
-    s.has("attention_multiplier")  # which says nothing where no block has attention
     some = None
     if is_sparse:
         some = experts(
@@ -313,7 +312,6 @@ def _nemotron_experts(s: Settings) -> ExpertsConfig:
 def _nemotron_block(s: Settings) -> BlockConfig:
     """Of one part alone."""
     kind, norm = _nemotron_kind(s), _nemotron_norm(s)
-    s.has("n_routed_experts"), s.has("mlp_bias")  # which say nothing without blocks that have these
     if kind == FULL:
         return BlockConfig(attention(s, rope=None), None, norm=norm)
     if kind == LINEAR:

@@ -127,6 +127,15 @@ def test_the_pattern_says_how_many_blocks_there_are() -> None:
     assert all(sum(part is not None for part in kind) == 1 for kind in kinds)
 
 
+def test_what_no_block_has_says_nothing() -> None:
+    attends = {"layers_block_type": ["full_attention"]}
+    of_others: dict[str, Any] = {"mlp_bias": True, "use_bias": True, "n_routed_experts": 4}
+    assert config_of("nemotron_h", **attends, **of_others) == config_of("nemotron_h", **attends)
+    keeps: dict[str, Any] = {"layer_types": ["linear_attention"], "num_hidden_layers": 1}
+    of_others = {"attention_bias": True, "attention_multiplier": 0.5}
+    assert config_of("granitemoehybrid", **keeps, **of_others) == config_of("granitemoehybrid", **keeps)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "named"),
     [
