@@ -437,19 +437,10 @@ class Engine:
         self._queued -= len(report.finished)
         for job, outcome in report.finished:
             sequence = job.sequence
-            sequence.pending.popleft()
-            if sequence.states is not None:
-                sequence.states.held.answered()
-            if isinstance(outcome, StepDone):
-                sequence.answered = job.position + job.tokens
-                if sequence.registered < len(sequence.names) or sequence.states is not None:
-                    register(self.memory, sequence)
-            else:
-                sequence.answered = min(sequence.answered, job.position)
-                if sequence.states is not None:
-                    sequence.states.is_there = False
-            if not sequence.pending:
-                sequence.length = sequence.answered
+            is_done = isinstance(outcome, StepDone)
+            sequence.step_ended(job.position, job.tokens if is_done else 0)
+            if is_done and (sequence.registered < len(sequence.names) or sequence.states is not None):
+                register(self.memory, sequence)
             was_closed = sequence.closed  # if ``done`` closes it, close_sequence releases it
             try:
                 job.done(job, outcome)

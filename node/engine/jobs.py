@@ -80,6 +80,17 @@ class TokenSequence:
         lowest, states = self.holdings.pages.lowest, self.states
         return tokens >= lowest and (states is None or states.reaches(tokens, lowest))
 
+    def step_ended(self, position: int, computed: int) -> None:
+        """Of the oldest step under way, which started at ``position``, ``computed`` tokens are there; 0: it
+        failed."""
+        self.pending.popleft()
+        self.answered = position + computed if computed else min(self.answered, position)
+        if not self.pending:
+            self.length = self.answered
+        if self.states is not None:
+            self.states.held.answered()
+            self.states.is_there = self.states.is_there and computed > 0
+
     def cut_names(self, position: int) -> None:
         """The session goes back: its names do not tell what the pages from there on will hold. A first step
         that feeds a known prefix again is what the names were given for; those that a fork has of its parent,
