@@ -671,7 +671,8 @@ def other_kernels(
     if compiler is None:
         pytest.skip("no compiler of its own on this machine")
     target = tmp_path / "linear.so"
-    command = [compiler, "-O2", "-std=gnu11", "-shared", "-fPIC", "-ffp-contract=off"]
+    # Not optimized, which changes no bit: with plain C that alone takes a compiler half a minute.
+    command = [compiler, "-O0", "-std=gnu11", "-shared", "-fPIC", "-ffp-contract=off"]
     subprocess.run([*command, *INSTRUCTION_SETS[name], *sources, "-o", str(target), "-lm"], check=True)
     kernels = ctypes.CDLL(str(target))
     native_linear._kernels.cache_clear()
