@@ -12,6 +12,7 @@ from ...swarm.codecs.codec import MAX_MAGNITUDE
 from ...swarm.errors import LocalProtocolError, UnsupportedModelError, UsageError
 from ...swarm.types import Span
 from ..checkpoint.checkpoint import Checkpoint
+from ..formats.blocks.block import needs_torch
 from ..layers.kv_pool import BatchSlice, kv_shapes, resolve_kv_dtype
 from ..layers.state_pool import largest_state
 from ..models.block_loading import bytes_in_file, load_block
@@ -28,7 +29,6 @@ from .weights import MlxLoader, MlxPlan
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..formats.blocks.block import BlockConfig
     from ..formats.blocks.rope import RopeConfig
     from ..formats.config import ModelConfig
     from ..models.weight_loader import Progress
@@ -113,12 +113,6 @@ class MlxSpan:
         pass  # MLX has its own
 
 
-def computes(block: BlockConfig) -> bool:
-    """Whether MLX has all that such a block is made of."""
-    sparse = block.mlp is not None and block.mlp.sparsity
-    return not (block.streams or block.laurel or sparse)
-
-
 def load_mlx_span(
     checkpoint: Checkpoint,
     span: Span,
@@ -129,7 +123,7 @@ def load_mlx_span(
 ) -> MlxSpan:
     """As ``loading.load_backend``. UsageError for options that MLX has nothing for."""
     config = checkpoint.config
-    if any(not computes(block) for block in config.blocks[span.start : span.end]):
+    if any(map(needs_torch, config.blocks[span.start : span.end])):
         raise UnsupportedModelError(
             f"MLX does not compute {config.family}: several residual streams, a learned residual and a "
             "sparse gate are not supported there",

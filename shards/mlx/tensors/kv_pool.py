@@ -44,10 +44,10 @@ class MlxKvPool:
     what a mask hides is still multiplied by zero.
 
     A token's keys in a block, then its values, are its vectors; behind them lies its key for an indexer, a
-    vector of another size. ``data``: (units, n_slots, PAGE_TOKENS,
-    width), where a vector takes key_dim / width units. It is one unit where all blocks have the same key_dim:
-    pages of one session, taken together, are then a contiguous matrix a head. ``scales``, for int8: (vectors,
-    n_slots, PAGE_TOKENS). ``states``: what each slot of a state holds, evaluated; None before it is written.
+    vector of another size. ``data``: (units, n_slots, PAGE_TOKENS, width), where a vector takes key_dim /
+    width units. It is one unit where all blocks have the same key_dim: pages of one session, taken together,
+    are then a contiguous matrix a head. ``scales``, for int8: (vectors, n_slots, PAGE_TOKENS).
+    ``states``: what each slot of a state holds, evaluated; None before it is written.
     """
 
     def __init__(self, n_slots: int, shapes: Collection[KvShape], kv_dtype: str, n_states: int = 0) -> None:
