@@ -90,6 +90,9 @@ class _Parser(argparse.ArgumentParser):
         option = next((word.partition("=")[0] for word in unknown if word.startswith("-")), "")
         near = get_close_matches(option, self._option_string_actions, 1) if option else []
         did_you_mean = f"Did you mean {near[0]}? " if near else ""
+        bare = option.lstrip("-")
+        if bare and any(not action.option_strings and action.dest == bare for action in self._actions):
+            did_you_mean = f"Give its value by itself: {self.prog} {bare.upper()}. "
         what = f"there is no option {option}" if option else f"unexpected: {' '.join(unknown)}"
         raise UsageError(what, hint=f"{did_you_mean}See {self.prog} --help.")
 

@@ -105,6 +105,7 @@ def test_a_wrong_call_names_what_is_wrong(call: list[str], names: str) -> None:
             "Did you mean --model? See swarm-node serve --help.",
         ),
         (["chat", "--temprature=3"], "no option --temprature", "Did you mean --temperature? "),
+        (["run", "--model", "x"], "no option --model", "Give its value by itself: swarm-node run MODEL. "),
         (["generate", "hi", "--zzz"], "no option --zzz", "See swarm-node generate --help."),
         (["generate", "hi", "there"], "unexpected: there", "See swarm-node generate --help."),
     ],
