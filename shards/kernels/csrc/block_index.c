@@ -79,7 +79,6 @@ static void score(void *arg, int32_t first, int32_t end, int32_t thread)
     }
 }
 
-/* The numbers of the `top` largest of n >= top scores, ascending; of equal ones the first. */
 /* Orders as the numbers do; -0 is 0. */
 static uint32_t rank_of(float score)
 {
@@ -123,7 +122,7 @@ static void choose(void *arg, int32_t first, int32_t end, int32_t thread)
         piece_of(t, t->choosing + at, &tokens);
         if (tokens > t->block->latent->top)
             take_best(choice->scores + at * choice->longest, tokens, t->block->latent->top,
-                    choice->tokens + (t->at + t->choosing + at) * choice->most);
+                      choice->tokens + (t->at + t->choosing + at) * choice->most);
     }
 }
 

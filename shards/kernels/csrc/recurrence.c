@@ -73,13 +73,13 @@ INLINE void step(const int rule, const int channel, const int vectors, const tok
     }
 }
 
-#define STEP(name, rule, channel)                                                                              \
-    static void name(const token *t, int32_t keys, slice from, slice to, float *v, int32_t vectors)             \
-    {                                                                                                          \
-        if (vectors == STATE_VECTORS)                                                                                \
-            step(rule, channel, STATE_VECTORS, t, keys, from, to, v);                                                \
-        else                                                                                                   \
-            step(rule, channel, 1, t, keys, from, to, v);                                                      \
+#define STEP(name, rule, channel)                                                                      \
+    static void name(const token *t, int32_t keys, slice from, slice to, float *v, int32_t vectors)    \
+    {                                                                                                  \
+        if (vectors == STATE_VECTORS)                                                                  \
+            step(rule, channel, STATE_VECTORS, t, keys, from, to, v);                                  \
+        else                                                                                           \
+            step(rule, channel, 1, t, keys, from, to, v);                                              \
     }
 STEP(delta_head, SN_DELTA, 0)
 STEP(delta_channel, SN_DELTA, 1)
