@@ -85,14 +85,20 @@ class ToySpan:
         rows = list(x[part.row : part.row + part.count])
         for block in range(span.start, span.end):
             slots = part.table[block - part.first_block].tolist()
-            states = None
+            states = saved = None
             if self.config.blocks[block].state is not None:
                 states = part.states[block - part.first_block].tolist()
+                saved = None if part.saved is None else int(part.saved[block - part.first_block])
             total = None
             if part.start:
                 page, at = divmod(part.start - 1, PAGE_TOKENS)
-                total = pool.sums(slots[page])[at] if states is None else pool.states[states[page]]
+                if states is None:
+                    total = pool.sums(slots[page])[at]
+                else:
+                    total = pool.states[states[page] if saved is None or part.again else saved]
             for number, row in enumerate(rows):
+                if saved is not None and number == part.again > 0:
+                    pool.states[saved] = total
                 position = part.start + number
                 total, rows[number] = block_row(block, row, total, position)
                 page, at = divmod(position, PAGE_TOKENS)
