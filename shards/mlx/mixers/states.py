@@ -70,13 +70,14 @@ class PagedStates:
         """Of each slice: after which of its chunks the state is kept in which slot."""
         found = []
         for part, chunks in zip(self._slices, self._chunks, strict=True):
-            slots, last = _slots(part, block).tolist(), {}
+            first, last = part.start // PAGE_TOKENS, {}
+            slots = _slots(part, block)[first : (part.start + part.count - 1) // PAGE_TOKENS + 1].tolist()
             for at, (row, rows) in enumerate(chunks):
                 end = row + rows
                 if part.saved is not None and end == part.again:
                     slot = int(part.saved[block - part.first_block])
                 else:
-                    slot = slots[(part.start + end - 1) // PAGE_TOKENS]
+                    slot = slots[(part.start + end - 1) // PAGE_TOKENS - first]
                 if slot >= 0:
                     last[slot] = at
             found.append({at: slot for slot, at in last.items()})
