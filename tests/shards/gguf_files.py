@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import gguf
@@ -47,7 +48,6 @@ def write_gguf_llama(
     add_vocabulary(writer)
     if extra is not None:
         extra(writer)
-    rng = np.random.default_rng(seed)
     kv = 256 * heads[1] // heads[0]
     matrices = {"token_embd": (50, 256)} | ({} if tied else {"output": (50, 256)})
     vectors = {"output_norm": 256}
@@ -63,13 +63,17 @@ def write_gguf_llama(
             prefix + "ffn_down": (256, 512),
         }
         vectors |= {prefix + "attn_norm": 256, prefix + "ffn_norm": 256}
-    for tensor, size in vectors.items():
-        writer.add_tensor(f"{tensor}.weight", rng.standard_normal(size, dtype=np.float32))
+    types = {
+        tensor: next((other for end, other in (others or {}).items() if tensor.endswith(end)), qtype)
+        for tensor in matrices
+    }
+    kinds = zip(matrices.values(), types.values(), strict=True)
+    norms, weights = _random_tensors(seed, tuple(vectors.values()), tuple(kinds))
+    for tensor, values in zip(vectors, norms, strict=True):
+        writer.add_tensor(f"{tensor}.weight", values)
     if bias:
         writer.add_tensor("blk.0.attn_q.bias", np.arange(256, dtype=np.float32))
-    for tensor, shape in matrices.items():
-        held = next((other for end, other in (others or {}).items() if tensor.endswith(end)), qtype)
-        raw = raw_values(rng, shape, held)
+    for (tensor, held), raw in zip(types.items(), weights, strict=True):
         writer.add_tensor(f"{tensor}.weight", raw, raw_dtype=gguf.GGMLQuantizationType[held])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -89,6 +93,17 @@ def add_vocabulary(writer: gguf.GGUFWriter) -> None:
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
+
+
+@lru_cache(maxsize=16)
+def _random_tensors(
+    seed: int, sizes: tuple[int, ...], kinds: tuple[tuple[tuple[int, int], str], ...]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Vectors of ``sizes``, and matrices of shapes and types. Quantizing takes longer than what most tests do
+    with a file, and many write the same one."""
+    rng = np.random.default_rng(seed)
+    vectors = [rng.standard_normal(size, dtype=np.float32) for size in sizes]
+    return vectors, [raw_values(rng, shape, qtype) for shape, qtype in kinds]
 
 
 def raw_values(rng: np.random.Generator, shape: tuple[int, int], qtype: str) -> np.ndarray:

@@ -142,7 +142,8 @@ async def test_after_a_forger_the_honest_are_believed(world: PieceWorld, name: s
 async def test_of_two_roots_in_doubt_one_is_fetched_whole_so_none_that_lies_stays(
     world: PieceWorld, name: str, blocks: Span | None, client: bool
 ) -> None:
-    """Forger and origin answer from one network: nothing but the whole file tells them apart."""
+    """Forger and origin answer from one network: nothing but the whole file tells them apart. Whose root
+    comes first is chance: four fetches, and more until both came first."""
     peer = await forger(world, name)
     origin = await world.origin()
     first = set()
@@ -152,6 +153,8 @@ async def test_of_two_roots_in_doubt_one_is_fetched_whole_so_none_that_lies_stay
             await fetch.fetch(blocks, client=client)
             assert fetch.root == world.manifest.root
             first.add("forger" in fetch.statistics().bytes_by_source)
+        if number >= 3 and len(first) == 2:
+            break
     assert first == {True, False}, "the first root is anybody's"
 
 
