@@ -294,9 +294,9 @@ class BatchRunner:
         rows = lay_out(work, x, self._limit)
         report.clean = report.clean and rows.kept is None
         try:
-            for part, (job, _) in zip(rows.slices, work, strict=True):
+            for job, _ in work:
                 if job.sequence.states is not None:
-                    job.sequence.states.computes(part)
+                    job.sequence.states.position = -1  # until the slots have what they should
             hidden = rows.own(self._model.forward(rows.x, rows.slices, self._pool, span))
         except Exception as error:
             report.clean = False

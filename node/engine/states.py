@@ -185,7 +185,7 @@ class SequenceStates:
         """Begin at ``position``, the end of a page whose ``state`` the cache has. No step must be under
         way."""
         self.held.begin_lower(self.held.border(position), state)
-        self.slots, self.saved, self.position, self.saved_at = None, None, -1, -1
+        self.position = -1
 
     # The compute thread's.
 
@@ -203,9 +203,8 @@ class SequenceStates:
         if plan.saved is None:
             self.saved, self.saved_at = None, -1
         else:  # the slots of the step's page and those that are saved have changed places
-            border = position - position % PAGE_TOKENS
-            before = self.saved_at if border < self.saved_at <= position else -1
-            self.position, self.saved_at = before, position if self.position == position else -1
+            goes_on = self.position == position
+            self.position, self.saved_at = self.saved_at, position if goes_on else -1
             self.saved = np.full(len(self.table), -1, np.int32)
             self.saved[self.held.rows] = plan.saved
         self.slots = plan.saved
@@ -224,12 +223,6 @@ class SequenceStates:
         if lead is not None and border < self.position < start:
             lead = lead.last(start - self.position)
         return None if lead is None else Begin(lead, self.saved)
-
-    def computes(self, part: BatchSlice) -> None:
-        """Until ``has_computed``, nobody knows what is in the slots that it writes."""
-        self.position = -1
-        if part.again:
-            self.saved_at = -1
 
     def has_computed(self, part: BatchSlice) -> None:
         self.position = part.start + part.count

@@ -149,7 +149,7 @@ class World:
         self.resumed += again < start % PAGE and states.position != start
         count = self.rng.randint(1, len(step.tokens) - step.done)
         part = BatchSlice(states.table, 0, 0, first, again + count, False, states.table, begin.saved, again)
-        states.computes(part)
+        states.position = -1
         if self.rng.random() < 0.05:
             if begin.saved is not None and again:
                 self.memory |= dict.fromkeys(begin.saved[GROUP.rows].tolist(), (-1,))
@@ -335,6 +335,44 @@ def test_what_others_share_is_not_overwritten_while_a_step_waits_for_it():
     other.release()
     table.release()
     assert allocator.used == allocator.reserved == 0
+
+
+@pytest.mark.parametrize(
+    ("start", "count", "saved"),
+    [(41, 2, True), (41, 33, True), (41, 34, False), (41, 1, False), (64, 2, False)],
+)
+def test_a_state_is_saved_before_a_draft_in_the_middle_of_a_page(start, count, saved):
+    """Of 32 tokens."""
+    group, allocator = StateGroup([0, 2], BLOCKS, 32), PageAllocator(20 * BLOCKS)
+    table = StateTable.open(allocator, PrefixCache(allocator), group, 20, {})
+    table.write(0, start)
+    before = table.pages.get(start // 32)
+    for _ in range(2):  # it may come again
+        table.write(start, count)
+        assert (table.saved is not None) == saved
+    if saved:
+        assert table.saved.page is before is not table.pages[1]
+        table.write(start + 1, 1)  # a part was wrong
+        assert table.pages[1] is before
+        table.write(start + 2, 1, waiting=[start + 1])  # which may still begin there
+        kept = len(table.pages) + len(table._spare)
+        assert (table.saved, allocator.used) == (None, BLOCKS * (kept + 1))
+        table.answered()
+        assert allocator.used == BLOCKS * kept
+    table.release()
+    assert allocator.used == allocator.reserved == 0
+
+
+def test_a_named_state_is_not_saved_before_a_draft():
+    """The page is given to the cache, and the step begins at the border."""
+    table = table_of(400, allocator := PageAllocator(40 * BLOCKS))
+    table.write(0, 12)
+    named = table.pages[2]
+    table._cache.register(Holder("owner"), SPAN, None, b"name", named)
+    table.write(10, 2)
+    assert (table.saved, table.pages[2] is named) == (None, False)
+    table.release()
+    assert (allocator.used, allocator.cached) == (0, BLOCKS)
 
 
 def test_layouts_say_which_rows_keep_a_state():
