@@ -25,6 +25,8 @@ PROMPT_TOKENS, NEW_TOKENS = 38, 20
 
 
 def greedy(model: Any, prompt: list[int]) -> list[int]:
+    """Without its cache where steps have limits, which transformers 5.23 forgets in tokens after the prompt."""
+    cached = tuple(getattr(model.config, "time_step_limit", UNLIMITED)) == UNLIMITED
     with torch.inference_mode():
         output = model.generate(
             torch.tensor([prompt]),
@@ -33,10 +35,12 @@ def greedy(model: Any, prompt: list[int]) -> list[int]:
             do_sample=False,
             eos_token_id=None,
             pad_token_id=None,
+            use_cache=cached,
         )
     return list(output[0, len(prompt) :].tolist())
 
 
+UNLIMITED = (0.0, float("inf"))
 NOT_OF_TRANSFORMERS = {"phimoe-long"}
 """transformers 5.23 keeps the short factors for texts beyond the trained length. The model's own code and
 llama.cpp take the long ones, and so do we."""

@@ -95,7 +95,7 @@ def test_what_cannot_run_says_why(tmp_path: Path, hf_llama, gguf_llama) -> None:
         found["half"]: "neither model.safetensors nor",
         found["short"]: "is truncated",
         found["unknown"]: "model family 'unknown' is not supported",
-        found["mamba"]: "keeps no keys and values",
+        found["mamba"]: "has blocks that keep a state",
         found["lora"]: "holds an adapter",
         found["flux"]: "a pipeline of diffusers",
     }.items():

@@ -288,7 +288,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"model_type": "bert", "architectures": ["BertModel"]},
         "no causal language model",
     ),
-    "a well-known state": ({"model_type": "mamba2"}, "keeps no keys and values"),
+    "a well-known state": ({"model_type": "mamba2"}, "has blocks that keep a state"),
     "an unknown type": ({"model_type": "invented"}, "'invented' is not supported"),
     "code of its own": (
         {"model_type": "invented", "auto_map": {"AutoModelForCausalLM": "a.B"}},

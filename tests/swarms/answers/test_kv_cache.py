@@ -100,7 +100,8 @@ async def test_an_idle_session_is_dropped_and_repaired(small_swarm: LocalSwarm) 
 
 
 async def test_a_killed_client_leaves_nothing(small_swarm: LocalSwarm) -> None:
-    worker = Worker("scripts.lab.soak.polite:client_to_kill", initial_peers=small_swarm.initial_peers)
+    asked = {"initial_peers": small_swarm.initial_peers, "model": small_swarm.model}
+    worker = Worker("scripts.lab.soak.polite:client_to_kill", **asked)
     try:
         await asyncio.to_thread(worker.wait_ready)
         await _until(
