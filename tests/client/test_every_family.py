@@ -25,7 +25,7 @@ PROMPT_TOKENS, NEW_TOKENS = 38, 20
 
 
 def greedy(model: Any, prompt: list[int]) -> list[int]:
-    """Without its cache where steps have limits, which transformers 5.23 forgets in tokens after the prompt."""
+    """Without its cache where steps have limits: transformers 5.23 forgets these after the prompt."""
     cached = tuple(getattr(model.config, "time_step_limit", UNLIMITED)) == UNLIMITED
     with torch.inference_mode():
         output = model.generate(
