@@ -48,11 +48,11 @@ class LocalModel:
     each of them beside the residual. ``context``: the longest sequence in tokens. ``draft``: guesses what the
     model will say. ``close`` gives files back, if there are any; a draft model ends its step before.
     ``embedding_rms``: root mean square of a usual embedding, 0 where it is not known. ``keeps_states``: see
-    ``SessionSettings``. ``wire_codec``: the
-    kind of codec in which its activations travel, unless a person asks for another. ``scales``: for the rows
-    at each boundary, as far as they are known. ``failed``: kinds of codecs that lose too much by the model's
-    certificate, or may without one. ``reader``: judges the rows that come from the last block. ``facts``: for
-    people. ``answered``: to be called, in a thread, after the swarm has answered with it."""
+    ``SessionSettings``. ``wire_codec``: the kind of codec in which its activations travel, unless a person
+    asks for another. ``scales``: for the rows at each boundary, as far as they are known. ``failed``: kinds
+    of codecs that lose too much by the model's certificate, or may without one. ``reader``: judges the rows
+    that come from the last block. ``facts``: for people. ``answered``: to be called, in a thread, after the
+    swarm has answered with it."""
 
     ref: ModelRef
     boundaries: Boundaries

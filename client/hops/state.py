@@ -43,7 +43,7 @@ W, R, S, T, L = Condition
 _SUSPECT = {W: {S}, R: {S}, S: {S}, T: {T}, L: {L}}
 _REWIRE = {W: {W}, R: {R}, S: {W, R, S}, T: {T}, L: {L}}
 TRANSITIONS: dict[Event, dict[Condition, set[Condition]]] = {
-    Event.LACKS: {W: {R}, S: {S}, T: {T}, L: {L}},  # caused by the repair that opened it
+    Event.LACKS: {W: {R}, S: {S}, T: {T}, L: {L}},  # a repair that opens it, or hears what it holds
     Event.FED: {R: {W}, S: {S}, T: {T}, L: {L}},  # the repair, after a replay
     Event.STEP_FAILED: _SUSPECT,  # its node's ERROR; a segment that checks its results
     Event.UPSTREAM_LOST: _SUSPECT,  # its node; the watch over the steps of a chain

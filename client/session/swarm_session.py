@@ -18,7 +18,7 @@ in ``hops/state.py`` has every event and who causes it:
     │ REPLAYING │ ──────────────────────────────────────────────────► LOST (final; from WORKING, too)
     └───────────┘     its link ended, it is mute, it broke the protocol
       ▲
-      └ opened in the place of a lost hop, and lacks tokens
+      └ lacks tokens: opened in the place of a lost hop, or it let go of them and said so
 
 Only ``HopClient`` changes its state: when its link tells something (``deliver``, ``fail``), when a
 ``Segment`` finds a result wrong (``suspect``, ``mark_lost``), and when a ``RouteRepair`` has looked
