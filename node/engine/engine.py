@@ -368,7 +368,8 @@ class Engine:
         waiting = min(pending, default=None)
         if states is not None:
             states.marks.rollback(position // PAGE_TOKENS)
-            job.plan = states.plan(position, job.tokens, job.payload, pending)
+            goes_on = sequence.goes_on(position)
+            job.plan = states.plan(position, job.tokens, job.payload, pending, goes_on=goes_on)
             if job.plan is None:
                 return STATE_IN_USE
             waiting = min([position, *pending])
@@ -514,7 +515,8 @@ class Engine:
             self._runner.admit(job)
         sequence.steps.append(job)
         tokens = job.tokens if job.refusal is None else 1
-        self._scheduler.add(sequence, sequence.owner, tokens, job.deadline_ns, sequence.group, job.again)
+        again = 0 if job.plan is None else job.plan.again
+        self._scheduler.add(sequence, sequence.owner, tokens, job.deadline_ns, sequence.group, again)
 
     def _call(self, call: _Call) -> None:
         if self._width is not None:

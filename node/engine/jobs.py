@@ -71,9 +71,11 @@ class TokenSequence:
 
     def reaches(self, position: int) -> bool:
         """Whether a step can start there, as far as the session's tokens reach: with what its blocks see."""
-        states = self.states
-        goes_on = states is not None and states.is_there and position == self.length
-        return goes_on or self._holds(position)
+        return self.goes_on(position) or self._holds(position)
+
+    def goes_on(self, position: int) -> bool:
+        """Whether a step that starts there finds the states that the one before it leaves."""
+        return self.states is not None and self.states.is_there and position == self.length
 
     def _holds(self, tokens: int) -> bool:
         """All that is seen from behind the first ``tokens`` on."""
@@ -172,7 +174,6 @@ class StepJob:
     # The engine's notes while the step runs, over several batches if it is a long prompt.
     changes: Sequence[PageChange] = ()  # of the sequence's table, before the step
     plan: StatePlan | None = None  # of the sequence's states, if it keeps some
-    again: int = 0  # rows before it that are fed again
     refusal: StepFailed | None = None  # known when it was submitted; told in its turn
     parts: list[bytes | memoryview] = field(default_factory=list)  # encoded rows of the result so far
     rows: int = 0  # in parts

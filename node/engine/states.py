@@ -40,11 +40,13 @@ class Lead(NamedTuple):
 
 class StatePlan(NamedTuple):
     """What a step needs of states: the rows before it in its page, None if they are not kept; what changes in
-    the table as it begins; and the slots of the state that is saved from then on, None: none is."""
+    the table as it begins; the slots of the state that is saved from then on, None: none is; how many rows
+    are fed again, if no step before it fails."""
 
     lead: Lead | None
     changes: Sequence[StateChange]
     saved: tuple[int, ...] | None
+    again: int
 
 
 class Begin(NamedTuple):
@@ -52,11 +54,6 @@ class Begin(NamedTuple):
 
     lead: Lead
     saved: np.ndarray | None
-
-    @property
-    def rows(self) -> int:
-        """Rows before the step that are fed again."""
-        return 0 if self.lead is None else self.lead.rows
 
 
 class _Page(NamedTuple):
@@ -169,17 +166,21 @@ class SequenceStates:
         tokens: int,
         payload: bytes | bytearray | memoryview,
         waiting: Collection[int],
+        *,
+        goes_on: bool,
     ) -> StatePlan | None:
         """For a step that may begin; None where a step that waits reads what it would overwrite. ``waiting``:
-        where steps under way start."""
-        lead = self.rows.lead(position)
+        where steps under way start. ``goes_on``: it starts where the one before it ends."""
+        lead, before = self.rows.lead(position), self.held.saved
         changes = self.held.write(position, tokens, waiting=waiting)
         if changes is None:
             return None
         self.rows.write(position, tokens, payload, self.held.pages)
         self.is_there = True
-        saved = self.held.saved
-        return StatePlan(lead, changes, None if saved is None else saved.page.slots)
+        saved, again = self.held.saved, 0 if goes_on or lead is None else lead.rows
+        if again and before is not None and saved is not None and position - again < before.start <= position:
+            again = position - before.start
+        return StatePlan(lead, changes, None if saved is None else saved.page.slots, again)
 
     def begin_lower(self, position: int, state: Page) -> None:
         """Begin at ``position``, the end of a page whose ``state`` the cache has. No step must be under

@@ -128,6 +128,35 @@ async def test_of_a_draft_that_is_partly_wrong_the_accepted_rows_are_fed_again(m
     driver.engine.close_sequence(sequence)
 
 
+async def test_rows_that_are_fed_again_count_in_the_budget_of_a_batch(model, open_engine, monkeypatch):
+    """Those from where a state was saved, where one was."""
+    driver = open_engine(states=160)
+    sequences = [driver.sequence(tokens=64) for _ in range(8)]
+    for sequence in sequences:
+        await driver.rows(sequence, X[:29], 0)
+    batches: list[int] = []
+
+    def forward(x: np.ndarray, *rest: Any) -> np.ndarray:
+        batches.append(len(x))
+        return TorchSpan.forward(model, x, *rest)
+
+    async def step(position: int) -> list[int]:
+        """The rows of the batches that were computed for one step of each session."""
+        batches.clear()
+        with driver.engine.together():
+            steps = [driver.submit(sequence, X[40:42], position) for sequence in sequences]
+        await asyncio.gather(*steps)
+        return batches
+
+    monkeypatch.setattr(model, "forward", forward)
+    assert await step(28) == [2 * 30] * 4
+    assert await step(28) == [8 * 2]
+    assert await step(29) == [8 * 3]
+    assert await step(31) == [8 * 2]
+    for sequence in sequences:
+        driver.engine.close_sequence(sequence)
+
+
 async def test_what_the_client_goes_on_with_is_not_fed_again(model, open_engine):
     driver = open_engine()
     sequence = driver.sequence(tokens=256)

@@ -46,6 +46,7 @@ class Session:
     content: Tokens  # computed
     planned: Tokens
     registered: int = 0
+    failed: bool = False  # some step
     steps: deque[Step] = field(default_factory=deque)
 
     @property
@@ -119,7 +120,7 @@ class World:
         whole = b"".join(map(bytes, session.names[-1:]))
         new = tuple(whole[start : start + count])
         new += tuple(rng.randrange(9) for _ in range(count - len(new)))
-        plan = session.states.plan(start, count, bytes(new), waiting)
+        plan = session.states.plan(start, count, bytes(new), waiting, goes_on=goes_on)
         if plan is None:
             assert waiting, "only a step that waits is in the way"
             assert (table.pages, table.saved, allocator.available) == before
@@ -139,6 +140,7 @@ class World:
         assert begin is not None
         start, again = step.start + step.done, begin.lead.rows
         first = start - again
+        assert step.done or session.failed or again == step.plan.again
         assert tuple(begin.lead.payload) == session.content[first:start]
         if first:
             slots = session.slots((first - 1) // PAGE)
@@ -174,7 +176,7 @@ class World:
     def fail(self, session: Session) -> None:
         """It may have written anything to the slots from its first page on. What waits behind it starts where
         nothing is, and fails too, if it does not go back."""
-        step, states = session.steps.popleft(), session.states
+        step, states, session.failed = session.steps.popleft(), session.states, True
         session.table.answered()
         start = step.start
         for index in range(start // PAGE, (start + len(step.tokens) - 1) // PAGE + 1):
