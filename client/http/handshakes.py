@@ -10,6 +10,8 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
+from ...swarm.fairness.owner_lru import OwnerLru
+from ...swarm.fairness.shares import Holder
 from ...swarm.runtime.open_files import RESERVED
 from .endpoint import group_of_client
 
@@ -25,22 +27,21 @@ class Handshakes:
     def __init__(self, context: ssl.SSLContext, http: Callable[..., asyncio.Protocol]) -> None:
         self._context = context
         self._http = http
-        self._open: dict[str, dict[_Handshake, asyncio.Transport]] = {}  # by group, in order of their age
+        self._open: dict[_Handshake, asyncio.Transport] = {}
+        self._kept: OwnerLru[_Handshake] = OwnerLru()  # the same
 
     def __len__(self) -> int:
-        return sum(map(len, self._open.values()))
+        return len(self._open)
 
     def __call__(self, **options: Any) -> asyncio.Protocol:
         return _Handshake(self, self._http(**options))
 
     def begin(self, handshake: _Handshake, raw: asyncio.Transport) -> None:
         """Hundreds may be accepted at once: those that end here have cost no encryption yet."""
-        self._open.setdefault(handshake.group, {})[handshake] = raw
+        self._open[handshake] = raw
+        self._kept.add(Holder("", handshake.group), handshake, 1)
         if len(self) > MOST_HANDSHAKES:
-            most = max(self._open.values(), key=len)
-            oldest = next(iter(most))
-            most[oldest].abort()
-            self._forget(oldest)
+            self._open.pop(self._kept.pop()).abort()
 
     async def shake(self, handshake: _Handshake, raw: asyncio.Transport) -> asyncio.Transport | None:
         """None where the other end left, was too slow, or speaks something else."""
@@ -53,13 +54,8 @@ class Handshakes:
         except OSError:
             return None
         finally:
-            self._forget(handshake)
-
-    def _forget(self, handshake: _Handshake) -> None:
-        of_group = self._open.get(handshake.group, {})
-        of_group.pop(handshake, None)
-        if not of_group:
-            self._open.pop(handshake.group, None)
+            if self._open.pop(handshake, None) is not None:
+                self._kept.remove(handshake)
 
 
 class _Handshake(asyncio.Protocol):
