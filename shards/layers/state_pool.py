@@ -30,12 +30,16 @@ class StatePool:
         """Raises MemoryError where there is not enough."""
         self.shapes = frozenset(shapes)
         self.n_slots = n_slots
-        floats = max((shape.floats for shape in self.shapes), default=0)
-        self.data: NDArray[np.float32] = zeros((n_slots, floats), np.float32)
+        self.data: NDArray[np.float32] = zeros((n_slots, slot_floats(self.shapes)), np.float32)
 
     @property
     def slot_bytes(self) -> int:
         return self.data.shape[1] * self.data.itemsize
+
+
+def slot_floats(shapes: Iterable[StateShape]) -> int:
+    """Values of a slot that holds a state of any of ``shapes``."""
+    return max((shape.floats for shape in shapes), default=0)
 
 
 def state_shapes(blocks: Iterable[BlockConfig]) -> frozenset[StateShape]:

@@ -14,7 +14,7 @@ from ...swarm.errors import UsageError
 from ...swarm.types import Span
 from ..checkpoint.checkpoint import Checkpoint
 from ..layers.kv_pool import BatchSlice, kv_shapes, resolve_kv_dtype
-from ..layers.state_pool import StatePool, state_shapes
+from ..layers.state_pool import state_shapes
 from ..models.block_loading import bytes_in_file, load_block
 from ..models.load_plan import LoadPlan
 from ..models.sideband import passed_on, residual_of
@@ -59,8 +59,9 @@ class SpanOnTorch(ABC):
 
     def new_pool(self, n_slots: int, kv_dtype: str, n_states: int = 0) -> TorchKvPool:
         blocks = self.config.blocks[self.span.start : self.span.end]
-        states = StatePool(n_states, state_shapes(blocks))
-        return TorchKvPool(n_slots, kv_shapes(blocks), kv_dtype, self.target.device, states)
+        return TorchKvPool(
+            *(n_slots, kv_shapes(blocks), kv_dtype, self.target.device), n_states, state_shapes(blocks)
+        )
 
     def use_threads(self, threads: int) -> None:  # noqa: B027  it does nothing, here and in subclasses
         """Not on torch, whose results may depend on them."""

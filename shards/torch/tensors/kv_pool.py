@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ...formats.blocks.attention import KvShape
+from ...formats.blocks.state import StateShape
 from ...layers.kv_pool import KvPart, KvPool, index_start, slot_bytes
-from ...layers.state_pool import StatePool
+from ...layers.state_pool import StatePool, slot_floats
 
 _DTYPES = {
     "float32": torch.float32,
@@ -31,20 +32,21 @@ class TorchKvPool:
         shapes: Iterable[KvShape],
         kv_dtype: str,
         device: torch.device,
-        states: StatePool | None = None,
+        n_states: int = 0,
+        states: Iterable[StateShape] = (),
     ) -> None:
-        """``states``: how many, and of which shapes. Raises UsageError for an unknown ``kv_dtype``,
-        MemoryError where there is not enough."""
-        shapes, states = frozenset(shapes), states or StatePool(0, ())
-        self.n_slots, self.n_states, self.kv_dtype, self.device = n_slots, states.n_slots, kv_dtype, device
+        """``n_states`` slots for ``states``. Raises UsageError for an unknown ``kv_dtype``, MemoryError where
+        there is not enough."""
+        shapes, states = frozenset(shapes), frozenset(states)
+        self.n_slots, self.n_states, self.kv_dtype, self.device = n_slots, n_states, kv_dtype, device
         self.slot_bytes = max((slot_bytes(shape, kv_dtype) for shape in shapes), default=0)
         if device.type == "cpu":
             self.data = torch.from_numpy(KvPool(n_slots, shapes, kv_dtype).data)
-            self.states = torch.from_numpy(states.data)
+            self.states = torch.from_numpy(StatePool(n_states, states).data)
         else:
             try:
                 self.data = torch.empty((n_slots, self.slot_bytes), dtype=torch.uint8, device=device)
-                self.states = torch.empty(states.data.shape, device=device)
+                self.states = torch.empty((n_states, slot_floats(states)), device=device)
             except RuntimeError as error:  # and its subclass OutOfMemoryError
                 raise MemoryError(str(error)) from None
         scale = torch.float32 if kv_dtype == "int8" else None

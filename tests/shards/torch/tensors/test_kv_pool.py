@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,8 +11,14 @@ from hypothesis import strategies as st
 
 from swarm_node.shards.formats.blocks.attention import KvShape
 from swarm_node.shards.layers.kv_pool import KV_DTYPES
+from swarm_node.shards.loading import load_backend
+from swarm_node.shards.models.load_plan import LoadOptions
+from swarm_node.shards.torch.span import TorchSpan
 from swarm_node.shards.torch.tensors.kv_pool import TorchKvPart, TorchKvPool, quantize_int8
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
+from swarm_node.swarm.types import Span
+from tests.shards.models.block_cases import checkpoint_of
+from tests.shards.models.state_cases import STATES
 from tests.shards.torch.kv_cases import soil
 
 CPU = torch.device("cpu")
@@ -126,3 +134,13 @@ def test_index_keys_lie_behind_keys_and_values(kv_dtype: str) -> None:
         tolerance = TOLERANCE[kv_dtype] * wanted.abs().max().item()
         torch.testing.assert_close(kept, wanted.permute(1, 2, 0), atol=tolerance, rtol=0)
         assert torch.equal(held.tokens(slots + 1, offsets, torch.float32)[0], kept)
+
+
+def test_slots_on_another_device_take_nothing_of_the_hosts_memory() -> None:
+    """Here more than a host can address."""
+    options = LoadOptions(dtype="float32", quantize="none", kernels="torch")
+    model = load_backend(checkpoint_of(STATES["delta"]), Span(0, 2), options)
+    assert isinstance(model, TorchSpan)
+    model.target = replace(model.target, device=torch.device("meta"))
+    pool = model.new_pool(1 << 46, "float32", 1 << 46)
+    assert pool.n_states == len(pool.states) == len(pool.data) == 1 << 46
