@@ -76,16 +76,17 @@ class Group:
         self._data, self._shape, self._in_place = data, shape, in_place and len(parts) == 1
         self.cuts, self.sessions = _cuts(parts[0]), len(parts)
         self.ends = [*accumulate(self.cuts)]
-        self.rows: slice | Tensor = slice(parts[0].row, parts[0].row + parts[0].count)
-        if len(parts) > 1:
-            rows = np.concatenate([np.arange(part.row, part.row + part.count) for part in parts])
+        rows = np.concatenate([np.arange(part.row, part.row + part.count) for part in parts])
+        self.rows: slice | Tensor = slice(parts[0].row, parts[0].row + len(rows))
+        if rows[-1] + 1 != self.rows.stop:  # others are between them
             self.rows = torch.from_numpy(rows).to(data.device)
         self._first = max(part.first_block for part in parts)
         self._fresh = np.array([part.start == 0 for part in parts])
+        self._begun_here = torch.from_numpy(np.flatnonzero(self._fresh)).to(data.device)
         self._starts = [part.start for part in parts]
         # (blocks, 1 + cuts, sessions): where states are read, and where those after each cut go.
         self._slots = np.stack([self._of(part) for part in parts], 2)
-        self._tables = torch.from_numpy(self._slots).to(data.device)
+        self._tables = torch.from_numpy(self._slots.clip(0)).to(data.device)
 
     def _of(self, part: BatchSlice) -> NDArray[np.int64]:
         """(blocks, 1 + cuts)"""
@@ -130,12 +131,11 @@ class Group:
             return self._parts(
                 zeros(self.sessions, shape.matrices), zeros(self.sessions, shape.floats - shape.matrices)
             )
-        table = self._tables[block - self._first, 0].clamp(min=0)
+        table = self._tables[block - self._first, 0]
         parts = self._data[:, : shape.matrices], self._data[:, shape.matrices : shape.floats]
         matrices, window = (part.index_select(0, table) for part in parts)
         if self._fresh.any():
-            fresh = torch.from_numpy(self._fresh).to(table.device)
-            matrices[fresh] = window[fresh] = 0.0
+            matrices[self._begun_here] = window[self._begun_here] = 0.0
         return self._parts(matrices, window)
 
     def _parts(self, matrices: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
