@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from swarm_node.shards.formats.hf.config import hf_config
@@ -101,6 +102,31 @@ class Sessions:
                 pairs = dict(zip(*(table[each].ravel().tolist() for each in (source, target)), strict=True))
                 copy([*pairs], [*pairs.values()])
         self.lengths[target] = self.lengths[source]
+
+
+def any_schedule(
+    data: st.DataObject, fed: Sessions, xs: Sequence[torch.Tensor], border: int = 1
+) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """Feeds ragged batches of ``fed``'s sessions, whose inputs are ``xs``, in any order; sessions go back to
+    multiples of ``border`` and are fed again, the blocks in two goes → each time a session, the position of
+    its first row, and what its rows became."""
+    tokens, span = len(xs[0]), fed.model.span
+    cut = data.draw(st.integers(0, len(span) - 1))
+    spans = [Span(0, cut), Span(cut, len(span))] if cut else [span]
+    for _ in range(data.draw(st.integers(1, 5))):
+        chosen = data.draw(st.lists(st.integers(0, len(xs) - 1), min_size=1, unique=True))
+        for session in chosen:
+            if fed.lengths[session] == tokens or data.draw(st.integers(0, 3)) == 0:
+                most = max(0, fed.lengths[session] - 1) // border
+                fed.lengths[session] = border * data.draw(st.integers(0, most))
+        starts = [fed.lengths[session] for session in chosen]
+        counts = [data.draw(st.integers(1, min(50, tokens - start))) for start in starts]
+        x = torch.cat([xs[s][a : a + n] for s, a, n in zip(chosen, starts, counts, strict=True)])
+        for part in spans:
+            for session, start in zip(chosen, starts, strict=True):
+                fed.lengths[session] = start
+            x = fed.forward(x, list(zip(chosen, counts, strict=True)), part)
+        yield from zip(chosen, starts, x.split(counts), strict=True)
 
 
 def soil(pool: KvMemory) -> None:

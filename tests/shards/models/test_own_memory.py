@@ -7,31 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.shards.formats.blocks.state import RecurrenceConfig
 from swarm_node.shards.loading import load_backend
 from swarm_node.shards.models.backend import SpanBackend
 from swarm_node.shards.models.load_plan import LoadOptions
 from swarm_node.shards.models.own_memory import OwnMemory
 from swarm_node.swarm.types import Span
-from tests.shards.models.block_cases import HIDDEN, RMS, block, checkpoint_of
+from tests.shards.models.block_cases import HIDDEN, block, checkpoint_of
+from tests.shards.models.state_cases import delta, kept
 
 TOKENS = 160
-DELTA = RecurrenceConfig(
-    heads=4,
-    key_heads=2,
-    key_dim=8,
-    value_dim=8,
-    taps=4,
-    rule="delta",
-    norm=RMS,
-    norm_groups=4,
-    norm_shared=True,
-)
 
 
 @pytest.fixture(scope="module")
 def model() -> SpanBackend:
-    blocks = [block(), block(attention=None, state=DELTA)]
+    blocks = [block(), kept(delta())]
     options = LoadOptions(dtype="float32", deterministic=True)
     return load_backend(checkpoint_of(blocks), Span(0, len(blocks)), options, threads=1)
 

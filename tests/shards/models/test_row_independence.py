@@ -24,6 +24,7 @@ from swarm_node.shards.models.load_plan import LoadOptions, resolve
 from swarm_node.shards.native.span import NativeSpan, load_native_span
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.types import Span
+from tests.shards.conftest import any_schedule
 from tests.shards.models.block_cases import CASES, checkpoint_of
 from tests.shards.models.state_cases import STATES
 
@@ -107,25 +108,11 @@ def test_any_schedule_gives_the_bits_of_token_by_token(
     model = load(way, threads=data.draw(st.integers(1, 2)) if way.startswith("native") else 1)
     xs = [inputs(model.config.hidden_size, session) for session in range(3)]
     fed = sessions(model, count=3, tokens=TOKENS, kv_dtype=kv_dtype, seed=data.draw(st.integers(0, 3)))
-    cut = data.draw(st.integers(0, BLOCKS - 1))
-    spans = [Span(0, cut), Span(cut, BLOCKS)] if cut else [Span(0, BLOCKS)]
-    for _ in range(data.draw(st.integers(1, 5))):
-        chosen = data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=3, unique=True))
-        for session in chosen:
-            if fed.lengths[session] == TOKENS or data.draw(st.integers(0, 3)) == 0:
-                fed.lengths[session] = data.draw(st.integers(0, max(0, fed.lengths[session] - 1)))
-        starts = [fed.lengths[session] for session in chosen]
-        counts = [data.draw(st.integers(1, min(50, TOKENS - start))) for start in starts]
-        x = torch.cat([xs[s][a : a + n] for s, a, n in zip(chosen, starts, counts, strict=True)])
-        for span in spans:
-            for session, start in zip(chosen, starts, strict=True):
-                fed.lengths[session] = start
-            x = fed.forward(x, list(zip(chosen, counts, strict=True)), span)
-        for session, start, rows in zip(chosen, starts, x.split(counts), strict=True):
-            key = (id(load(way)), kv_dtype, session)
-            if key not in _known:
-                _known[key] = token_by_token(load(way), sessions, kv_dtype, session)
-            assert torch.equal(rows, _known[key][start : start + len(rows)]), (way, kv_dtype, start)
+    for session, start, rows in any_schedule(data, fed, xs):
+        key = (id(load(way)), kv_dtype, session)
+        if key not in _known:
+            _known[key] = token_by_token(load(way), sessions, kv_dtype, session)
+        assert torch.equal(rows, _known[key][start : start + len(rows)]), (way, kv_dtype, start)
 
 
 @pytest.mark.parametrize("way", ["native int4", "torch float32", "torch bfloat16", "torch int8"])

@@ -18,6 +18,7 @@ from swarm_node.shards.torch.mixers import states
 from swarm_node.swarm.errors import LocalProtocolError, UsageError
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.types import Span
+from tests.shards.conftest import any_schedule
 from tests.shards.models.block_cases import HIDDEN, checkpoint_of
 from tests.shards.models.state_cases import STATES
 
@@ -135,24 +136,8 @@ def test_rowwise_any_schedule_gives_the_bits_of_token_by_token(
         KNOWN[case] = model, one_by_one
     model, want = KNOWN[case]
     fed = sessions(model, count=3, tokens=count, borders=True, seed=data.draw(st.integers(0, 3)))
-    cut = data.draw(st.integers(0, len(model.span) - 1))
-    spans = [Span(0, cut), Span(cut, len(model.span))] if cut else [model.span]
-    for _ in range(data.draw(st.integers(1, 5))):
-        chosen = data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=3, unique=True))
-        for session in chosen:
-            if fed.lengths[session] == count or data.draw(st.integers(0, 3)) == 0:
-                fed.lengths[session] = PAGE_TOKENS * data.draw(
-                    st.integers(0, (fed.lengths[session] - 1) // PAGE_TOKENS if fed.lengths[session] else 0)
-                )
-        starts = [fed.lengths[session] for session in chosen]
-        counts = [data.draw(st.integers(1, min(50, count - start))) for start in starts]
-        x = torch.cat([xs[s][a : a + n] for s, a, n in zip(chosen, starts, counts, strict=True)])
-        for span in spans:
-            for session, start in zip(chosen, starts, strict=True):
-                fed.lengths[session] = start
-            x = fed.forward(x, list(zip(chosen, counts, strict=True)), span)
-        for session, start, rows in zip(chosen, starts, x.split(counts), strict=True):
-            assert torch.equal(rows, want[session][start : start + len(rows)]), (case, start)
+    for session, start, rows in any_schedule(data, fed, xs, PAGE_TOKENS):
+        assert torch.equal(rows, want[session][start : start + len(rows)]), (case, start)
 
 
 @pytest.mark.parametrize("case", CASES)
