@@ -171,10 +171,8 @@ def _state(state: RecurrenceConfig | ShortConvConfig | None, hidden: int) -> Sha
         return {}
     if isinstance(state, ShortConvConfig):
         projections = {f"state.{name}_proj": state.width for name in ("b", "c", "v")}
-        convs, out = (
-            {"state.conv": state.width},
-            _linear("state.out_proj", hidden, state.width, bias=state.bias),
-        )
+        convs = {"state.conv": state.width}
+        out = _linear("state.out_proj", hidden, state.width, bias=state.bias)
         bias = conv_bias = state.bias
     else:
         sizes = {"q": state.key_size, "k": state.key_size, "v": state.inner}

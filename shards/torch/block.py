@@ -119,7 +119,7 @@ class Block:
 
     def _add(self, x: Tensor, part: Tensor) -> None:
         """In place: keeps the type where a product is of a wider one."""
-        x.add_(part if self._multiplier == 1 else part * self._multiplier)
+        x.add_(_times(part, self._multiplier))
 
 
 def _attention(
