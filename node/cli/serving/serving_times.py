@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import TypeVar
 
 from ....swarm.errors import UsageError
-from ....swarm.runtime.tasks import end
+from ....swarm.runtime.tasks import end, first
 from ...volunteering.machine_state import MachineReader, MachineState
 from ...volunteering.policy import RestPolicy, VolunteerLimits
 
@@ -46,12 +46,9 @@ class StopRequest:
 
     async def before(self, work: Coroutine[object, object, T]) -> T | None:
         """What ``work`` gives; None where the request comes first, which ends it."""
-        working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(self._event.wait())
-        try:
-            await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
-            return None if self.requested else working.result()
-        finally:
-            await end(working, stopping)
+        working = asyncio.ensure_future(work)
+        await first(working, self._event.wait())
+        return None if self.requested else working.result()
 
 
 class ServingTimes:
