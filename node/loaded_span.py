@@ -145,6 +145,7 @@ class LoadedSpan:
 
     def details(self) -> dict[str, object]:
         """For the ``online`` event."""
+        server = self.server.statistics()
         return {
             "n_blocks": self.model.n_blocks,
             "weights": self.weights,
@@ -152,8 +153,8 @@ class LoadedSpan:
             "deterministic": self._config.deterministic,
             "row_check": self.row_check,
             "kv_dtype": self.kv_dtype,
-            "kv_cache_tokens": self.server.statistics().total_kv_tokens,
-            "state_sessions": self.server.statistics().state_sessions,
+            "kv_cache_tokens": server.total_kv_tokens,
+            "state_sessions": server.state_sessions,
             "journal_mib": self._config.journal_mib,
             "decode_ms_per_block": round(self.measured.decode_ms_per_block, 4),
             "prefill_tokens_per_s": round(self.measured.prefill_tokens_per_s, 1),

@@ -34,7 +34,7 @@ CACHE_BYTES = 32 * 1024 * 1024
 MOST_BLOCKS = 8
 """Measured together at most: of models whose blocks are small enough that more would take long to make."""
 MOST_KINDS = 6
-"""At most this many kinds of blocks are measured, half a second each: in a file every block may differ."""
+"""At most this many kinds of blocks are measured, a second each: in a file every block may differ."""
 _NOTHING = SessionBytes(0, 0)
 
 

@@ -37,13 +37,14 @@ def moved_much(told: NodeInfo, current: NodeInfo) -> bool:
     """Whether a route made with what was announced may be a bad one now."""
     if current.links and not told.links:
         return True
-    if abs(current.free_kv_tokens - told.free_kv_tokens) >= max(1, MUCH_KV * current.total_kv_tokens):
+    if bool(current.free_states) != bool(told.free_states):
         return True
-    states = abs(current.free_states - told.free_states)
-    if states >= max(1, MUCH_KV * current.total_states) or bool(current.free_states) != bool(
-        told.free_states
+    for before, free, total in (
+        (told.free_kv_tokens, current.free_kv_tokens, current.total_kv_tokens),
+        (told.free_states, current.free_states, current.total_states),
     ):
-        return True
+        if abs(free - before) >= max(1, MUCH_KV * total):
+            return True
     low, high = sorted((told.queue_ms, current.queue_ms))
     return high - low >= MUCH_QUEUE_MS and high >= MUCH_QUEUE_RATIO * low
 

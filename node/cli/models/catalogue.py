@@ -57,6 +57,7 @@ def named(name: str) -> CatalogueFiles:
 
 def entry(model: CatalogueModel) -> dict[str, Any]:
     """For JSON."""
+    session = _session(model)
     return {
         "name": model.name,
         "title": model.title,
@@ -66,8 +67,8 @@ def entry(model: CatalogueModel) -> dict[str, Any]:
         "parameters": model.parameters,
         "n_blocks": model.config.n_blocks,
         "context_tokens": model.config.max_position_embeddings,
-        "session_bytes": _session(model).fixed,
-        "bytes_per_1000_tokens": 1000 * _session(model).per_token,
+        "session_bytes": session.fixed,
+        "bytes_per_1000_tokens": 1000 * session.per_token,
         "repository": model.repo,
         "files": [
             {
