@@ -7,7 +7,8 @@ How a row is written (``rows/``), in 10 to 40 lines:
 - ``defaults``: every key of transformers' configuration class that the row reads, with its default there.
   ``block`` and ``client`` find each of them in ``settings`` and need no default of their own.
 - ``block``: the settings of one block (``settings.block``) → ``BlockConfig``. ``pieces.py`` has the usual
-  parts; ``settings.layer_type(…)`` and ``settings.window()`` say what kind of layer a block is. A key that is
+  parts; ``experts.py``, ``latent.py``, ``recurrences.py`` and ``mamba.py`` have those of such blocks.
+  ``settings.layer_type(…)`` and ``settings.window()`` say what kind of layer a block is. A key that is
   not read, and that would change the result (``NEUTRAL``), is refused by name: nothing to do in a row.
 - ``client``: fields of ``ModelConfig`` for embedding, final norm and head; ``final_norm`` always.
 - ``tensors``: for what HuggingFace files call otherwise, or have fused, transposed or alternating: our name
@@ -22,6 +23,10 @@ How a row is written (``rows/``), in 10 to 40 lines:
 - ``next``: blocks behind the last that guess further tokens. How many: ``num_nextn_predict_layers``.
 - ``mlx``: files of mlx-lm's converter are as ``by_mlx`` says, and in nothing else unlike HuggingFace's.
 - ``gguf``: what llama.cpp calls the family, and what is otherwise in its files. None: it does not know it.
+
+A row is listed in ``rows/table.py``, and named in the tables of docs/guides/models.md. Its small models are in
+tests/shards/families/cases.py, or rows/hybrid_cases.py there if blocks keep states. What llama.cpp's converter
+does with its tensors and settings is in gguf_files.py beside these.
 """
 
 from __future__ import annotations

@@ -101,6 +101,13 @@ async def test_the_dashboard_asks_for_what_there_is(series: dict[str, set[str]])
             assert labels <= series[name] | OF_PROMETHEUS, expression
 
 
+async def test_the_dashboard_shows_all_memory_that_can_run_out(series: dict[str, set[str]]) -> None:
+    asked = " ".join(_asked())
+    free = {name for name in series if "_free_" in name}
+    assert len(free) == 2
+    assert free == {name for name in free if f"{name}{{" in asked}
+
+
 def test_panels_name_labels_that_their_figures_are_summed_by() -> None:
     for panel in json.loads(DASHBOARD.read_text())["panels"]:
         for target in panel.get("targets", ()):
