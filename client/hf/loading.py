@@ -3,6 +3,7 @@ tokenizer."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer as Backend
 from transformers import AutoConfig, GenerationConfig, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers.utils import CONFIG_NAME
 from transformers.utils.chat_template_utils import get_json_schema
 
 from ...shards.chat.template_set import ChatTemplates
-from ...shards.formats.gguf.reader import is_gguf
 from ...shards.models.client_part import ClientModel
 from ...shards.tokenizer.tokenizer import Tokenizer
 from ...swarm.errors import UsageError
@@ -34,6 +35,8 @@ _HINTS = {
 }
 _RENDERED = "{{ messages[0].content }}"
 """A template for what is rendered already."""
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+"""Other names lead to a model on this machine or of peers, or to a GGUF file (``OWNER/NAME:Q4_K_M``)."""
 _HERE = ("continue_final_message", "sanitize_control_tokens", "return_assistant_tokens_mask")
 """Options that transformers can serve only where it renders itself."""
 
@@ -56,14 +59,20 @@ def connect(
 def configurations(
     name_or_path: str | PathLike[str], local: LocalModel
 ) -> tuple[PreTrainedConfig, GenerationConfig | None]:
-    """Those that the model came with; for a .gguf file made of what is written in it. None: no settings for
-    ``generate`` came with it."""
-    if is_gguf(Path(name_or_path).expanduser()):
-        return _from_file(local, fspath(name_or_path))
-    place = (
-        fspath(Path(name_or_path).expanduser()) if Path(name_or_path).expanduser().is_dir() else name_or_path
-    )
-    config = AutoConfig.from_pretrained(place)
+    """Those that the model came with; where transformers finds none, as for a .gguf file or a model of peers,
+    made of what this machine holds. None: no settings for ``generate`` came with it."""
+    name = fspath(name_or_path)
+    path = Path(name).expanduser()
+    is_here = path.exists()
+    if not ((path / CONFIG_NAME).is_file() if is_here else _HUB_NAME.fullmatch(name)):
+        return _from_client_part(local, name)
+    place = fspath(path) if is_here else name
+    try:
+        config = AutoConfig.from_pretrained(place)
+    except (OSError, ValueError):  # the hub cannot be reached, or has no such file
+        if is_here:
+            raise
+        return _from_client_part(local, name)
     try:
         return config, GenerationConfig.from_pretrained(place)
     except OSError:  # there is none
@@ -77,7 +86,7 @@ def client_part(local: LocalModel) -> ClientModel:
     return local.head
 
 
-def _from_file(local: LocalModel, name: str) -> tuple[PreTrainedConfig, GenerationConfig]:
+def _from_client_part(local: LocalModel, name: str) -> tuple[PreTrainedConfig, GenerationConfig]:
     model = client_part(local).config
     eos: list[int] = sorted(local.tokenizer.eos_ids)
     block = model.blocks[0]

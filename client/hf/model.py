@@ -216,8 +216,8 @@ class AutoSwarmModelForCausalLM:
     ) -> SwarmModelForCausalLM:
         """Load embedding, norm and head, and join the swarm that has the rest.
 
-        ``name_or_path``: a HuggingFace directory, a .gguf file, or a name on the HuggingFace hub; the same
-        weights that the peers serve. ``initial_peers``: addresses that ``swarm-node bootstrap`` or ``serve``
+        ``name_or_path``: a HuggingFace directory, a .gguf file, or a name on this machine, in the swarm or on
+        the HuggingFace hub; the same weights that the peers serve. ``initial_peers``: addresses that ``swarm-node bootstrap`` or ``serve``
         print. ``options``: those of ``SwarmModel.connect`` (``swarm``, ``swarm_key``, ``join``, ``mdns``,
         ``wire_codec``, ``quantize``, ``dtype``, ``device``, ``threads``, ``wait``, ``prefix_cache``,
         ``prefix_salt``, ``chain``, ``allow_sideband``, ``on_progress``); ``dtype`` may be a torch.dtype, and

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from scripts.lab.transformers_oracle import load_transformers
 from swarm_node.client import async_model
 from swarm_node.client.hf import AutoSwarmModelForCausalLM, SwarmCache
+from swarm_node.client.hf.loading import configurations
+from swarm_node.client.local_model import load_local_model
 from swarm_node.client.session.swarm_session import SwarmSession
 from swarm_node.swarm.errors import CheckpointError, SwarmError, UsageError
 from tests.shards.gguf_files import write_gguf_llama
@@ -85,6 +89,40 @@ def test_options_that_cannot_be(served: Any, tiny_folder: Path, option: dict[str
     with pytest.raises(UsageError) as caught:
         AutoSwarmModelForCausalLM.from_pretrained(tiny_folder, initial_peers=PEERS, **option)
     assert words in f"{caught.value} {caught.value.hint}"
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny@abcd", "owner/tiny", "owner/tiny-GGUF:Q4_K_M"])
+def test_a_name_that_transformers_cannot_look_up(
+    tiny_folder: Path, oracle: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The model is on this machine or of peers; the hub is not asked, or cannot be reached."""
+    asked: list[str] = []
+
+    def looked_up(place: str) -> None:
+        asked.append(place)
+        raise OSError("no such repository")
+
+    local = load_local_model(tiny_folder, dtype="float32", quantize="none")
+    monkeypatch.setattr(AutoConfig, "from_pretrained", looked_up)
+    config, generation = configurations(name, local)
+    local.close()
+    for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim"):
+        assert getattr(config, key) == getattr(oracle.config, key)
+    assert generation is not None
+    assert generation.eos_token_id == sorted(local.tokenizer.eos_ids)
+    assert asked == [name] * (name == "owner/tiny")
+
+
+def test_a_name_of_a_model_on_this_machine(
+    served: Any, tiny_folder: Path, oracle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "models/by-name")
+    monkeypatch.setenv("SWARM_NODE_HOME", str(tmp_path))
+    served(tiny_folder)
+    with AutoSwarmModelForCausalLM.from_pretrained("by-name", initial_peers=PEERS, **EXACT) as model:
+        ids = torch.tensor([[3, 4]])
+        theirs = oracle.generate(ids, max_new_tokens=8, do_sample=False)
+        assert model.generate(ids, max_new_tokens=8, do_sample=False).tolist() == theirs.tolist()
 
 
 def test_no_such_model(tmp_path: Path) -> None:
