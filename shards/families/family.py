@@ -24,9 +24,9 @@ How a row is written (``rows/``), in 10 to 40 lines:
 - ``mlx``: files of mlx-lm's converter are as ``by_mlx`` says, and in nothing else unlike HuggingFace's.
 - ``gguf``: what llama.cpp calls the family, and what is otherwise in its files. None: it does not know it.
 
-A row is listed in ``rows/table.py``, and named in the tables of docs/guides/models.md. Its small models are in
-tests/shards/families/cases.py, or rows/hybrid_cases.py there if blocks keep states. What llama.cpp's converter
-does with its tensors and settings is in gguf_files.py beside these.
+A row is listed in ``rows/table.py``, and named in the tables of docs/guides/models.md. Its small models are
+in tests/shards/families/cases.py, or in rows/hybrid_cases.py there if blocks keep states. What llama.cpp's
+converter does with its tensors and settings is in gguf_files.py beside these.
 """
 
 from __future__ import annotations
