@@ -217,11 +217,11 @@ class AutoSwarmModelForCausalLM:
         """Load embedding, norm and head, and join the swarm that has the rest.
 
         ``name_or_path``: a HuggingFace directory, a .gguf file, or a name on this machine, in the swarm or on
-        the HuggingFace hub; the same weights that the peers serve. ``initial_peers``: addresses that ``swarm-node bootstrap`` or ``serve``
-        print. ``options``: those of ``SwarmModel.connect`` (``swarm``, ``swarm_key``, ``join``, ``mdns``,
-        ``wire_codec``, ``quantize``, ``dtype``, ``device``, ``threads``, ``wait``, ``prefix_cache``,
-        ``prefix_salt``, ``chain``, ``allow_sideband``, ``on_progress``); ``dtype`` may be a torch.dtype, and
-        ``torch_dtype`` is the same.
+        the HuggingFace hub; the same weights that the peers serve. ``initial_peers``: addresses that
+        ``swarm-node bootstrap`` or ``serve`` print. ``options``: those of ``SwarmModel.connect`` (``swarm``,
+        ``swarm_key``, ``join``, ``mdns``, ``wire_codec``, ``quantize``, ``dtype``, ``device``, ``threads``,
+        ``wait``, ``prefix_cache``, ``prefix_salt``, ``chain``, ``allow_sideband``, ``on_progress``);
+        ``dtype`` may be a torch.dtype, and ``torch_dtype`` is the same.
 
         Raises what ``SwarmModel.connect`` raises, and UsageError for options of transformers that cannot be.
         """
