@@ -126,8 +126,8 @@ GGUF_DELTA_KEYS = {
 def delta(
     settings: Settings, sizes: tuple[int, int, int, int], norm: NormConfig, **more: Any
 ) -> RecurrenceConfig:
-    """Gated DeltaNet. ``sizes``: as of ``delta_sizes``. ``norm``: of its output, head by head. ``more``:
-    fields that the family has otherwise."""
+    """Gated DeltaNet, or KDA. ``sizes``: as of ``delta_sizes``. ``norm``: of its output, head by head.
+    ``more``: fields that the family has otherwise."""
     check_silu(settings)
     taps = settings.integer("linear_conv_kernel_dim", least=1, most=MAX_TAPS)
     return RecurrenceConfig(*sizes, taps, "delta", norm, sizes[0], norm_shared=True, **more)

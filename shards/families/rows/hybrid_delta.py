@@ -18,7 +18,7 @@ from ..experts import EXPERTS, corrected_router, each_expert, experts, shared, s
 from ..family import Family, GGUFFamily, NextFamily
 from ..latent import GGUF_LATENT, LATENT, latent
 from ..names import Names, either, fused, mlp_named
-from ..pieces import attention, mlp, rms, usual
+from ..pieces import attention, mlp, rms, rms_client, usual
 from ..recurrences import (
     DELTA,
     DELTA_BY_KEYS,
@@ -28,7 +28,6 @@ from ..recurrences import (
     GGUF_DELTA_KEYS,
     GGUF_KDA,
     KDA,
-    check_silu,
     delta,
     delta_sizes,
     kind_by_heads,
@@ -246,7 +245,7 @@ OLMO_HYBRID = Family(
         linear_allow_neg_eigval=True,
     ),
     block=_olmo_hybrid_block,
-    client=lambda s: {"final_norm": rms(s)},
+    client=rms_client,
     tensors={
         **POST,
         "self_attn.out_norm": ("post_attention_layernorm", "feedforward_layer_norm"),
@@ -306,14 +305,8 @@ def _kimi_kind(s: Settings) -> str:
 def _kda(s: Settings) -> RecurrenceConfig:
     heads = s.heads if s.is_gguf else s.integer("linear_num_heads", least=1, most=MAX_WIDTH)
     dim = s.integer("linear_head_dim", least=1, most=MAX_WIDTH)
-    check_silu(s)
-    return RecurrenceConfig(
-        *(heads, heads, dim, dim),
-        s.integer("linear_conv_kernel_dim", least=1, most=MAX_TAPS),
-        "delta",
-        rms(s),
-        heads,
-        norm_shared=True,
+    return delta(
+        *(s, (heads, heads, dim, dim), rms(s)),
         gate="sigmoid",
         gate_rank=dim,
         decay="channel",
@@ -373,7 +366,7 @@ KIMI_LINEAR = Family(
         linear_conv_kernel_dim=4,
     ),
     block=_kimi_linear_block,
-    client=lambda s: {"final_norm": rms(s)},
+    client=rms_client,
     tensors={
         **KDA,
         **LATENT,
