@@ -261,7 +261,7 @@ def _chosen_row_by_row(
 ) -> list[Tensor | None]:
     """Of rows from position ``start`` on, ``q`` (n, heads, dim), ``weights`` (n, heads), with index keys in
     ``pages``. A row's bits depend on itself and its past alone."""
-    keys, _ = held.pages(pages, torch.float32)  # (pages, 1, dim, PAGE_TOKENS)
+    keys = held.keys(pages, torch.float32)  # (pages, 1, dim, PAGE_TOKENS)
     chosen: list[Tensor | None] = []
     for row, end in enumerate(range(start + 1, start + len(q) + 1)):
         if end <= top:
@@ -278,7 +278,7 @@ def _chosen_together(
 ) -> Tensor:
     """As ``_chosen_row_by_row``, for all rows at once."""
     end = start + len(q)
-    keys = held.gather(pages, torch.float32)[0][0, :end].T  # (dim, end)
+    keys = held.keys(pages, torch.float32)[:, 0].transpose(1, 2).flatten(0, 1)[:end].T  # (dim, end)
     chosen = keys.new_empty((len(q), end), dtype=torch.bool)
     rows = max(1, SCORE_VALUES // (q.shape[1] * end))
     positions = torch.arange(end, device=keys.device)

@@ -109,12 +109,18 @@ class TorchKvPart:
         """Copies of the keys (pages, heads, key_dim, PAGE_TOKENS) and values (pages, heads, PAGE_TOKENS,
         value_dim) in ``slots`` (pages), int64, in ``dtype``."""
         held = self.held
-        keys = held.keys.index_select(0, slots).to(dtype)
         values = held.values.index_select(0, slots).to(dtype)
-        if held.key_scales is not None and held.value_scales is not None:
-            keys *= held.key_scales.index_select(0, slots).to(dtype)[:, :, None]
+        if held.value_scales is not None:
             values *= held.value_scales.index_select(0, slots).to(dtype)[..., None]
-        return keys, values
+        return self.keys(slots, dtype), values
+
+    def keys(self, slots: Tensor, dtype: torch.dtype) -> Tensor:
+        """As ``pages``, without the values."""
+        held = self.held
+        keys = held.keys.index_select(0, slots).to(dtype)
+        if held.key_scales is not None:
+            keys *= held.key_scales.index_select(0, slots).to(dtype)[:, :, None]
+        return keys
 
     def gather(self, slots: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys (heads, pages * PAGE_TOKENS, key_dim) and values (heads, pages * PAGE_TOKENS, value_dim) of
