@@ -47,7 +47,7 @@ def hf_config(document: dict[str, Any], generation: dict[str, Any], where: str) 
     CheckpointError for values of the wrong type, UnsupportedModelError for models we cannot run.
     """
     family, document, names = _family(document, where)
-    document = _renamed(document, family.aliases, names)
+    document = _renamed(document, family.aliases, names, where)
     read = Settings(ChainMap(document, dict(family.defaults)), where, names)
     if family.derived is not None:
         read = Settings(ChainMap(family.derived(read), document, dict(family.defaults)), where, names)
@@ -90,14 +90,29 @@ def _family(document: dict[str, Any], where: str) -> tuple[Family, dict[str, Any
     return family, document, {}
 
 
-def _renamed(document: dict[str, Any], aliases: Mapping[str, str], names: dict[str, str]) -> dict[str, Any]:
-    """Under the names that the family's row reads. ``names``, of the file, are put right."""
+def _renamed(
+    document: dict[str, Any], aliases: Mapping[str, str], names: dict[str, str], where: str
+) -> dict[str, Any]:
+    """Under the names that the family's row reads. ``names``, of the file, are put right. CheckpointError
+    where both names are given and the numbers differ: transformers would take either, by the family."""
+    inner = {*names}
     for key, name in aliases.items():
-        if key in document and name not in document:
-            document = {**document, name: document[key]}
+        if key not in document:
+            continue
+        value, other = document[key], document.get(name)
+        if other is None:
+            document = {**document, name: value}
             del document[key]
             names[name] = names.get(key, key)
+        elif (key in inner) == (name in inner) and _differ(value, other):  # in one section
+            read = Fields(document, where, names=names)
+            raise read.wrong(key, f"{read.shown(name)}, as {name} is")
     return document
+
+
+def _differ(one: Any, other: Any) -> bool:
+    """Lists may spell the same in two ways."""
+    return isinstance(one, int | float) and isinstance(other, int | float) and one != other
 
 
 def is_known(document: dict[str, Any]) -> bool:

@@ -112,6 +112,11 @@ NEVER = {
         {"linear_attn_config": {"gate_lower_bound": -5.0}},
         r"linear_attn_config\.gate_lower_bound",
     ),
+    "two names of one number, and two numbers": (
+        "kimi_linear",
+        {"moe_renormalize": False, "norm_topk_prob": True},
+        "moe_renormalize is False, expected True, as norm_topk_prob is",
+    ),
     "a softcap that is zero in float32": ("gemma2", {"attn_logit_softcapping": 1e-300}, "softcapping"),
     "more experts than can be named": (
         "mixtral",
@@ -126,6 +131,13 @@ def test_what_would_be_computed_otherwise_is_refused(case: str) -> None:
     family, changes, named = NEVER[case]
     with pytest.raises((CheckpointError, UnsupportedModelError), match=f"^config.json: .*{named}"):
         hf_config({"model_type": family, **NEEDED.get(family, {}), **changes}, {}, "config.json")
+
+
+def test_a_name_without_a_value_leaves_it_to_the_other_name() -> None:
+    for given in ({"moe_renormalize": False, "norm_topk_prob": None}, {"moe_renormalize": False}):
+        config = hf_config({"model_type": "kimi_linear", **given}, {}, "config.json")
+        (routed, *_) = [block.experts for block in config.blocks if block.experts]
+        assert not routed.router.renormalise
 
 
 def test_plain_rope_has_no_factor_on_attention() -> None:
