@@ -32,7 +32,7 @@ async def run_bootstrap_command(arguments: argparse.Namespace) -> None:
         if arguments.json:
             events.print(event.as_dict())
         elif event.event == "peer_found":
-            console.print(f"Found peer {short_peer_id(str(event.details['found']))} on this network.")
+            console.print(f"Found peer {short_peer_id(str(event.details['found']))}.")
         elif event.event.startswith("network_"):
             print_network(event)
         elif event.event == "listening":

@@ -180,7 +180,7 @@ class Display:
             case "seen":
                 console.print("[green]Seen again[/] in the swarm's directory.")
             case "peer_found":
-                console.print(f"Found peer {short_peer_id(str(details['found']))} on this network.")
+                console.print(f"Found peer {short_peer_id(str(details['found']))}.")
             case "wanted":
                 clients = plural(cast(int, details["peers"]), "client")
                 console.print(f"Wanted by {clients}: {shown(str(details['wanted']))}. The node loads it.")

@@ -190,6 +190,15 @@ def test_direct_options_that_contradict(words: list[str], hint: str) -> None:
     assert hint in caught.value.hint
 
 
+def test_a_peer_is_not_said_to_be_near(capsys: pytest.CaptureFixture[str]) -> None:
+    """It may have been met at the address of an invite, far away."""
+    display = Display(build_parser().parse_args(["serve", "--model", "m", "--join", "invite"]))
+    display.on_event(NodeEvent("peer_found", details={"found": "12D3KooWGBfKT9DXjP8kTGGwtJmqvCDqwnfTFGv"}))
+    said = capsys.readouterr().err
+    assert "Found peer …" in said
+    assert "network" not in said
+
+
 def test_where_the_direct_listener_is_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     display = Display(build_parser().parse_args(["serve", "--model", "m"]))
     direct = "/ip4/192.168.1.5/tcp/32331/direct"
