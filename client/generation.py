@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..swarm.protocol.messages import Want
 from ..swarm.routing.prediction import Prediction
 from ..swarm.types import ModelRef, Route
 from .decoding.answer import Answer, FinishReason, TokenEvent
@@ -17,6 +16,7 @@ from .decoding.head_batch import HeadBatcher
 from .decoding.sampling import ChosenToken, Sampler, TokenRule
 from .drafting.draft_model import DraftModel
 from .drafting.drafter import Drafter
+from .drafting.flight import Flight
 from .hops.trace import ChainTimings, HopTimings, PassedOver, Repair, Speculated, Timings, passed_over_dict
 from .params import GenerationParams
 from .routing.route_wait import Waiting
@@ -171,9 +171,6 @@ class GenerationRun:
         params, session = self._params, self._session
         answer = self._answer = Answer(self._detokenizer, self._eos_ids, params.stop, params.max_new_tokens)
         times = self._times = _Times(perf_counter())
-        fed: tuple[int, ...] = self._prompt
-        draft: tuple[int, ...] = ()
-        x: np.ndarray | None = None  # of what is fed, once it is one chosen token
         deciding = False
         try:
             guide = await self._guide() if self._guide is not None else None  # refused before it costs a hop
@@ -181,41 +178,50 @@ class GenerationRun:
             drafter = self._drafter = self._begin_drafting()
             if drafter is not None:
                 await drafter.read()
-            while answer.reason is None:
-                begin, repairs, pass_began = session.length, len(session.repaired), perf_counter()
-                if begin:
-                    # (1 + len(draft), hidden)
-                    hidden = await session.append(fed + draft, x, Want.ALL if draft else Want.LAST)
-                else:
-                    hidden = await self._feed(session)
+            hidden = await self._feed(session)  # (1, hidden)
+            flight = Flight(session)
+            draft: tuple[int, ...] = ()
+            came: list[int] = []  # in this round
+            round_began, repairs = times.began, 0
+            while True:
                 arrived = perf_counter()
                 if not deciding:
                     deciding = True
                     self._heads.begin()
-                chosen = await self._heads.choose(hidden, sampler, draft)
-                chosen_at = perf_counter()
+                following = flight.following(len(hidden))
+                chosen = await self._heads.choose(hidden, sampler, following)
+                chosen_at = times.last_at = perf_counter()
                 times.local_s += chosen_at - arrived
-                times.last_at = chosen_at
                 events = self._push(answer, chosen.choices, sampler)
-                session.rollback(begin + len(fed) + len(events) - 1)
+                tokens = [event.token for event in events]
+                came += tokens
                 if answer.reason is not None:
                     session.close()  # before the last token is shown: nothing more is needed of the hops
-                tokens = [event.token for event in events]
-                if not begin:
+                elif times.first_at:
+                    flight.judged(tokens, len(hidden))
+                if not times.first_at:
                     times.first_at = chosen_at
                     if drafter is not None:
                         drafter.begin(tokens[0], session.predicted)
-                elif drafter is not None:
+                    came.clear()
+                elif drafter is not None and (flight.is_over or answer.reason is not None):
                     undisturbed = len(session.repaired) == repairs
-                    drafter.chosen(tokens, chosen_at - pass_began if undisturbed else None)
+                    drafter.chosen(came, chosen_at - round_began if undisturbed else None)
+                    came.clear()
                 if answer.reason is not None:
                     self.result = self._made(answer)
                 for event in events:
                     yield event
-                if answer.reason is None and drafter is not None:
-                    room = params.max_new_tokens - len(answer.choices) - 1
-                    draft = await drafter.draft(room, sampler.forced)
-                fed, x = (tokens[-1],), None if draft else chosen.x
+                if answer.reason is not None:
+                    break
+                if flight.is_over:
+                    if drafter is not None:
+                        room = params.max_new_tokens - len(answer.choices) - 1
+                        draft = await drafter.draft(room, sampler.forced)
+                    await session.look_around()
+                    repairs, round_began = len(session.repaired), perf_counter()
+                    flight.begin(tokens[-1], chosen.x, draft)
+                hidden = await flight.receive()
         finally:
             if deciding:
                 self._heads.end()

@@ -51,7 +51,8 @@ NEWEST_WEIGHT = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Tokens in order, all but the last as drafted, and what to feed for the last: ``x`` (1, hidden)."""
+    """Tokens in order, all but the last as drafted (the last may be), and what to feed for the last: ``x``
+    (1, hidden)."""
 
     choices: tuple[ChosenToken, ...]
     x: np.ndarray
@@ -65,7 +66,7 @@ class _Request:
         self.choices: list[ChosenToken] = []
         self.x: np.ndarray | None = None
         self.failure: Exception | None = None
-        self._hidden = hidden  # (1 + len(draft), hidden)
+        self._hidden = hidden  # (rows, hidden)
         self._sampler = sampler
         self._draft = draft
 
@@ -82,7 +83,7 @@ class _Request:
             self.choices.append(choice)
             if number >= len(self._draft) or choice.token != self._draft[number] or self._sampler.is_over:
                 return False
-        return True
+        return len(self.choices) < len(self._hidden)
 
     def chosen(self) -> Chosen:
         if self.x is None:
@@ -122,14 +123,15 @@ class HeadBatcher:
         self._generations -= 1
 
     async def choose(self, hidden: np.ndarray, sampler: Sampler, draft: Sequence[int] = ()) -> Chosen:
-        """The tokens after ``hidden`` (1 + len(draft), hidden): the next one, and while it is as drafted the
-        one after it. ``sampler`` is not to be touched until this returns.
+        """The tokens after ``hidden`` (rows, hidden): the next one, and while it is as drafted the one after
+        it. ``draft``: what was fed behind each row, or behind all but the last. ``sampler`` is not to be
+        touched until this returns.
 
         Raises RemoteProtocolError for logits that are not finite, StreamClosedError after ``close``.
         """
         if self._closed:
             raise StreamClosedError("the client is closed")
-        if len(hidden) != 1 + len(draft):
+        if not 0 <= len(hidden) - len(draft) <= 1:
             raise LocalProtocolError(f"{len(hidden)} hidden states for a draft of {len(draft)} tokens")
         request = _Request(hidden, sampler, draft)
         if self._generations <= 1 and not self._in_thread and self._usual_s < LONGEST_INLINE_S:

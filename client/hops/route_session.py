@@ -2,8 +2,9 @@
 
 Hops pass activations on to each other (a chained edge); where two cannot, the client carries them (a relayed
 edge), as they came: both sides of an edge speak one codec. A run of chained hops is a segment. A short step,
-of one token or of a draft to verify, is one write and one read a segment, in the caller's task. A prefill
-goes through in chunks, so that all hops work at the same time.
+of one token or of a few, is one write and one read a segment, in the caller's task; several may be sent ahead
+of their results (``post``, ``receive``). A prefill goes through in chunks, so that all hops work at the same
+time.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ...swarm.errors import (
     EdgeFailedError,
     HopFailedError,
     LocalNetworkError,
+    LocalProtocolError,
     PeerTimeoutError,
     RemoteProtocolError,
     StreamClosedError,
@@ -41,9 +43,10 @@ from .plan import HopPlan, RouteSettings
 from .row_watch import RowWatch
 from .rows import Rows
 from .segment import Segment
+from .step_flow import StepFlow
 
 SHORT_TOKENS = 33
-"""A step of at most this many tokens goes through in one piece: one token and the longest draft behind it."""
+"""A step of at most this many tokens goes through in one piece."""
 CHUNKS_AHEAD = 4
 """At most this many chunks of a prefill wait between two segments."""
 
@@ -69,6 +72,7 @@ class RouteSession:
         self.length = min(hop.length for hop in hops)
         self.acked = self.length
         self.segments: list[Segment] = []
+        self._flow: StepFlow | None = None  # of the segments, while steps are sent ahead of their results
         self.retired: list[Segment] = []
         self.closed = False
         self._apart: set[tuple[str, str]] = set()  # peer ids that this session does not chain
@@ -164,6 +168,7 @@ class RouteSession:
 
     def resume(self) -> None:
         """Begin, or go on after the hops or their wiring have changed; what was under way is forgotten."""
+        self._end_flow()
         self.retired.extend(self.segments)
         runs: list[list[HopClient]] = [[]]
         for hop in self.hops:
@@ -199,6 +204,7 @@ class RouteSession:
         Returns (0, hidden), (1, hidden) or (tokens, hidden) float32 as ``want`` says. A ``position`` below
         what was pushed before rolls every hop back to it. Raises HopFailedError and EdgeFailedError.
         """
+        self._end_flow()
         self.acked = position
         short = len(x) <= min(SHORT_TOKENS, self._max_step_tokens) and (self._fed or len(x) == 1)
         step = self._short_step if short else self._prefill
@@ -209,13 +215,55 @@ class RouteSession:
         self._fed = True
         return hidden
 
+    @property
+    def under_way(self) -> int:
+        """Tokens posted whose rows were not received."""
+        return 0 if self._flow is None else self._flow.tokens
+
+    def post(self, x: np.ndarray, position: int) -> None:
+        """Send a short step, ``x`` (tokens, hidden) at ``position``: the first behind what was received,
+        others behind the one before. Never waits; ``receive`` raises for one that cannot be sent."""
+        if self._flow is None:
+            self._flow = StepFlow(self.segments)
+            self.acked = position
+        began = perf_counter()
+        payload = self._encode(x, position)
+        self.hops[0].trace.decode.coded(perf_counter() - began)
+        self._flow.post(self.take_steps(1), payload, len(x), position)
+        self._fed = True
+
+    async def receive(self) -> np.ndarray:
+        """The rows (tokens, hidden) float32 of the oldest step that was posted. Raises HopFailedError and
+        EdgeFailedError."""
+        if self._flow is None or not self._flow.tokens:
+            raise LocalProtocolError("no step is under way")
+        try:
+            result = await self._flow.receive()
+            hidden = self._decode(result.payload, result.tokens, True)
+        except BrokenError as error:
+            raise await self.failure() from error
+        self.acked = result.position + result.tokens
+        return hidden
+
+    def _end_flow(self) -> None:
+        """What is under way is of no use any more: answers to it are ignored."""
+        if self._flow is not None:
+            under_way = self._flow.tokens
+            self._flow.end()
+            self._flow = None
+            if under_way:
+                for hop in self.hops:
+                    hop.ignore_before(self._steps + 1)
+
     async def failure(self) -> HopFailedError | EdgeFailedError:
         """What has broken the route, the worst first."""
         diagnosis = await diagnose(self.hops)
         return diagnosis.worst(self.hops)
 
     def rollback(self, length: int) -> None:
-        """The tokens from ``length`` on are not part of the sequence any more; ``forward`` goes on there."""
+        """The tokens from ``length`` on are not part of the sequence any more; ``forward`` or ``post`` goes
+        on there, and what is under way is void."""
+        self._end_flow()
         self.acked = min(self.acked, length)
         for hop in self.hops:
             if hop.names is not None:
@@ -225,6 +273,8 @@ class RouteSession:
         """Free every hop's session at once. Never waits. Idempotent. ``ids``: what was fed, for the
         hops to keep the pages of it."""
         self.closed = True
+        if self._flow is not None:
+            self._flow.end()
         for hop in self.hops:
             hop.close(ids)
 

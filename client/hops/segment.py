@@ -193,6 +193,13 @@ class Segment:
             )
         return result
 
+    def forget_steps(self) -> None:
+        """Nobody waits for results of what was posted. The hops have to ignore answers to it."""
+        self._sent.clear()
+        self._inbox.clear()
+        self._in_flight = 0
+        self._wake(self._room)
+
     # What the hops tell.
 
     @property

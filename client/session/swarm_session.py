@@ -1,7 +1,7 @@
 """A session that outlives its hops: the public door to a sequence of tokens in the swarm.
 
-``append`` feeds token ids and gives hidden states. Its caller sees no failures of hops: only a pause, and an
-entry in ``repaired``.
+``append`` feeds token ids and gives hidden states; ``send`` and ``receive`` do so for a few tokens at a time,
+sent ahead of their results. The caller sees no failures of hops: only a pause, and an entry in ``repaired``.
 
 Theory of operation
 -------------------
@@ -43,8 +43,10 @@ client holds all token ids, and counts only what came out of the last hop.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import replace
+from itertools import islice
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +129,9 @@ class SwarmSession:
         self._beginnings = beginnings
         self._feed: Feed | None = None  # of the first tokens, while they are fed
         self._ids: list[int] = []
+        self._answered = 0  # tokens that the caller needs no rows of any more
+        self._sent: deque[int] = deque()  # tokens of each step behind them, as the caller cut them
+        self._posted = 0  # of these steps, on the route in use
         self._session: RouteSession | None = None
         self._was_open = False
         self._proven = False  # the open session has answered
@@ -199,13 +204,17 @@ class SwarmSession:
         Raises what ``Router.plan`` raises when no route can be had (any more), and after MAX_FAILURES in a
         row with what the last hop failed with.
         """
-        if not ids:
-            raise LocalProtocolError("there are no tokens to feed")
+        if not ids or self._sent:
+            raise LocalProtocolError("there are no tokens to feed, or others are under way")
         begin = len(self._ids)
-        if self._slow.step_times.is_time(begin) and self._session is not None:
-            self._scout.look(self._session.route)
-            await self._look_for_slow_hops()
+        await self.look_around()
         self._ids.extend(ids)
+        hidden = await self._append_first(begin, x, want)
+        self._answered = len(self._ids)
+        return hidden
+
+    async def _append_first(self, begin: int, x: np.ndarray | None, want: Want) -> np.ndarray:
+        """As ``_append``; others that begin with the same tokens wait for the first ones."""
         if self._was_open or self._beginnings is None or want is Want.ALL:  # which takes feeding it all
             return await self._append(begin, x, want)
         async with self._beginnings.feeding(self._ids) as feed:
@@ -236,12 +245,78 @@ class SwarmSession:
                 self._succeeded()
                 return hidden
 
+    async def look_around(self) -> None:
+        """See, from time to time, whether a hop is too slow, and replace it. Nothing may be under way."""
+        if self._slow.step_times.is_time(len(self._ids)) and self._session is not None:
+            self._scout.look(self._session.route)
+            await self._look_for_slow_hops()
+
+    def send(self, ids: Sequence[int], x: np.ndarray | None = None) -> None:
+        """Feed a few tokens in one step, behind those that are under way, and go on: ``receive`` gives their
+        rows. Never waits. ``x`` as in ``append``, which comes first."""
+        if not ids or not self._answered:
+            raise LocalProtocolError("there are no tokens to send, or nothing was fed before")
+        self._ids.extend(ids)
+        self._sent.append(len(ids))
+        if self.is_open and self._posted == len(self._sent) - 1:
+            self._post_next(x)
+
+    async def receive(self) -> np.ndarray:
+        """The hidden states after all blocks, (tokens, hidden) float32, of the oldest step that was sent.
+        Raises as ``append``."""
+        if not self._sent:
+            raise LocalProtocolError("no step is under way")
+        while True:
+            self._check_open()
+            try:
+                hidden = await self._next_rows()
+            except (HopFailedError, EdgeFailedError):
+                self._check_open()
+                await self._repair()
+                self._posted = 0
+            else:
+                self._answered += self._sent.popleft()
+                self._posted -= 1
+                self._succeeded()
+                return hidden
+
+    async def _next_rows(self) -> np.ndarray:
+        session, begin = self._session, self._answered
+        if session is None:
+            fed = await self._open()
+        elif not self._posted:
+            fed = min(session.acked, begin)
+        if not self._posted:  # first, or again after a repair
+            if fed < begin:
+                await self._push(None, fed, begin, Want.NOTHING)
+            while self._posted < len(self._sent):
+                self._post_next(None)
+        session = self._session
+        if session is None:
+            raise LocalProtocolError("the session is not open")
+        return await session.receive()
+
+    def _post_next(self, x: np.ndarray | None) -> None:
+        """Post the first step that is not posted on the route in use."""
+        session = self._session
+        if session is None:
+            raise LocalProtocolError("the session is not open")
+        start = self._answered + sum(islice(self._sent, self._posted))
+        tokens = self._sent[self._posted]
+        session.post(self._embed(start, start + tokens) if x is None else x, start)
+        self._posted += 1
+
     def rollback(self, length: int) -> None:
-        """Forget all but the first ``length`` tokens: the hops hear of it with what is fed next."""
+        """Forget all but the first ``length`` tokens, and what is under way: the hops hear of it with what is
+        fed next."""
         if not 0 <= length <= len(self._ids):
             raise LocalProtocolError(f"a session of {len(self._ids)} tokens cannot go back to {length}")
         self._attempts.went_back(len(self._ids) - length)
+        if length > self._answered and self._sent:
+            raise LocalProtocolError(f"{length} tokens are kept, but only {self._answered} are answered")
         del self._ids[length:]
+        self._sent.clear()
+        self._answered, self._posted = len(self._ids), 0
         if self._session is not None:
             self._session.rollback(length)
 
@@ -275,6 +350,7 @@ class SwarmSession:
         if self._ids or tokens > len(parent._ids):
             raise LocalProtocolError(f"a session of {len(self._ids)} tokens cannot become a fork of another")
         self._ids, self._route = parent._ids[:tokens], parent._route
+        self._answered = tokens
         if tokens and parent.is_open and parent._session is not None and parent._session.acked >= tokens:
             try:
                 held = parent._session.settings

@@ -41,7 +41,7 @@ class StepResult:
             self.deadline_ms,
             False,
             spent[-MAX_CHAIN:],
-            self.payload,
+            payload=self.payload,
         )
 
     def as_result(self, session: bytes) -> Result:

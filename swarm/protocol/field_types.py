@@ -50,6 +50,8 @@ BATCH_SCALE = 100
 """PONG counts its mean batch size in hundredths."""
 MAX_ABOUT = 64
 """One PING asks about at most this many sessions. Those that wait longest come first."""
+MAX_BRANCHES = 48
+"""Branches of one step, and rows of one branch, at most."""
 MAX_MEMBERS = 64
 """At most this many steps or results go in one frame: as many sessions as a batch has."""
 
@@ -84,6 +86,11 @@ LineRate = Annotated[int, Count(MAX_LINE_BYTES_PER_S)]
 RowWidth = Annotated[int, Integer(0, MAX_ROW)]
 Members = Annotated[int, Integer(0, 0xFFFF)]
 Flag = Annotated[bool, Boolean()]
+Features = Annotated[tuple[str, ...], Sequence(Word(re.compile(r"[a-z]{1,16}"), "a feature's name"), 0, 16)]
+Branches = Annotated[
+    tuple[tuple[int, int], ...], Sequence(Sequence(Integer(0, MAX_BRANCHES), 2, 2), 0, MAX_BRANCHES)
+]
+"""(row, count) of each branch of a step: see ``Step``."""
 Scales = Annotated[bytes, ShortBytes(MAX_SCALES)]
 """A table of scales, an int8 for each channel; empty: none."""
 EdgeScales = Annotated[tuple[bytes, ...], Sequence(ShortBytes(MAX_SCALES), 0, 2)]

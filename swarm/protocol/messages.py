@@ -27,6 +27,7 @@ from .field_types import (
     Agent,
     AnyDigest,
     Blocks,
+    Branches,
     Code,
     CodecName,
     CodecNames,
@@ -35,6 +36,7 @@ from .field_types import (
     Downstream,
     DownstreamField,
     EdgeScales,
+    Features,
     Flag,
     FrameSize,
     LineRate,
@@ -61,6 +63,9 @@ from .fields import Blob, Boolean, Choice, Count, Integer, Maybe, Sequence
 from .schema import MessageSet
 from .wire import Frame, Payload
 
+FEATURES = ("void", "branches")
+"""What a WELCOME may say besides: VOID and STEP's ``void``; STEP's ``branches``."""
+
 
 class Kind(IntEnum):
     """A frame's kind byte. Part of the protocol: never renumber one."""
@@ -83,6 +88,7 @@ class Kind(IntEnum):
     ATTACHED = 16
     STEPS = 18  # 17 is MEMBER (swarm/membership/transport.py)
     RESULTS = 19
+    VOID = 20
 
 
 class Want(IntEnum):
@@ -118,7 +124,7 @@ class Welcome:
     and ``reply_width``: values of a row that enters at the span's start, and of one that leaves at its end; 0
     where it does not say. ``scales``: the table with which it wants rows that enter at the span's start,
     empty for none. ``line``: bytes a second that its line is limited to, up or down, whichever is less; 0: it
-    is not.
+    is not. ``features``: what else it understands, of FEATURES; names that we do not know are ignored.
     """
 
     version: Annotated[int, Integer(1, 0xFFFF)]
@@ -136,6 +142,7 @@ class Welcome:
     reply_width: RowWidth = 0
     scales: Scales = b""
     line: LineRate = 0
+    features: Features = ()
 
     def problem(self) -> str:
         return f"span {self.span} is outside {self.n_blocks} blocks" if self.span.end > self.n_blocks else ""
@@ -230,6 +237,13 @@ class Step:
     ``want`` is what the last hop of a chain answers; the hops before it send every row on. ``hold``: compute
     and journal, send nothing on; the answer, a RESULT without rows, goes where the step came from. ``spent``:
     (queue_us, compute_us, codec_us, batch) of each hop that the step has passed.
+
+    ``void``: as in VOID, the steps from that number on to this one; 0: none. ``guess``: so many rows at the
+    end, branches included, are guesses: they may wait for others' certain rows.
+    ``branches``: the last rows, as many as the counts say, are not part of the sequence. Each (row, count) is
+    computed as if its ``count`` rows came behind the step's first ``row`` rows, and is forgotten. ``tokens``
+    counts them, and ``want`` ALL gives their rows, behind the others. A hop without room for branches leaves
+    them out of what it sends on.
     """
 
     session: SessionId
@@ -240,15 +254,45 @@ class Step:
     deadline_ms: Annotated[int, Integer(0, MAX_RETRY_MS)] = 0
     hold: Flag = False
     spent: Spent = ()
+    void: Counter = 0
+    guess: Tokens = 0
+    branches: Branches = ()
     payload: Payload = b""
+
+    def problem(self) -> str:
+        if self.void > self.step:
+            return f"void is {self.void}, behind step {self.step}"
+        if self.guess > self.tokens:
+            return f"{self.guess} of {self.tokens} rows are guesses"
+        if not self.branches:
+            return ""
+        chain = self.tokens - sum(count for _, count in self.branches)
+        if chain < 1 or any(not count or row > chain for row, count in self.branches):
+            return f"branches do not fit {self.tokens} rows"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Void:
+    """Client to each hop of a chain, on its own stream: the results of the steps from ``first`` to ``last``
+    are not wanted any more. Those not begun are dropped, now and as they come; none is answered or sent on.
+    Tokens that they were to feed are fed again, from a position that the hop holds."""
+
+    session: SessionId
+    first: Counter
+    last: Counter
+
+    def problem(self) -> str:
+        return f"last is {self.last}, before first {self.first}" if self.first > self.last else ""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The answer to STEP: ``tokens`` rows of hidden states, the first at ``position``.
+    """The answer to STEP: ``tokens`` rows of hidden states, the first at ``position``; branches' come last.
 
     ``queue_us``, ``compute_us`` and ``codec_us`` say where the time went, ``batch`` with how many sessions
     the step was computed. ``spent``: the same four numbers of each hop before this one, in a chain.
+    ``row_us``: what one row more in a step takes here, as measured lately; 0: not known.
     """
 
     session: SessionId
@@ -261,6 +305,7 @@ class Result:
     codec_us: StepMicroseconds = 0
     batch: Annotated[int, _BATCH] = 1
     spent: Spent = ()
+    row_us: StepMicroseconds = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,8 +388,8 @@ class Pong:
 
     ``running``: sessions in the last batch. ``batch``: the lately usual number of them, in hundredths.
     ``tokens_per_s``: computed over the last seconds. ``queue_us``: how long decode steps lately waited before
-    they were computed. ``tells``: of the sessions asked about those that were opened on this stream, or that
-    its opener may feed.
+    they were computed. ``row_us`` as in RESULT. ``tells``: of the sessions asked about those that were opened
+    on this stream, or that its opener may feed.
     """
 
     nonce: Counter
@@ -357,6 +402,7 @@ class Pong:
     tokens_per_s: Annotated[int, Count(int(TOKENS_PER_S.high))] = 0
     queue_us: StepMicroseconds = 0
     tells: Annotated[tuple[Progress, ...], Sequence(ProgressField(), 0, MAX_ABOUT)] = ()
+    row_us: StepMicroseconds = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,6 +454,7 @@ Message = (
     | Attached
     | Steps
     | Results
+    | Void
 )
 
 MESSAGE_TYPES: dict[Kind, type[Any]] = {
@@ -427,6 +474,7 @@ MESSAGE_TYPES: dict[Kind, type[Any]] = {
     Kind.REPLAYED: Replayed,
     Kind.ATTACH: Attach,
     Kind.ATTACHED: Attached,
+    Kind.VOID: Void,
 }
 
 GROUP_TYPES: dict[Kind, tuple[type[Any], type[Any], int]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from operator import attrgetter
 from types import MappingProxyType
@@ -88,6 +88,7 @@ class GroupSchema:
         self.name = name
         self.message_type = message_type
         self._member = member.message_type
+        self._problem = member._problem
         self._most = most
         self._fields = member.fields
         self._order = [field.name for field in fields(member.message_type)]
@@ -111,7 +112,15 @@ class GroupSchema:
         if len(set(columns["session"])) != count:
             raise RemoteProtocolError(f"{self.name}: a session is there twice")
         columns["payload"] = self._cut(payload, columns["tokens"])
-        return self.message_type(tuple(map(self._member, *(columns[name] for name in self._order))))
+        members = tuple(map(self._member, *(columns[name] for name in self._order)))
+        if problem := self._first_problem(members):
+            raise RemoteProtocolError(f"{self.name}: {problem}")
+        return self.message_type(members)
+
+    def _first_problem(self, members: Iterable[Any]) -> str:
+        if self._problem is None:
+            return ""
+        return next(filter(None, map(self._problem, members)), "")
 
     def _read_column(self, name: str, values: object, type_: FieldType, count: int) -> list[Any]:
         if type(values) is not list or len(values) not in (1, count):
@@ -136,6 +145,8 @@ class GroupSchema:
         members = message.members
         if not 1 <= len(members) <= self._most:
             raise LocalProtocolError(f"{self.name}: {len(members)} members that do not go together")
+        if problem := self._first_problem(members):
+            raise LocalProtocolError(f"{self.name}: {problem}")
         columns: dict[str, tuple[Any, ...]] = dict(
             zip(self._order, zip(*map(self._values, members), strict=True), strict=True)
         )

@@ -293,6 +293,7 @@ async def test_lying_replica_hides_nothing(swarm: Swarm, monkeypatch: pytest.Mon
         return find(contact, key)
 
     monkeypatch.setattr(reader.dht, "find", asking)
+
     async def was_lied_to() -> bool:
         """Whatever a busy machine makes of the liar's answers, nothing is hidden."""
         reader.dht.notes.forgive_silence()

@@ -1,0 +1,57 @@
+"""Short steps sent through a route ahead of their results.
+
+They come out of the last hop in the order in which they were sent. Where hops are not chained, a task for
+each such place carries what comes out of one segment to the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from itertools import pairwise
+
+from ...swarm.errors import BrokenError
+from ...swarm.protocol.messages import Result, Want
+from ...swarm.protocol.wire import Payload
+from .segment import Segment
+
+
+class StepFlow:
+    """Steps over ``segments``, which are one after the other. ``tokens``: in steps without a result. ``end``
+    must be called."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self.tokens = 0
+        self._segments = tuple(segments)
+        self._carriers = [asyncio.create_task(self._carry(*pair)) for pair in pairwise(segments)]
+
+    def post(self, step: int, payload: Payload, tokens: int, position: int) -> None:
+        """Send a step whose rows are all wanted. Never waits; ``receive`` raises for one that fails."""
+        self.tokens += tokens
+        try:
+            self._segments[0].post(step, payload, tokens, position, Want.ALL, decoding=True)
+        except BrokenError:
+            self._segments[-1].mark_broken()
+
+    async def receive(self) -> Result:
+        """The result of the oldest step. Raises BrokenError."""
+        result = await self._segments[-1].receive()
+        self.tokens -= result.tokens
+        return result
+
+    def end(self) -> None:
+        """Wait for nothing any more. Idempotent."""
+        for carrier in self._carriers:
+            carrier.cancel()
+        for segment in self._segments:
+            segment.forget_steps()
+
+    async def _carry(self, source: Segment, target: Segment) -> None:
+        try:
+            while True:
+                result = await source.receive()
+                target.post(
+                    result.step, result.payload, result.tokens, result.position, Want.ALL, decoding=True
+                )
+        except BrokenError:
+            self._segments[-1].mark_broken()
