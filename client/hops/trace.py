@@ -289,20 +289,65 @@ class Timings:
         return {**{name: round(getattr(self, name), 6) for name in times}, **counts}
 
 
+DEPTHS_TOLD = 8
+"""Guesses further ahead than this many count with the last of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuessCounts:
+    """Guesses of one source (``kind``) that were judged, those before them being right, and of these the
+    ``right`` ones: for the first guess behind a certain token, the second, and so on to DEPTHS_TOLD."""
+
+    kind: str
+    judged: tuple[int, ...]
+    right: tuple[int, ...]
+
+    def as_dict(self) -> dict[str, object]:
+        return {"kind": self.kind, "judged": list(self.judged), "right": list(self.right)}
+
+
 @dataclass(frozen=True, slots=True)
 class Speculated:
-    """What drafts have brought: in ``passes`` through the route, after the prompt's, ``drafted`` tokens were
-    fed before they were chosen, of which ``accepted`` were. ``draft_s``: seconds that drafting took."""
+    """What drafts have brought: in ``passes``, which each begin with a certain token while nothing is under
+    way, ``drafted`` tokens were fed before they were chosen, of which ``accepted`` were. The others are rows
+    that hops computed for nothing. ``draft_s``: seconds that drafting took.
+
+    ``trip_s``: what a plain token takes, as far as that was measured or predicted, 0: neither; ``row_s``:
+    what one row more takes at the slowest hop. ``price``: how likely a guess had to be, at last, so that
+    others on the same hops do not pay for it. ``kinds``: how often guesses were right.
+    """
 
     passes: int = 0
     drafted: int = 0
     accepted: int = 0
     draft_s: float = 0.0
+    trip_s: float = 0.0
+    row_s: float = 0.0
+    price: float = 0.0
+    kinds: tuple[GuessCounts, ...] = ()
+
+    def tokens_per_trip(self, new_tokens: int, decode_s: float) -> float:
+        """Tokens after the first for each ``trip_s`` that passed; 0 where that is not known."""
+        return (new_tokens - 1) * self.trip_s / decode_s if decode_s > 0 and new_tokens > 1 else 0.0
+
+    def bound(self, new_tokens: int) -> float:
+        """Tokens a trip, if nothing but misses cost a trip: each miss costs one under every policy; and each
+        token a row at the slowest hop. 0 where ``trip_s`` is not known."""
+        tokens = new_tokens - 1
+        if tokens < 1 or self.trip_s <= 0:
+            return 0.0
+        misses = max(1, tokens - self.accepted)
+        return tokens * self.trip_s / (misses * self.trip_s + tokens * self.row_s)
 
     def as_dict(self) -> dict[str, object]:
+        """For JSON, times as their names say."""
         return {
             "passes": self.passes,
             "drafted": self.drafted,
             "accepted": self.accepted,
             "draft_s": round(self.draft_s, 6),
+            "trip_ms": round(self.trip_s * 1000, 4),
+            "row_ms": round(self.row_s * 1000, 4),
+            "price": round(self.price, 4),
+            "kinds": [each.as_dict() for each in self.kinds],
         }
