@@ -145,8 +145,6 @@ class GroupSchema:
         members = message.members
         if not 1 <= len(members) <= self._most:
             raise LocalProtocolError(f"{self.name}: {len(members)} members that do not go together")
-        if problem := self._first_problem(members):
-            raise LocalProtocolError(f"{self.name}: {problem}")
         columns: dict[str, tuple[Any, ...]] = dict(
             zip(self._order, zip(*map(self._values, members), strict=True), strict=True)
         )
@@ -170,6 +168,8 @@ class GroupSchema:
                 header[name] = [*map(type_.write, values)]
             except FieldError as error:
                 raise LocalProtocolError(f"{self.name}: {error.describe(name)}") from None
+        if problem := self._first_problem(members):
+            raise LocalProtocolError(f"{self.name}: {problem}")
         return Frame(self.kind, header, b"".join(payloads))
 
 

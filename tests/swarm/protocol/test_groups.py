@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from swarm_node.swarm.protocol.messages import (
 )
 from swarm_node.swarm.protocol.wire import Frame, FrameParser, encode_frame
 
-from .test_messages import invalid, valid
+from .test_messages import IMPOSSIBLE, STEP_OF_EIGHT, fitting, invalid, valid
 
 ROW = bytes(range(40))
 
@@ -63,6 +64,8 @@ def groups(draw: st.DrawFn) -> Any:
     for each in sessions:
         tokens = draw(st.integers(1 if member is Step else 0, 4))
         own = {name: same[name] if name in same else draw(valid(type_)) for name, type_ in fields.items()}
+        if member is Step:
+            own |= fitting({**own, "tokens": tokens})
         members.append(
             member(
                 session=each,
@@ -152,6 +155,21 @@ def test_groups_that_cannot_be(change: dict[str, object], payload: bytes, compla
     header = {name: value for name, value in header.items() if value is not None}
     with pytest.raises(RemoteProtocolError, match=re.escape(complaint)) as caught:
         decode(Frame(Kind.STEPS, header, payload))
+    assert caught.value.code is ErrorCode.BAD_FRAME
+
+
+@pytest.mark.parametrize(("fields", "problem"), IMPOSSIBLE)
+def test_a_member_whose_fields_do_not_fit_each_other(fields: dict[str, Any], problem: str) -> None:
+    good = replace(STEP_OF_EIGHT, session=session(1)), replace(STEP_OF_EIGHT, session=session(2))
+    bad = replace(good[1], **fields)
+    with pytest.raises(LocalProtocolError, match=f"STEPS: {problem}"):
+        encode(Steps((good[0], bad)))
+    frame = encode(Steps(good))
+    columns = {name: [0, value] for name, value in fields.items()}
+    if "branches" in fields:
+        columns["branches"] = [[], [*map(list, fields["branches"])]]
+    with pytest.raises(RemoteProtocolError, match=f"STEPS: {problem}") as caught:
+        decode(Frame(Kind.STEPS, {**frame.header, **columns}, frame.payload))
     assert caught.value.code is ErrorCode.BAD_FRAME
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import MISSING
+from dataclasses import MISSING, replace
 from typing import Any
 
 import msgpack
@@ -51,6 +51,7 @@ from swarm_node.swarm.protocol.messages import (
     Replayed,
     Result,
     Step,
+    Void,
     Want,
     Welcome,
     decode,
@@ -183,6 +184,20 @@ def invalid(field: Any) -> list[Any]:
     raise AssertionError(f"no values for {field}")
 
 
+def fitting(step: dict[str, Any]) -> dict[str, Any]:
+    """What has to fit the other fields of a STEP, made to fit."""
+    tokens, branches = step["tokens"], []
+    for row, count in step["branches"]:
+        if tokens > max(1, count) > 0:
+            tokens -= max(1, count)
+            branches.append((row, max(1, count)))
+    return {
+        "void": step["void"] % (step["step"] + 1),
+        "guess": step["guess"] % (step["tokens"] + 1),
+        "branches": tuple((row % (tokens + 1), count) for row, count in branches),
+    }
+
+
 @st.composite
 def messages(draw: st.DrawFn) -> Message:
     schema = MESSAGES.schemas[draw(st.sampled_from(sorted(MESSAGES.schemas)))]
@@ -198,6 +213,10 @@ def messages(draw: st.DrawFn) -> Message:
         values["n_blocks"] = max(values["n_blocks"], values["span"].end)
     if schema.message_type is Replay:
         values["until"] = max(values["until"], values["from_position"])
+    if schema.message_type is Void:
+        values["last"] = max(values["first"], values["last"])
+    if schema.message_type is Step:
+        values |= fitting(values)
     message: Message = schema.message_type(**values)
     return message
 
@@ -217,6 +236,7 @@ EXAMPLES: list[Message] = [
     Welcome(1, DIGEST, Span(0, 3), ("int8",), 1 << 20, "test", 512, 30),
     Welcome(1, DIGEST, Span(0, 3), ("int8s",), 1 << 20, "test", 512, 30, scales=b"\0\1\xff"),
     Welcome(1, DIGEST, Span(0, 3), ("int8",), 1 << 20, "test", 512, 30, line=250_000),
+    Welcome(1, DIGEST, Span(0, 3), ("int8",), 1 << 20, "test", 512, 30, features=("void", "flight")),
     Open(SESSION, Span(3, 9), 100, "int8s.0123456789abcdef", "f8", scales=(b"\0\1\xff", b"")),
     Open(
         SESSION,
@@ -232,7 +252,11 @@ EXAMPLES: list[Message] = [
     Refused(SESSION, ErrorCode.DRAINING, "leaving"),
     Step(SESSION, 1, 0, 1, Want.LAST, payload=b"xy"),
     Step(SESSION, 1, 0, 1, Want.LAST, hold=True, spent=((1, 2, 3, 4), (5, 6, 7, 8)), payload=b"xy"),
+    Step(SESSION, 5, 0, 1, Want.ALL, void=2, payload=b"xy"),
+    Step(SESSION, 5, 0, 8, Want.ALL, guess=7, branches=((1, 2), (0, 3)), payload=b"xy" * 8),
+    Void(SESSION, 2, 4),
     Result(SESSION, 1, 0, 1, b"xy"),
+    Result(SESSION, 1, 0, 1, b"xy", row_us=400),
     Replay(SESSION, 3, 9, 17, Downstream("abc", SESSION)),
     Replayed(SESSION, 6, 3600),
     Attach(SESSION, "abc"),
@@ -280,6 +304,7 @@ def test_every_kind_has_its_number_for_ever() -> None:
         "ATTACHED": 16,
         "STEPS": 18,
         "RESULTS": 19,
+        "VOID": 20,
     }
     assert {kind.name: int(kind) for kind in (*MESSAGE_TYPES, *GROUP_TYPES)} == numbers
     assert [int(want) for want in (Want.NOTHING, Want.LAST, Want.ALL)] == [0, 1, 2]
@@ -293,6 +318,8 @@ def test_each_violation_of_a_field_is_refused_with_its_name(schema: Any, name: s
     good = {other: field.write(_some(field)) for other, (field, _) in schema.fields.items() if other != name}
     if "parent" in good:
         good["parent"] = b"p" * 16  # another session than the first blob
+    if "branches" in good:
+        good["branches"] = [[0, 1]]  # of a row, not of none
     field, default = schema.fields[name]
     for value in invalid(field):
         with pytest.raises(RemoteProtocolError) as caught:
@@ -407,7 +434,45 @@ def test_a_welcome_must_fit_its_model() -> None:
         encode(Welcome(1, DIGEST, Span(0, 31), ("int8",), 1 << 20, "", 1, 30))
 
 
-@pytest.mark.parametrize("kind", [0, 17, 20, 255])
+STEP_OF_EIGHT = Step(SESSION, 5, 40, 8, Want.ALL, payload=bytes(8))
+IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
+    ({"void": 6}, "void is 6, behind step 5"),
+    ({"guess": 9}, "9 of 8 rows are guesses"),
+    ({"branches": ((0, 0),)}, "branches do not fit 8 rows"),
+    ({"branches": ((0, 8),)}, "branches do not fit 8 rows"),
+    ({"branches": ((0, 4), (0, 4))}, "branches do not fit 8 rows"),
+    ({"branches": ((2, 3), (3, 4))}, "branches do not fit 8 rows"),
+]
+"""Fields of a STEP that do not fit each other, each alone a good one."""
+
+
+@pytest.mark.parametrize(("fields", "problem"), IMPOSSIBLE)
+def test_a_step_whose_fields_do_not_fit_each_other(fields: dict[str, Any], problem: str) -> None:
+    with pytest.raises(LocalProtocolError, match=rf"STEP: {problem}"):
+        encode(replace(STEP_OF_EIGHT, **fields))
+    header = {**encode(STEP_OF_EIGHT).header, **fields}
+    header["branches"] = [*map(list, fields.get("branches", ()))]
+    with pytest.raises(RemoteProtocolError, match=rf"STEP: {problem}") as caught:
+        decode(Frame(Kind.STEP, header, bytes(8)))
+    assert caught.value.code is ErrorCode.BAD_FRAME
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"void": 5}, {"guess": 8}, {"branches": ((1, 7),)}, {"branches": ((2, 3), (0, 3)), "guess": 7}],
+)
+def test_a_step_whose_fields_just_fit(fields: dict[str, Any]) -> None:
+    step = replace(STEP_OF_EIGHT, **fields)
+    assert over_the_wire(step) == step
+
+
+def test_a_range_of_void_steps_is_one() -> None:
+    with pytest.raises(LocalProtocolError, match="VOID: last is 3, before first 4"):
+        encode(Void(SESSION, 4, 3))
+    assert over_the_wire(Void(SESSION, 4, 4)) == Void(SESSION, 4, 4)
+
+
+@pytest.mark.parametrize("kind", [0, 17, 21, 255])
 def test_an_unknown_kind_has_its_own_code(kind: int) -> None:
     with pytest.raises(RemoteProtocolError, match=f"unknown kind of message: {kind}") as caught:
         decode(Frame(kind, {}))
