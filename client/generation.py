@@ -81,7 +81,7 @@ class Generation:
             "timings": self.timings.as_dict(),
             "repairs": self.repairs,
             "repaired": [repair.as_dict() for repair in self.repaired],
-            "speculation": self.speculated.as_dict(),
+            "speculation": self.speculated.as_dict(len(self.token_ids), self.timings.decode_s),
             "passed_over": passed_over_dict(self.passed_over),
             "logprobs": None if self.logprobs is None else [_as_dict(choice) for choice in self.logprobs],
         }

@@ -22,7 +22,8 @@ USAGE_BOUNDS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 41
 class AnswerTotals:
     """Answers of one kind, of one model. ``seconds``: of each, by its error's code, "" for none. Tokens and
     times are of answers that began, also if they failed then. ``prompt``: tokens of each prompt, of which the
-    peers held ``cached_tokens`` from before; ``answer``: of each answer."""
+    peers held ``cached_tokens`` from before; ``answer``: of each answer. ``drafted`` tokens were fed before
+    they were chosen, of which ``accepted`` were right."""
 
     seconds: Mapping[str, Distribution]
     first_token_s: Distribution
@@ -30,6 +31,8 @@ class AnswerTotals:
     prompt: Distribution
     answer: Distribution
     cached_tokens: int
+    drafted: int
+    accepted: int
 
 
 class AnswerCounts:
@@ -41,7 +44,7 @@ class AnswerCounts:
         self._token_s = Histogram(TOKEN_BOUNDS_S)
         self._prompt = Histogram(USAGE_BOUNDS)
         self._answer = Histogram(USAGE_BOUNDS)
-        self._cached_tokens = 0
+        self._cached_tokens = self._drafted = self._accepted = 0
 
     def ended(self, seconds: float, error: str) -> None:
         self._seconds.setdefault(error, Histogram(REQUEST_BOUNDS_S)).add(seconds)
@@ -54,6 +57,8 @@ class AnswerCounts:
         tokens, timings = len(result.token_ids), result.timings
         self._answer.add(tokens)
         self._cached_tokens += result.cached_tokens
+        self._drafted += result.speculated.drafted
+        self._accepted += result.speculated.accepted
         if tokens > 1:
             self._token_s.add(timings.decode_s / (tokens - 1))
 
@@ -65,4 +70,6 @@ class AnswerCounts:
             self._prompt.totals(),
             self._answer.totals(),
             self._cached_tokens,
+            self._drafted,
+            self._accepted,
         )

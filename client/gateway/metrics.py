@@ -69,6 +69,19 @@ def families(gateway: Gateway) -> Iterator[Family]:
         ("model", "operation"),
     )
     yield counter(
+        "swarm_gateway_drafted_tokens",
+        "Tokens fed before they were chosen, of answers that began: right ones saved a trip each.",
+        {
+            (model, operation, outcome): count
+            for (model, operation), answers in totals.answers.items()
+            for outcome, count in (
+                ("right", answers.accepted),
+                ("wrong", answers.drafted - answers.accepted),
+            )
+        },
+        ("model", "operation", "outcome"),
+    )
+    yield counter(
         "swarm_gateway_output_tokens",
         "Tokens of answers, of those that run too.",
         {(model,): tokens for model, tokens in totals.tokens.items()},

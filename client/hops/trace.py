@@ -330,7 +330,7 @@ class Speculated:
         """Tokens after the first for each ``trip_s`` that passed; 0 where that is not known."""
         return (new_tokens - 1) * self.trip_s / decode_s if decode_s > 0 and new_tokens > 1 else 0.0
 
-    def bound(self, new_tokens: int) -> float:
+    def most_per_trip(self, new_tokens: int) -> float:
         """Tokens a trip, if nothing but misses cost a trip: each miss costs one under every policy; and each
         token a row at the slowest hop. 0 where ``trip_s`` is not known."""
         tokens = new_tokens - 1
@@ -339,8 +339,8 @@ class Speculated:
         misses = max(1, tokens - self.accepted)
         return tokens * self.trip_s / (misses * self.trip_s + tokens * self.row_s)
 
-    def as_dict(self) -> dict[str, object]:
-        """For JSON, times as their names say."""
+    def as_dict(self, new_tokens: int, decode_s: float) -> dict[str, object]:
+        """For JSON, of an answer of so many tokens in so many seconds."""
         return {
             "passes": self.passes,
             "drafted": self.drafted,
@@ -349,5 +349,7 @@ class Speculated:
             "trip_ms": round(self.trip_s * 1000, 4),
             "row_ms": round(self.row_s * 1000, 4),
             "price": round(self.price, 4),
+            "tokens_per_trip": round(self.tokens_per_trip(new_tokens, decode_s), 4),
+            "most_per_trip": round(self.most_per_trip(new_tokens), 4),
             "kinds": [each.as_dict() for each in self.kinds],
         }

@@ -152,25 +152,32 @@ def _print_route(result: Generation, *, has_draft: bool) -> None:
         f"{len(result.token_ids)} new tokens at {timings.tokens_per_s:.1f} tokens/s"
         + (f", {plural(result.repairs, 'repair')}" if result.repairs else "")
     )
-    if told := drafts_line(result.speculated, len(result.token_ids), has_draft=has_draft):
+    drafts, tokens = result.speculated, len(result.token_ids)
+    if told := drafts_line(drafts, tokens, timings.decode_s, has_draft=has_draft):
         console.print(told, highlight=False)
 
 
-def drafts_line(drafts: Speculated, new_tokens: int, *, has_draft: bool) -> str:
+def drafts_line(drafts: Speculated, new_tokens: int, decode_s: float, *, has_draft: bool) -> str:
     """What drafts brought; "" if there were none, and no model to make them (``has_draft``)."""
-    if drafts.drafted:
-        return (
-            f"{drafts.accepted} of {drafts.drafted} drafted tokens were right: "
-            f"{new_tokens - 1} tokens in {drafts.passes} passes through the peers"
-        )
-    return "Nothing was drafted: no draft promised to save time." if has_draft else ""
+    if not drafts.drafted:
+        return "Nothing was drafted: no draft promised to save time." if has_draft else ""
+    line = (
+        f"{drafts.accepted} of {drafts.drafted} drafted tokens were right: "
+        f"{new_tokens - 1} tokens in {drafts.passes} passes through the peers"
+    )
+    reached = drafts.tokens_per_trip(new_tokens, decode_s)
+    if not reached:
+        return line
+    share = reached / drafts.most_per_trip(new_tokens)
+    trip = f"{reached:.1f} for each trip of {drafts.trip_s * 1000:.0f} ms"
+    return f"{line}, {trip} ({share:.0%} of what these guesses allow)"
 
 
 def print_trace(trace: Trace) -> None:
     if trace.stages:
         console.print(waterfall(trace))
     console.print(prefill_line(trace), highlight=False)
-    for line in filter(None, (trace.ways, trace.codecs)):
+    for line in filter(None, (trace.ways, trace.codecs, *trace.guesses)):
         console.print(shown(line), highlight=False)
     for sentence in trace.disagreements:
         console.print(f"Not as predicted: {shown(sentence)}", highlight=False)

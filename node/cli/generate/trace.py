@@ -50,7 +50,7 @@ class Trace:
     disagree. A pass is one token, or several where a draft was checked: then nothing was predicted of it.
     ``passed_over``: a sentence on peers that were tried in vain; "" where there were none. ``ways``: a line
     on how each edge's streams go; "" where nobody said. ``codecs``: a line on how activations are written on
-    each edge."""
+    each edge. ``guesses``: a line for each source of guesses, how often it was right."""
 
     stages: tuple[Stage, ...]
     fed_per_pass: float
@@ -62,6 +62,7 @@ class Trace:
     passed_over: str = ""
     ways: str = ""
     codecs: str = ""
+    guesses: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """For JSON, under ``trace``."""
@@ -76,6 +77,7 @@ class Trace:
             "passed_over": self.passed_over,
             "ways": self.ways,
             "codecs": self.codecs,
+            "guesses": list(self.guesses),
         }
 
 
@@ -114,6 +116,7 @@ def trace_of(result: dict[str, Any]) -> Trace:
         _passed_over(result.get("passed_over") or {}),
         _ways(hops),
         _codecs(hops),
+        _guesses(drafts),
     )
 
 
@@ -290,6 +293,21 @@ def _codecs(hops: Sequence[dict[str, Any]]) -> str:
     kinds = [*(hop.get("codec", "") for hop in hops), hops[-1].get("codec_on", "")]
     edges = [f"{a} → {b} {kind}" for (a, b), kind in zip(pairwise(names), kinds, strict=True) if kind]
     return f"Codecs: {', '.join(edges)}" if edges else ""
+
+
+def _guesses(drafts: dict[str, Any]) -> tuple[str, ...]:
+    """A line for each source, the first guess behind a certain token first."""
+    lines = []
+    for each in drafts.get("kinds", ()):
+        if judged := sum(each["judged"]):
+            shares = [
+                f"{right / of:.0%}" for of, right in zip(each["judged"], each["right"], strict=True) if of
+            ]
+            lines.append(
+                f"Guesses of {each['kind']}: {sum(each['right'])} of {judged} right; by how far ahead: "
+                + ", ".join(shares)
+            )
+    return tuple(lines)
 
 
 def _ms(value: float | None) -> str:

@@ -150,16 +150,20 @@ async def test_an_answer_that_fails_is_in_the_error_event(
 
 
 def test_what_drafts_brought_is_told_where_somebody_gave_a_model_for_them() -> None:
-    told = generate.drafts_line(Speculated(4, 16, 6), 11, has_draft=True)
+    told = generate.drafts_line(Speculated(4, 16, 6), 11, 2.0, has_draft=True)
     assert told == "6 of 16 drafted tokens were right: 10 tokens in 4 passes through the peers"
-    assert "Nothing was drafted" in generate.drafts_line(Speculated(4), 5, has_draft=True)
-    assert not generate.drafts_line(Speculated(4), 5, has_draft=False)
+    assert "Nothing was drafted" in generate.drafts_line(Speculated(4), 5, 2.0, has_draft=True)
+    assert not generate.drafts_line(Speculated(4), 5, 2.0, has_draft=False)
+    told = generate.drafts_line(Speculated(4, 16, 6, trip_s=0.4, row_s=0.02), 11, 2.0, has_draft=True)
+    assert told.endswith(
+        "passes through the peers, 2.0 for each trip of 400 ms (90% of what these guesses allow)"
+    )
 
 
 def test_what_speculation_says_of_itself() -> None:
     """40 tokens behind the first, 10 of them misses: a trip each, and 40 rows at the slowest hop."""
     told = Speculated(8, 60, 30, 0.5, trip_s=0.2, row_s=0.005)
     assert told.tokens_per_trip(41, decode_s=4.0) == pytest.approx(2.0)
-    assert told.bound(41) == pytest.approx(40 * 0.2 / (10 * 0.2 + 40 * 0.005))
-    assert Speculated(8, 60, 30).bound(41) == Speculated().tokens_per_trip(1, 0.0) == 0.0
-    assert Speculated(1, 39, 40, trip_s=0.2).bound(41) == 40.0  # never less than one trip
+    assert told.most_per_trip(41) == pytest.approx(40 * 0.2 / (10 * 0.2 + 40 * 0.005))
+    assert Speculated(8, 60, 30).most_per_trip(41) == Speculated().tokens_per_trip(1, 0.0) == 0.0
+    assert Speculated(1, 39, 40, trip_s=0.2).most_per_trip(41) == 40.0  # never less than one trip

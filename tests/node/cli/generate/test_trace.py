@@ -168,6 +168,16 @@ def test_passes_that_check_drafts_are_shown_as_passes() -> None:
     assert len(total.split()) == 2  # no prediction for the hops: a sum of the others would look too small
 
 
+def test_each_source_of_guesses_has_a_line() -> None:
+    kinds = [
+        {"kind": "lookup", "judged": [10, 4, 0], "right": [5, 4, 0]},
+        {"kind": "model", "judged": [0], "right": [0]},
+    ]
+    trace = trace_of(result(speculation={"passes": 4, "drafted": 16, "accepted": 6, "kinds": kinds}))
+    assert trace.guesses == ("Guesses of lookup: 9 of 14 right; by how far ahead: 50%, 100%",)
+    assert trace.as_dict()["guesses"] == list(trace.guesses)
+
+
 def test_the_waterfall_for_people() -> None:
     shown = io.StringIO()
     Console(width=80, file=shown).print(waterfall(trace_of(result())))
