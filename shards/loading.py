@@ -186,7 +186,7 @@ def load_next_part(
     loader = _loader(whole, plan, raw, threads)
     project = _product(loader, begin + NEXT_PROJECTION, hidden, 2 * hidden)
     checkpoint.release()
-    return NextPart(client, blocks, project, (of_embedding, of_hidden), client.with_norm(own))
+    return NextPart(client, blocks, project, (of_embedding, of_hidden, own), client.with_norm(own))
 
 
 def _loader(

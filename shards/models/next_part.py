@@ -1,5 +1,5 @@
 """Guesses of the token after the next one, by a block that the model's file has for that (multi-token
-prediction): what a draft is made of, in one process and without the route."""
+prediction), and from each guess the next: what a draft is made of, in one process and without the route."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ class NextPart(Generic[Memory]):
         client: ClientModel,
         blocks: SpanBackend[Memory],
         project: Project,
-        norms: tuple[FinalNorm, FinalNorm],
+        norms: tuple[FinalNorm, FinalNorm, FinalNorm],
         head: Head,
     ) -> None:
-        """``project``: (T, 2 * hidden) → (T, hidden). ``norms``: of embeddings, and of what the model's head
-        multiplies. ``head``: that head behind the block's own norm."""
+        """``project``: (T, 2 * hidden) → (T, hidden). ``norms``: of embeddings, of what the model's head
+        multiplies, and the block's own, behind it. ``head``: that head behind the block's own norm."""
         self.blocks = blocks
-        self._client, self._project, self._norms, self._head = client, project, norms, head
+        *self._norms, self._own = norms
+        self._client, self._project, self._head = client, project, head
 
     def forward(
         self,
@@ -48,6 +49,11 @@ class NextPart(Generic[Memory]):
         embedded = self._client.embed(ids)
         both = np.concatenate((of_embedding(embedded), of_hidden(hidden)), 1)
         return self.blocks.forward(np.ascontiguousarray(self._project(both)), slices, pool)
+
+    def hidden(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What ``forward`` gave (T, hidden) → the ``hidden`` that it is to be given for the token after the
+        one that is guessed from these, which then is the token that follows."""
+        return self._own(rows)
 
     def logits(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """(T, hidden) → (T, vocab), of the tokens after those that ``forward`` was given. They are as rough

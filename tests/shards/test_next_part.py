@@ -3,7 +3,7 @@ vLLM and llama.cpp read them: transformers itself ignores them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ ONE: dict[str, dict[str, Any]] = {
 }
 """Settings of a model whose only block is such a one."""
 OPTIONS = LoadOptions(dtype="float32", quantize="none")
+DEPTH = 4
+"""Guesses behind the last token, each made from the one before."""
 
 
 class Behind:
@@ -50,15 +52,21 @@ class Behind:
         self.norms = [randomise(norm(hidden, model.config.rms_norm_eps)) for _ in range(2)]
         self.projection = randomise(torch.nn.Linear(2 * hidden, hidden, bias=False))
 
-    def logits(self) -> torch.Tensor:
-        """Of the tokens behind the second to the last."""
+    def logits(self, depth: int = 1) -> torch.Tensor:
+        """Of the tokens behind the second to the last; and of ``depth`` - 1 more, each behind the most likely
+        one before it."""
         tokens, whole = ids(self.model), self.model.model
         with torch.no_grad():
-            hidden = whole(tokens[None]).last_hidden_state[0, :-1]
-            embedded = whole.embed_tokens(tokens[1:])
-            both = torch.cat((self.norms[0](embedded), self.norms[1](hidden)), 1)
-            rows = self.one.model(inputs_embeds=self.projection(both)[None]).last_hidden_state[0]
-            return self.model.lm_head(rows)
+            hidden, following = whole(tokens[None]).last_hidden_state[0, :-1], tokens[1:]
+            while True:
+                embedded = whole.embed_tokens(following)
+                both = torch.cat((self.norms[0](embedded), self.norms[1](hidden)), 1)
+                rows = self.one.model(inputs_embeds=self.projection(both)[None]).last_hidden_state[0]
+                logits = self.model.lm_head(rows)
+                if len(rows) == len(tokens) - 2 + depth:
+                    return logits
+                hidden = torch.cat((hidden, rows[-1:]))
+                following = torch.cat((following, logits[-1:].argmax(1)))
 
     def beside(self, kind: str, begin: str, more: float = 0.0) -> Tensors:
         """``more``: what the file's norms have more."""
@@ -101,8 +109,15 @@ def gguf_with_behind(case: str, folder: Path) -> tuple[Behind, Path]:
     return behind, changed(path, lambda tensors: tensors | more, **keys)
 
 
-def guessed(path: Path, tokens: torch.Tensor, sessions: Callable[..., Any], **kind: str) -> np.ndarray:
-    """Logits of the tokens behind the second to the last, fed in ``CHUNKS``."""
+def guessed(
+    path: Path,
+    tokens: torch.Tensor,
+    sessions: Callable[..., Any],
+    guesses: Sequence[int] = (),
+    **kind: str,
+) -> np.ndarray:
+    """Logits of the tokens behind the second to the last, fed in ``CHUNKS``, and behind each of ``guesses``
+    from them."""
     with open_checkpoint(str(path)) as checkpoint:
         options = replace(OPTIONS, **kind)
         client = load_client_model(checkpoint, replace(options, device="cpu"))
@@ -110,26 +125,37 @@ def guessed(path: Path, tokens: torch.Tensor, sessions: Callable[..., Any], **ki
         rows = whole.forward(torch.from_numpy(client.embed(tokens.numpy()))).numpy()
         hidden, following = client.final_norm(rows)[:-1], tokens.numpy()[1:]
         part = load_next_part(checkpoint, client, options)
-        memory, at, found = OwnMemory(part.blocks, "float32", len(tokens)), 0, []
+        memory, at, found = OwnMemory(part.blocks, "float32", len(tokens) + len(guesses)), 0, []
+        made = hidden
         for count in (*CHUNKS[:-1], len(following) - sum(CHUNKS[:-1])):
             end, where = at + count, [memory.slice(at, count)]
-            found.append(part.logits(part.forward(hidden[at:end], following[at:end], where, memory.pool)))
+            made = part.forward(hidden[at:end], following[at:end], where, memory.pool)
+            found.append(part.logits(made))
             at = end
+        for number, guess in enumerate(guesses, start=at):
+            made = part.forward(part.hidden(made[-1:]), [guess], [memory.slice(number, 1)], memory.pool)
+            found.append(part.logits(made))
         return np.concatenate(found)
+
+
+def chain(logits: torch.Tensor) -> list[int]:
+    """The guesses that all but the first of ``DEPTH`` were made behind."""
+    return logits[-DEPTH:-1].argmax(1).tolist()
 
 
 @pytest.mark.parametrize("case", ONE)
 def test_equals_transformers(case: str, tmp_path: Path, sessions: Callable[..., Any]) -> None:
     behind = with_behind(case, tmp_path)
-    wanted = behind.logits()
+    wanted = behind.logits(DEPTH)
     for kind in EXECUTORS:
-        assert_close(guessed(tmp_path, ids(behind.model), sessions, **kind), wanted)
+        assert_close(guessed(tmp_path, ids(behind.model), sessions, chain(wanted), **kind), wanted)
 
 
 @pytest.mark.parametrize("case", ["qwen3_5_text", "qwen3_5_moe_text", "glm4_moe"])
 def test_gguf_equals_transformers(case: str, tmp_path: Path, sessions: Callable[..., Any]) -> None:
     behind, path = gguf_with_behind(case, tmp_path)
-    assert_close(guessed(path, ids(behind.model), sessions), behind.logits())
+    wanted = behind.logits(DEPTH)
+    assert_close(guessed(path, ids(behind.model), sessions, chain(wanted)), wanted)
 
 
 def test_they_are_no_part_of_the_model(tmp_path: Path) -> None:
