@@ -64,8 +64,8 @@ class NextConfig:
     """What guesses the token after the next one (multi-token prediction, arXiv 2412.19437), of each of the
     blocks behind the last. With h what the model's head multiplies at a position, and e the embedding of the
     token that follows, x = block(projection([norm(e), norm(h)])), and the model's head times norm(x) says the
-    token after that. Each norm has a weight of its own. For a further guess, norm(x) takes the place of h, and
-    the guess that of the token that follows.
+    token after that. Each norm has a weight of its own. For a further guess, norm(x) takes the place of h,
+    and the guess that of the token that follows.
     """
 
     block: BlockConfig
