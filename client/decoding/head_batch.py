@@ -9,7 +9,8 @@ and the event loop moves the other generations meanwhile. A generation that is a
 
 A drafted continuation brings a row a token. They are chosen in order, by one sampler, until one differs from
 the draft: what comes out is what would have come one by one. Rows behind a difference are mostly not looked
-at, since a long draft goes through the head a few rows at a time.
+at, since a long draft goes through the head a few rows at a time. Where the draft is wrong, another guess of
+the same place may be right: then its branch's rows are chosen from, as the chain's were.
 """
 
 from __future__ import annotations
@@ -48,11 +49,15 @@ some 0.03 ms, and a loop that is blocked for longer serves its other users badly
 NEWEST_WEIGHT = 0.1
 """The weight of a new call in the moving average of their times."""
 
+Branches = Sequence[tuple[int, Sequence[int]]]
+"""(row, tokens) of each branch of a step: ``tokens``, at least one, were fed as if they came behind its first
+``row`` rows, at least one, in place of what the chain has there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Tokens in order, all but the last as drafted (the last may be), and what to feed for the last: ``x``
-    (1, hidden)."""
+    """Tokens in order, all but the last as drafted (the last may be), in the chain or a branch; and what to
+    feed for the last: ``x`` (1, hidden)."""
 
     choices: tuple[ChosenToken, ...]
     x: np.ndarray
@@ -62,28 +67,55 @@ class _Request:
     """One generation's request for its next tokens. ``x``: set when they are chosen; ``failure``: why there
     are none."""
 
-    def __init__(self, hidden: np.ndarray, sampler: Sampler, draft: Sequence[int]) -> None:
+    def __init__(
+        self, hidden: np.ndarray, sampler: Sampler, draft: Sequence[int], branches: Branches = ()
+    ) -> None:
         self.choices: list[ChosenToken] = []
         self.x: np.ndarray | None = None
         self.failure: Exception | None = None
-        self._hidden = hidden  # (rows, hidden)
+        chain = len(hidden) - sum(len(tokens) for _, tokens in branches)
+        if not 0 <= chain - len(draft) <= 1:
+            raise LocalProtocolError(f"{chain} hidden states for a draft of {len(draft)} tokens")
         self._sampler = sampler
-        self._draft = draft
+        self._left = hidden[
+            :chain
+        ]  # rows (n, hidden) that may be chosen from, each if those before it are right
+        self._following = draft  # the tokens behind those rows
+        self._branches: list[tuple[int, Sequence[int], np.ndarray]] = []  # with their rows
+        for row, tokens in branches:
+            self._branches.append((row, tokens, hidden[chain : chain + len(tokens)]))
+            chain += len(tokens)
+        self._fork = 0  # the row that the chain was left at; 0: it was not
+        self._path: tuple[int, ...] = ()  # the tokens from there on
 
     def rows(self) -> np.ndarray:
         """The hidden states that are looked at next."""
-        done = len(self.choices)
-        return self._hidden[done : done + ROWS_AT_ONCE]
+        return self._left[:ROWS_AT_ONCE]
 
     def choose(self, logits: np.ndarray) -> bool:
         """Choose from ``logits`` (rows, vocab) of ``rows``; whether more are to be looked at."""
         for scores in logits:
             choice = self._sampler.choose(scores)
-            number = len(self.choices)
             self.choices.append(choice)
-            if number >= len(self._draft) or choice.token != self._draft[number] or self._sampler.is_over:
+            if self._sampler.is_over:
                 return False
-        return len(self.choices) < len(self._hidden)
+            if self._fork:
+                self._path += (choice.token,)
+            if not self._following or choice.token != self._following[0]:
+                return self._turn(choice.token)
+            self._left, self._following = self._left[1:], self._following[1:]
+        return len(self._left) > 0
+
+    def _turn(self, token: int) -> bool:
+        """``token`` is not what was drafted here: go on with the branch that has it, if there is one."""
+        if not self._fork:
+            self._fork, self._path = len(self.choices), (token,)
+        depth = len(self._path)
+        for row, tokens, hidden in self._branches:
+            if row == self._fork and tuple(tokens[:depth]) == self._path:
+                self._left, self._following = hidden[depth - 1 :], tokens[depth:]
+                return True
+        return False
 
     def chosen(self) -> Chosen:
         if self.x is None:
@@ -122,18 +154,19 @@ class HeadBatcher:
     def end(self) -> None:
         self._generations -= 1
 
-    async def choose(self, hidden: np.ndarray, sampler: Sampler, draft: Sequence[int] = ()) -> Chosen:
+    async def choose(
+        self, hidden: np.ndarray, sampler: Sampler, draft: Sequence[int] = (), branches: Branches = ()
+    ) -> Chosen:
         """The tokens after ``hidden`` (rows, hidden): the next one, and while it is as drafted the one after
-        it. ``draft``: what was fed behind each row, or behind all but the last. ``sampler`` is not to be
+        it. ``draft``: what was fed behind each row, or behind all but the last. ``branches``: other tokens
+        that were fed behind some of the rows; theirs are the last of ``hidden``. ``sampler`` is not to be
         touched until this returns.
 
         Raises RemoteProtocolError for logits that are not finite, StreamClosedError after ``close``.
         """
         if self._closed:
             raise StreamClosedError("the client is closed")
-        if not 0 <= len(hidden) - len(draft) <= 1:
-            raise LocalProtocolError(f"{len(hidden)} hidden states for a draft of {len(draft)} tokens")
-        request = _Request(hidden, sampler, draft)
+        request = _Request(hidden, sampler, draft, branches)
         if self._generations <= 1 and not self._in_thread and self._usual_s < LONGEST_INLINE_S:
             self._compute([request])
             return request.chosen()

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Protocol
 
 import numpy as np
@@ -30,6 +31,9 @@ ten to thirty times faster than a running sum over a vocabulary."""
 _COLDEST = 1e-30
 """Temperature below which none is taken, so that it is a number in 32 bits."""
 _LARGEST = float(np.finfo(np.float32).max)
+TRIES_S = 0.5
+"""A guide's copies may take this many seconds of an answer for guesses. Then no guess is let through: a guide
+that is dear to move costs the answer no more than that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,10 @@ class TokenRule(Protocol):
         """Tokens that must come next, as they are usually cut; none where there is a choice."""
         ...
 
+    def copy(self) -> TokenRule:
+        """Another of the same state, which goes its own way. Cheap: guesses are tried on copies."""
+        ...
+
 
 class Sampler:
     """Chooses one token after another of one sequence. ``prompt`` counts for the repetition penalty;
@@ -127,6 +135,7 @@ class Sampler:
     ) -> None:
         self.params = params
         self._guide = guide
+        self._tries_s = 0.0  # spent on what may follow guesses
         self._random = random.Random(params.seed)
         self._repeats = params.repetition_penalty != 1.0
         self._counts_answer = params.frequency_penalty != 0.0 or params.presence_penalty != 0.0
@@ -148,6 +157,23 @@ class Sampler:
     def forced(self) -> tuple[int, ...]:
         """What the guide leaves no choice about: a draft that is nearly always right."""
         return () if self._guide is None or self._guide.is_over else self._guide.forced()
+
+    def fits(self, guesses: Sequence[int]) -> int:
+        """How many of ``guesses``, from the first on, the guide lets come next, one after the other."""
+        guide = self._guide
+        if guide is None:
+            return len(guesses)
+        if guide.is_over or self._tries_s > TRIES_S:
+            return 0
+        began = perf_counter()
+        guide, count = guide.copy(), 0
+        for token in guesses:
+            if guide.is_over or not guide.allows(token):
+                break
+            guide.accept(token)
+            count += 1
+        self._tries_s += perf_counter() - began
+        return count
 
     def choose(self, logits: np.ndarray) -> ChosenToken:
         """The next token for ``logits`` (vocab,) float32.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,6 +57,12 @@ class StartedGuide:
         if self._is_free or self._begun or self._guide is None:
             return ()
         return self._guide.forced()
+
+    def copy(self) -> StartedGuide:
+        other = copy.copy(self)  # what else it has is replaced, never changed
+        if self._guide is not None:
+            other._guide = self._guide.copy()
+        return other
 
     def accept(self, token: int) -> None:
         if self._end:

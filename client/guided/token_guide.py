@@ -123,6 +123,10 @@ class TokenGuide:
         spelled with other tokens, too, and a greedy answer is where the model prefers those."""
         return tuple(self._matcher.compute_ff_tokens())
 
+    def copy(self) -> TokenGuide:
+        """As ``TokenRule``: a microsecond or two."""
+        return TokenGuide(self._matcher.deep_copy(), self._vocab_size)
+
 
 class Guides:
     """Compiles guides for one model. Loads llguidance, and builds its tables of the vocabulary, when the

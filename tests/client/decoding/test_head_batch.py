@@ -4,14 +4,16 @@ one."""
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
 from swarm_node.client.decoding.head_batch import HeadBatcher
-from swarm_node.client.decoding.sampling import Sampler, SamplingParams
+from swarm_node.client.decoding.sampling import ChosenToken, Sampler, SamplingParams
 from swarm_node.swarm.errors import LocalProtocolError, RemoteProtocolError, StreamClosedError
 from tests.doubles.fake_swarm import HIDDEN, FakeSwarm, ToyHead, expected, settle
 
@@ -217,6 +219,140 @@ async def test_a_draft_is_looked_at_up_to_what_is_wrong_in_it() -> None:
         assert head.calls == calls
     with pytest.raises(LocalProtocolError, match="20 hidden states for a draft of 3"):
         await heads.choose(states, Sampler(SamplingParams()), draft[:3])
+    await heads.close()
+
+
+class TreeHead(ToyHead):
+    """Says what was made up for each row, which is named by its first number; keeps the rows it was shown."""
+
+    def __init__(self, logits: np.ndarray) -> None:
+        self.table = logits  # (rows, vocab)
+        self.shown: list[int] = []
+
+    def logits(self, hidden: np.ndarray) -> np.ndarray:
+        rows = hidden[:, 0].astype(int)
+        self.shown += rows.tolist()
+        return self.table[rows]
+
+
+class Tree:
+    """A step of random guesses over a few tokens, with rows that a table of logits belongs to: equal tokens
+    behind each other have equal rows, wherever they are."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.names: dict[tuple[int, ...], int] = {}
+        self.chain = [rng.randrange(FEW) for _ in range(rng.randint(1, 9))]  # the first is certain
+        self.after = [rng.randrange(FEW)] * rng.randint(0, 1)  # the first of the next step
+        self.draft = [*self.chain[1:], *self.after]
+        self.branches: list[tuple[int, list[int]]] = []
+        for _ in range(rng.randint(0, 6)):
+            row = rng.randint(1, len(self.chain))
+            tokens = [rng.randrange(FEW) for _ in range(rng.randint(1, 5))]
+            if tokens[:1] != self.draft[row - 1 : row]:
+                self.branches.append((row, tokens))
+        rows = [self._row(self.chain[: number + 1]) for number in range(len(self.chain))]
+        for row, tokens in self.branches:
+            path = [*self.chain[:row], *tokens]
+            rows += [self._row(path[: row + number + 1]) for number in range(len(tokens))]
+        self.hidden = np.tile(np.array(rows, np.float32)[:, None], (1, HIDDEN))
+        self.head = TreeHead(np.random.default_rng(rng.randrange(99)).standard_normal((len(self.names), FEW)))
+        self.head.table = self.head.table.astype(np.float32)
+
+    def _row(self, path: Sequence[int]) -> int:
+        return self.names.setdefault(tuple(path), len(self.names))
+
+    def plain(self, sampler: Sampler) -> tuple[list[ChosenToken], list[int]]:
+        """The choices one by one, for as long as there are rows for them, and those rows."""
+        known = {(*self.chain[:row], *tokens) for row, tokens in self.branches}
+        known |= {tuple(self.chain)}
+        path, choices, looked = self.chain[:1], [], []
+        while any(way[: len(path)] == tuple(path) for way in known) and not sampler.is_over:
+            row = self.names[tuple(path)]
+            looked.append(row)
+            choices.append(sampler.choose(self.head.table[row]))
+            path = [*path, choices[-1].token]
+        return choices, looked
+
+
+FEW = 3
+"""Tokens of which trees are made: their guesses are often right."""
+
+
+@pytest.mark.parametrize("seed", range(300))
+async def test_a_tree_is_judged_as_choosing_one_by_one_would(seed: int) -> None:
+    rng = random.Random(seed)
+    tree = Tree(rng)
+    params: dict[str, Any] = rng.choice(
+        [
+            {},
+            {"temperature": 1.0},
+            {"temperature": 0.8, "repetition_penalty": 1.3, "frequency_penalty": 0.4},
+            {"logprobs": 2},
+        ]
+    )
+
+    def sampler() -> Sampler:
+        return Sampler(SamplingParams(seed=seed, **params), [1], guide=Few(most) if guided else None)
+
+    guided, most = rng.random() < 0.4, rng.randint(1, 9)
+    expected_, rows = tree.plain(sampler())
+    heads = HeadBatcher(tree.head)
+    used = sampler()
+    chosen = await heads.choose(tree.hidden, used, tree.draft, tree.branches)
+    assert list(chosen.choices) == expected_
+    assert np.array_equal(chosen.x, tree.head.embed([expected_[-1].token]))
+    assert set(rows) <= set(tree.head.shown)
+    again = sampler()
+    for row in rows:
+        again.choose(tree.head.table[row])
+    assert used._random.getstate() == again._random.getstate()  # one random number a token
+    await heads.close()
+
+
+class Few:
+    """Any token but the first, so many times."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    @property
+    def is_over(self) -> bool:
+        return not self.left
+
+    def allows(self, token: int) -> bool:
+        return token > 0
+
+    def allowed(self) -> np.ndarray:
+        return np.arange(1, FEW)
+
+    def accept(self, token: int) -> None:
+        assert token > 0
+        self.left -= 1
+
+    def forced(self) -> tuple[int, ...]:
+        return ()
+
+    def copy(self) -> Few:
+        return Few(self.left)
+
+
+async def test_no_row_of_a_branch_is_looked_at_that_no_choice_leads_to() -> None:
+    states = np.concatenate(_states(12))  # a chain of 6, branches of 2, 3 and 1
+    right = _tokens(np.split(states, len(states)))
+    draft = [right[0], right[1], right[2] ^ 1, 0, 0]
+    head = GatedHead()
+    heads = _batcher(head, 1)
+    for branches, count, calls in (
+        ([(2, [9, 9]), (3, [right[2], right[8], 1]), (4, [5])], 3 + 2, [6, 3]),
+        ([(3, [right[2] ^ 2, 9]), (3, [right[2], right[8] ^ 1, 1]), (4, [5])], 3 + 1, [6, 3]),
+        ([(3, [right[2] ^ 2, 9]), (4, [right[2], right[8], 1]), (2, [5])], 3, [6]),
+    ):
+        head.calls.clear()
+        chosen = await heads.choose(states, Sampler(SamplingParams()), draft, branches)
+        assert [choice.token for choice in chosen.choices] == [*right[:3], *right[8:]][:count]
+        assert head.calls == calls
+    with pytest.raises(LocalProtocolError, match="6 hidden states for a draft of 4"):
+        await heads.choose(states, Sampler(SamplingParams()), draft[:4], [(1, [1] * 6)])
     await heads.close()
 
 

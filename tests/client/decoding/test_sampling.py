@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from swarm_node.client.decoding import sampling
 from swarm_node.client.decoding.sampling import (
     ChosenToken,
     Sampler,
@@ -309,6 +310,11 @@ class Odd:
     def forced(self) -> tuple[int, ...]:
         return (1, 3) if not self.accepted else ()
 
+    def copy(self) -> Odd:
+        other = Odd()
+        other.accepted = [*self.accepted]
+        return other
+
 
 @pytest.mark.parametrize(
     "params",
@@ -332,6 +338,25 @@ def test_what_a_guide_forces_is_told() -> None:
     assert sampler.forced == (1, 3)
     sampler.choose(_logits(1))
     assert sampler.forced == Sampler(SamplingParams()).forced == ()
+
+
+def test_guesses_are_tried_on_a_copy_of_the_guide(monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = Odd()
+    sampler = Sampler(SamplingParams(), guide=guide)
+    assert [sampler.fits(guesses) for guesses in ([], [1, 5], [1, 2, 3], [2], [1, 3, 5, 7])] == [
+        0,
+        2,
+        1,
+        0,
+        3,
+    ]
+    sampler.choose(_logits(0))
+    assert sampler.fits([1, 3, 5]) == 2
+    assert len(guide.accepted) == 1
+    monkeypatch.setattr(sampling, "TRIES_S", -1.0)
+    assert sampler.fits([1]) == 0  # a guide that is too slow to try guesses on
+    assert sampler.fits([]) == 0
+    assert Sampler(SamplingParams()).fits([2, 4, 6, 8]) == 4
 
 
 def test_a_greedy_guided_choice_is_the_best_of_those_allowed() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
+import pytest
 
 from swarm_node.client.guided.guide_start import GuideStart, StartedGuide
 
@@ -32,6 +35,9 @@ class InOrder:
     def forced(self) -> tuple[int, ...]:
         return tuple(self._left)
 
+    def copy(self) -> InOrder:
+        return InOrder(*self._left)
+
 
 def _allowed(guide: StartedGuide) -> set[int]:
     allowed = set(guide.allowed().tolist())
@@ -45,6 +51,32 @@ def _after(start: GuideStart, *tokens: int) -> StartedGuide:
         assert guide.allows(token)
         guide.accept(token)
     return guide
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_copy_goes_its_own_way(seed: int) -> None:
+    rng = random.Random(seed)
+    start = GuideStart(
+        thinking=(8, 9) if rng.random() < 0.3 else (),
+        thinks=(((7,), (9,)), ((1, 7), (9,))),
+        unless=((3, 4), (1, 5)) if rng.random() < 0.5 else (),
+    )
+    way: list[int] = []
+    guide = _after(start)
+    while len(way) < 8 and not guide.is_over:
+        copied, then = guide.copy(), rng.choice(sorted(_allowed(guide)))
+        copied.accept(then)
+        assert _seen(guide) == _seen(_after(start, *way))  # it has not moved
+        assert _seen(copied) == _seen(_after(start, *way, then))
+        if rng.random() < 0.5:
+            guide.accept(then)
+        else:
+            guide = copied
+        way.append(then)
+
+
+def _seen(guide: StartedGuide) -> tuple[object, ...]:
+    return guide.is_over, guide.is_over or sorted(_allowed(guide)), guide.forced()
 
 
 def test_it_waits_for_the_end_of_thoughts() -> None:

@@ -255,6 +255,26 @@ async def test_what_cannot_be_compiled_is_said(guides: Guides, kind: Any, source
         assert caught.value.hint
 
 
+async def test_guesses_are_tried_without_moving_the_guide(tokenizer: Tokenizer, guides: Guides) -> None:
+    guide = await guides.open(Guide("regex", " ?(yes|no), (one|two)!"))
+    vocab_size = len(guide.allowed()) + 1 + max(guide.allowed().tolist())
+    sampler = Sampler(SamplingParams(), guide=guide)
+    right = tokenizer.encode("no, two!", add_special=False)
+    wrong = tokenizer.encode("no, 2", add_special=False)
+    assert sampler.fits(right) == len(right)
+    assert sampler.fits(wrong) < len(wrong)
+    before = guide.allowed().tolist()
+    for number, token in enumerate(right):
+        assert sampler.fits(right[number:]) == len(right) - number
+        logits = np.zeros(vocab_size + max(right), np.float32)
+        logits[token] = 9.0
+        assert sampler.choose(logits).token == token
+    assert sampler.is_over
+    assert sampler.fits(right) == 0
+    again = (await guides.open(Guide("regex", " ?(yes|no), (one|two)!"))).copy()
+    assert again.allowed().tolist() == before
+
+
 def _rules(count: int, body: str, last: str) -> str:
     rules = [f"r{n}: " + body.replace("NEXT", f"r{n + 1}") for n in range(count)]
     return "\n".join(["start: r0", *rules, f"r{count}: {last}"])
