@@ -62,3 +62,9 @@ MAX_SESSIONS = 1_000_000
 """Sessions, or steps that wait, at one node at most."""
 UNIX_TIME = Figure(0, 253_402_300_799)
 """Seconds of Unix time, until the year 9999, the last that can be shown."""
+
+MOST_AHEAD = 128
+"""A session has at most this many tokens under way whose rows it has not seen: a hop can go back by as many,
+from anywhere."""
+MOST_AHEAD_OF_STATES = 32
+"""The same of a model whose blocks keep states: each page further back takes another state of every block."""

@@ -148,6 +148,11 @@ class HopClient:
         return self.plan.hop.peer_id
 
     @property
+    def row_bytes(self) -> int:
+        """Of a row that goes in or comes out, whichever is larger."""
+        return max(self.codec.row_bytes(self.width), self.reply_codec.row_bytes(self.reply_width))
+
+    @property
     def failure(self) -> SwarmError | None:
         """What ended the session."""
         return self.state.failure
@@ -391,8 +396,7 @@ class HopClient:
             Opened,
         )
         welcome = link.welcome.result()
-        row = max(self.codec.row_bytes(self.width), self.reply_codec.row_bytes(self.reply_width))
-        fits = (min(welcome.max_frame, DEFAULT_MAX_FRAME) - FRAME_OVERHEAD) // row
+        fits = (min(welcome.max_frame, DEFAULT_MAX_FRAME) - FRAME_OVERHEAD) // self.row_bytes
         self.max_step_tokens = min(opened.max_step_tokens, fits)
         if self.max_step_tokens < 1:
             raise RemoteProtocolError(f"{link.name}: frames of {welcome.max_frame} bytes hold no token")

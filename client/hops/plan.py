@@ -9,6 +9,7 @@ from typing import Protocol
 
 from ...swarm.boundaries import Boundaries
 from ...swarm.codecs.codec import Codec
+from ...swarm.figures import MOST_AHEAD, MOST_AHEAD_OF_STATES
 from ...swarm.protocol.field_types import Downstream
 from ...swarm.types import Hop, NodeInfo
 from ..routing.prefix import HopPlace, PageNames, PrefixKey, page_names
@@ -87,6 +88,11 @@ class HopPlan:
     ids: Sequence[int] = ()
     parent: bytes | None = None
     parent_tokens: int = 0
+
+
+def most_ahead(settings: SessionSettings) -> int:
+    """Tokens by which every hop can go back, from anywhere."""
+    return MOST_AHEAD_OF_STATES if settings.keeps_states else MOST_AHEAD
 
 
 def new_session() -> bytes:

@@ -42,7 +42,7 @@ from .line_up import plan_line
 from .plan import HopPlan, RouteSettings
 from .row_watch import RowWatch
 from .rows import Rows
-from .segment import Segment
+from .segment import IN_FLIGHT_BYTES, Segment
 from .step_flow import StepFlow
 
 SHORT_TOKENS = 33
@@ -79,6 +79,7 @@ class RouteSession:
         self._steps = 0
         self._fed = False
         self._max_step_tokens = 0
+        self.most_ahead = 0  # tokens in steps under way that a line to a hop should hold
         reader = settings.codecs.reader
         self._learned = None if reader is None else FewAtATime(reader.sampler)
         self._written = WrittenRows()
@@ -178,6 +179,7 @@ class RouteSession:
                 runs.append([])
         self.segments = [self._segment(run) for run in runs]
         self._max_step_tokens = min(hop.max_step_tokens for hop in self.hops)
+        self.most_ahead = max(1, IN_FLIGHT_BYTES // max(hop.row_bytes for hop in self.hops))
         hops = tuple(hop.plan.hop for hop in self.hops)
         if hops != self.route.hops:
             self.route = Route(hops)

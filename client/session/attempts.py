@@ -14,6 +14,7 @@ from math import inf
 from typing import Any, Protocol, TypeVar
 
 from ...swarm.errors import BusyError, HopFailedError, LocalNetworkError, NetworkError, PeerLateError
+from ...swarm.figures import MOST_AHEAD_OF_STATES
 from ...swarm.types import Hop, Span, short_peer_id
 from ..routing.evidence import Standing
 from ..routing.no_route import nobody_opens
@@ -35,9 +36,6 @@ LOSS_TOKENS, LOSS_SHARE = 32, 8
 """A peer that let go of tokens of a session may do so again after LOSS_TOKENS more. If it has to be fed more
 than LOSS_SHARE times as many again, it may after that number divided by LOSS_SHARE. Else a peer that lets one
 token pass and then loses its state would make each token cost all of them."""
-ROLLBACK_TOKENS = 32
-"""A hop can go back by this many tokens from anywhere, as drafts are not longer. One whose blocks keep states
-may have let go of those further back."""
 WARY_S = 2.0
 """If liars were met lately and too few peers are proven, trials before a route is opened take at most this
 many seconds."""
@@ -56,15 +54,25 @@ T = TypeVar("T", bound=Closeable)
 
 class Attempts:
     """The attempts of one session. ``patience_s``: how long the caller waits for blocks that nobody serves.
+    ``most_back``: a hop can go back by this many tokens; it may have let go of what is further back.
     ``passed_over``: peers that were tried and did not serve, and why. ``until``: a failure after this time is
     the last, on the router's clock."""
 
-    def __init__(self, router: Router, scout: Scout, need: Need, patience_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        router: Router,
+        scout: Scout,
+        need: Need,
+        patience_s: float = 0.0,
+        *,
+        most_back: int = MOST_AHEAD_OF_STATES,
+    ) -> None:
         self.passed_over: dict[str, str] = {}
         self.until = inf
         self._router = router
         self._scout = scout
         self._need = need
+        self._most_back = most_back
         self._strangers_s = max(STRANGERS_S, patience_s)
         self._openings = self._failures = self._strange = 0
         self._since: float | None = None  # of strangers that do not open
@@ -91,7 +99,7 @@ class Attempts:
     def went_back(self, tokens: int) -> None:
         """The caller took ``tokens`` back: hops that need not be able to go so far may say so."""
         self._taken_back += tokens
-        if self._taken_back > ROLLBACK_TOKENS:
+        if self._taken_back > self._most_back:
             self._may_lose.clear()
 
     def succeeded(self) -> None:

@@ -66,7 +66,7 @@ from ...swarm.links.pool import LinkPool
 from ...swarm.protocol.messages import Want
 from ...swarm.routing.prediction import Prediction
 from ...swarm.types import Route
-from ..hops.plan import RouteSettings
+from ..hops.plan import RouteSettings, most_ahead
 from ..hops.route_session import RouteSession
 from ..hops.rows import EmbeddedLater
 from ..hops.trace import ChainTimings, HopTimings, PassedOver, Repair, RepairKind
@@ -139,7 +139,9 @@ class SwarmSession:
         self._replaced: list[HopTimings] = []
         self._retired: list[ChainTimings] = []
         self._record: RepairRecord | None = None  # since the route broke, until tokens come again
-        self._attempts = Attempts(router, scout, need, limits.missing_s)
+        self._attempts = Attempts(
+            router, scout, need, limits.missing_s, most_back=most_ahead(settings.session)
+        )
         self._gaps = GapSearch(router, self._attempts, need, limits, self._tell)
         self._doubts = Doubts(router, scout, need)
         self._settings = replace(settings, doubts=self._doubts, on_progress=self._progressed)
@@ -188,6 +190,12 @@ class SwarmSession:
     def repair_s(self) -> float:
         """Seconds without a token because of repairs."""
         return sum(repair.seconds for repair in self.repaired)
+
+    @property
+    def most_ahead(self) -> int:
+        """How many tokens may be under way: hops can go back by as many, and no line holds too much."""
+        most = most_ahead(self._settings.session)
+        return most if self._session is None else min(most, self._session.most_ahead)
 
     @property
     def length(self) -> int:
@@ -311,9 +319,9 @@ class SwarmSession:
         fed next."""
         if not 0 <= length <= len(self._ids):
             raise LocalProtocolError(f"a session of {len(self._ids)} tokens cannot go back to {length}")
-        self._attempts.went_back(len(self._ids) - length)
         if length > self._answered and self._sent:
             raise LocalProtocolError(f"{length} tokens are kept, but only {self._answered} are answered")
+        self._attempts.went_back(len(self._ids) - length)
         del self._ids[length:]
         self._sent.clear()
         self._answered, self._posted = len(self._ids), 0

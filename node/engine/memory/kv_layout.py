@@ -13,13 +13,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ....shards.formats.blocks.block import BlockConfig
+from ....swarm.figures import MOST_AHEAD
 from ....swarm.protocol.field_types import PAGE_TOKENS
 
 Rows = slice | list[int]
 
 ROLLBACK_TOKENS = 64
-"""A session may always go back by this many tokens where blocks have a window, however far they see. Drafts
-have 32 at most, and 31 more are fed again where a state is only held for the end of a page."""
+"""What blocks with a window hold beside what a token sees and what a batch may add: a session of states goes
+back by MOST_AHEAD_OF_STATES tokens, and feeds 31 more again, as a state is only held for the end of a page.
+With less room in a batch they hold more: any session may go back by MOST_AHEAD."""
 ALL_PAGES = 2**31
 """More pages than a session can have."""
 MOST_STATES = 4
@@ -105,7 +107,8 @@ class KvLayout:
             block.attention.reach if block.attention and block.kv_of is None else None for block in blocks
         )
         states = (row for row, block in enumerate(blocks) if block.state is not None)
-        return cls(reaches, batch_tokens, states=states)
+        rollback_tokens = max(ROLLBACK_TOKENS, MOST_AHEAD + PAGE_TOKENS - batch_tokens)
+        return cls(reaches, batch_tokens, states=states, rollback_tokens=rollback_tokens)
 
     def slots_of(self, tokens: int) -> int:
         """Slots of one session of ``tokens`` tokens."""

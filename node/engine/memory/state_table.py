@@ -27,14 +27,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ....swarm.errors import LocalProtocolError
+from ....swarm.figures import MOST_AHEAD_OF_STATES
 from .kv_layout import Rows, StateGroup
 from .page_allocator import Page, PageAllocator
 from .prefix_cache import PrefixCache
 
 NAMED_EVERY = 16
 """States get names at the end of each 16th page, and at the end of what was named."""
-LONGEST_DRAFT = 33
-"""Tokens of a step before which a state is saved, at most: one that is sure, and 32 guesses."""
+LONGEST_DRAFT = MOST_AHEAD_OF_STATES + 1
+"""Tokens of a step before which a state is saved, at most: one that is sure, and guesses."""
 
 
 class SavedState(NamedTuple):
