@@ -195,6 +195,8 @@ class GenerationRun:
                 events = self._push(answer, chosen.choices, sampler)
                 tokens = [event.token for event in events]
                 came += tokens
+                if drafter is not None:
+                    drafter.came(tokens, hidden[: len(tokens)])
                 if answer.reason is not None:
                     session.close()  # before the last token is shown: nothing more is needed of the hops
                 elif times.first_at:
@@ -239,10 +241,10 @@ class GenerationRun:
     def _begin_drafting(self) -> Drafter | None:
         if self._params.speculate == "off":
             return None
-        sequence, model = None, self._draft_model
+        source, model = None, self._draft_model
         if model is not None:
-            sequence = model.begin(self._prompt, len(self._prompt) + self._params.max_new_tokens)
-        return Drafter(self._prompt, self._eos_ids, sequence)
+            source = model.begin(self._prompt, len(self._prompt) + self._params.max_new_tokens)
+        return Drafter(self._prompt, self._eos_ids, source)
 
     @staticmethod
     def _push(answer: Answer, choices: Sequence[ChosenToken], sampler: Sampler) -> list[TokenEvent]:

@@ -18,11 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median_low
 
+from .source import Kind
+
 MAX_DRAFT = 32
 """A draft has at most this many tokens; with the one before them it goes through the route in one step."""
-Kind = tuple[str, int]
-"""What a drafted token's chance depends on: its source, and how sure that is of it, as a small number."""
-
 FORGET = 0.96
 """Weight of a trial after the next one of its kind: the last 25 or so count, since texts change."""
 PRIOR_TRIALS = 3.0

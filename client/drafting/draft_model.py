@@ -16,6 +16,7 @@ import numpy as np
 
 from ...swarm.errors import UsageError
 from ...swarm.types import Span
+from .source import Guess
 
 if TYPE_CHECKING:
     from ...shards.checkpoint.checkpoint import Checkpoint
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 PREFILL_TOKENS = 256
 """One call takes at most this many tokens, so that an answer that ends early does not keep the others waiting
 for its prompt."""
+
+SOURCE = "model"
+CONFIDENCES = 8
+"""Classes of the model's own probabilities, by which chances are learned."""
 
 STATES = 3
 """A sequence holds the states of three pages in each block that keeps one: a wrong guess is at most a page of
@@ -66,7 +71,7 @@ class DraftModel:
 
 
 class DraftSequence:
-    """One answer's draft. ``guess`` is called in the model's thread, the rest in the event loop's."""
+    """One answer's guesses (see ``Source``). ``prompt``: what was fed before it."""
 
     def __init__(self, model: DraftModel, prompt: Sequence[int], max_tokens: int) -> None:
         from ...shards.models.own_memory import OwnMemory
@@ -74,22 +79,23 @@ class DraftSequence:
         blocks = model.blocks
         self._model = model
         self._memory = OwnMemory(blocks, blocks.kv_dtype("auto", exact=True), max_tokens, states=STATES)
-        self._ids: list[int] = []  # in the cache
+        self._ids = list(prompt)
+        self._fed: list[int] = []  # in the cache; the model's thread alone touches it
         self._settled = 0  # of them, for good
         self._closed = False
         self._reading = model.submit(lambda: self._read(list(prompt)))
 
-    @property
-    def ready(self) -> bool:
-        """The prompt is read. Raises what the reading raised."""
-        if not self._reading.done():
-            return False
-        self._reading.result()
-        return True
+    def came(self, tokens: Sequence[int], hidden: np.ndarray) -> None:
+        self._ids.extend(tokens)
 
-    async def run(self, work: Callable[[], _T]) -> _T:
-        """``work`` in the model's thread. Raises RuntimeError where the model is closed."""
-        future = self._model.submit(work)
+    async def guess(self, after: Sequence[int]) -> Guess | None:
+        """The most likely token; None while the prompt is read, and where one of the two models does not know
+        it. Raises what the reading raised, RuntimeError where the model is closed."""
+        if not self._reading.done():
+            return None
+        self._reading.result()
+        ids, certain = [*self._ids, *after], len(self._ids)
+        future = self._model.submit(lambda: self._guess(ids, certain))
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
@@ -97,32 +103,6 @@ class DraftSequence:
             if future.cancelled() and (task is None or not task.cancelling()):
                 raise RuntimeError("the draft model is closed") from None  # not the caller's task
             raise
-
-    def settle(self, ids: Sequence[int]) -> None:
-        """The sequence is ``ids`` now, of which all that was settled before is the beginning: what was fed of
-        another continuation is rolled back."""
-        known, common = self._ids, self._settled
-        while common < min(len(known), len(ids)) and known[common] == ids[common]:
-            common += 1
-        self._settled = common
-        del known[common:]
-
-    def behind(self, ids: Sequence[int]) -> int:
-        """How many tokens of ``ids``, settled or guessed since, are to be fed before the next is guessed."""
-        return len(ids) - len(self._ids)
-
-    def guess(self, ids: Sequence[int]) -> tuple[int, float] | None:
-        """The most likely token after ``ids``, settled or guessed since, and its probability; None where one
-        of the two models does not know it."""
-        if ids[-1] >= self._model.vocab_size:
-            return None
-        del self._ids[len(ids) - 1 :]  # the last is fed in any case
-        hidden = self._feed(ids[len(self._ids) :])
-        logits = self._model.client.logits(hidden[-1:])[0]
-        token = int(logits.argmax())
-        if token >= self._model.vocab_size:
-            return None
-        return token, float(1 / np.exp(logits - logits[token]).sum())
 
     def close(self) -> None:
         """Stop reading, if it still does."""
@@ -135,17 +115,37 @@ class DraftSequence:
                 return
             self._feed(prompt[start : start + PREFILL_TOKENS])
 
+    def _guess(self, ids: Sequence[int], certain: int) -> Guess | None:
+        """In the model's thread. The first ``certain`` of ``ids`` stay as they are."""
+        if ids[-1] >= self._model.vocab_size:
+            return None
+        self._go_back(ids, certain)
+        logits = self._model.client.logits(self._feed(ids[len(self._fed) :])[-1:])[0]
+        token = int(logits.argmax())
+        if token >= self._model.vocab_size:
+            return None
+        chance = float(1 / np.exp(logits - logits[token]).sum())
+        return Guess(token, chance, (SOURCE, int(chance * CONFIDENCES)))
+
+    def _go_back(self, ids: Sequence[int], certain: int) -> None:
+        """To what the cache has in common with ``ids``, whose last token is fed in any case."""
+        fed, common = self._fed, min(self._settled, len(ids) - 1)
+        while common < min(len(fed), len(ids) - 1) and fed[common] == ids[common]:
+            common += 1
+        del fed[common:]
+        self._settled = min(common, certain)
+
     def _feed(self, ids: Sequence[int]) -> np.ndarray:
         """The last rows, at least one, after all blocks: (tokens, hidden)."""
         model, memory = self._model, self._memory
-        start = memory.start(len(self._ids))
-        fed = [*self._ids[start:], *ids]
+        start = memory.start(len(self._fed))
+        fed = [*self._fed[start:], *ids]
         hidden = np.empty((0, 0), np.float32)
         for first in range(0, len(fed), PREFILL_TOKENS):
             part = fed[first : first + PREFILL_TOKENS]
             piece = memory.slice(start + first, len(part))
             hidden = model.blocks.forward(model.client.embed(part), [piece], memory.pool)
-        self._ids.extend(ids)
+        self._fed.extend(ids)
         return hidden
 
 

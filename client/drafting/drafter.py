@@ -11,45 +11,45 @@ import logging
 from collections.abc import Sequence
 from time import perf_counter
 
+import numpy as np
+
 from ...swarm.routing.prediction import Prediction
 from ..hops.trace import Speculated
-from .draft_length import MAX_DRAFT, NO_DRAFT, Draft, DraftPlan, Kind, PassTimes, Speculation
-from .draft_model import DraftSequence
+from .draft_length import MAX_DRAFT, NO_DRAFT, Draft, DraftPlan, PassTimes, Speculation
 from .prompt_lookup import PromptLookup
+from .source import Guess, Kind, Source
 
 logger = logging.getLogger(__name__)
 
-MODEL = "model"
-ANY: Kind = (MODEL, -1)
-"""A token that the draft model has not guessed yet."""
+ANY: Kind = ("any", 0)
+"""A token that the source has not guessed yet."""
 ANY_PRIOR = 0.6
 FORCED: Kind = ("guide", 0)
 FORCED_PRIOR = 0.97
 """A text may be cut into other tokens than the guide would cut it into."""
 READ_AT_ONCE = 4096
 """This many tokens of a prompt are read at once, which takes a millisecond of the event loop."""
-CONFIDENCES = 8
-"""Classes of the draft model's own probabilities."""
 
 
 class Drafter:
-    """``prompt`` is what was fed so far. ``stop_ids`` end an answer. ``sequence``: of the draft model, which
-    this closes."""
+    """``prompt`` is what was fed so far. ``stop_ids`` end an answer. ``source``: guesses by a model; this
+    closes it."""
 
     def __init__(
         self,
         prompt: Sequence[int],
         stop_ids: frozenset[int] = frozenset(),
-        sequence: DraftSequence | None = None,
+        source: Source | None = None,
     ) -> None:
         self.speculation = Speculation()
         self._ids = list(prompt)
         self._stop_ids = stop_ids
         self._lookup = PromptLookup()
-        self._sequence = sequence
+        self._source = source
         self._guess_times = PassTimes()
         self._offered = NO_DRAFT
         self._sent = 0
+        self._of_source = False
         self._draft_s = 0.0
         self._counts = (0, 0, 0)  # passes, drafted, accepted
         self._all_draft_s = 0.0
@@ -72,12 +72,17 @@ class Drafter:
         a guide leaves no choice about."""
         began = perf_counter()
         room = min(room, MAX_DRAFT)
-        self._offered, self._sent = NO_DRAFT, 0
+        self._offered, self._sent, self._of_source = NO_DRAFT, 0, False
         if room > 0:
             await self._choose(room, tuple(forced))
         self._draft_s = perf_counter() - began
         self._all_draft_s += self._draft_s
         return self._offered.tokens[: self._sent]
+
+    def came(self, tokens: Sequence[int], hidden: np.ndarray) -> None:
+        """``tokens`` were chosen from the rows ``hidden`` (tokens, hidden)."""
+        if self._source is not None:
+            self._source.came(tokens, hidden)
 
     def chosen(self, tokens: Sequence[int], seconds: float | None) -> None:
         """The pass has brought ``tokens``, all but the last as drafted, in ``seconds`` (None: something was
@@ -91,7 +96,7 @@ class Drafter:
         # Nothing is known beyond the tokens that came.
         kinds = offered.kinds[: len(tokens)]
         self.speculation.judged(kinds, right)
-        if kinds and kinds[0][0] == MODEL:
+        if kinds and self._of_source:
             self.speculation.judged([ANY] * len(kinds), right)
         if seconds is not None:
             self.speculation.passed(1 + sent, len(tokens), seconds, self._draft_s)
@@ -105,22 +110,22 @@ class Drafter:
         self._lookup.extend((token,))
 
     def close(self) -> None:
-        if self._sequence is not None:
-            self._sequence.close()
+        if self._source is not None:
+            self._source.close()
 
     async def _choose(self, room: int, forced: tuple[int, ...]) -> None:
         plan = self._offer(self._lookup.draft(room), None)
         if forced:
             known = len(forced[:room])
             plan = self._offer(Draft(forced[:room], (FORCED,) * known, (FORCED_PRIOR,) * known), plan)
-        if self._sequence is None:
+        if self._source is None:
             return
         try:
-            await self._ask_model(self._sequence, room, plan)
+            await self._ask(self._source, room, plan)
         except (RuntimeError, MemoryError) as error:  # the answer can do without
             logger.warning("event=draft_model_failed error=%r", str(error))
             self.close()
-            self._sequence = None
+            self._source = None
 
     def _offer(self, draft: Draft, best: DraftPlan | None) -> DraftPlan:
         """Take ``draft`` where it promises more than what is offered already; the better plan."""
@@ -131,49 +136,37 @@ class Drafter:
         self._offered, self._sent = draft, plan.length
         return plan
 
-    async def _ask_model(self, sequence: DraftSequence, room: int, plan: DraftPlan) -> None:
-        """Replace the draft at hand, from which ``plan`` was made, where the model promises more."""
-        speculation = self.speculation
-        if not sequence.ready:
+    async def _ask(self, source: Source, room: int, plan: DraftPlan) -> None:
+        """Token by token while the next one promises to pay; in the place of the draft at hand, from
+        which ``plan`` was made, where the source promises more."""
+        asked = self._plan((), room)
+        if not asked.length or asked.rate < plan.rate:
             return
-        sequence.settle(self._ids)
-        costs = self._guess_costs(sequence, room)
-        asked = speculation.plan([(ANY, ANY_PRIOR)] * room, costs)
-        if asked.length and asked.rate >= plan.rate:
-            guessed = await sequence.run(lambda: self._guess(sequence, room))
-            if guessed.tokens:
-                self._offered = guessed
-                known = tuple(zip(guessed.kinds, guessed.priors, strict=True))
-                self._sent = speculation.plan(known).length
-
-    def _guess_costs(self, sequence: DraftSequence, room: int) -> list[float]:
-        """Seconds for each token that the draft model would guess now."""
-        times = self._guess_times
-        behind = min(sequence.behind(self._ids), MAX_DRAFT)
-        return [times.expected(max(1, behind)), *[times.expected(1)] * (room - 1)]
-
-    def _guess(self, sequence: DraftSequence, room: int) -> Draft:
-        """In the draft model's thread: token by token, for as long as the next one promises to pay."""
-        ids = list(self._ids)
-        tokens: list[int] = []
-        known: list[tuple[Kind, float]] = []
-        while len(tokens) < room:
+        guesses: list[Guess] = []
+        while len(guesses) < room:
             began = perf_counter()
-            behind = sequence.behind(ids)
-            guess = sequence.guess(ids)
-            self._guess_times.took(min(behind, MAX_DRAFT), perf_counter() - began)
-            if guess is None or guess[0] in self._stop_ids:
+            guess = await source.guess([each.token for each in guesses])
+            if guess is None or guess.token in self._stop_ids:
                 break
-            token, probability = guess
-            ids.append(token)
-            tokens.append(token)
-            known.append(((MODEL, int(probability * CONFIDENCES)), probability))
-            more = room - len(tokens)
-            costs = [0.0] * len(known) + self._guess_costs(sequence, more)[:more]
-            plan = self.speculation.plan([*known, *[(ANY, ANY_PRIOR)] * more], costs)
-            if plan.length <= len(known):
+            self._guess_times.took(1, perf_counter() - began)
+            guesses.append(guess)
+            if self._plan(guesses, room).length <= len(guesses):
                 break
-        return Draft(tuple(tokens), tuple(kind for kind, _ in known), tuple(prior for _, prior in known))
+        if guesses:
+            self._of_source = True
+            self._offered = Draft(
+                tuple(each.token for each in guesses),
+                tuple(each.kind for each in guesses),
+                tuple(each.chance for each in guesses),
+            )
+            self._sent = self._plan(guesses, len(guesses)).length
+
+    def _plan(self, guesses: Sequence[Guess], room: int) -> DraftPlan:
+        """How much of ``guesses`` and of what else would be asked is worth it."""
+        known = [(each.kind, each.chance) for each in guesses]
+        more = room - len(known)
+        costs = [0.0] * len(known) + [self._guess_times.expected(1)] * more
+        return self.speculation.plan([*known, *[(ANY, ANY_PRIOR)] * more], costs)
 
 
 def _guesses(predicted: Prediction | None) -> tuple[float | None, float | None]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+
+import numpy as np
 
 from swarm_node.client.drafting.draft_length import DraftPlan
+from swarm_node.client.drafting.source import Guess
 
 
 class Oracle:
@@ -17,7 +19,7 @@ class Oracle:
         self.sequences: list[OracleSequence] = []
 
     def begin(self, prompt: Sequence[int], max_tokens: int) -> OracleSequence:
-        self.sequences.append(OracleSequence(self, len(prompt)))
+        self.sequences.append(OracleSequence(self))
         return self.sequences[-1]
 
     def close(self) -> None:
@@ -25,27 +27,22 @@ class Oracle:
 
 
 class OracleSequence:
-    ready = True
+    """A ``Source``."""
 
-    def __init__(self, oracle: Oracle, prompt: int) -> None:
+    def __init__(self, oracle: Oracle) -> None:
         self._oracle = oracle
-        self._prompt = prompt
+        self._came = 0
         self.closed = False
 
-    async def run(self, work: Callable[[], Any]) -> Any:
-        return work()
+    def came(self, tokens: Sequence[int], hidden: np.ndarray) -> None:
+        assert len(tokens) == len(hidden)
+        self._came += len(tokens)
 
-    def settle(self, ids: Sequence[int]) -> None:
-        pass
-
-    def behind(self, ids: Sequence[int]) -> int:
-        return 1
-
-    def guess(self, ids: Sequence[int]) -> tuple[int, float]:
-        number = len(ids) - self._prompt
+    async def guess(self, after: Sequence[int]) -> Guess:
+        number = self._came + len(after)
         answer = self._oracle.answer
         token = answer[number] if number < len(answer) else 0
-        return (token ^ 1 if self._oracle.wrong(number) else token), 0.8
+        return Guess(token ^ 1 if self._oracle.wrong(number) else token, 0.8, ("oracle", 0))
 
     def close(self) -> None:
         self.closed = True

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 import uvloop
 
 from swarm_node.client import AsyncSwarmModel
+from swarm_node.client.drafting.source import Guess
 from swarm_node.client.generation import Generation
 from swarm_node.client.local_model import LocalModel, load_local_model
 from swarm_node.client.network import ClientNetwork
@@ -33,31 +35,25 @@ AGREEMENT = 0.8
 
 
 class KnownAnswer:
-    """In a draft model's place: the answer itself, wrong one time in five, and free."""
+    """In a draft model's place, and its own source: the answer itself, wrong one time in five, and free."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         rng = random.Random(1)
         self._guesses = [token if rng.random() < AGREEMENT else token ^ 1 for token in tokens]
-        self._prompt = 0
+        self._came = 0
 
     def begin(self, prompt: Sequence[int], max_tokens: int) -> KnownAnswer:
-        self._prompt = len(prompt)
+        self._came = 0
         return self
 
-    ready = True
+    def came(self, tokens: Sequence[int], hidden: np.ndarray) -> None:
+        self._came += len(tokens)
 
-    async def run(self, work: Callable[[], Any]) -> Any:
-        return work()
-
-    def settle(self, ids: Sequence[int]) -> None:
-        pass
-
-    def behind(self, ids: Sequence[int]) -> int:
-        return 1
-
-    def guess(self, ids: Sequence[int]) -> tuple[int, float] | None:
-        number = len(ids) - self._prompt
-        return (self._guesses[number], AGREEMENT) if number < len(self._guesses) else None
+    async def guess(self, after: Sequence[int]) -> Guess | None:
+        number = self._came + len(after)
+        if number >= len(self._guesses):
+            return None
+        return Guess(self._guesses[number], AGREEMENT, ("known", 0))
 
     def close(self) -> None:
         pass

@@ -9,13 +9,14 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from scripts.lab.tiny_model import CONTEXT, VOCAB, write_tiny_model
 from swarm_node.client.async_model import AsyncSwarmModel
 from swarm_node.client.drafting.draft_length import Speculation
-from swarm_node.client.drafting.draft_model import DraftModel, load_draft_model
+from swarm_node.client.drafting.draft_model import DraftModel, DraftSequence, load_draft_model
 from swarm_node.client.local_model import load_local_model
 from swarm_node.client.network import ClientNetwork
 from swarm_node.dht.joining.network import GivenNetwork
@@ -54,47 +55,65 @@ def draft(folder: Path) -> Iterator[DraftModel]:
     model.close()
 
 
-def _greedy(model: DraftModel, ids: list[int], n: int) -> list[int]:
+NOTHING = np.empty((0, 0), np.float32)
+
+
+async def _sequence(model: DraftModel, prompt: list[int]) -> DraftSequence:
+    """Its prompt is read."""
+    sequence = model.begin(prompt, 600)
+    assert sequence is not None
+    await asyncio.wrap_future(model.submit(lambda: None))
+    return sequence
+
+
+async def _greedy(model: DraftModel, ids: list[int], n: int) -> list[int]:
     """Each token by a sequence of its own, fed all at once."""
     tokens: list[int] = []
     for _ in range(n):
-        sequence = model.begin([*ids, *tokens], 600)
-        assert sequence is not None
-        guess = model.submit(lambda: sequence.guess([*ids, *tokens])).result()  # noqa: B023 - waited for
+        guess = await (await _sequence(model, [*ids, *tokens])).guess(())
         assert guess is not None
-        tokens.append(guess[0])
+        tokens.append(guess.token)
     return tokens
 
 
 async def test_guesses_do_not_depend_on_what_was_tried_before(draft: DraftModel) -> None:
-    right = _greedy(draft, PROMPT, 6)
-    sequence = draft.begin(PROMPT, 600)
-    assert sequence is not None
-    ids = list(PROMPT)
+    right = await _greedy(draft, PROMPT, 6)
+    sequence = await _sequence(draft, PROMPT)
     for token in right:
         for wrong in (3, 4):  # continuations that are given up
-            for other in ([*ids, wrong], [*ids, wrong, right[-1]]):
-                await sequence.run(lambda: sequence.guess(other))  # noqa: B023 - awaited
-            sequence.settle(ids)
-        guess = await sequence.run(lambda: sequence.guess(ids))
+            await sequence.guess([wrong])
+            await sequence.guess([wrong, right[-1]])
+        guess = await sequence.guess(())
         assert guess is not None
-        assert guess[0] == token
-        assert 0 < guess[1] <= 1
-        ids.append(token)
-        sequence.settle(ids)
-        assert sequence.behind(ids) == 1
+        assert guess.token == token
+        assert 0 < guess.chance <= 1
+        assert guess.kind[0] == "model"
+        sequence.came([token], NOTHING)
     sequence.close()
 
 
 async def test_a_continuation_with_another_beginning_is_forgotten_whole(draft: DraftModel) -> None:
-    sequence = draft.begin(PROMPT, 600)
-    assert sequence is not None
-    await sequence.run(lambda: sequence.guess([*PROMPT, 5, 6, 7]))
-    sequence.settle([*PROMPT, 4, 6, 7])  # looks the same at its end
-    assert sequence.behind([*PROMPT, 4, 6, 7]) == 3
-    guess = await sequence.run(lambda: sequence.guess([*PROMPT, 4, 6, 7]))
+    sequence = await _sequence(draft, PROMPT)
+    await sequence.guess([5, 6, 7])
+    sequence.came([4, 6, 7], NOTHING)  # looks the same at its end
+    guess = await sequence.guess(())
     assert guess is not None
-    assert [guess[0]] == _greedy(draft, [*PROMPT, 4, 6, 7], 1)
+    assert [guess.token] == await _greedy(draft, [*PROMPT, 4, 6, 7], 1)
+
+
+async def test_tokens_may_come_while_a_guess_is_under_way(draft: DraftModel) -> None:
+    sequence = await _sequence(draft, PROMPT)
+    gate = threading.Event()
+    draft.submit(gate.wait)
+    guessing = asyncio.create_task(sequence.guess([5, 6]))
+    await asyncio.sleep(0)
+    sequence.came([7, 8], NOTHING)
+    gate.set()
+    stale, guess = await guessing, await sequence.guess(())
+    assert stale is not None
+    assert guess is not None
+    assert [stale.token] == await _greedy(draft, [*PROMPT, 5, 6], 1)
+    assert [guess.token] == await _greedy(draft, [*PROMPT, 7, 8], 1)
 
 
 async def test_the_prompt_is_read_meanwhile(draft: DraftModel) -> None:
@@ -104,22 +123,22 @@ async def test_the_prompt_is_read_meanwhile(draft: DraftModel) -> None:
     given_up = draft.begin(PROMPT, 600)
     assert sequence is not None
     assert given_up is not None
-    assert not sequence.ready
+    assert await sequence.guess(()) is None
     given_up.close()
     gate.set()
-    await sequence.run(lambda: None)
-    assert sequence.ready
-    assert sequence.behind([*PROMPT, 5]) == 1
-    assert given_up.behind(PROMPT) == len(PROMPT)
+    await asyncio.wrap_future(draft.submit(lambda: None))
+    assert await sequence.guess(()) is not None
+    assert sequence._fed == PROMPT
+    assert not given_up._fed
 
 
 async def test_who_waits_when_the_model_closes_is_told(draft: DraftModel) -> None:
+    sequence = await _sequence(draft, PROMPT)
+    other = await _sequence(draft, PROMPT)
     gate = threading.Event()
     draft.submit(gate.wait)
-    sequence = draft.begin(PROMPT, 600)
-    assert sequence is not None
-    waiting = asyncio.create_task(sequence.run(lambda: None))
-    cancelled = asyncio.create_task(sequence.run(lambda: None))
+    waiting = asyncio.create_task(sequence.guess(()))
+    cancelled = asyncio.create_task(other.guess(()))
     await asyncio.sleep(0)
     cancelled.cancel()
     closing = asyncio.create_task(asyncio.to_thread(draft.close))
@@ -130,16 +149,15 @@ async def test_who_waits_when_the_model_closes_is_told(draft: DraftModel) -> Non
     gate.set()
     await closing
     with pytest.raises(RuntimeError):
-        await sequence.run(lambda: None)
+        await sequence.guess(())
 
 
-def test_what_it_cannot_hold_or_does_not_know_is_not_drafted(draft: DraftModel) -> None:
+async def test_what_it_cannot_hold_or_does_not_know_is_not_drafted(draft: DraftModel) -> None:
     assert draft.begin(PROMPT, CONTEXT + 1) is None
     assert draft.begin([5, VOCAB], 100) is None
     draft.vocab_size = 3
-    sequence = draft.begin([1], 8)
-    assert sequence is not None
-    assert draft.submit(lambda: sequence.guess([1, 7])).result() is None
+    sequence = await _sequence(draft, [1])
+    assert await sequence.guess([7]) is None
 
 
 def test_another_vocabulary_is_refused(folder: Path, small: Path) -> None:
