@@ -14,7 +14,7 @@ from ..swarm.transport.addresses import EVERY_INTERFACE
 from ..swarm.transport.direct_maddrs import DirectOptions
 from ..swarm.transport.limited import UNLIMITED, Bandwidth
 from ..swarm.types import MAX_NODE_NAME, Span
-from .engine.scheduler import DECODE_TOKENS
+from .engine.batching.scheduler import DECODE_TOKENS
 
 if TYPE_CHECKING:
     from ..shards.formats.config import ModelConfig

@@ -20,9 +20,9 @@ from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.protocol.messages import Want
 from ...swarm.types import Span
 from .batch_slices import Work, can_begin, lay_out
+from .batching.scheduler import DECODE_TOKENS, Batch
 from .jobs import StepDone, StepFailed, StepJob, StepOutcome, TokenSequence
 from .results import BROKEN, ResultEncoder
-from .scheduler import DECODE_TOKENS, Batch
 
 logger = logging.getLogger(__name__)
 

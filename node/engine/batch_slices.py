@@ -9,8 +9,8 @@ import numpy as np
 
 from ...shards.layers.kv_pool import BatchSlice
 from ...swarm.errors import LocalProtocolError
+from .batching.scheduler import Slice
 from .jobs import StepJob, TokenSequence
-from .scheduler import Slice
 
 Work = list[tuple[StepJob, Slice[TokenSequence]]]
 

@@ -33,6 +33,7 @@ from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.types import Span
 from ..figures.work import WorkDone
 from .batch_runner import BatchReport, BatchRunner
+from .batching.scheduler import Scheduler
 from .beginnings import begin_lower, register, why_lost
 from .jobs import StepDone, StepDropped, StepFailed, StepJob, TokenSequence
 from .load import EngineLoad, LoadMeter
@@ -41,7 +42,6 @@ from .memory.session_memory import SessionMemory
 from .memory.span_memory import PoolSize
 from .refusals import HOLE, NO_PAGE, STATE_IN_USE
 from .run_delay import RunDelay
-from .scheduler import Scheduler
 from .states import KeptRows, SequenceStates
 from .thread_width import ThreadWidth
 

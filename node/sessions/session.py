@@ -12,9 +12,9 @@ from ...swarm.protocol.field_types import Progress
 from ...swarm.protocol.hop_session import Duplicate, HopSession
 from ...swarm.protocol.messages import Attach, ErrorMessage, Message, Open, Replay, Result, Spent, Step, Want
 from ...swarm.types import short_peer_id
+from ..engine.batching.scheduler import DECODE_TOKENS
 from ..engine.engine import Engine
 from ..engine.jobs import StepDone, StepDropped, StepJob, StepOutcome, TokenSequence
-from ..engine.scheduler import DECODE_TOKENS
 from ..figures.work import SessionEnd, WorkDone
 from ..limits.quotas import Ledger, PeerAccount
 from ..limits.usage import ACTIVE_TOKENS_PER_S, Usage

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from swarm_node.node.engine.batch_runner import BatchReport, BatchRunner
+from swarm_node.node.engine.batching.scheduler import Batch
 from swarm_node.node.engine.engine import Engine, EngineSettings
 from swarm_node.node.engine.jobs import StepJob, TokenSequence
-from swarm_node.node.engine.scheduler import Batch
 from swarm_node.shards.formats.blocks.attention import AttentionConfig
 from swarm_node.shards.formats.blocks.block import BlockConfig
 from swarm_node.shards.formats.blocks.mlp import MlpConfig

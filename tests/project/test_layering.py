@@ -77,7 +77,7 @@ FLOORS = {
         ("client/gateway",),
     ),
     "node": (
-        ("node/figures", "node/engine/memory"),
+        ("node/figures", "node/engine/batching", "node/engine/memory"),
         ("node/engine", "node/limits", "node/presence", "node/volunteering"),
         ("node/sessions",),
         ("node",),
@@ -330,7 +330,7 @@ def test_tests_and_scripts_are_in_rooms_too() -> None:
         ("client/hops/hop.py", "if TYPE_CHECKING:\n    from ..session.swarm_session import SwarmSession"),
         ("node/sessions/server.py", "import swarm_node.client"),
         ("node/sessions/server.py", "import hivemind"),
-        ("node/engine/scheduler.py", "import torch"),
+        ("node/engine/batching/scheduler.py", "import torch"),
         ("node/cli/serving/serve.py", "import torch"),
         ("shards/models/llama.py", "from transformers import AutoModel"),
         ("shards/models/llama.py", "import mlx.core as mx"),

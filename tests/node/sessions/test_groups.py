@@ -36,7 +36,7 @@ from tests.node.chain_swarm import MODEL, until
 
 SESSIONS = 5
 ALL_AT_ONCE, IN_TWO = [5, 5, 5, 5, 5], [2, 2, 3, 3, 3]
-"""The sizes of the batches that answers were computed in; see ``engine.cohorts``."""
+"""The sizes of the batches that answers were computed in; see ``engine.batching.cohorts``."""
 
 
 async def connected(node, members=MAX_MEMBERS, peer="client"):

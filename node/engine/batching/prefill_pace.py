@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from ...swarm.errors import UsageError
+from ....swarm.errors import UsageError
 
 MIN_SLICE = 16
 """Prompt tokens. Smaller slices cost more in reads of the weights than they spare the others."""

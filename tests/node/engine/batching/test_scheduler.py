@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm_node.node.engine.cohorts import DECODE_LINGERS_NS
-from swarm_node.node.engine.prefill_pace import FIRST_SLICE, MIN_SLICE
-from swarm_node.node.engine.scheduler import DECODE_TOKENS, Scheduler, Slice
+from swarm_node.node.engine.batching.cohorts import DECODE_LINGERS_NS
+from swarm_node.node.engine.batching.prefill_pace import FIRST_SLICE, MIN_SLICE
+from swarm_node.node.engine.batching.scheduler import DECODE_TOKENS, Scheduler, Slice
 from swarm_node.swarm.errors import LocalProtocolError, UsageError
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 

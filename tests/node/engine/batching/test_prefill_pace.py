@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.node.engine.prefill_pace import FIRST_SLICE, MIN_SLICE, PrefillPace
+from swarm_node.node.engine.batching.prefill_pace import FIRST_SLICE, MIN_SLICE, PrefillPace
 from swarm_node.swarm.errors import UsageError
 
 

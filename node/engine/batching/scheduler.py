@@ -20,8 +20,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from ...swarm.errors import LocalProtocolError, UsageError
-from ...swarm.fairness.queue import FairQueue
+from ....swarm.errors import LocalProtocolError, UsageError
+from ....swarm.fairness.queue import FairQueue
 from .cohorts import DECODE_LINGERS_NS, Cohorts
 from .prefill_pace import MIN_SLICE, PrefillPace
 

@@ -8,8 +8,8 @@ from itertools import count
 
 import pytest
 
-from swarm_node.node.engine.cohorts import DECODE_LINGERS_NS, Cohorts
-from swarm_node.node.engine.scheduler import Scheduler
+from swarm_node.node.engine.batching.cohorts import DECODE_LINGERS_NS, Cohorts
+from swarm_node.node.engine.batching.scheduler import Scheduler
 
 MS = 1_000_000
 
