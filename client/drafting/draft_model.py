@@ -16,7 +16,7 @@ import numpy as np
 
 from ...swarm.errors import UsageError
 from ...swarm.types import Span
-from .source import Guess
+from .source import Guess, two_likeliest
 
 if TYPE_CHECKING:
     from ...shards.checkpoint.checkpoint import Checkpoint
@@ -121,11 +121,12 @@ class DraftSequence:
             return None
         self._go_back(ids, certain)
         logits = self._model.client.logits(self._feed(ids[len(self._fed) :])[-1:])[0]
-        token = int(logits.argmax())
-        if token >= self._model.vocab_size:
+        likely = two_likeliest(logits)
+        if likely is None or likely[0][0] >= self._model.vocab_size:
             return None
-        chance = float(1 / np.exp(logits - logits[token]).sum())
-        return Guess(token, chance, (SOURCE, int(chance * CONFIDENCES)))
+        (token, chance), other = likely
+        second = other if other[0] < self._model.vocab_size else None
+        return Guess(token, chance, (SOURCE, int(chance * CONFIDENCES)), second)
 
     def _go_back(self, ids: Sequence[int], certain: int) -> None:
         """To what the cache has in common with ``ids``, whose last token is fed in any case."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -38,3 +39,16 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Nothing is asked any more. A guess may be under way. Idempotent."""
+
+
+def two_likeliest(logits: np.ndarray) -> tuple[tuple[int, float], tuple[int, float]] | None:
+    """Of ``logits`` (vocab,), at least two, the likeliest token and the one after it, each with its
+    probability; None where they are not numbers."""
+    first = int(logits.argmax())
+    relative = np.exp(logits - logits[first], dtype=np.float32)
+    total = float(relative.sum())
+    if not math.isfinite(total):
+        return None
+    relative[first] = -1.0
+    other = int(relative.argmax())
+    return (first, 1 / total), (other, float(relative[other]) / total)

@@ -88,6 +88,9 @@ async def test_guesses_do_not_depend_on_what_was_tried_before(draft: DraftModel)
         assert guess.token == token
         assert 0 < guess.chance <= 1
         assert guess.kind[0] == "model"
+        assert guess.second is not None
+        assert guess.second[0] != token
+        assert 0 <= guess.second[1] <= min(guess.chance, 1 - guess.chance + 1e-6)
         sequence.came([token], NOTHING)
     sequence.close()
 
