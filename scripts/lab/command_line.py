@@ -65,6 +65,18 @@ def names_of(known: Collection[str]) -> Callable[[str], list[str]]:
     return parse
 
 
+def checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Type of an option: ``parse``, whose ValueError is shown as it is."""
+
+    def type_(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return type_
+
+
 def say(text: str) -> None:
     """What happens now, for people."""
     console.print(f"  {text}", style="dim", markup=False)

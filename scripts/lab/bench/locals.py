@@ -93,8 +93,15 @@ def llama_cpp(*, threads: int, **sizes: int) -> dict[str, Any]:
 class LlamaCpp:
     """llama.cpp without its tokenizer's and sampler's Python: batches of rows, as its server makes them."""
 
-    def __init__(self, path: str, threads: int, sequences: int, tokens: int) -> None:
-        """``tokens``: of all ``sequences`` together, at most."""
+    def __init__(
+        self,
+        path: str,
+        threads: int,
+        sequences: int,
+        tokens: int,
+        adjust: Callable[[Any], None] = lambda params: None,
+    ) -> None:
+        """``tokens``: of all ``sequences`` together, at most. ``adjust`` changes llama_model_params."""
         import ctypes
 
         import llama_cpp
@@ -102,7 +109,11 @@ class LlamaCpp:
         llama_cpp.llama_backend_init()
         self._no_log = llama_cpp.llama_log_callback(lambda *_: None)
         llama_cpp.llama_log_set(self._no_log, ctypes.c_void_p())
-        model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
+        model_params = llama_cpp.llama_model_default_params()
+        adjust(model_params)
+        model = llama_cpp.llama_model_load_from_file(path.encode(), model_params)
+        if not model:
+            raise RuntimeError(f"llama.cpp could not load {path}")
         self._api = llama_cpp
         self._vocab = llama_cpp.llama_model_get_vocab(model)
         params = llama_cpp.llama_context_default_params()
@@ -118,6 +129,11 @@ class LlamaCpp:
 
     def clear(self) -> None:
         self._api.llama_memory_clear(self._api.llama_get_memory(self._context), True)
+
+    def forget(self, sequence: int, position: int) -> None:
+        """What a sequence holds from a position on."""
+        memory = self._api.llama_get_memory(self._context)
+        self._api.llama_memory_seq_rm(memory, sequence, position, -1)
 
     def run(self, rows: Sequence[tuple[int, int, int, bool]]) -> list[int]:
         """Rows (token, position, sequence, wanted) as one batch; the greedy tokens of the wanted ones."""

@@ -3,6 +3,8 @@ latency, jitter, bandwidth, loss and partitions. Needs Linux and root.
 
   scripts/wan_lab bench               decode and prefill over three hops in the Petals paper's conditions
   scripts/wan_lab bench --quick       fewer tokens, one run of each
+  scripts/wan_lab spec                speculation beside plain decoding: copies, drafts whose chances are
+                                      known, novel texts, a hundred prompts, other users, llama.cpp
   scripts/wan_lab links               what the emulated links do, beside what was asked
   scripts/wan_lab demo                an answer over 50 ms links, the client cut off for 2 s in the middle
   scripts/wan_lab demo --schedule '2s all rtt=200ms; 4s cut hop1; 9s heal'
@@ -20,11 +22,11 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from ..command_line import (
     add_json,
+    checked,
     console,
     count,
     end_by_exception,
@@ -42,6 +44,7 @@ from .figures import figures
 from .kernel import LabUnavailableError
 from .network import WanLab, why_not_here
 from .schedule import following, parse_schedule
+from .spec.command import add_options, measure
 from .swarm import CLIENT, WanSwarm
 from .tables import print_bench, print_links
 from .units import chance, rate, seconds
@@ -55,16 +58,6 @@ LINKS = (
     {"rtt_s": 0.05, "rate": 1e7, "loss": 0.02},
     {"rtt_s": 0.05, "jitter_s": 0.005, "rate": 1e7},
 )
-
-
-def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    def checked(text: str) -> Any:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return checked
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -83,6 +76,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     bench.add_argument("--wire-codec", default="int8", help="default: %(default)s")
     bench.add_argument("--quick", action="store_true", help="fewer tokens and runs")
     add_json(bench)
+    add_options(commands.add_parser("spec", help="speculation beside plain decoding, and beside the bound"))
     links = commands.add_parser("links", help="the emulation's own figures")
     add_json(links)
     shown = commands.add_parser("demo", help="a swarm over the network, something happens on the way")
@@ -97,17 +91,18 @@ def parse(words: list[str]) -> argparse.Namespace:
     parsed = parser.parse_args(words)
     if parsed.command == "bench":
         parsed.new_tokens = parsed.new_tokens or (24 if parsed.quick else 32)
+    if parsed.command in ("bench", "spec"):
         parsed.repeat = parsed.repeat or (1 if parsed.quick else 3)
     return parsed
 
 
 def _add_links(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--rtt", type=_checked(seconds), default=0.0, metavar="TIME", help="of every link")
-    command.add_argument("--jitter", type=_checked(seconds), default=0.0, metavar="TIME", help="each way, ±")
-    command.add_argument("--rate", type=_checked(rate), default=None, help="of each machine, each way")
-    command.add_argument("--loss", type=_checked(chance), default=0.0, help="each way, such as 1%%")
+    command.add_argument("--rtt", type=checked(seconds), default=0.0, metavar="TIME", help="of every link")
+    command.add_argument("--jitter", type=checked(seconds), default=0.0, metavar="TIME", help="each way, ±")
+    command.add_argument("--rate", type=checked(rate), default=None, help="of each machine, each way")
+    command.add_argument("--loss", type=checked(chance), default=0.0, help="each way, such as 1%%")
     command.add_argument(
-        "--schedule", type=_checked(parse_schedule), default=[], metavar="TEXT", help="see scripts/wan_lab -h"
+        "--schedule", type=checked(parse_schedule), default=[], metavar="TEXT", help="see scripts/wan_lab -h"
     )
 
 
@@ -162,12 +157,15 @@ def main() -> int:
     arguments = parse(sys.argv[1:])
     end_by_exception()
     try:
-        if reason := why_not_here():
+        needs_lab = not getattr(arguments, "from_json", None)
+        if needs_lab and (reason := why_not_here()):
             raise LabUnavailableError(reason)
         match arguments.command:
             case "bench":
                 conditions = [PETALS_CONDITIONS[int(name) - 1] for name in arguments.conditions]
                 return run_and_report(WanBench(arguments, conditions).run, print_bench, arguments.json)
+            case "spec":
+                return measure(arguments)
             case "links":
                 return run_and_report(links, print_links, arguments.json)
             case "demo":
