@@ -82,6 +82,8 @@ def test_help_says_what_matters(
         ("wan_lab", ["bench", "--modes", "direct"], "direct", 2),
         ("wan_lab", ["demo", "--schedule", "3s explode"], "explode", 2),
         ("wan_lab", ["shell", "--rtt", "soon"], "soon", 2),
+        ("wan_lab", ["spec", "--parts", "poems"], "poems", 2),
+        ("wan_lab", ["spec", "--rates", "100mbit,fast"], "fast", 2),
     ],
 )
 def test_wrong_input_is_named(

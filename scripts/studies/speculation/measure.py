@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 import uvloop
 
 from swarm_node.client import AsyncSwarmModel
-from swarm_node.client.drafting.source import Guess
 from swarm_node.client.generation import Generation
 from swarm_node.client.local_model import LocalModel, load_local_model
 from swarm_node.client.network import ClientNetwork
@@ -26,37 +23,13 @@ from swarm_node.node.node import Node
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import Span
 
+from ...lab.wan_lab.spec.stand_in import KnownAnswer, StandIn
 from .prompts import PROMPTS
 
 WAYS = 3
 """From the client to the first hop, to the second, and back."""
-AGREEMENT = 0.8
-"""Part of its guesses that the stand-in for a draft model has right."""
-
-
-class KnownAnswer:
-    """In a draft model's place, and its own source: the answer itself, wrong one time in five, and free."""
-
-    def __init__(self, tokens: Sequence[int]) -> None:
-        rng = random.Random(1)
-        self._guesses = [token if rng.random() < AGREEMENT else token ^ 1 for token in tokens]
-        self._came = 0
-
-    def begin(self, prompt: Sequence[int], max_tokens: int) -> KnownAnswer:
-        self._came = 0
-        return self
-
-    def came(self, tokens: Sequence[int], hidden: np.ndarray) -> None:
-        self._came += len(tokens)
-
-    async def guess(self, after: Sequence[int]) -> Guess | None:
-        number = self._came + len(after)
-        if number >= len(self._guesses):
-            return None
-        return Guess(self._guesses[number], AGREEMENT, ("known", 0))
-
-    def close(self) -> None:
-        pass
+STAND_IN = StandIn((0.8,))
+"""In a draft model's place: the answer itself, wrong one time in five, and free."""
 
 
 def measure(**options: Any) -> list[dict[str, Any]]:
@@ -105,7 +78,7 @@ async def _measure(
         options = {**usual_options, **own}
         plain, answer = await _in_turns(usual, usual, prompt, options, repeat)
         answers.append({"group": group, "name": name, **_compared(plain, answer)})
-        known = await client(replace(kept, draft=KnownAnswer(plain[0].token_ids)), "known")
+        known = await client(replace(kept, draft=KnownAnswer(plain[0].token_ids, STAND_IN)), "known")
         plain, answer = await _in_turns(usual, known, prompt, options, repeat)
         answers.append({"group": "draft", "name": f"{name}, 80 % right", **_compared(plain, answer)})
         if real_draft is not None:

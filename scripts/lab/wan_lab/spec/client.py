@@ -120,7 +120,7 @@ def told(answer: Generation) -> dict[str, Any]:
         "decode_s": times.decode_s,
         "prefill_s": times.prefill_s,
         "local_s": times.local_s,
-        "speculation": answer.speculated.as_dict(),
+        "speculation": answer.speculated.as_dict(times.new_tokens, times.decode_s),
         "steps": [hop.decode.steps for hop in hops],
         "rows": [hop.decode.tokens for hop in hops],
         "compute_s": [hop.decode.compute_s for hop in hops],
