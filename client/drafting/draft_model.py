@@ -6,16 +6,15 @@ cache that is rolled back with the answer. It is loaded with the code of a node'
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...swarm.errors import UsageError
 from ...swarm.types import Span
+from .drafting_thread import DraftingThread
 from .source import Guess, two_likeliest
 
 if TYPE_CHECKING:
@@ -36,8 +35,6 @@ STATES = 3
 """A sequence holds the states of three pages in each block that keeps one: a wrong guess is at most a page of
 tokens back, and often on the page before."""
 
-_T = TypeVar("_T")
-
 
 class DraftModel:
     """Made by ``load_draft_model``. ``context``: the longest sequence that it drafts for, in tokens.
@@ -51,7 +48,7 @@ class DraftModel:
         self.blocks = blocks
         self.client = client
         self._checkpoint = checkpoint
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="swarm-draft")
+        self.thread = DraftingThread("swarm-draft")
 
     def begin(self, prompt: Sequence[int], max_tokens: int) -> DraftSequence | None:
         """A sequence of up to ``max_tokens``, its prompt being read from now on; None where that is more than
@@ -60,13 +57,9 @@ class DraftModel:
             return None
         return DraftSequence(self, prompt, max_tokens)
 
-    def submit(self, work: Callable[[], _T]) -> Future[_T]:
-        """Run ``work`` in the model's thread."""
-        return self._worker.submit(work)
-
     def close(self) -> None:
         """Waits for what is computed now. Idempotent."""
-        self._worker.shutdown(cancel_futures=True)
+        self.thread.close()
         self._checkpoint.close()
 
 
@@ -83,7 +76,7 @@ class DraftSequence:
         self._fed: list[int] = []  # in the cache; the model's thread alone touches it
         self._settled = 0  # of them, for good
         self._closed = False
-        self._reading = model.submit(lambda: self._read(list(prompt)))
+        self._reading = model.thread.submit(lambda: self._read(list(prompt)))
 
     def came(self, tokens: Sequence[int], hidden: np.ndarray) -> None:
         self._ids.extend(tokens)
@@ -95,14 +88,7 @@ class DraftSequence:
             return None
         self._reading.result()
         ids, certain = [*self._ids, *after], len(self._ids)
-        future = self._model.submit(lambda: self._guess(ids, certain))
-        try:
-            return await asyncio.wrap_future(future)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if future.cancelled() and (task is None or not task.cancelling()):
-                raise RuntimeError("the draft model is closed") from None  # not the caller's task
-            raise
+        return await self._model.thread.run(lambda: self._guess(ids, certain))
 
     def close(self) -> None:
         """Stop reading, if it still does."""

@@ -62,7 +62,7 @@ async def _sequence(model: DraftModel, prompt: list[int]) -> DraftSequence:
     """Its prompt is read."""
     sequence = model.begin(prompt, 600)
     assert sequence is not None
-    await asyncio.wrap_future(model.submit(lambda: None))
+    await asyncio.wrap_future(model.thread.submit(lambda: None))
     return sequence
 
 
@@ -107,7 +107,7 @@ async def test_a_continuation_with_another_beginning_is_forgotten_whole(draft: D
 async def test_tokens_may_come_while_a_guess_is_under_way(draft: DraftModel) -> None:
     sequence = await _sequence(draft, PROMPT)
     gate = threading.Event()
-    draft.submit(gate.wait)
+    draft.thread.submit(gate.wait)
     guessing = asyncio.create_task(sequence.guess([5, 6]))
     await asyncio.sleep(0)
     sequence.came([7, 8], NOTHING)
@@ -121,7 +121,7 @@ async def test_tokens_may_come_while_a_guess_is_under_way(draft: DraftModel) -> 
 
 async def test_the_prompt_is_read_meanwhile(draft: DraftModel) -> None:
     gate = threading.Event()
-    draft.submit(gate.wait)
+    draft.thread.submit(gate.wait)
     sequence = draft.begin(PROMPT, 600)
     given_up = draft.begin(PROMPT, 600)
     assert sequence is not None
@@ -129,7 +129,7 @@ async def test_the_prompt_is_read_meanwhile(draft: DraftModel) -> None:
     assert await sequence.guess(()) is None
     given_up.close()
     gate.set()
-    await asyncio.wrap_future(draft.submit(lambda: None))
+    await asyncio.wrap_future(draft.thread.submit(lambda: None))
     assert await sequence.guess(()) is not None
     assert sequence._fed == PROMPT
     assert not given_up._fed
@@ -139,7 +139,7 @@ async def test_who_waits_when_the_model_closes_is_told(draft: DraftModel) -> Non
     sequence = await _sequence(draft, PROMPT)
     other = await _sequence(draft, PROMPT)
     gate = threading.Event()
-    draft.submit(gate.wait)
+    draft.thread.submit(gate.wait)
     waiting = asyncio.create_task(sequence.guess(()))
     cancelled = asyncio.create_task(other.guess(()))
     await asyncio.sleep(0)
