@@ -16,10 +16,11 @@ from ...shards.layers.kv_pool import BatchSlice
 from ...shards.models.backend import Memory, SpanBackend
 from ...swarm.errors import ErrorCode, RemoteProtocolError
 from ...swarm.fidelity.row_sampler import RowSampler, is_sampled
+from ...swarm.protocol.branches import rows_of
 from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.protocol.messages import Want
 from ...swarm.types import Span
-from .batch_slices import Work, can_begin, lay_out
+from .batch_slices import Work, can_begin, lay_out, lead_of, page_copies, rows_in
 from .batching.scheduler import DECODE_TOKENS, Batch
 from .jobs import StepDone, StepFailed, StepJob, StepOutcome, TokenSequence
 from .results import BROKEN, ResultEncoder
@@ -195,11 +196,12 @@ class BatchRunner:
                 hint="Send the failed step again under a new number.",
             )
         width = self._widths[sequence.span.start]
-        expected, got = job.tokens * sequence.codec.row_bytes(width), len(job.payload)
+        rows = job.tokens + job.branch_rows
+        expected, got = rows * sequence.codec.row_bytes(width), len(job.payload)
         if got != expected:
             return StepFailed(
                 ErrorCode.BAD_TENSOR,
-                f"{job.tokens} tokens take {expected} bytes in codec {sequence.codec.name}, not {got}",
+                f"{rows} tokens take {expected} bytes in codec {sequence.codec.name}, not {got}",
             )
         if not can_begin(job, 0):
             return BROKEN
@@ -238,7 +240,7 @@ class BatchRunner:
             position = job.position + part.offset
             sampler.took(sequence.codec, payload, position, count, sequence.group, sequence.owner)
             sequence.learned = sampler.learn(x[row : row + count], sequence.learned, sequence.group)
-            row += count
+            row += rows_in(job, part)
 
     # Payloads in.
 
@@ -280,7 +282,7 @@ class BatchRunner:
                 payloads.append(
                     memoryview(job.payload)[part.offset * size : (part.offset + part.count) * size]
                 )
-            tokens += part.count
+            tokens += rows_in(job, part)
             if i == last or work[i + 1][0].sequence.codec != codec:
                 payload = payloads[0] if len(payloads) == 1 else b"".join(payloads)
                 parts.append(codec.decode(payload, tokens, width, self._limit))
@@ -291,9 +293,10 @@ class BatchRunner:
 
     def _compute(self, span: Span, work: Work, x: np.ndarray, report: BatchReport) -> None:
         started = perf_counter_ns()
-        rows = lay_out(work, x, self._limit)
-        report.clean = report.clean and rows.kept is None
         try:
+            self._prepare_branches(span, [job for job, _ in work if job.branches])
+            rows = lay_out(work, x, self._limit)
+            report.clean = report.clean and rows.kept is None
             for job, _ in work:
                 if job.sequence.states is not None:
                     job.sequence.states.position = -1  # until the slots have what they should
@@ -308,7 +311,7 @@ class BatchRunner:
             logger.exception("event=step_failed step=%d tokens=%d", work[0][0].step, work[0][1].count)
             self._fail(work[0][0], BROKEN, report)
             return
-        for done, (job, _) in zip(rows.slices, work, strict=True):
+        for done, (job, _) in zip(rows.steps, work, strict=True):
             job.sequence.computed = done.start + done.count
             if job.sequence.states is not None:
                 job.sequence.states.has_computed(done)
@@ -321,14 +324,32 @@ class BatchRunner:
             self._fail(job, failure, report)
         self._finish(work, report)
 
+    def _prepare_branches(self, span: Span, jobs: list[StepJob]) -> None:
+        """What branches read, and the steps that they are of may write over, is put where it stays."""
+        if not jobs:
+            return
+        sources, targets = page_copies(jobs)
+        if sources:
+            self._pool.copy_slots(sources, targets)
+        for job in jobs:
+            states = job.sequence.states
+            if states is None or not job.position % PAGE_TOKENS or states.saved_at == job.position:
+                continue
+            if (lead := lead_of(job, self._widths[span.start], self._limit)) is not None:
+                states.position = -1
+                self._model.forward(lead.x, lead.slices, self._pool, span)
+                states.has_computed(lead.slices[0])
+            self._pool.copy_states(*states.save(job.position))
+
     def _compute_each(self, span: Span, work: Work, x: np.ndarray, report: BatchReport) -> None:
         row = 0
         for job, part in work:
+            rows = rows_in(job, part)
             if can_begin(job, part.offset):
-                self._compute(span, [(job, part)], x[row : row + part.count], report)
+                self._compute(span, [(job, part)], x[row : row + rows], report)
             else:  # the batch that failed may have written to its state
                 self._fail(job, BROKEN, report)
-            row += part.count
+            row += rows
 
     # Results out.
 
@@ -339,15 +360,17 @@ class BatchRunner:
             if not part.last or job.finished:
                 continue
             parts, rows = job.parts, job.rows
+            branches = job.branches if job.want is Want.ALL else ()
             queue_ns = ended - job.arrived_ns - job.compute_ns - job.codec_ns
             outcome = StepDone(
                 payload=b"" if not parts else parts[0] if len(parts) == 1 else b"".join(parts),
                 rows=rows,
-                position=job.position + job.tokens - rows,
+                position=job.position + job.tokens + rows_of(branches) - rows,
                 queue_us=max(0, queue_ns) // 1000,
                 compute_us=job.compute_ns // 1000,
                 codec_us=job.codec_ns // 1000,
                 batch=sessions,
+                branches=branches,
             )
             self._end(job, outcome, report)
 

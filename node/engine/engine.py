@@ -29,6 +29,7 @@ from ...swarm.codecs.codec import Codec
 from ...swarm.errors import LocalProtocolError, UsageError
 from ...swarm.fairness.shares import Holder
 from ...swarm.fidelity.row_sampler import RowSampler
+from ...swarm.protocol.branches import computed_rows, reach_of, too_many
 from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.types import Span
 from ..figures.work import WorkDone
@@ -38,6 +39,7 @@ from .beginnings import begin_lower, register, why_lost
 from .jobs import StepDone, StepDropped, StepFailed, StepJob, TokenSequence
 from .load import EngineLoad, LoadMeter
 from .memory.marks import Marks
+from .memory.scratch import pages_of
 from .memory.session_memory import SessionMemory
 from .memory.span_memory import PoolSize
 from .refusals import HOLE, NO_PAGE, STATE_IN_USE
@@ -331,7 +333,8 @@ class Engine:
         """Queue a step; ``job.done`` is called in the event loop with its outcome, once: later, or before
         this returns.
 
-        Raises LocalProtocolError if the engine stops, the sequence is closed or the step is too large for it.
+        Raises LocalProtocolError if the engine stops, the sequence is closed, the step is too large for it or
+        has too many branches.
         """
         sequence, position = job.sequence, job.position
         end = position + job.tokens
@@ -341,6 +344,8 @@ class Engine:
             raise LocalProtocolError(
                 f"step {job.step} of {job.tokens} tokens at {position} does not fit its session"
             )
+        if problem := too_many(job.tokens, job.branches):
+            raise LocalProtocolError(f"step {job.step} has {problem}")
         if position > sequence.length:
             job.refusal = HOLE
         elif (refusal := self._plan(job)) is not None:  # in its turn, and the session goes back to there
@@ -369,7 +374,8 @@ class Engine:
         if states is not None:
             states.marks.rollback(position // PAGE_TOKENS)
             goes_on = sequence.goes_on(position)
-            job.plan = states.plan(position, job.tokens, job.payload, pending, goes_on=goes_on)
+            save = bool(job.branches)
+            job.plan = states.plan(position, job.tokens, job.own_payload, pending, goes_on=goes_on, save=save)
             if job.plan is None:
                 return STATE_IN_USE
             waiting = min([position, *pending])
@@ -378,7 +384,21 @@ class Engine:
         if changes is None:
             return NO_PAGE
         job.changes = changes
+        if job.branches and not self._has_room_for_branches(job):
+            job.leave_out_branches()
         return None
+
+    def _has_room_for_branches(self, job: StepJob) -> bool:
+        """Whether the session may become as long as they reach, the state before the step stays, where its
+        blocks keep one, and there are slots for the branches' pages: these are the job's then."""
+        sequence, position, plan = job.sequence, job.position, job.plan
+        if position + reach_of(job.branches) > sequence.max_tokens:
+            return False
+        if plan is not None and plan.saved is None and position % PAGE_TOKENS:
+            return False
+        blocks = self.memory.layout(sequence.span).blocks
+        job.scratch = self.memory.scratch.take(blocks * sum(pages_of(position, job.branches)))
+        return job.scratch is not None
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -403,6 +423,7 @@ class Engine:
         newest, self._newest = self._newest, job.sequence
         if (
             job.tokens > 1
+            or job.branches
             or job.sequence is not newest  # several sessions gain from batches
             or self._queued > 1
             or self._calls
@@ -438,6 +459,9 @@ class Engine:
         self._queued -= len(report.finished)
         for job, outcome in report.finished:
             sequence = job.sequence
+            if job.scratch is not None:
+                self.memory.scratch.give_back(job.scratch)
+                job.scratch = None
             is_done = isinstance(outcome, StepDone)
             sequence.step_ended(job.position, job.tokens if is_done else 0)
             if is_done and (sequence.registered < len(sequence.names) or sequence.states is not None):
@@ -515,7 +539,7 @@ class Engine:
             self._runner.admit(job)
         sequence.steps.append(job)
         tokens = job.tokens if job.refusal is None else 1
-        again = 0 if job.plan is None else job.plan.again
+        again = computed_rows(job.branches) + (0 if job.plan is None else job.plan.again)
         self._scheduler.add(sequence, sequence.owner, tokens, job.deadline_ns, sequence.group, again)
 
     def _call(self, call: _Call) -> None:

@@ -12,9 +12,11 @@ from ...shards.formats.values.bounds import MAX_CONTEXT
 from ...swarm.codecs.codec import Codec
 from ...swarm.errors import ErrorCode
 from ...swarm.fidelity.written_rows import WrittenRows
-from ...swarm.protocol.field_types import PAGE_TOKENS
+from ...swarm.protocol.branches import rows_of
+from ...swarm.protocol.field_types import PAGE_TOKENS, Branches
 from ...swarm.protocol.messages import Want
 from ...swarm.types import Span
+from .memory.page_allocator import Page
 from .memory.page_tables import PageChange
 from .memory.session_memory import Holdings
 from .states import SequenceStates, StatePlan
@@ -119,7 +121,8 @@ class TokenSequence:
 
 @dataclass(slots=True)
 class StepDone:
-    """``rows`` hidden states in the sequence's reply codec, the first at ``position``. Times in microseconds.
+    """``rows`` hidden states in the sequence's reply codec, the first at ``position``; the last of them are
+    those of ``branches``, as they were computed. Times in microseconds.
 
     ``queue_us`` is everything from arrival to the result that was neither this step's codec work nor the
     forward passes it took part in. ``batch``: sessions computed together.
@@ -132,6 +135,7 @@ class StepDone:
     compute_us: int
     codec_us: int
     batch: int
+    branches: Branches = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +161,8 @@ StepOutcome = StepDone | StepFailed | StepDropped
 @dataclass(eq=False, slots=True)
 class StepJob:
     """One STEP on its way through the engine. ``arrived_ns`` is of time.perf_counter_ns; ``deadline_ns``
-    too, 0: none.
+    is, too; 0: none. ``payload`` has the rows of its ``tokens`` tokens, and behind them those of ``branches``
+    (see ``Step``), which the engine leaves out where it has no room for them.
 
     ``done`` is called in the event loop, once.
     """
@@ -171,12 +176,28 @@ class StepJob:
     arrived_ns: int
     done: Callable[[StepJob, StepOutcome], None]
     deadline_ns: int = 0
+    branches: Branches = ()
     # The engine's notes while the step runs, over several batches if it is a long prompt.
     changes: Sequence[PageChange] = ()  # of the sequence's table, before the step
     plan: StatePlan | None = None  # of the sequence's states, if it keeps some
+    scratch: Page | None = None  # slots of its branches' pages
     refusal: StepFailed | None = None  # known when it was submitted; told in its turn
     parts: list[bytes | memoryview] = field(default_factory=list)  # encoded rows of the result so far
     rows: int = 0  # in parts
     compute_ns: int = 0
     codec_ns: int = 0
     finished: bool = False
+
+    @property
+    def branch_rows(self) -> int:
+        """Rows of ``payload`` behind its own."""
+        return rows_of(self.branches)
+
+    @property
+    def own_payload(self) -> bytes | bytearray | memoryview:
+        """``payload`` without the rows of branches. One of a wrong size, which is refused, as it is."""
+        size, rest = divmod(len(self.payload), self.tokens + self.branch_rows)
+        return self.payload if rest or not self.branches else memoryview(self.payload)[: size * self.tokens]
+
+    def leave_out_branches(self) -> None:
+        self.payload, self.branches = self.own_payload, ()

@@ -12,7 +12,7 @@ import numpy as np
 from ...swarm.codecs.codec import Codec
 from ...swarm.errors import CodecRangeError, ErrorCode, LocalProtocolError, SwarmError
 from ...swarm.protocol.messages import Want
-from .batch_slices import Work
+from .batch_slices import Work, rows_in
 from .jobs import StepFailed, StepJob, TokenSequence
 
 logger = logging.getLogger(__name__)
@@ -39,16 +39,17 @@ class ResultEncoder:
         wanted: dict[Codec, list[tuple[StepJob, int, int]]] = {}  # first row, rows
         row = 0
         for job, part in work:
-            first, count = row, part.count
-            row += count
+            first, own = row, part.count
+            row += rows_in(job, part)
             if job.want is Want.LAST and part.last:
-                first, count = row - 1, 1
+                first, own = first + own - 1, 1
             elif job.want is not Want.ALL:
                 continue
-            position = job.position + part.offset + part.count - count
-            if self._is_harmed(job.sequence, hidden[first : first + count], position):
+            position = job.position + part.offset + part.count - own
+            if self._is_harmed(job.sequence, hidden[first : first + own], position):
                 failed.append((job, _HARMFUL))
                 continue
+            count = row - first if job.want is Want.ALL else own
             wanted.setdefault(job.sequence.reply_codec, []).append((job, first, count))
         for codec, takes in wanted.items():
             try:

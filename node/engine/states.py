@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...shards.layers.kv_pool import BatchSlice
+from ...swarm.errors import LocalProtocolError
 from ...swarm.protocol.field_types import PAGE_TOKENS
 from .memory.marks import Marks
 from .memory.page_allocator import Page
@@ -168,11 +169,13 @@ class SequenceStates:
         waiting: Collection[int],
         *,
         goes_on: bool,
+        save: bool = False,
     ) -> StatePlan | None:
         """For a step that may begin; None where a step that waits reads what it would overwrite. ``waiting``:
-        where steps under way start. ``goes_on``: it starts where the one before it ends."""
+        where steps under way start. ``goes_on``: it starts where the one before it ends. ``save``: as in
+        ``StateTable.write``."""
         lead, before = self.rows.lead(position), self.held.saved
-        changes = self.held.write(position, tokens, waiting=waiting)
+        changes = self.held.write(position, tokens, waiting=waiting, save=save)
         if changes is None:
             return None
         self.rows.write(position, tokens, payload, self.held.pages)
@@ -224,6 +227,28 @@ class SequenceStates:
         if lead is not None and border < self.position < start:
             lead = lead.last(start - self.position)
         return None if lead is None else Begin(lead, self.saved)
+
+    def save(self, position: int) -> tuple[list[int], list[int]]:
+        """The state before ``position``, in the middle of a page, is in the table, and is to be copied to be
+        the saved one: from which slots to which."""
+        if self.position != position or self.saved is None:
+            raise LocalProtocolError(
+                f"there is no state before position {position} to save, or no room for it"
+            )
+        self.saved_at = position
+        page = position // PAGE_TOKENS
+        return self.table[self.held.rows, page].tolist(), self.saved[self.held.rows].tolist()
+
+    def before(self, position: int) -> np.ndarray | None:
+        """Slots (blocks,) of the state before a step at ``position`` that the step does not write to; None at
+        the beginning."""
+        if not position:
+            return None
+        if not position % PAGE_TOKENS:
+            return self.table[:, position // PAGE_TOKENS - 1].copy()
+        if self.saved_at != position:
+            raise LocalProtocolError(f"the state before position {position} is not saved")
+        return self.saved
 
     def has_computed(self, part: BatchSlice) -> None:
         self.position = part.start + part.count

@@ -61,6 +61,10 @@ class ToyPool:
         for source, target in zip(sources, targets, strict=True):
             self.slots[target] = self.sums(source).copy()
 
+    def copy_states(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        for source, target in zip(sources, targets, strict=True):
+            self.states[target] = self.states[source].copy()
+
 
 @dataclass
 class ToySpan:

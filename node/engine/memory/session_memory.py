@@ -14,6 +14,7 @@ from .kv_layout import KvLayout
 from .page_allocator import Page, PageAllocator
 from .page_tables import PageTable
 from .prefix_cache import Known, PrefixCache
+from .scratch import Scratch
 from .span_memory import PoolSize
 from .state_table import StateTable
 
@@ -54,6 +55,7 @@ class SessionMemory:
             )
         self.pages, self.states = PageAllocator(size.slots), PageAllocator(size.states)
         self.page_names, self.state_names = PrefixCache(self.pages), PrefixCache(self.states)
+        self.scratch = Scratch(self.pages)
         self.total_cells = max(1, size.slots or size.states) * PAGE_TOKENS
 
     def layout(self, span: Span) -> KvLayout:

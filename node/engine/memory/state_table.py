@@ -131,19 +131,22 @@ class StateTable:
         if page is not None:
             self._share(index, page)
 
-    def write(self, start: int, count: int, *, waiting: Collection[int] = ()) -> Sequence[StateChange] | None:
+    def write(
+        self, start: int, count: int, *, waiting: Collection[int] = (), save: bool = False
+    ) -> Sequence[StateChange] | None:
         """Make positions ``start`` to ``start + count`` writable: what changes in the table when the step
         begins. None, and nothing changed, where a step that waits reads what would be overwritten.
 
-        ``waiting``: where the session's steps that are under way start.
+        ``waiting``: where the session's steps that are under way start. ``save``: also the state before a
+        single token.
         """
-        if count == 1 and self.saved is None:
+        if count == 1 and self.saved is None and not save:
             return self._write(start, count, waiting)
         page = self.pages.get(start // self._page_tokens)
         changes = self._write(start, count, waiting)
         if changes is None:
             return None
-        saved = self._save(start, count, page, waiting)
+        saved = self._save(start, count, page, waiting, save=save)
         return [*changes, *saved] if saved else changes
 
     def to_name(self, index: int, *, last: bool) -> Page | None:
@@ -216,14 +219,14 @@ class StateTable:
         return changes
 
     def _save(
-        self, start: int, count: int, page: Page | None, waiting: Collection[int]
+        self, start: int, count: int, page: Page | None, waiting: Collection[int], *, save: bool
     ) -> Sequence[StateChange]:
         """Save the state before a step that was planned, that of ``page`` if the session goes on. One token
         that goes on is no draft: plain decoding pays nothing."""
         first, saved = start // self._page_tokens, self.saved
         goes_on, self._end = start == self._end, start + count
         stays = start % self._page_tokens and self.pages.get(first) is page
-        if page is None or not stays or count > LONGEST_DRAFT or (count == 1 and goes_on):
+        if page is None or not stays or count > LONGEST_DRAFT or (count == 1 and goes_on and not save):
             self._end_saved(waiting)
             return ()
         if saved is not None and saved.start == start:

@@ -8,6 +8,7 @@ from time import perf_counter_ns
 from swarm_node.node.engine.engine import Engine
 from swarm_node.node.engine.jobs import StepDone, StepJob
 from swarm_node.swarm.codecs.kinds import NONE
+from swarm_node.swarm.protocol.branches import rows_of
 from swarm_node.swarm.protocol.messages import Want
 from swarm_node.swarm.types import Span
 from tests.swarm.codecs.codec_cases import codec_of
@@ -22,20 +23,32 @@ class Driver:
         self.engine = engine
 
     def submit(
-        self, sequence, x, position, *, step=1, want=Want.ALL, payload=None, tokens=None, deadline_ns=0
+        self,
+        sequence,
+        x,
+        position,
+        *,
+        step=1,
+        want=Want.ALL,
+        payload=None,
+        tokens=None,
+        deadline_ns=0,
+        branches=(),
     ):
+        """``x``: the step's rows, and behind them those of its branches."""
         future = asyncio.get_running_loop().create_future()
         self.engine.submit(
             StepJob(
                 sequence=sequence,
                 step=step,
                 position=position,
-                tokens=tokens or len(x),
+                tokens=tokens or len(x) - rows_of(branches),
                 want=want,
                 payload=sequence.codec.encode(x) if payload is None else payload,
                 arrived_ns=perf_counter_ns(),
                 done=lambda _, outcome: future.set_result(outcome),
                 deadline_ns=deadline_ns,
+                branches=branches,
             )
         )
         return future
