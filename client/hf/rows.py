@@ -315,12 +315,12 @@ def _cheap_tokens(sessions: Sequence[SwarmSession]) -> int:
     """
     best = 0
     for session in sessions:
-        hops, chains = session.hops, [chain for chain in session.chains if chain.decode.steps]
+        hops, chains = session.hops, [chain for chain in session.chains if chain.alone.steps]
         if not chains or not all(hop.decode.tokens for hop in hops):
             continue
         token_s = sum(hop.decode.compute_s / hop.decode.tokens for hop in hops)
         links = sum(len(chain.peer_ids) + 1 for chain in chains)
-        round_trip_s = 2 * sum(chain.decode.wire_s / chain.decode.steps for chain in chains) / links
+        round_trip_s = 2 * sum(chain.alone.wire_s / chain.alone.steps for chain in chains) / links
         best = max(best, int(round_trip_s / token_s) if token_s > 0 else MOST_FED_AGAIN)
     return min(MOST_FED_AGAIN, best)
 

@@ -124,10 +124,9 @@ def _judge(hops: Sequence[HopClient], number: int, found: Diagnosis) -> None:
             found.edges[number] = error
             return
         if code is ErrorCode.BAD_TENSOR:
-            awaited = hop.listener.awaited_payload if hop.listener is not None else None
             try:
-                if awaited is not None:
-                    hop.codec.decode(awaited[0], awaited[1], hop.width)
+                for payload, tokens in () if hop.listener is None else hop.listener.awaited_payloads:
+                    hop.codec.decode(payload, tokens, hop.width)
             except RemoteProtocolError as damaged:
                 found.lost[number - 1] = damaged
                 return

@@ -72,8 +72,8 @@ class Listener(Protocol):
         """Several hops answer together."""
 
     @property
-    def awaited_payload(self) -> tuple[Payload, int] | None:
-        """The payload and token count of the oldest step without a result: what an error is about."""
+    def awaited_payloads(self) -> Sequence[tuple[Payload, int]]:
+        """The payload and token count of each step without a result: an error is about one of them."""
 
     def take(self, hop: HopClient, result: Result) -> None: ...
 
@@ -284,8 +284,11 @@ class HopClient:
     def expected_s(self, tokens: int) -> float:
         """Seconds that a step of ``tokens`` tokens should take here: as measured, and not less than
         announced."""
-        seen = self.trace.decode if tokens == 1 else self.trace.prefill
-        expected_s = seen.compute_s / seen.tokens * tokens if seen.tokens else 0.0
+        alone, prefill = self.trace.alone, self.trace.prefill
+        if tokens == 1:
+            expected_s = alone.compute_s / max(1, alone.steps)
+        else:
+            expected_s = prefill.compute_s / max(1, prefill.tokens) * tokens
         if self.plan.announced is None:
             return expected_s
         token_s = (decode_seconds if tokens == 1 else prefill_seconds)(self.plan.announced)
@@ -339,10 +342,11 @@ class HopClient:
         if replaying is not None and (step == replaying or (step is None and code is ErrorCode.JOURNAL_LOST)):
             requests.refuse_replay(error, code)
         elif requests.is_replay(step):
-            pass  # a replay that was given up
+            return  # a replay that was given up
         elif step is not None:
-            if step >= self.first_step:
-                self.state = self.state.step_failed(error, code)
+            if step < self.first_step:
+                return  # of a step that nobody waits for
+            self.state = self.state.step_failed(error, code)
         elif code is ErrorCode.DOWNSTREAM_LOST:
             self.state = self.state.downstream_is_lost(error, self.downstream)
             self.downstream = NOBODY

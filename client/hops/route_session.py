@@ -237,25 +237,30 @@ class RouteSession:
     async def receive(self) -> np.ndarray:
         """The rows (tokens, hidden) float32 of the oldest step that was posted. Raises HopFailedError and
         EdgeFailedError."""
-        if self._flow is None or not self._flow.tokens:
+        flow = self._flow
+        if flow is None or not flow.tokens:
             raise LocalProtocolError("no step is under way")
         try:
-            result = await self._flow.receive()
+            result = await flow.receive()
             hidden = self._decode(result.payload, result.tokens, True)
         except BrokenError as error:
+            flow.stop()
             raise await self.failure() from error
         self.acked = result.position + result.tokens
         return hidden
 
     def _end_flow(self) -> None:
-        """What is under way is of no use any more: answers to it are ignored."""
+        """What is under way, posted or of a ``forward`` that was cancelled, is of no use any more: answers to
+        it are ignored."""
+        under_way = any(segment.awaited for segment in self.segments)
         if self._flow is not None:
-            under_way = self._flow.tokens
             self._flow.end()
             self._flow = None
-            if under_way:
-                for hop in self.hops:
-                    hop.ignore_before(self._steps + 1)
+        if under_way:
+            for segment in self.segments:
+                segment.forget_steps()
+            for hop in self.hops:
+                hop.ignore_before(self._steps + 1)
 
     async def failure(self) -> HopFailedError | EdgeFailedError:
         """What has broken the route, the worst first."""
@@ -273,8 +278,10 @@ class RouteSession:
 
     def close(self, ids: Sequence[int] = ()) -> None:
         """Free every hop's session at once. Never waits. Idempotent. ``ids``: what was fed, for the
-        hops to keep the pages of it."""
+        hops to keep the pages of it: as far as all of them have it, since CLOSE may overtake what is under
+        way, in whose place they hold something else."""
         self.closed = True
+        ids = ids[: self.acked]
         if self._flow is not None:
             self._flow.end()
         for hop in self.hops:

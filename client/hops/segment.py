@@ -26,7 +26,7 @@ from ...swarm.errors import (
 )
 from ...swarm.fidelity.row_reader import RowReader
 from ...swarm.fidelity.row_sampler import is_sampled
-from ...swarm.protocol.field_types import Progress
+from ...swarm.protocol.field_types import MAX_RETRY_MS, Progress
 from ...swarm.protocol.messages import Result, Step, Want
 from ...swarm.protocol.step_watch import Fault, StepWatch, Verdict
 from ...swarm.protocol.wire import Payload
@@ -46,7 +46,8 @@ STEPS_IN_FLIGHT = 2
 
 @dataclass(slots=True)
 class _Sent:
-    """A step whose result is still to come. ``payload`` is kept to find out who is to blame for a bad one."""
+    """A step whose result is still to come. ``payload`` is kept to find out who is to blame for a bad one.
+    ``is_alone``: no other was under way; ``is_behind``: steps that nobody waits for were."""
 
     step: int
     position: int
@@ -56,6 +57,8 @@ class _Sent:
     payload: Payload
     at: float
     decoding: bool
+    is_alone: bool
+    is_behind: bool
 
 
 class Segment:
@@ -80,9 +83,12 @@ class Segment:
         self.trace = ChainTimings(tuple(hop.peer_id for hop in hops))
         self._rows = rows
         self._sent: deque[_Sent] = deque()
-        self._inbox: deque[Result] = deque()
+        self._inbox: deque[tuple[Result, float]] = deque()  # and when they came
+        self._came_at = 0.0  # the last of them
+        self._is_behind = False  # steps that nobody waits for may be under way
         self._in_flight = 0  # bytes of payload
-        self._slowest_wire_s = 0.0  # of a decode step, since it was read last
+        self._taken_at = 0.0  # when the result came that was accounted last
+        self._slowest_wire_s = 0.0  # of a decode step alone, since it was read last
         self._doubts = doubts
         self._watch = StepWatch(len(hops), self._work_within_s, self._transit_within_s, self._doubt_within_s)
         self._queue_s = 0.0  # that the hop which told last says of its steps
@@ -107,9 +113,9 @@ class Segment:
         return self.last.reply_codec
 
     @property
-    def awaited_payload(self) -> tuple[Payload, int] | None:
-        """The payload and token count of the oldest step without a result: what an error is about."""
-        return (self._sent[0].payload, self._sent[0].tokens) if self._sent else None
+    def awaited_payloads(self) -> Sequence[tuple[Payload, int]]:
+        """The payload and token count of each step without a result: an error is about one of them."""
+        return [(sent.payload, sent.tokens) for sent in self._sent]
 
     @property
     def awaited(self) -> int:
@@ -117,7 +123,7 @@ class Segment:
         return len(self._sent)
 
     def take_slowest_wire_s(self) -> float:
-        """The slowest wire time of the decode steps since the last call, in seconds."""
+        """The slowest wire time of the decode steps alone since the last call, in seconds."""
         slowest_s, self._slowest_wire_s = self._slowest_wire_s, 0.0
         return slowest_s
 
@@ -137,7 +143,8 @@ class Segment:
         if self._broken:
             raise BrokenError
         first = self.first
-        message = Step(first.session, step, position, tokens, want, first.deadline_ms, hold, payload=payload)
+        deadline_ms = min(MAX_RETRY_MS, first.deadline_ms * (1 + len(self._sent)))
+        message = Step(first.session, step, position, tokens, want, deadline_ms, hold, payload=payload)
         try:
             first.link.post(message)
         except LocalProtocolError:
@@ -145,7 +152,10 @@ class Segment:
         except SwarmError as error:
             first.mark_lost(error)
             raise BrokenError from error
-        self._sent.append(_Sent(step, position, tokens, want, hold, payload, perf_counter(), decoding))
+        alone, behind = len(self._sent) == len(self._inbox), self._is_behind
+        self._sent.append(
+            _Sent(step, position, tokens, want, hold, payload, perf_counter(), decoding, alone, behind)
+        )
         self._in_flight += len(payload)
         for hop in self.hops:
             hop.link.watch()
@@ -167,10 +177,9 @@ class Segment:
                 raise BrokenError
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        if self._broken and self._inbox[0].step != self._sent[0].step:
+        if self._broken and self._inbox[0][0].step != self._sent[0].step:
             raise BrokenError  # a step was refused, and those behind it went on
-        result, sent = self._inbox.popleft(), self._sent.popleft()
-        now = perf_counter()
+        (result, came_at), sent = self._inbox.popleft(), self._sent.popleft()
         self._in_flight -= len(sent.payload)
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
@@ -184,7 +193,7 @@ class Segment:
             self._sent.appendleft(sent)
             self._mismatch(problem)
             raise BrokenError from problem
-        self._account(result, sent, now)
+        self._account(result, sent, came_at)
         if self._reader is not None and is_sampled(result.position, result.tokens):
             last = self.last
             self._reader.sampler.took(
@@ -195,6 +204,10 @@ class Segment:
 
     def forget_steps(self) -> None:
         """Nobody waits for results of what was posted. The hops have to ignore answers to it."""
+        self._is_behind = self._is_behind or len(self._sent) > len(self._inbox)
+        for sent in self._sent:
+            for trace in (self.trace, self.first.trace):
+                trace.phase(sent.decoding).bytes_sent += len(sent.payload)
         self._sent.clear()
         self._inbox.clear()
         self._in_flight = 0
@@ -209,8 +222,9 @@ class Segment:
 
     @property
     def waiting_since(self) -> float | None:
+        """When the oldest step's turn came: those before it took their time."""
         oldest = self._oldest
-        return oldest.at if oldest is not None else None
+        return max(oldest.at, self._came_at) if oldest is not None else None
 
     def question(self, hop: HopClient) -> StepTold | None:
         asked = self._oldest
@@ -271,7 +285,8 @@ class Segment:
                 RemoteProtocolError(f"{hop.link.name}: RESULT of step {result.step} without a request")
             )
             return
-        self._inbox.append(result)
+        self._came_at = perf_counter()
+        self._inbox.append((result, self._came_at))
         self._wake(self._waiter)
 
     def mark_broken(self) -> None:
@@ -317,18 +332,24 @@ class Segment:
             return error
         return None
 
-    def _account(self, result: Result, sent: _Sent, now: float) -> None:
-        """Each hop says what a step cost it, no more in all than it took; the rest is the chain's wire."""
+    def _account(self, result: Result, sent: _Sent, came_at: float) -> None:
+        """Each hop says what a step cost it, no more in all than it took; the rest is the chain's wire. What
+        was sent behind others took what came after their results."""
         hops, last = self.hops, self.last
+        alone = sent.decoding and sent.is_alone
+        since = sent.at if alone or not sent.decoding else max(sent.at, self._taken_at)
+        self._taken_at, self._is_behind = came_at, self._is_behind and not sent.is_behind
         spent: list[tuple[int, int, int]] = []
         if len(result.spent) == len(hops) - 1:  # else a hop left something out: use none of it
             spent = [(queue, compute, codec) for queue, compute, codec, _ in result.spent]
         spent.append((result.queue_us, result.compute_us, result.codec_us))
-        elapsed_s = now - sent.at
+        elapsed_s = max(0.0, came_at - since)
         told_s = sum(map(sum, spent)) * 1e-6
         unit_s = 1e-6 if told_s <= elapsed_s else 1e-6 * elapsed_s / told_s
-        for hop, told in zip(hops[-len(spent) :], spent, strict=True):
-            hop.trace.phase(sent.decoding).spent(*told, unit_s)
+        for hop, (queue, compute, codec) in zip(hops[-len(spent) :], spent, strict=True):
+            hop.trace.phase(sent.decoding).spent(queue, compute, codec, unit_s)
+            if alone:  # our own steps, which nobody waits for, are no queue of the hop's
+                hop.trace.alone.spent(0 if sent.is_behind else queue, compute, codec, unit_s)
         wire_s = max(0.0, elapsed_s - told_s)
         for hop in hops:
             came = len(result.payload)
@@ -338,10 +359,12 @@ class Segment:
             phase = hop.trace.phase(sent.decoding)
             went = hop.codec.payload_bytes(sent.tokens, hop.width)
             phase.stepped(sent.tokens, went, came, alone_s)
-        if sent.decoding:
+            if alone:
+                hop.trace.alone.stepped(sent.tokens, went, came, alone_s)
+        self.trace.phase(sent.decoding).stepped(sent.tokens, len(sent.payload), len(result.payload), wire_s)
+        if alone:
             self._slowest_wire_s = max(self._slowest_wire_s, wire_s)
-        whole = self.trace.phase(sent.decoding)
-        whole.stepped(sent.tokens, len(sent.payload), len(result.payload), wire_s)
+            self.trace.alone.stepped(sent.tokens, len(sent.payload), len(result.payload), wire_s)
 
 
 def check_size(hop: HopClient, result: Result) -> None:

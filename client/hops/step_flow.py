@@ -22,6 +22,7 @@ class StepFlow:
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self.tokens = 0
+        self._fault: Exception | None = None  # of this process
         self._segments = tuple(segments)
         self._carriers = [asyncio.create_task(self._carry(*pair)) for pair in pairwise(segments)]
 
@@ -34,15 +35,24 @@ class StepFlow:
             self._segments[-1].mark_broken()
 
     async def receive(self) -> Result:
-        """The result of the oldest step. Raises BrokenError."""
-        result = await self._segments[-1].receive()
+        """The result of the oldest step. Raises BrokenError, and what is wrong with this process."""
+        try:
+            result = await self._segments[-1].receive()
+        except BrokenError:
+            if self._fault is not None:
+                raise self._fault from None
+            raise
         self.tokens -= result.tokens
         return result
 
-    def end(self) -> None:
-        """Wait for nothing any more. Idempotent."""
+    def stop(self) -> None:
+        """Carry nothing any more: the route is about to be looked at. Idempotent."""
         for carrier in self._carriers:
             carrier.cancel()
+
+    def end(self) -> None:
+        """Wait for nothing any more. Idempotent."""
+        self.stop()
         for segment in self._segments:
             segment.forget_steps()
 
@@ -54,4 +64,7 @@ class StepFlow:
                     result.step, result.payload, result.tokens, result.position, Want.ALL, decoding=True
                 )
         except BrokenError:
+            self._segments[-1].mark_broken()
+        except Exception as fault:  # noqa: BLE001 - raised where somebody waits for it
+            self._fault = fault
             self._segments[-1].mark_broken()

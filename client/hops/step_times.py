@@ -1,4 +1,5 @@
-"""What decode steps lately took at each hop of a route: for the question whether one is too slow."""
+"""What decode steps lately took at each hop of a route: for the question whether one is too slow. Steps that
+were sent behind others do not count: they wait for those."""
 
 from __future__ import annotations
 
@@ -78,14 +79,14 @@ class StepTimes:
     def _wire(self, segment: Segment) -> tuple[int, float | None]:
         """(steps, what one took that no hop accounts for, or None while that says little). The slowest step
         between two looks is left out: a pause says nothing of a hop's speed."""
-        decode = segment.trace.decode
+        alone = segment.trace.alone
         counted = self._wires.setdefault(segment, _Counted())
-        steps, wire_s = counted.look(decode.steps, decode.wire_s, segment.take_slowest_wire_s())
-        return decode.steps, wire_s / steps if steps >= GROSS_STEPS - 2 else None
+        steps, wire_s = counted.look(alone.steps, alone.wire_s, segment.take_slowest_wire_s())
+        return alone.steps, wire_s / steps if steps >= GROSS_STEPS - 2 else None
 
     def _spent(self, hop: HopClient, wire_s: float | None) -> HopSpent:
         marks = self._marks.setdefault(hop.session, deque(maxlen=LOOKS))
-        now = _sums(hop.trace.decode)
+        now = _sums(hop.trace.alone)
         then = marks[0] if marks else (0, 0.0, 0.0, 0.0, 0)
         marks.append(now)
         steps = max(1, now[0] - then[0])

@@ -66,17 +66,25 @@ class Phase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Traced:
-    """What prefill and decoding have cost. The session that is traced adds to both phases as it goes on."""
+    """What prefill and decoding have cost. The session that is traced adds to its phases as it goes on.
+
+    ``decode``: a step that was sent behind others took what came after their results. ``alone``: the steps of
+    ``decode`` that were sent while no other was under way: of hops and links, only these tell what a step
+    takes there.
+    """
 
     prefill: Phase = field(default_factory=Phase)
     decode: Phase = field(default_factory=Phase)
+    alone: Phase = field(default_factory=Phase)
 
     def phase(self, decoding: bool) -> Phase:
         return self.decode if decoding else self.prefill
 
     def timings(self) -> Self:
         """As it is now; later steps change it no more."""
-        return replace(self, prefill=replace(self.prefill), decode=replace(self.decode))
+        return replace(
+            self, prefill=replace(self.prefill), decode=replace(self.decode), alone=replace(self.alone)
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -201,7 +201,8 @@ class RouteRepair:
             raise RouteLostError(HopFailedError(hops[0].peer_id, _cause(found, self._forced)))
         try:
             line = await self._line(lost)
-            ids = () if self._cache_lost else self._ids
+            # Of what comes behind ``acked``, guesses may be others before a new hop is fed them.
+            ids = () if self._cache_lost else self._ids[: session.acked]
             plans = plan_line(line, session.settings, ids, session.may_chain, hops)
             clients = await self._open(line, plans)
         except (SwarmError, _InterruptedError) as error:
@@ -302,7 +303,7 @@ class RouteRepair:
                     self._record.hop_lost(hop.peer_id, self._forced.pop(hop))
                 self.replaced.append(hop.trace.timings())
                 hop.listen(None)
-                hop.close(self._ids)
+                hop.close(self._ids[:acked])
 
     # Wires and journals.
 

@@ -7,7 +7,7 @@ hop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 
@@ -51,8 +51,8 @@ class HopListener:
         return self._since
 
     @property
-    def awaited_payload(self) -> tuple[Payload, int] | None:
-        return self._last_feed.awaited_payload if self._last_feed is not None else None
+    def awaited_payloads(self) -> Sequence[tuple[Payload, int]]:
+        return self._last_feed.awaited_payloads if self._last_feed is not None else ()
 
     def question(self, hop: HopClient) -> StepTold | None:
         return self._feed.question(hop) if self._feed is not None else None

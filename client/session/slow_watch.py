@@ -66,7 +66,7 @@ class SlowWatch:
             case SlowChain() if self._apart is None and perf_counter() >= self._rest_until:
                 return self._take_apart(session, found, spent, chains)
         apart = self._apart
-        if apart is None or min(segment.trace.decode.steps for segment in session.segments) < APART_STEPS:
+        if apart is None or min(segment.trace.alone.steps for segment in session.segments) < APART_STEPS:
             return None
         self._apart = None
         self._rest_until = perf_counter() + APART_PAUSE_S
@@ -80,16 +80,16 @@ class SlowWatch:
         of a hop that answers alone its link, of a chain the sum of its links."""
         router = self._router
         for segment in segments:
-            decode, prefill = segment.trace.decode, segment.trace.prefill
+            alone, prefill = segment.trace.alone, segment.trace.prefill
             if segment.is_chain:
                 for hop in segment.hops:
                     router.measured(hop.peer_id, hop.link.round_trip_s)
-                if decode.steps >= STEPS_TO_MEASURE:
-                    router.chain_measured(segment.trace.peer_ids, decode.wire_s / decode.steps)
-            elif decode.steps:
-                hop, rtt_s = segment.first, decode.wire_s / decode.steps
-                if decode.tokens >= STEPS_TO_MEASURE:
-                    step_s, tokens = hop.trace.decode.seconds / decode.steps, decode.tokens / decode.steps
+                if alone.steps >= STEPS_TO_MEASURE:
+                    router.chain_measured(segment.trace.peer_ids, alone.wire_s / alone.steps)
+            elif alone.steps:
+                hop, rtt_s = segment.first, alone.wire_s / alone.steps
+                if alone.tokens >= STEPS_TO_MEASURE:
+                    step_s, tokens = hop.trace.alone.seconds / alone.steps, alone.tokens / alone.steps
                     router.worked(hop.peer_id, len(hop.plan.hop.span), step_s, tokens, context)
                 rate = (
                     transfer_rate(prefill.bytes_sent, prefill.wire_s, rtt_s) if prefill.steps == 1 else None

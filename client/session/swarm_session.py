@@ -146,6 +146,7 @@ class SwarmSession:
         self._doubts = Doubts(router, scout, need)
         self._settings = replace(settings, doubts=self._doubts, on_progress=self._progressed)
         self._slow = SlowWatch(router)
+        self._changing = False  # the route, which works
         self._closed = False
 
     @property
@@ -254,7 +255,8 @@ class SwarmSession:
                 return hidden
 
     async def look_around(self) -> None:
-        """See, from time to time, whether a hop is too slow, and replace it. Nothing may be under way."""
+        """See, from time to time, whether a hop is too slow, and replace it. Not while ``receive`` waits.
+        Where a hop is replaced, what is under way is sent again."""
         if self._slow.step_times.is_time(len(self._ids)) and self._session is not None:
             self._scout.look(self._session.route)
             await self._look_for_slow_hops()
@@ -266,7 +268,7 @@ class SwarmSession:
             raise LocalProtocolError("there are no tokens to send, or nothing was fed before")
         self._ids.extend(ids)
         self._sent.append(len(ids))
-        if self.is_open and self._posted == len(self._sent) - 1:
+        if self.is_open and not self._changing and self._posted == len(self._sent) - 1:
             self._post_next(x)
 
     async def receive(self) -> np.ndarray:
@@ -377,7 +379,7 @@ class SwarmSession:
             self._session.close(self._ids if keep else ())
             self._slow.report_links(self._session.segments, len(self._ids))
             if keep and self._proven:
-                self._remember(len(self._ids))
+                self._remember(min(self._session.acked, len(self._ids)))
         self._closed = True
         self.waiting = None
 
@@ -423,7 +425,8 @@ class SwarmSession:
 
         def open_(planned: Planned) -> Coroutine[Any, Any, RouteSession]:
             settings = replace(self._settings, nodes=dict(planned.nodes))
-            may_know = self._ids[:-1] if settings.session.keeps_states else self._ids
+            ids = self._ids[: self._answered] if self._sent else self._ids  # guesses are fed in any case
+            may_know = ids[:-1] if settings.session.keeps_states and not self._sent else ids
             return RouteSession.open(self._links, planned.route, settings, may_know)
 
         session, planned = await self._attempts.first(plan, open_)
@@ -431,7 +434,8 @@ class SwarmSession:
         if self._closed:
             session.close()
             self._check_open()
-        held = min(session.length, len(self._ids) - 1)  # the last token is fed in any case: it is asked for
+        # The last token is fed in any case, or what is under way: it is asked for.
+        held = min(session.length, self._answered if self._sent else len(self._ids) - 1)
         if not self._was_open:
             self.route_s += self._router.now() - started
             self.cached_tokens = held
@@ -522,7 +526,7 @@ class SwarmSession:
         session = self._session
         if session is None or self._record is not None:
             return
-        fed = len(self._ids)
+        fed = len(self._ids) - sum(self._sent)
         match self._slow.look(session, self._need.kv_tokens - fed, fed):
             case SlowHop(number=number):
                 slow = session.hops[number]
@@ -539,11 +543,17 @@ class SwarmSession:
         kind: RepairKind | None = None,
     ) -> None:
         """Change a route that works; a repair of ``kind``, if it is one."""
-        record = RepairRecord(len(self._ids), self._router.now)
+        record = RepairRecord(session.acked, self._router.now)
+        self._posted, self._changing = 0, True
         try:
             kept = await self._run(session, record, how, wait=False)
-        except (MoveAbandonedError, RouteError, BusyError):
+        except MoveAbandonedError:
             return
+        except (RouteError, BusyError):
+            session.resume()  # what is wrong with it shows again
+            return
+        finally:
+            self._changing = False
         if not kept:
             self._begin_outage(record)
         elif kind is not None or record.lost:

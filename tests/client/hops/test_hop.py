@@ -137,7 +137,7 @@ class _Listener:
 
     waiting_since = None
     is_chain = True
-    awaited_payload = None
+    awaited_payloads = ()
 
     def __init__(self) -> None:
         self.told = 0
