@@ -13,8 +13,9 @@ from ..swarm.codecs.names import KINDS
 from ..swarm.errors import UsageError
 from ..swarm.membership.entry import SwarmEntry, swarm_entry
 from ..swarm.runtime.cores import default_threads
+from .drafting.next_guesses import NEXT_BYTES
 from .local_model import LocalModel, OnProgress, hashing_told, load_local_model
-from .model_opening import OnDecision, open_model
+from .model_opening import OnDecision, fetch_client_part, open_model
 from .network import ClientNetwork
 from .params import GenerateOptions
 from .routing.prefix import check_salt
@@ -121,6 +122,7 @@ async def open_models(
         on_progress=on_progress,
         **part(options, HeadOptions),
     )
+    fetch = partial(fetch_client_part, next_bytes=NEXT_BYTES if options.get("draft") is None else 0)
     waits_for = "Waiting for a peer of the swarm ..." if entry.initial_peers else "Looking for the swarm ..."
 
     def on_joining(text: str) -> None:
@@ -137,6 +139,7 @@ async def open_models(
                     name,
                     joining,
                     load,
+                    fetch=fetch,
                     wait=options.get("wait", 0.0),
                     on_progress=on_progress,
                     on_decision=options.get("on_decision"),

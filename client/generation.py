@@ -14,9 +14,9 @@ from ..swarm.types import ModelRef, Route
 from .decoding.answer import Answer, FinishReason, TokenEvent
 from .decoding.head_batch import HeadBatcher
 from .decoding.sampling import ChosenToken, Sampler, TokenRule
-from .drafting.draft_model import DraftModel
 from .drafting.drafter import Drafter
 from .drafting.flight import Flight
+from .drafting.source import Guesser
 from .hops.trace import ChainTimings, HopTimings, PassedOver, Repair, Speculated, Timings, passed_over_dict
 from .params import GenerationParams
 from .routing.route_wait import Waiting
@@ -118,7 +118,7 @@ class GenerationRun:
         session: SwarmSession,
         feed: Callable[[SwarmSession], Awaitable[np.ndarray]],
         guide: Callable[[], Awaitable[TokenRule]] | None = None,
-        draft_model: DraftModel | None = None,
+        draft_model: Guesser | None = None,
         on_end: Callable[[GenerationRun], None] | None = None,
     ) -> None:
         self.result: Generation | None = None

@@ -14,7 +14,9 @@ from ..swarm.codecs.scales import ScaleTable
 from ..swarm.fidelity.row_reader import RowReader
 from ..swarm.runtime.heap import trim_heap
 from ..swarm.types import ModelRef
-from .drafting.draft_model import DraftModel, load_draft_model
+from .drafting.draft_model import load_draft_model
+from .drafting.next_guesses import NEXT_BYTES, load_next_model
+from .drafting.source import Guesser
 from .hops.row_watch import usual_embedding_rms
 from .model_facts import UNKNOWN, ModelFacts
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from ..shards.tokenizer.tokenizer import Tokenizer
 
 T = TypeVar("T")
+NO_DRAFT_MODEL = "off"
+"""In the place of a draft model's path or name: guesses come from the text alone."""
 OnProgress = Callable[[str], None]
 """Called with one short line for people: what is being loaded, or waited for."""
 
@@ -46,7 +50,7 @@ def progress_lines(on_progress: OnProgress | None, doing: str = "") -> Callable[
 class LocalModel:
     """``boundaries``: what passes between the model's blocks. ``sideband``: that has values of each token for
     each of them beside the residual. ``context``: the longest sequence in tokens. ``draft``: guesses what the
-    model will say. ``close`` gives files back, if there are any; a draft model ends its step before.
+    model will say. ``close`` gives files back, if there are any; what guesses ends its step before.
     ``embedding_rms``: root mean square of a usual embedding, 0 where it is not known. ``keeps_states``: see
     ``SessionSettings``. ``wire_codec``: the kind of codec in which its activations travel, unless a person
     asks for another. ``scales``: for the rows at each boundary, as far as they are known. ``failed``: kinds
@@ -62,7 +66,7 @@ class LocalModel:
     tokenizer: Tokenizer
     close: Callable[[], None] = lambda: None
     answered: Callable[[], None] | None = None
-    draft: DraftModel | None = None
+    draft: Guesser | None = None
     embedding_rms: float = 0.0
     keeps_states: bool = False
     wire_codec: str = DEFAULT_KIND
@@ -90,7 +94,8 @@ def load_local_model(
 ) -> LocalModel:
     """Read a checkpoint's client part. Blocks for as long as that takes: run it in a thread.
 
-    ``threads`` compute the head, where our own kernels do. ``draft``: a small model to read as a whole.
+    ``threads`` compute the head, where our own kernels do. ``draft``: a small model to read as a whole, or
+    "off"; None: the block that the model itself may have for guesses.
 
     Raises UsageError, CheckpointError, UnsupportedModelError, and NetworkError for a hub model.
     """
@@ -104,7 +109,12 @@ def load_local_model(
     if on_progress is not None and device == "cpu" and not table.is_ready():
         on_progress("Compiling kernels, once on this machine")
     options = LoadOptions(device=device, dtype=dtype, quantize=quantize)
-    checkpoint = open_checkpoint(fspath(path_or_name), client=True, progress=progress_lines(on_progress))
+    checkpoint = open_checkpoint(
+        fspath(path_or_name),
+        client=True,
+        next_bytes=NEXT_BYTES if draft is None else 0,
+        progress=progress_lines(on_progress),
+    )
     try:
         config = checkpoint.config
         tokenizer = checkpoint.tokenizer()
@@ -113,8 +123,10 @@ def load_local_model(
         )
         certificate = find_certificate(checkpoint.ref, config.boundaries.widths)
         reader = row_reader(checkpoint, certificate, config.n_blocks)
-        guesser = None
-        if draft is not None:
+        guesser: Guesser | None = None
+        if draft is None:
+            guesser = load_next_model(checkpoint, head, options, threads=threads, tell=on_progress)
+        elif draft != NO_DRAFT_MODEL:
             on_part = progress_lines(on_progress, "Loading draft model, ")
             vocab = (tokenizer, config.vocab_size)
             guesser = load_draft_model(draft, *vocab, device=device, threads=threads, progress=on_part)

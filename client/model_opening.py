@@ -39,10 +39,11 @@ Fetch = Callable[[ModelLocation, ClientNetwork, OnProgress | None], Awaitable[st
 
 
 async def fetch_client_part(
-    location: ModelLocation, network: ClientNetwork, on_progress: OnProgress | None
+    location: ModelLocation, network: ClientNetwork, on_progress: OnProgress | None, *, next_bytes: int = 0
 ) -> str:
     """Returns what ``open_checkpoint`` takes. Embedding, final norm, head and tokenizer are then in the cache
-    of this machine, where they are found the next time. Raises ModelError, NetworkError."""
+    of this machine, where they are found the next time. ``next_bytes``: as of ``ModelFetch.fetch``. Raises
+    ModelError, NetworkError."""
     from ..shards.transfer.fetch import fetch_model  # here: most clients have their model
 
     model = location.ref
@@ -53,6 +54,7 @@ async def fetch_client_part(
         model,
         blocks=None,
         client=True,
+        next_bytes=next_bytes,
         nodes=partial(network.directory.nodes_of, location.refs),
         transport=network.transport,
         cache=PieceCache(weights_folder()),

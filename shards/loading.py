@@ -176,7 +176,7 @@ def load_next_part(
     if config.next is None or not 0 <= number < config.next_blocks:
         raise UsageError(f"the model has {config.next_blocks} blocks that guess further tokens")
     at, hidden = config.n_blocks + number, config.hidden_size
-    begin = f"model.layers.{at}."
+    begin, options = f"model.layers.{at}.", _next_options(options, config.native_dtype)
     blocks = load_backend(whole, Span(at, at + 1), options, threads=threads)
     of_embedding, of_hidden, own = (
         _norm(whole, begin + name, config.next.norm, hidden) for name in NEXT_NORMS
@@ -187,6 +187,16 @@ def load_next_part(
     project = _product(loader, begin + NEXT_PROJECTION, hidden, 2 * hidden)
     checkpoint.release()
     return NextPart(client, blocks, project, (of_embedding, of_hidden, own), client.with_norm(own))
+
+
+def _next_options(options: LoadOptions, native_dtype: str) -> LoadOptions:
+    """As a head is held: 16 bits in eight, since a guess may be rough, and by our kernels where they run."""
+    plan = resolve(options, native_dtype)
+    if options.quantize == "auto" and plan.packed and native_dtype in ("BF16", "F16"):
+        options = replace(options, quantize="int8")
+    if options.kernels == "auto" and plan.precision is not None:
+        options = replace(options, kernels="native")
+    return options
 
 
 def _loader(

@@ -8,16 +8,20 @@ client. Positions are counted from there, which changes nothing, since blocks lo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...swarm.errors import SwarmError, UnsupportedModelError
 from .drafting_thread import DraftingThread
 from .source import Guess, Kind, two_likeliest
 
 if TYPE_CHECKING:
+    from ...shards.checkpoint.checkpoint import Checkpoint
     from ...shards.models.client_part import ClientModel
+    from ...shards.models.load_plan import LoadOptions
     from ...shards.models.next_part import NextPart
 
 NEXT = "next"
@@ -37,6 +41,15 @@ PAIRS_AT_ONCE = 64
 """The block reads at most this many pairs in one go."""
 
 
+NEXT_BYTES = 1 << 30
+"""Bytes of the block in the model's files up to which a client fetches it: every dense one, and those with
+some hundred small experts where they are in four bits."""
+MEMORY_PART = 4
+"""The block may take 1/MEMORY_PART of the free memory."""
+
+logger = logging.getLogger(__name__)
+
+
 class NextModel:
     """The block, and the thread that computes it for all answers of a client, one after the other."""
 
@@ -51,6 +64,40 @@ class NextModel:
     def close(self) -> None:
         """Waits for what is computed now. Idempotent."""
         self.thread.close()
+
+
+def load_next_model(
+    checkpoint: Checkpoint,
+    client: ClientModel,
+    options: LoadOptions,
+    *,
+    threads: int = 1,
+    tell: Callable[[str], None] | None = None,
+) -> NextModel | None:
+    """The block of an open ``checkpoint``, beside the ``client`` of the same. None where the files have none
+    or it is not here, damaged, or too large: an answer can do without. ``tell``: one line for people."""
+    import psutil
+
+    from ...shards.formats.tensors import next_names
+    from ...shards.loading import load_next_part
+
+    name = checkpoint.ref.name
+    try:
+        manifest = checkpoint.with_next().manifest
+        names = next_names(checkpoint.config)
+        size = sum(manifest[each].nbytes for each in names if each in manifest)
+        room = psutil.virtual_memory().available // MEMORY_PART
+        if size > room:
+            logger.info("event=next_block_too_large model=%s bytes=%d room=%d", name, size, room)
+            return None
+        if tell is not None:
+            tell(f"Loading the block that guesses ahead ({size / 1e6:.0f} MB)")
+        return NextModel(load_next_part(checkpoint, client, options, threads=threads), client)
+    except UnsupportedModelError as error:
+        logger.debug("event=no_next_block model=%s reason=%r", name, error.message)
+    except (SwarmError, MemoryError) as error:
+        logger.warning("event=next_block_left_out model=%s error=%r", name, str(error))
+    return None
 
 
 class NextGuesses:

@@ -41,6 +41,17 @@ class Source(Protocol):
         """Nothing is asked any more. A guess may be under way. Idempotent."""
 
 
+class Guesser(Protocol):
+    """What has a source for each answer."""
+
+    def begin(self, prompt: Sequence[int], max_tokens: int) -> Source | None:
+        """For an answer to ``prompt``, both together of up to ``max_tokens``; None where that is more than it
+        can hold."""
+
+    def close(self) -> None:
+        """Waits for what is computed now. Idempotent."""
+
+
 def two_likeliest(logits: np.ndarray) -> tuple[tuple[int, float], tuple[int, float]] | None:
     """Of ``logits`` (vocab,), at least two, the likeliest token and the one after it, each with its
     probability; None where they are not numbers."""

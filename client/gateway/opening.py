@@ -16,7 +16,7 @@ from ..dashboard.picture import Complete, with_peer
 from ..http.admission import ApiKeys
 from ..http.listening import listen
 from ..http.tls import Tls
-from ..local_model import LocalModel
+from ..local_model import NO_DRAFT_MODEL, LocalModel
 from ..network import ClientNetwork
 from .gateway import Gateway, GatewayLimits
 from .models import Offers
@@ -55,7 +55,7 @@ async def open_gateway(
     ``complete``: see ``dashboard.picture``; ``options`` are those of ``SwarmModel.connect``. Raises
     UsageError, ModelErrors and NetworkErrors."""
     entry = checked_entry(options)
-    if options.get("draft") is not None and len(models) > 1:
+    if options.get("draft") not in (None, NO_DRAFT_MODEL) and len(models) > 1:
         raise UsageError("a draft model is for one model", hint="Give one --model, or leave --draft out.")
     keys = ApiKeys() if api_key_file is None else ApiKeys.read(api_key_file)
     metrics_keys = None if metrics_key_file is None else ApiKeys.read(metrics_key_file)

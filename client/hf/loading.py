@@ -20,7 +20,7 @@ from ...shards.models.client_part import ClientModel
 from ...shards.tokenizer.tokenizer import Tokenizer
 from ...swarm.errors import UsageError
 from ..connecting import ClientOptions
-from ..local_model import LocalModel
+from ..local_model import NO_DRAFT_MODEL, LocalModel
 from ..swarm_model import SwarmModel
 
 _OPTIONS = frozenset(ClientOptions.__annotations__) - {"initial_peers"}
@@ -120,6 +120,7 @@ def _connect_options(options: dict[str, Any]) -> dict[str, Any]:
         options["dtype"] = str(dtype).removeprefix("torch.")
     if isinstance(device := options.get("device"), torch.device):
         options["device"] = str(device)
+    options.setdefault("draft", NO_DRAFT_MODEL)  # transformers' own generate drafts, if anything does
     for name in sorted(set(options) - _OPTIONS):
         raise UsageError(
             f"from_pretrained of a swarm has no option {name!r}",

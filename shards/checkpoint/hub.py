@@ -27,7 +27,7 @@ from ..formats.hf.safetensors_reader import INDEX, SINGLE, LocalShard, only_row,
 from ..formats.hf.tensors import checked_tensors
 from ..formats.not_a_model import held_instead
 from ..formats.quantized.source import stored_parts
-from ..formats.tensors import needed_tensors
+from ..formats.tensors import needed_tensors, next_names
 from ..pieces.digest import CLIENT_FILES, SMALL_FILES, FileHash, ModelIdentity, identity_of
 from ..pieces.file_hashes import Progress
 from ..pieces.hashing import hashed
@@ -43,18 +43,25 @@ _Files = TypeVar("_Files", bound=TensorFiles[Any])
 
 
 def open_hub_model(
-    name: str, *, blocks: Span | None, client: bool, progress: Progress | None, weights: bool = True
+    name: str,
+    *,
+    blocks: Span | None,
+    client: bool,
+    progress: Progress | None,
+    weights: bool = True,
+    next_bytes: int = 0,
 ) -> Checkpoint:
     """See ``open_checkpoint``. What was fetched and is damaged, or cannot be read, is fetched again, once."""
+    ask = _Asked(blocks, client, weights, next_bytes, progress)
     try:
-        return _open(name, blocks, client, progress, weights)
+        return _open(name, ask)
     except DamagedError as error:
         damaged = error
     aside = [each for place in damaged.places if (each := set_aside(place)) is not None]
     if not aside:
         raise damaged
     try:
-        checkpoint = _open(name, blocks, client, progress, weights)
+        checkpoint = _open(name, ask)
     except NetworkError:
         raise damaged from None
     except DamagedError as again:
@@ -81,12 +88,9 @@ class _HubCheckpoint(Checkpoint):
         self._held.close()
 
 
-def _open(
-    name: str, blocks: Span | None, client: bool, progress: Progress | None, weights: bool
-) -> Checkpoint:
+def _open(name: str, ask: _Asked) -> Checkpoint:
     repo_name, _, choice = name.partition(":")
-    repo = HubRepo(repo_name, progress)
-    ask = _Asked(blocks, client, weights, progress)
+    repo = HubRepo(repo_name, ask.progress)
     if choice:
         return _open_gguf(repo, choice, ask)
     is_gguf = not any(path.endswith(".safetensors") for path in repo.files) and bool(gguf_of(repo.files))
@@ -100,6 +104,7 @@ class _Asked:
     blocks: Span | None
     client: bool
     weights: bool
+    next_bytes: int
     progress: Progress | None
 
     @property
@@ -110,6 +115,11 @@ class _Asked:
         if self.blocks is not None:
             check_span(self.blocks, config)
         return needed_tensors(config, self.blocks, self.client) if self.weights else []
+
+    def stored(self, config: ModelConfig, tensors: NamedSource) -> list[str]:
+        """What the files call the tensors that are needed; one of theirs may hold many."""
+        needed = (tensors.stored(name) for name in self.needed(config) if name in tensors.manifest)
+        return list(dict.fromkeys([*needed, *tensors.next_stored(next_names(config), self.next_bytes)]))
 
 
 def _open_directory(repo: HubRepo, ask: _Asked) -> Checkpoint:
@@ -199,8 +209,7 @@ def _assembled(
         while True:
             source = opened = held.opened(open_files, headers=True)
             config, tensors, _ = description = held.opened(partial(described, opened))
-            needed = (each for each in ask.needed(config) if each in tensors.manifest)
-            stored = dict.fromkeys(map(tensors.stored, needed))  # a stack has many of them
+            stored = ask.stored(config, tensors)
             parts = dict.fromkeys(part for each in stored for part in stored_parts(each, opened.manifest))
             if not held.fetch(
                 (held.name_of(path), offset, size) for path, offset, size in map(opened.place, parts)

@@ -41,6 +41,7 @@ def open_checkpoint(
     client: bool = False,
     weights: bool = True,
     pieces: bool = False,
+    next_bytes: int = 0,
     progress: Progress | None = None,
 ) -> Checkpoint:
     """A HuggingFace directory, any ``.gguf`` file of a model or the folder of its files, a model fetched from
@@ -50,7 +51,8 @@ def open_checkpoint(
     root is known as well. ``progress(done_bytes, total_bytes, label)`` then, and while files are downloaded.
     Of a hub model only the bytes are fetched that hold ``blocks`` and, for a ``client``, embedding, norm,
     head and tokenizer; all of it where neither is named, and without ``weights`` only what describes the
-    model. UsageError where ``blocks`` are outside the model, CheckpointError for files that are missing or
+    model. ``next_bytes``: the first block that guesses further tokens comes, too, where it is at most of this
+    size. UsageError where ``blocks`` are outside the model, CheckpointError for files that are missing or
     damaged, UnsupportedModelError for models we cannot run, NetworkError where the hub cannot be reached.
     """
     path = Path(path_or_name).expanduser()
@@ -66,7 +68,12 @@ def open_checkpoint(
         from .hub import open_hub_model  # here: huggingface_hub is imported only for hub models
 
         checkpoint = open_hub_model(
-            path_or_name, blocks=blocks, client=client, weights=weights, progress=progress
+            path_or_name,
+            blocks=blocks,
+            client=client,
+            weights=weights,
+            next_bytes=next_bytes,
+            progress=progress,
         )
     else:
         raise no_path_error(path_or_name, near_in(path.parent, path.name))

@@ -14,7 +14,7 @@ from ..formats.gguf.tensors import gguf_tensors
 from ..formats.hf.safetensors_reader import LocalShard
 from ..formats.hf.tensors import checked_tensors
 from ..formats.quantized.source import stored_parts
-from ..formats.tensors import needed_tensors
+from ..formats.tensors import needed_tensors, next_names
 from ..pieces.digest import CLIENT_FILES, is_weights
 from ..pieces.hashing import hashed
 from ..pieces.store import FILES, PART, FilePresence, PieceStore
@@ -91,6 +91,11 @@ class StoredCheckpoint(Checkpoint):
             for name in CLIENT_FILES:
                 pieces += manifest.pieces_of(name) if manifest.has_file(name) else ()
         return sorted(set(pieces))
+
+    def next_pieces(self, most: int) -> list[int]:
+        """The same for the first block that guesses further tokens, where it is at most ``most`` bytes."""
+        names = self._tensors.next_stored(next_names(self.config), most)
+        return sorted({piece for name in names for piece in self._pieces(name)})
 
 
 def open_stored(folder: Path, blocks: Span | None = None, client: bool = False) -> StoredCheckpoint:

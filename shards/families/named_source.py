@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -78,6 +78,20 @@ class NamedSource:
             ignored=self._ignored,
             bias_optional=self._bias_optional,
         )
+
+    def next_stored(self, names: Sequence[str], most: int) -> list[str]:
+        """What the file calls the tensors that hold ``names``, of a block that guesses further tokens; none
+        where they are not all there and right, or are more than ``most`` bytes."""
+        if not most:
+            return []
+        try:
+            whole = self.with_next()
+        except (CheckpointError, UnsupportedModelError):
+            return []
+        there = [name for name in names if name in whole.manifest]
+        if sum(whole.manifest[name].nbytes for name in there) > most:
+            return []
+        return list(dict.fromkeys(map(whole.stored, there)))
 
     def stored(self, name: str) -> str:
         """What the file calls the tensor that holds ``name``."""

@@ -94,6 +94,15 @@ def next_tensors(config: ModelConfig) -> Shapes:
     return shapes
 
 
+def next_names(config: ModelConfig) -> list[str]:
+    """The tensors of the first such block, of ``config.with_next``, with what it has beside them."""
+    if config.next is None or not config.next_blocks:
+        return []
+    first = config.n_blocks
+    beside = [f"model.layers.{first}.{name}" for name in next_tensors(config)]
+    return [*block_tensors(config.with_next, first), *beside]
+
+
 def _norm(name: str, norm: NormConfig | None, size: int) -> Shapes:
     if norm is None:
         return {}

@@ -176,12 +176,18 @@ class Downloader:
         return self._manifest
 
     async def get(
-        self, pieces: Iterable[int], store: PieceStore, on_bytes: Callable[[int], None] | None = None
+        self,
+        pieces: Iterable[int],
+        store: PieceStore,
+        on_bytes: Callable[[int], None] | None = None,
+        *,
+        wait_s: float | None = None,
     ) -> None:
         """Fetch those of ``pieces`` that ``store`` does not have. ``on_bytes(n)`` is called for each piece
         that comes.
 
-        Raises NetworkError if no source gives one for ``wait_s``, CheckpointError if the disk fails.
+        Raises NetworkError if no source gives one for ``wait_s`` (None: as the settings say), CheckpointError
+        if the disk fails.
         """
         missing = await asyncio.to_thread(store.missing, pieces)
         if not missing:
@@ -195,7 +201,7 @@ class Downloader:
             now = self._clock()
             if schedule.can_come():
                 stuck_since = now
-            self._check(stuck_since)
+            self._check(stuck_since, wait_s)
             for peer, link in self._links.items():
                 schedule.flowed(peer, link.bytes_received, now)
             for peer in schedule.dead(now):
@@ -212,11 +218,11 @@ class Downloader:
 
     # Waiting.
 
-    def _check(self, since: float) -> None:
+    def _check(self, since: float, wait_s: float | None = None) -> None:
         """Raise an error that has come meanwhile."""
         if self._failure is not None:
             raise self._failure
-        wait = self._settings.wait_s
+        wait = self._settings.wait_s if wait_s is None else wait_s
         if wait is None or self._clock() - since <= wait:
             return
         banned = "".join(

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from ...swarm.errors import LocalNetworkError, ModelMismatchError, NetworkError, SwarmError
+from ...swarm.errors import LocalNetworkError, ModelMismatchError, NetworkError, SwarmError, UsageError
 from ...swarm.peer_health import PeerHealth
 from ...swarm.transport.interface import Transport
 from ...swarm.types import ModelRef, Span
@@ -37,6 +37,8 @@ Progress = Callable[[int, int, str], None]
 _PROGRESS_S = 0.1
 _AGREE_S = 0.5
 """Seconds between looks for the first peer that shares the model: it may still be hashing its files."""
+_GIVEN_S = 4.0
+"""Seconds to wait for a peer that has what can be done without."""
 _MOST_ROUNDS = 16
 """An opening may ask this many times for more: for headers, and for what they name."""
 
@@ -129,9 +131,10 @@ class ModelFetch:
         """The statistics of everything fetched so far."""
         return FetchStatistics(dict(self._fetched), dict(self._banned), self._wasted)
 
-    async def fetch(self, blocks: Span | None, *, client: bool) -> Path:
+    async def fetch(self, blocks: Span | None, *, client: bool, next_bytes: int = 0) -> Path:
         """What ``open_checkpoint`` takes, with all that a node of ``blocks`` and a client need; with neither,
-        all that every opening needs.
+        all that every opening needs. ``next_bytes``: where something has to be fetched, the first block that
+        guesses further tokens is, too, if it is at most of this size and peers soon give it.
 
         If peers announce several roots, the next is tried when one is wrong, or when no source gives anything
         under it. Raises NetworkError if no source gives the model, ModelMismatchError if all announced roots
@@ -139,7 +142,7 @@ class ModelFetch:
         """
         while True:
             try:
-                return await self._fetch(blocks, client)
+                return await self._fetch(blocks, client, next_bytes)
             except (ForgedError, ModelMismatchError) as error:
                 if self._given or not self.root or len(self._set_aside) >= _MOST_SET_ASIDE:
                     raise
@@ -156,7 +159,7 @@ class ModelFetch:
 
     # Steps of fetch.
 
-    async def _fetch(self, blocks: Span | None, client: bool) -> Path:
+    async def _fetch(self, blocks: Span | None, client: bool, next_bytes: int) -> Path:
         if (here := await asyncio.to_thread(self._cached, blocks, client)) is not None:
             self.root = here.manifest.root
             return self._keep(here).folder
@@ -181,9 +184,11 @@ class ModelFetch:
                 checkpoint = await self._open(swarm, store)
                 try:
                     pieces = self._with_proof(store, checkpoint.needed(blocks, client))
+                    more = checkpoint.next_pieces(next_bytes)
                 finally:
                     checkpoint.close()
                 await self._get(swarm, store, pieces)
+                await self._get_if_given(swarm, store, more)
             finally:
                 self._count(swarm.statistics())
         return store.folder
@@ -326,7 +331,9 @@ class ModelFetch:
             raise ModelMismatchError(f"the weights of {self.model.name} cannot be opened piece by piece")
         return checkpoint
 
-    async def _get(self, swarm: Downloader, store: PieceStore, pieces: Iterable[int]) -> None:
+    async def _get(
+        self, swarm: Downloader, store: PieceStore, pieces: Iterable[int], *, wait_s: float | None = None
+    ) -> None:
         missing = await asyncio.to_thread(store.missing, pieces)
         self._remark(store)
         total = sum(map(store.manifest.size_of, missing))
@@ -344,9 +351,16 @@ class ModelFetch:
                 self._tell(done, total, f"Fetching {self.model.name} from {swarm.source_names()}")
 
         self._tell(0, total, f"Fetching {self.model.name}")
-        await swarm.get(missing, store, on_bytes)
+        await swarm.get(missing, store, on_bytes, wait_s=wait_s)
         with suppress(IncompleteError):  # the disk has lost some again: the next opening asks for it
             await asyncio.to_thread(check_whole_files, store)
+
+    async def _get_if_given(self, swarm: Downloader, store: PieceStore, pieces: Iterable[int]) -> None:
+        """The same with what can be done without."""
+        try:
+            await self._get(swarm, store, pieces, wait_s=_GIVEN_S)
+        except (NetworkError, UsageError) as error:
+            logger.info("event=next_block_not_fetched model=%s error=%r", self.model.name, error.message)
 
     def _remark(self, store: PieceStore) -> None:
         """Say once that some pieces on the disk were damaged."""
@@ -381,6 +395,7 @@ async def fetch_model(
     *,
     blocks: Span | None,
     client: bool,
+    next_bytes: int = 0,
     nodes: Nodes,
     transport: Transport,
     cache: PieceCache,
@@ -402,4 +417,4 @@ async def fetch_model(
         settings=settings,
         last_resort=last_resort,
     ) as fetch:
-        return await fetch.fetch(blocks, client=client)
+        return await fetch.fetch(blocks, client=client, next_bytes=next_bytes)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from swarm_node.client.async_model import AsyncSwarmModel
+from swarm_node.client.drafting.next_guesses import load_next_model
 from swarm_node.client.local_model import LocalModel
 from swarm_node.client.network import ClientNetwork
 from swarm_node.dht.joining.network import GivenNetwork
@@ -54,10 +55,18 @@ async def start_node(
 
 
 def real_client(model: Path, memory: MemoryNetwork, store: MemoryStore, **options: Any) -> AsyncSwarmModel:
-    """In float32, with a toy tokenizer; the caller closes it."""
+    """In float32, with a toy tokenizer, and the model's own block for guesses; the caller closes it."""
     checkpoint = open_checkpoint(str(model))
     config = checkpoint.config
-    head = load_client_model(checkpoint, LoadOptions(dtype="float32", quantize="none"))
+    held = LoadOptions(dtype="float32", quantize="none")
+    head = load_client_model(checkpoint, held)
+    guesser = load_next_model(checkpoint, head, held)
+
+    def close() -> None:
+        if guesser is not None:
+            guesser.close()
+        checkpoint.close()
+
     local = LocalModel(
         checkpoint.ref,
         config.boundaries,
@@ -65,7 +74,8 @@ def real_client(model: Path, memory: MemoryNetwork, store: MemoryStore, **option
         config.max_position_embeddings,
         head,
         ToyTokenizer(),
-        checkpoint.close,
+        close,
+        draft=guesser,
         reader=row_reader(checkpoint, None, config.n_blocks),
         keeps_states=config.keeps_states,
     )

@@ -4,13 +4,14 @@ together as vLLM and llama.cpp read them: transformers itself ignores such tenso
 from __future__ import annotations
 
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import torch
 from safetensors.numpy import load_file
 
 from .families.gguf_files import write_gguf
-from .families.models import ids, randomise, saved, small_model
+from .families.models import ids, randomise, small_model
 from .families.test_layouts import Tensors, changed, rewritten
 
 QWEN = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
@@ -28,14 +29,41 @@ ONE: dict[str, dict[str, Any]] = {
 """Settings of a model whose only block is such a one."""
 
 
-class Behind:
-    """Such a block of transformers', with two norms and a projection before it, beside ``model``."""
+def following(token: int, vocab: int) -> int:
+    """What a model that is made ``plain`` says after ``token``."""
+    return (2 * token + 7) % vocab
 
-    def __init__(self, case: str, model: Any) -> None:
-        self.model, self.one = model, small_model(case, num_hidden_layers=1, **ONE[case])
+
+def plain(model: Any) -> Any:
+    """``model`` made to look at the last token alone, as its blocks add nothing: see ``following``."""
+    with torch.no_grad():
+        for name, each in model.named_parameters():
+            if each.ndim == 1:
+                each.fill_(1)
+            elif any(part in name for part in ("o_proj", "out_proj", "down_proj")):
+                each.zero_()
+        embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
+        embedding.copy_(torch.linalg.qr(torch.randn(embedding.shape[1], len(embedding)))[0].T)
+        for token, row in enumerate(embedding):
+            head[following(token, len(head))] = row
+    return model
+
+
+class Behind:
+    """Such a block of transformers', with two norms and a projection before it, beside ``model``. ``right``:
+    it always guesses what a ``plain`` model says."""
+
+    def __init__(self, case: str, model: Any, right: bool = False, **sizes: Any) -> None:
+        self.model, self.one = model, small_model(case, num_hidden_layers=1, **ONE[case], **sizes)
         hidden, norm = model.config.hidden_size, type(self.one.model.norm)
         self.norms = [randomise(norm(hidden, model.config.rms_norm_eps)) for _ in range(2)]
         self.projection = randomise(torch.nn.Linear(2 * hidden, hidden, bias=False))
+        if right:
+            plain(self.one)
+            with torch.no_grad():
+                for norm in self.norms:
+                    norm.weight.fill_(1)
+                self.projection.weight.copy_(torch.eye(hidden, 2 * hidden))
 
     def logits(self, depth: int = 1) -> torch.Tensor:
         """Of the tokens behind the second to the last; and of ``depth`` - 1 more, each behind the most likely
@@ -62,24 +90,27 @@ class Behind:
         }
 
 
-def with_behind(case: str, folder: Path) -> Behind:
-    model, _ = saved(case, folder)
-    behind, last = Behind(case, model), f"model.layers.{model.config.num_hidden_layers}."
+def with_behind(case: str, folder: Path, *, right: bool = False, **sizes: Any) -> Behind:
+    """``sizes``: as of ``small_model``."""
+    model = plain(small_model(case, **sizes)) if right else small_model(case, **sizes)
+    model.save_pretrained(folder)
+    behind, last = Behind(case, model, right, **sizes), f"model.layers.{model.config.num_hidden_layers}."
     block = "mtp.layers.0." if case in QWEN else last
     more = behind.beside("mtp", "mtp.") if case in QWEN else behind.beside("hf", last)
     behind.one.save_pretrained(folder / "one")
     for name, value in load_file(folder / "one" / "model.safetensors").items():
         if name.startswith("model.layers.0."):
             more[name.replace("model.layers.0.", block)] = value
+    rmtree(folder / "one")
     if case not in QWEN:  # which the file has twice
         more[f"{last}embed_tokens.weight"] = model.model.embed_tokens.weight.detach().numpy().copy()
     rewritten(folder, lambda tensors: tensors | more, num_nextn_predict_layers=1)
     return behind
 
 
-def gguf_with_behind(case: str, folder: Path) -> tuple[Behind, Path]:
-    model = small_model(case)
-    behind, number = Behind(case, model), model.config.num_hidden_layers
+def gguf_with_behind(case: str, folder: Path, *, right: bool = False) -> tuple[Behind, Path]:
+    model = plain(small_model(case)) if right else small_model(case)
+    behind, number = Behind(case, model, right), model.config.num_hidden_layers
     path = write_gguf(model, folder / "model.gguf")
     more = behind.beside("gguf", f"blk.{number}.", 1.0 if case in QWEN else 0.0)
 

@@ -101,7 +101,7 @@ async def run_generate(arguments: argparse.Namespace) -> None:
             thoughts.end()
             print_text("\n")
             if speak:
-                _print_route(stream.result, has_draft=arguments.draft is not None)
+                _print_route(stream.result, has_draft=arguments.draft not in (None, "off"))
             if arguments.trace:
                 print_trace(trace_of(stream.result.as_dict()))
     finally:

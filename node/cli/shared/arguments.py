@@ -321,8 +321,8 @@ def add_draft(command: argparse.ArgumentParser) -> None:
         "--draft",
         default=None,
         metavar="PATH_OR_NAME",
-        help="a small model with the same vocabulary, on this machine, that guesses the next tokens "
-        "(default: guesses come from the text itself)",
+        help="a small model with the same vocabulary, on this machine, that guesses the next tokens, or off "
+        "(default: guesses come from the text itself, and of models that have a block for it from that)",
     )
 
 
@@ -340,7 +340,7 @@ def client_options(arguments: argparse.Namespace, **more: Unpack[ClientOptions])
         "quantize": arguments.quantize,
         "dtype": arguments.dtype,
         "threads": arguments.threads,
-        "draft": arguments.draft,
+        "draft": "off" if arguments.speculate == "off" else arguments.draft,
         "wait": arguments.wait,
         **more,
     }
