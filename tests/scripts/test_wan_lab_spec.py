@@ -330,11 +330,9 @@ def test_a_run_asks_plainly_and_speculating_in_turns(monkeypatch: pytest.MonkeyP
         return _run(1.0)
 
     class Lab:
-        machines = ("client",)
-
         def set_all(self, **_: Any) -> None: ...
 
-        def set_machine(self, name: str, **_: Any) -> None: ...
+        def set_every_machine(self, **_: Any) -> None: ...
 
     monkeypatch.setattr(SpecBench, "_answer", told)
     monkeypatch.setattr(spec_bench, "hundred", lambda: hundred()[:1])

@@ -85,8 +85,7 @@ class WanBench:
     ) -> dict[str, Any]:
         lab = swarm.lab
         lab.set_all(rtt_s=condition.rtt_s)
-        for name in lab.machines:
-            lab.set_machine(name, up=condition.rate, down=condition.rate)
+        lab.set_every_machine(up=condition.rate, down=condition.rate)
         say(f"{condition.name}: the links themselves")
         links = figures(lab, CLIENT, "hop0", seconds=1.0) | {"rate": condition.rate}
         modes = {}

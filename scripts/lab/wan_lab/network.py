@@ -178,6 +178,11 @@ class WanLab:
         )
         self._machines[name] = machine
 
+    def set_every_machine(self, **changes: Any) -> None:
+        """The same for each machine that is there."""
+        for name in self._machines:
+            self.set_machine(name, **changes)
+
     def link(self, a: str, b: str) -> Link:
         """The direction from ``a`` to ``b`` as it is now."""
         return self._links[self.machine(a).name, self.machine(b).name]

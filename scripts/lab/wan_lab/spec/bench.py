@@ -30,6 +30,8 @@ WIDE_HIDDEN = 4096
 LEAST = 0.97
 """Times plain decoding below which no prompt should be."""
 PROMPT_TOKENS = 64
+PROMPT_RATE = 1e8
+"""Of each machine while they are answered, in bit/s."""
 ANSWER_S = 600.0
 
 
@@ -106,7 +108,8 @@ class SpecBench:
     def _cases(
         self, lab: WanLab, client: Worker, asked: Sequence[Case], name: str, rate: float | None
     ) -> list[dict[str, Any]]:
-        set_links(lab, self.arguments.rtt, rate)
+        lab.set_all(rtt_s=self.arguments.rtt)
+        lab.set_every_machine(up=rate, down=rate)
         self._answer(client, _warm_up())
         plain: dict[str, list[Run]] = {case.name: [] for case in asked}
         runs: dict[str, dict[str, list[Run]]] = {
@@ -130,7 +133,8 @@ class SpecBench:
 
     def _harmless(self, lab: WanLab, client: Worker) -> dict[str, Any]:
         """Each prompt plainly, speculating, and plainly again; what came out below LEAST twice more."""
-        set_links(lab, self.arguments.prompt_rtt, 1e8)
+        lab.set_all(rtt_s=self.arguments.prompt_rtt)
+        lab.set_every_machine(up=PROMPT_RATE, down=PROMPT_RATE)
         self._answer(client, _warm_up())
         asked = hundred()[: 10 if self.arguments.quick else None]
         pairs = []
@@ -168,13 +172,6 @@ class SpecBench:
 
         with open_checkpoint(str(MODEL)) as checkpoint:
             return checkpoint.tokenizer()
-
-
-def set_links(lab: WanLab, rtt_s: float, rate: float | None) -> None:
-    """All links alike; ``rate`` of each machine's access, both ways."""
-    lab.set_all(rtt_s=rtt_s)
-    for name in lab.machines:
-        lab.set_machine(name, up=rate, down=rate)
 
 
 def _warm_up() -> dict[str, Any]:

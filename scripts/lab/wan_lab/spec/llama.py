@@ -27,15 +27,14 @@ ANSWER_S = 600.0
 
 def llama_beside(arguments: argparse.Namespace, asked: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """``asked``: name, prompt ids and forced answer ids of each text. Loads over links that are fast yet."""
-    from .bench import set_links
-
     say("llama.cpp: a client and three RPC servers")
     with ExitStack() as stack:
         lab = stack.enter_context(WanLab())
         client = stack.enter_context(_client(lab, arguments.llama_python))
         results = []
         for name, rate in arguments.rates:
-            set_links(lab, arguments.rtt, rate)
+            lab.set_all(rtt_s=arguments.rtt)
+            lab.set_every_machine(up=rate, down=rate)
             for each in asked:
                 say(f"llama.cpp, {name}: {each['name']}")
                 rounds = [_round(client, each) for _ in range(arguments.repeat)]

@@ -22,16 +22,19 @@ OTHERS = 4
 GOAL = 0.97
 """Of the user's speed beside others who decode plainly."""
 TOKENS = 64
+RATE = 1e8
+"""Of each machine, in bit/s."""
 WAYS = ("alone", "beside plain", "beside speculating")
 
 
 def others_beside(swarm: WanSwarm, arguments: argparse.Namespace) -> dict[str, Any]:
     """Every user is a process in a machine of its own; but all share this computer's cores."""
-    swarm.lab.set_all(rtt_s=arguments.rtt)
     names = [f"user{number}" for number in range(OTHERS + 1)]
     runs: dict[str, list[Run]] = {way: [] for way in WAYS}
     busy: dict[str, list[Run]] = {way: [] for way in WAYS}
     with _users(swarm, names, arguments.wire_codec) as (user, *others):
+        swarm.lab.set_all(rtt_s=arguments.rtt)
+        swarm.lab.set_every_machine(up=RATE, down=RATE)
         known = [answer(other, number, None)["token_ids"] for number, other in enumerate(others)]
         for _ in range(arguments.repeat):
             for way in WAYS:

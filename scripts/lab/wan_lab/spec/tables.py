@@ -134,7 +134,7 @@ def _work(results: Sequence[dict[str, Any]]) -> Shown:
             f"{1000 * found['row_s']:.2f}",
             f"{arm['trips']:.0f}",
             _or_none(arm.get("least_trips"), "{:.0f}"),
-            f"{arm['times']:.1f}",
+            f"{(found['tokens'] - 1) / arm['trips']:.1f}",
             _or_none(arm.get("law"), "{:.2f}"),
             *(f"{arm[name]:.0f}" for name in ("drafted", "accepted", "void_rows")),
         )
