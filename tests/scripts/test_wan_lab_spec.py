@@ -254,6 +254,9 @@ def test_prompts_are_compared_with_the_plain_answers_around_them() -> None:
     assert found["noise_least"] == pytest.approx(1 / 1.2)
     assert found["noise_below"] == 3
     assert found["more_trips"] == 0
+    assert found["row_s"] == pytest.approx(0.003 + 0.002 + 0.001 + 0.001)
+    assert found["each"][0]["counted"] == pytest.approx(10 * 0.11 / (9 * 0.11 + 0.007))
+    assert found["counted_below"] == 0
     assert found["void_rows"] == 9
     assert found["kinds"]["code"]["median"] == pytest.approx((1 + 1.1 / 1.2) / 2)
     assert found["each"][2]["first_times"] == pytest.approx(1.1 / 1.25)

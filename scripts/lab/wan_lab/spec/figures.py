@@ -119,7 +119,9 @@ def harmless_figures(pairs: Sequence[dict[str, Any]], least: float) -> dict[str,
     """``pairs``: of each prompt its ``kind``, its ``name`` and ``rounds``, each of a plain run, a speculating
     one and a plain one: the ratio of the plain ones says how much is noise. ``least``: what no prompt should
     be below."""
-    found = [_pair_figures(pair) for pair in pairs]
+    runs = [run for pair in pairs for one in pair["rounds"] for run in one]
+    row_s = sum(hop_rows_s(runs)) + min(run["local_s"] / run["tokens"] for run in runs)
+    found = [_pair_figures(pair, row_s) for pair in pairs]
     times = sorted(each["times"] for each in found)
     noise = sorted(each["noise"] for each in found)
     kinds: dict[str, list[float]] = {}
@@ -131,6 +133,10 @@ def harmless_figures(pairs: Sequence[dict[str, Any]], least: float) -> dict[str,
         "tenth": times[len(times) // 10],
         "median": statistics.median(times),
         "below": sum(each < least for each in times),
+        "trip_s": statistics.median(each["trip_s"] for each in found),
+        "row_s": row_s,
+        "counted_least": min(each["counted"] for each in found),
+        "counted_below": sum(each["counted"] < least for each in found),
         "noise_least": noise[0],
         "noise_tenth": noise[len(noise) // 10],
         "noise_below": sum(each < least for each in noise),
@@ -145,8 +151,9 @@ def harmless_figures(pairs: Sequence[dict[str, Any]], least: float) -> dict[str,
     }
 
 
-def _pair_figures(pair: dict[str, Any]) -> dict[str, Any]:
-    """Of several rounds, the median."""
+def _pair_figures(pair: dict[str, Any], row_s: float) -> dict[str, Any]:
+    """Of several rounds, the median. ``counted``: times plain decoding as trips and rows alone would have it,
+    on a machine without noise: each row beyond one a trip costs ``row_s``, all stages one after the other."""
     rounds = pair["rounds"]
     times, noise = [], []
     for before, speculating, after in rounds:
@@ -154,6 +161,10 @@ def _pair_figures(pair: dict[str, Any]) -> dict[str, Any]:
         times.append(speed(speculating) / plain)
         noise.append(speed(after) / speed(before))
     told = [speculating["speculation"] for _, speculating, _ in rounds]
+    trips = statistics.median(one["passes"] for one in told)
+    rows = statistics.median(max(speculating["rows"]) for _, speculating, _ in rounds)
+    steps = rounds[0][0]["tokens"] - 1
+    trip_s = statistics.median(run["decode_s"] / steps for one in rounds for run in (one[0], one[2]))
     return {
         "kind": pair["kind"],
         "name": pair["name"],
@@ -163,7 +174,10 @@ def _pair_figures(pair: dict[str, Any]) -> dict[str, Any]:
         "times": statistics.median(times),
         "first_times": times[0],
         "noise": statistics.median(noise),
-        "trips": statistics.median(one["passes"] for one in told),
+        "trip_s": trip_s,
+        "trips": trips,
+        "rows": rows,
+        "counted": steps * trip_s / (trips * trip_s + max(0, rows - trips) * row_s),
         "drafted": statistics.median(one["drafted"] for one in told),
         "accepted": statistics.median(one["accepted"] for one in told),
         "identical": len({tuple(run["token_ids"]) for one in rounds for run in one}) == 1,

@@ -22,6 +22,8 @@ from .llama_worker import PORT
 HOPS = 3
 AHEAD = (16, 64)
 """Tokens that a lookup guesses at most: llama.cpp's own number, and one for copies."""
+ROUNDS = 1
+"""Its times hardly differ from round to round, and an answer of 240 tokens takes it 80 seconds."""
 ANSWER_S = 600.0
 
 
@@ -37,7 +39,7 @@ def llama_beside(arguments: argparse.Namespace, asked: Sequence[dict[str, Any]])
             lab.set_every_machine(up=rate, down=rate)
             for each in asked:
                 say(f"llama.cpp, {name}: {each['name']}")
-                rounds = [_round(client, each) for _ in range(arguments.repeat)]
+                rounds = [_round(client, each) for _ in range(ROUNDS)]
                 results += [
                     {**found, "rate": rate, "rate_name": name} for found in figures(each["name"], rounds)
                 ]

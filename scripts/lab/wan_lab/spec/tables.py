@@ -152,6 +152,13 @@ def _harmless(found: dict[str, Any]) -> Shown:
             str(found["below"]),
         ),
         (
+            "by trips and rows alone",
+            f"{found['counted_least']:.2f}",
+            "",
+            "",
+            str(found["counted_below"]),
+        ),
+        (
             "plain again, to see what is noise",
             *(f"{found[f'noise_{name}']:.2f}" for name in ("least", "tenth")),
             "",
@@ -162,7 +169,8 @@ def _harmless(found: dict[str, Any]) -> Shown:
         (kind, f"{each['least']:.2f}", "", f"{each['median']:.2f}", "")
         for kind, each in found["kinds"].items()
     ]
-    title = f"Prompts of ten kinds, {found['rtt_ms']:.0f} ms round trip, times plain decoding"
+    where = f"{found['rtt_ms']:.0f} ms round trip, {1000 * found['trip_s']:.0f} ms a plain token"
+    title = f"Prompts of ten kinds, {where}; times plain decoding"
     return Shown(title, headings, rows)
 
 
