@@ -37,6 +37,7 @@ from ...swarm.protocol.messages import (
     Replay,
     Replayed,
     Result,
+    Void,
     Welcome,
 )
 from ...swarm.protocol.wire import DEFAULT_MAX_FRAME, FIXED_HEADER, MAX_HEADER, Payload
@@ -91,8 +92,8 @@ class HopClient:
     ``length``: tokens that its KV cache held already when it opened. ``state``: what is known against it, and
     what it lacks. ``upstream`` and ``downstream`` are how it is wired now, as the node knows it: a peer id or
     "", a session, None (us) or NOBODY. ``was_fed``: by another hop, which may be the cause of what it holds
-    and counts. ``names``: of its pages; None: they have none. ``misnamed``: they have none any more, and the
-    node has yet to be told.
+    and counts. ``features``: what else its node understands. ``names``: of its pages; None: they have none.
+    ``misnamed``: they have none any more, and the node has yet to be told.
     """
 
     def __init__(self, plan: HopPlan, link: NodeLink, settings: SessionSettings, deadline_ms: int) -> None:
@@ -115,6 +116,7 @@ class HopClient:
         self.listener: Listener | None = None
         self.max_step_tokens = 0
         self.length = 0
+        self.features: tuple[str, ...] = ()
         self.first_step = 0  # answers to steps before it are ignored
         self.names = plan.names
         self.misnamed = False
@@ -207,6 +209,11 @@ class HopClient:
     def listen(self, listener: Listener | None) -> None:
         """Tell only ``listener`` what happens from now on."""
         self.listener = listener
+
+    def void(self, first: int, last: int) -> None:
+        """Nobody wants the results of the steps from ``first`` to ``last``. Never waits."""
+        if self.failure is None and self.link.failure is None:
+            self.link.post(Void(self.session, first, last))
 
     def ignore_before(self, step: int) -> None:
         """From now on ignore answers to steps before ``step``."""
@@ -400,6 +407,7 @@ class HopClient:
             Opened,
         )
         welcome = link.welcome.result()
+        self.features = welcome.features
         fits = (min(welcome.max_frame, DEFAULT_MAX_FRAME) - FRAME_OVERHEAD) // self.row_bytes
         self.max_step_tokens = min(opened.max_step_tokens, fits)
         if self.max_step_tokens < 1:

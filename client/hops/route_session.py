@@ -60,8 +60,8 @@ class RouteSession:
     repaired (see ``session.repair``).
 
     ``length``: tokens that every hop holds already when the session opens. The first ``forward`` goes on from
-    there, or from before. ``acked``: tokens that went through all hops. ``retired``: segments of hops that
-    were wired in another way.
+    there, or from before. ``acked``: tokens that went through all hops. ``void_rows``: those sent ahead of
+    their results which then were of no use. ``retired``: segments of hops that were wired in another way.
     """
 
     def __init__(self, links: LinkPool, route: Route, hops: list[HopClient], settings: RouteSettings) -> None:
@@ -71,6 +71,7 @@ class RouteSession:
         self.settings = settings
         self.length = min(hop.length for hop in hops)
         self.acked = self.length
+        self.void_rows = 0
         self.segments: list[Segment] = []
         self._flow: StepFlow | None = None  # of the segments, while steps are sent ahead of their results
         self.retired: list[Segment] = []
@@ -169,7 +170,7 @@ class RouteSession:
 
     def resume(self) -> None:
         """Begin, or go on after the hops or their wiring have changed; what was under way is forgotten."""
-        self._end_flow()
+        self._end_flow(void=False)
         self.retired.extend(self.segments)
         runs: list[list[HopClient]] = [[]]
         for hop in self.hops:
@@ -249,18 +250,23 @@ class RouteSession:
         self.acked = result.position + result.tokens
         return hidden
 
-    def _end_flow(self) -> None:
+    def _end_flow(self, *, void: bool = True) -> None:
         """What is under way, posted or of a ``forward`` that was cancelled, is of no use any more: answers to
-        it are ignored."""
-        under_way = any(segment.awaited for segment in self.segments)
+        it are ignored. ``void``: the hops are told, if all of them understand it."""
         if self._flow is not None:
-            self._flow.end()
+            self._flow.stop()
+            self.void_rows += self._flow.tokens
             self._flow = None
-        if under_way:
-            for segment in self.segments:
-                segment.forget_steps()
-            for hop in self.hops:
-                hop.ignore_before(self._steps + 1)
+        oldest = [segment.oldest_step for segment in self.segments if segment.awaited]
+        if not oldest:
+            return
+        first = min(oldest) if void and all("void" in hop.features for hop in self.hops) else 0
+        for segment in self.segments:
+            segment.forget_steps(first)
+        for hop in self.hops:
+            hop.ignore_before(self._steps + 1)
+            if first:
+                hop.void(first, self._steps)
 
     async def failure(self) -> HopFailedError | EdgeFailedError:
         """What has broken the route, the worst first."""
@@ -270,6 +276,8 @@ class RouteSession:
     def rollback(self, length: int) -> None:
         """The tokens from ``length`` on are not part of the sequence any more; ``forward`` or ``post`` goes
         on there, and what is under way is void."""
+        if self._flow is not None:
+            self.void_rows += max(0, self.acked - length)
         self._end_flow()
         self.acked = min(self.acked, length)
         for hop in self.hops:
@@ -282,8 +290,7 @@ class RouteSession:
         way, in whose place they hold something else."""
         self.closed = True
         ids = ids[: self.acked]
-        if self._flow is not None:
-            self._flow.end()
+        self._end_flow(void=False)
         for hop in self.hops:
             hop.close(ids)
 

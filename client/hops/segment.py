@@ -87,6 +87,9 @@ class Segment:
         self._came_at = 0.0  # the last of them
         self._is_behind = False  # steps that nobody waits for may be under way
         self._in_flight = 0  # bytes of payload
+        self._void = 0  # steps from this one on are void, up to the next that is sent; 0: none
+        self._void_told = True  # to the hops behind the first, with a step
+        self._void_tokens = 0  # of them, which may still be on their way
         self._taken_at = 0.0  # when the result came that was accounted last
         self._slowest_wire_s = 0.0  # of a decode step alone, since it was read last
         self._doubts = doubts
@@ -122,6 +125,11 @@ class Segment:
         """Steps without a result."""
         return len(self._sent)
 
+    @property
+    def oldest_step(self) -> int:
+        """The number of the oldest of them."""
+        return self._sent[0].step
+
     def take_slowest_wire_s(self) -> float:
         """The slowest wire time of the decode steps alone since the last call, in seconds."""
         slowest_s, self._slowest_wire_s = self._slowest_wire_s, 0.0
@@ -142,9 +150,11 @@ class Segment:
         first."""
         if self._broken:
             raise BrokenError
-        first = self.first
+        first, void = self.first, 0 if self._void_told else self._void
         deadline_ms = min(MAX_RETRY_MS, first.deadline_ms * (1 + len(self._sent)))
-        message = Step(first.session, step, position, tokens, want, deadline_ms, hold, payload=payload)
+        message = Step(
+            first.session, step, position, tokens, want, deadline_ms, hold, void=void, payload=payload
+        )
         try:
             first.link.post(message)
         except LocalProtocolError:
@@ -152,6 +162,7 @@ class Segment:
         except SwarmError as error:
             first.mark_lost(error)
             raise BrokenError from error
+        self._void_told = True
         alone, behind = len(self._sent) == len(self._inbox), self._is_behind
         self._sent.append(
             _Sent(step, position, tokens, want, hold, payload, perf_counter(), decoding, alone, behind)
@@ -193,6 +204,7 @@ class Segment:
             self._sent.appendleft(sent)
             self._mismatch(problem)
             raise BrokenError from problem
+        self._void = self._void_tokens = 0
         self._account(result, sent, came_at)
         if self._reader is not None and is_sampled(result.position, result.tokens):
             last = self.last
@@ -202,10 +214,14 @@ class Segment:
             )
         return result
 
-    def forget_steps(self) -> None:
-        """Nobody waits for results of what was posted. The hops have to ignore answers to it."""
+    def forget_steps(self, void: int = 0) -> None:
+        """Nobody waits for results of what was posted. The hops have to ignore answers to it. ``void``: the
+        steps from that one on are void, which the next step tells the hops of a chain; 0: nobody is told."""
+        if void:
+            self._void, self._void_told = self._void or void, not self.is_chain
         self._is_behind = self._is_behind or len(self._sent) > len(self._inbox)
         for sent in self._sent:
+            self._void_tokens += sent.tokens
             for trace in (self.trace, self.first.trace):
                 trace.phase(sent.decoding).bytes_sent += len(sent.payload)
         self._sent.clear()
@@ -269,7 +285,7 @@ class Segment:
     def _transit_within_s(self, number: int) -> float:
         before, hop = self.hops[number - 1], self.hops[number]
         row = hop.codec.row_bytes(hop.width)
-        size = row * sum(sent.tokens for sent in self._sent)
+        size = row * (self._void_tokens + sum(sent.tokens for sent in self._sent))
         return transit_within_s(
             size,
             max(before.link.round_trip_s, hop.link.round_trip_s),

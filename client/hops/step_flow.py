@@ -17,7 +17,7 @@ from .segment import Segment
 
 
 class StepFlow:
-    """Steps over ``segments``, which are one after the other. ``tokens``: in steps without a result. ``end``
+    """Steps over ``segments``, which are one after the other. ``tokens``: in steps without a result. ``stop``
     must be called."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
@@ -46,15 +46,9 @@ class StepFlow:
         return result
 
     def stop(self) -> None:
-        """Carry nothing any more: the route is about to be looked at. Idempotent."""
+        """Carry nothing any more. Idempotent."""
         for carrier in self._carriers:
             carrier.cancel()
-
-    def end(self) -> None:
-        """Wait for nothing any more. Idempotent."""
-        self.stop()
-        for segment in self._segments:
-            segment.forget_steps()
 
     async def _carry(self, source: Segment, target: Segment) -> None:
         try:

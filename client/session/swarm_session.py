@@ -132,6 +132,7 @@ class SwarmSession:
         self._answered = 0  # tokens that the caller needs no rows of any more
         self._sent: deque[int] = deque()  # tokens of each step behind them, as the caller cut them
         self._posted = 0  # of these steps, on the route in use
+        self._void_rows = 0  # on routes that were given up
         self._session: RouteSession | None = None
         self._was_open = False
         self._proven = False  # the open session has answered
@@ -197,6 +198,11 @@ class SwarmSession:
         """How many tokens may be under way: hops can go back by as many, and no line holds too much."""
         most = most_ahead(self._settings.session)
         return most if self._session is None else min(most, self._session.most_ahead)
+
+    @property
+    def void_rows(self) -> int:
+        """Rows that were sent ahead of their results, and then were of no use."""
+        return self._void_rows + (0 if self._session is None else self._session.void_rows)
 
     @property
     def length(self) -> int:
@@ -518,6 +524,7 @@ class SwarmSession:
         session.close(self._ids if self._settings.prefix is not None else ())
         self._replaced.extend(hop.trace.timings() for hop in session.hops)
         self._retired.extend(segment.trace.timings() for segment in (*session.retired, *session.segments))
+        self._void_rows += session.void_rows
         self._session = None
         record.reopen(failure.peer_id if failure is not None else None)
 

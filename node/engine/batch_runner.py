@@ -22,7 +22,7 @@ from ...swarm.protocol.messages import Want
 from ...swarm.types import Span
 from .batch_slices import Work, can_begin, lay_out, lead_of, page_copies, rows_in
 from .batching.scheduler import DECODE_TOKENS, Batch
-from .jobs import StepDone, StepFailed, StepJob, StepOutcome, TokenSequence
+from .jobs import StepDone, StepDropped, StepFailed, StepJob, StepOutcome, TokenSequence
 from .results import BROKEN, ResultEncoder
 
 logger = logging.getLogger(__name__)
@@ -108,6 +108,15 @@ class BatchRunner:
                 job.sequence.steps.popleft()
                 report.cut.append(job.sequence)
         report.elapsed_us = (perf_counter_ns() - began) // 1000
+        return report
+
+    def drop(self, sequence: TokenSequence) -> BatchReport:
+        """End the steps of a sequence that wait: it holds what it held before the first of them."""
+        report = BatchReport()
+        while sequence.steps:
+            job = sequence.steps.popleft()
+            self._count_for_nothing(job)
+            self._end(job, StepDropped(), report)
         return report
 
     def run_lone(self, job: StepJob, began: int) -> BatchReport | None:
@@ -377,12 +386,17 @@ class BatchRunner:
     def _fail(self, job: StepJob, failure: StepFailed, report: BatchReport) -> None:
         """End a step that may have written keys and values: they count for nothing."""
         if not job.finished:
-            sequence = job.sequence
-            sequence.computed = min(sequence.computed, job.position)
-            self._switch(job)
-            if sequence.states is not None:
-                sequence.states.position = -1
+            self._count_for_nothing(job)
             self._end(job, failure, report)
+
+    def _count_for_nothing(self, job: StepJob) -> None:
+        """A step ends without a result. What those behind it find in the slots of states is as planned, but
+        not what it would have left there."""
+        sequence = job.sequence
+        sequence.computed = min(sequence.computed, job.position)
+        self._switch(job)
+        if sequence.states is not None:
+            sequence.states.position = -1
 
     def _end(self, job: StepJob, outcome: StepOutcome, report: BatchReport) -> None:
         job.finished = True

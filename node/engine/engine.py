@@ -79,8 +79,18 @@ class _Call:
     future: asyncio.Future[Any]
 
 
-_Item = list[StepJob] | TokenSequence | _Call | None
-"""What the compute thread gets: steps, a sequence whose steps are dropped, a call; None: the end."""
+@dataclass(frozen=True, slots=True)
+class _Void:
+    """The steps of ``sequence`` from ``first`` to ``last`` are void."""
+
+    sequence: TokenSequence
+    first: int
+    last: int
+
+
+_Item = list[StepJob] | TokenSequence | _Void | _Call | None
+"""What the compute thread gets: steps, a sequence whose steps are dropped, void steps, a call; None: the
+end."""
 
 
 class Engine:
@@ -329,6 +339,13 @@ class Engine:
         else:
             self._release(sequence)
 
+    def void(self, sequence: TokenSequence, first: int, last: int) -> None:
+        """Drop the steps from ``first`` to ``last``, if nothing else of the sequence waits: what would be
+        computed behind them might build on them. A step that is being computed is not dropped. The next step
+        begins where the sequence holds tokens, or fails."""
+        if sequence.pending and not sequence.closed:
+            self._inbox.put(_Void(sequence, first, last))
+
     def submit(self, job: StepJob) -> None:
         """Queue a step; ``job.done`` is called in the event loop with its outcome, once: later, or before
         this returns.
@@ -463,7 +480,10 @@ class Engine:
                 self.memory.scratch.give_back(job.scratch)
                 job.scratch = None
             is_done = isinstance(outcome, StepDone)
-            sequence.step_ended(job.position, job.tokens if is_done else 0)
+            if isinstance(outcome, StepDropped):
+                sequence.step_dropped(job.position)
+            else:
+                sequence.step_ended(job.position, job.tokens if is_done else 0)
             if is_done and (sequence.registered < len(sequence.names) or sequence.states is not None):
                 register(self.memory, sequence)
             was_closed = sequence.closed  # if ``done`` closes it, close_sequence releases it
@@ -526,6 +546,8 @@ class Engine:
                         self._schedule(job)
                 elif isinstance(item, TokenSequence):
                     self._drop(item)
+                elif isinstance(item, _Void):
+                    self._drop_void(item)
                 else:
                     self._call(item)
                 item = self._inbox.get_nowait()
@@ -557,11 +579,14 @@ class Engine:
     def _drop(self, sequence: TokenSequence) -> None:
         """Drop this sequence's steps: their answers are not wanted any more."""
         self._scheduler.remove(sequence)
-        report = BatchReport()
-        report.finished = [(job, StepDropped()) for job in sequence.steps]
-        sequence.steps.clear()
+        report = self._runner.drop(sequence)
         if report.finished:
             self._post(self._deliver, report)
+
+    def _drop_void(self, void: _Void) -> None:
+        steps = void.sequence.steps
+        if steps and void.first <= steps[0].step and steps[-1].step <= void.last:
+            self._drop(void.sequence)
 
     def _drop_all(self) -> None:
         while self._scheduler:

@@ -95,6 +95,14 @@ class TokenSequence:
             self.states.held.answered()
             self.states.is_there = self.states.is_there and computed > 0
 
+    def step_dropped(self, position: int) -> None:
+        """The oldest step under way, which would have started at ``position``, will not be computed. Those
+        behind it were submitted after that was known, and do not build on it."""
+        is_there = self.states is not None and self.states.is_there
+        self.step_ended(position, 0)
+        if self.states is not None and self.pending:
+            self.states.is_there = is_there
+
     def cut_names(self, position: int) -> None:
         """The session goes back: its names do not tell what the pages from there on will hold. A first step
         that feeds a known prefix again is what the names were given for; those that a fork has of its parent,
@@ -152,7 +160,7 @@ class StepFailed:
 
 @dataclass(frozen=True, slots=True)
 class StepDropped:
-    """The session was closed before the step was computed: no answer is wanted."""
+    """The session was closed, or the step is void, before it was computed: no answer is wanted."""
 
 
 StepOutcome = StepDone | StepFailed | StepDropped

@@ -22,6 +22,8 @@ PROTOCOL_VERSION = 1
 FRAME_OVERHEAD = FIXED_HEADER.size + MAX_HEADER
 """A frame may need this many bytes beside its payload."""
 
+SERVED_FEATURES = ("void",)
+"""What of FEATURES every node does."""
 
 ScalesFor = Callable[[str], ScaleTable | None]
 """With which scales rows are wanted from an address group; None: that is not known."""
@@ -107,4 +109,5 @@ def answer_hello(hello: Hello, terms: Terms, group: str) -> Welcome:
         reply_width=widths[span.end],
         scales=b"" if scales is None else scales.exponents,
         line=announced(terms.line_bytes_per_s),
+        features=SERVED_FEATURES,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -27,6 +28,10 @@ from .session import NodeSession, SessionOwner
 from .session_admission import SessionAdmission
 
 logger = logging.getLogger(__name__)
+
+MAX_CLOSED = 1024
+"""Sessions that are remembered after their CLOSE, which may overtake the last steps from the hop before:
+those of the last seconds, at a busy node."""
 
 
 class OpenSessions:
@@ -59,6 +64,7 @@ class OpenSessions:
         self._context_tokens = context_tokens
         self._admission = SessionAdmission(engine, limits, ledger)
         self._sessions: dict[bytes, NodeSession] = {}
+        self._closed: OrderedDict[bytes, str] = OrderedDict()  # by CLOSE, and which peer fed them
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -74,6 +80,10 @@ class OpenSessions:
 
     def get(self, session: bytes) -> NodeSession | None:
         return self._sessions.get(session)
+
+    def was_closed(self, session: bytes, upstream: str) -> bool:
+        """Whether its client closed a session that the peer ``upstream`` fed, lately."""
+        return self._closed.get(session) == upstream
 
     def begin_drain(self) -> None:
         """Refuse new sessions from now on; open ones go on."""
@@ -170,6 +180,10 @@ class OpenSessions:
             why,
         )
         session.forget_feeder()
+        if why is SessionEnd.CLOSED and session.upstream:
+            self._closed[session.id] = session.upstream
+            if len(self._closed) > MAX_CLOSED:
+                self._closed.popitem(last=False)
         prefix = self._usable_prefix(session.request.max_tokens, prefix)
         if session.journal is not None:
             settled = session.sequence.settled // PAGE_TOKENS

@@ -14,6 +14,8 @@ Only the ``Output`` changes its state:
     HELD → CLIENT                            the next hop of OPEN cannot be reached, or REPLAY named none
     HELD or NEXT_HOP → LOST                  the next hop fails, or the session is closed
 
+Results of void steps go nowhere: the session sends none on, and those that are held here go (``drop_held``).
+
 Results that were held leave first, in their order. To send a step on is one call that writes, or joins what
 others write in this turn of the event loop.
 """
@@ -140,6 +142,16 @@ class Output:
                 self.fail(PeerError(text, code=ErrorCode.BAD_STEP, retriable=False))
             else:
                 self._post(result.as_step(self._there))
+
+    def drop_held(self, is_void: Callable[[int], bool]) -> None:
+        """Drop the results that are held of steps with such a number."""
+        if self._held:
+            self._held, held = [], self._held
+            for result in held:
+                if is_void(result.step):
+                    self._ledger.unqueue(self._account, 0, len(result.payload))
+                else:
+                    self._held.append(result)
 
     def journal_grown(self) -> None:
         """The journal has got more rows, or is lost."""

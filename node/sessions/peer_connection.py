@@ -42,6 +42,7 @@ from ...swarm.protocol.messages import (
     Replay,
     Step,
     Steps,
+    Void,
 )
 from ...swarm.protocol.wire import DEFAULT_MAX_FRAME
 from ...swarm.transport.direct_maddrs import way_of
@@ -264,6 +265,9 @@ class PeerConnection:
             case Close():
                 if (session := self._sessions.pop(message.session, None)) is not None:
                     self._all_sessions.close(session, SessionEnd.CLOSED, message.prefix)
+            case Void():
+                if (session := self._sessions.get(message.session)) is not None:
+                    session.void(message.first, message.last)
             case Attach():
                 self._on_attach(message)
             case Replay():
@@ -308,7 +312,8 @@ class PeerConnection:
             session.on_step(step, self._all_sessions.now(), self)
             return
         if session is None:
-            self._refuse(step.session, step.step, *NOT_OPEN)
+            if step.hold or not self._all_sessions.was_closed(step.session, self.peer_id):
+                self._refuse(step.session, step.step, *NOT_OPEN)
         elif session.owner is self:
             text = f"takes its steps from peer {short_peer_id(session.upstream)}"
             self._refuse(

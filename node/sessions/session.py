@@ -10,11 +10,11 @@ from ...swarm.errors import ErrorCode, RemoteProtocolError
 from ...swarm.protocol.error_frames import error_message
 from ...swarm.protocol.field_types import Progress
 from ...swarm.protocol.hop_session import Duplicate, HopSession
-from ...swarm.protocol.messages import Attach, ErrorMessage, Message, Open, Replay, Result, Spent, Step, Want
+from ...swarm.protocol.messages import Attach, ErrorMessage, Message, Open, Replay, Result, Step, Want
 from ...swarm.types import short_peer_id
 from ..engine.batching.scheduler import DECODE_TOKENS
 from ..engine.engine import Engine
-from ..engine.jobs import StepDone, StepDropped, StepJob, StepOutcome, TokenSequence
+from ..engine.jobs import StepDone, StepFailed, StepJob, StepOutcome, TokenSequence
 from ..figures.work import SessionEnd, WorkDone
 from ..limits.quotas import Ledger, PeerAccount
 from ..limits.usage import ACTIVE_TOKENS_PER_S, Usage
@@ -95,6 +95,8 @@ class NodeSession:
         self.inflight = 0
         self.last_done = 0
         self.queued_tokens = 0
+        self._last_held = 0  # the number of the last step that a replay sent
+        self._dropped_upto = 0  # the engine was told which of the steps up to this one are void
         self.last_used = self.opened_at = now
         self.usage = Usage(now)
         self._engine = engine
@@ -113,8 +115,8 @@ class NodeSession:
         """Where its requests are, for a peer that waits for them."""
         return Progress(
             self.id,
-            received=self.hop.last_step or 0,
-            done=self.last_done,
+            received=self.hop.received,
+            done=min(self.last_done, self.hop.received),
             work=self.sequence.computed + self.output.work,
             busy=self.output.is_busy,
         )
@@ -177,6 +179,10 @@ class NodeSession:
         at once."""
         arrived = perf_counter_ns()
         hold = step.hold
+        if step.void:
+            self.void(step.void, step.step - 1)
+        if not hold and self.hop.is_void(step.step):
+            return  # it was sent before that was known
         if source is not self.owner and (
             self._ledger.is_beyond(self.account)
             or not self.owner.takes_answers
@@ -199,8 +205,9 @@ class NodeSession:
             return  # in a chain nothing is said twice: hops that a client put in a circle would never stop
         self._last_answer = None
         self.inflight += 1
+        if hold:
+            self._last_held = step.step
         tokens, size = step.tokens, len(step.payload)
-        want, deadline_ms, spent = step.want, step.deadline_ms, step.spent
         self.queued_tokens += tokens
         self._ledger.queue(self.account, tokens, size)
 
@@ -218,11 +225,12 @@ class NodeSession:
                     self._journal(job, outcome)
                 if hold:
                     self._acknowledge(job, outcome, source)
-                else:
-                    self._answer(job, outcome, want, deadline_ms, spent)
-            elif not isinstance(outcome, StepDropped):
-                if self.journal is not None:
-                    self.journal.rollback(job.position)
+                elif not self.hop.is_void(job.step):
+                    self._answer(job, outcome, step)
+                return
+            if self.journal is not None:
+                self.journal.rollback(job.position)
+            if isinstance(outcome, StepFailed) and (hold or not self.hop.is_void(job.step)):
                 code, text, hint = outcome.code, outcome.message, outcome.hint
                 failed = ErrorMessage(self.id, job.step, code, text, outcome.retriable, hint, outcome.holds)
                 if job.step == self.hop.last_step:
@@ -232,7 +240,7 @@ class NodeSession:
         if self.journal is not None or not (self.output.is_client or hold):
             want_here = Want.ALL
         else:
-            want_here = Want.NOTHING if hold else want
+            want_here = Want.NOTHING if hold else step.want
         self._engine.submit(
             StepJob(
                 sequence=self.sequence,
@@ -243,9 +251,21 @@ class NodeSession:
                 payload=step.payload,
                 arrived_ns=arrived,
                 done=done,
-                deadline_ns=arrived + deadline_ms * 1_000_000 if deadline_ms else 0,
+                deadline_ns=arrived + step.deadline_ms * 1_000_000 if step.deadline_ms else 0,
             )
         )
+
+    def void(self, first: int, last: int) -> None:
+        """The steps from ``first`` to ``last`` are void: what waits of them is dropped, now and as it comes,
+        and what was begun is not answered. What a replay sent is never void."""
+        if first > last:
+            return
+        self.hop.void(first, last)
+        self.output.drop_held(self.hop.is_void)
+        newest = self.hop.last_step or 0
+        if self.inflight and newest > self._dropped_upto and first > self._last_held:
+            self._dropped_upto = newest
+            self._engine.void(self.sequence, first, last)
 
     def close(self, prefix: tuple[bytes, ...] = ()) -> None:
         """Free the KV cache: now, or as soon as the step being computed lets go of it."""
@@ -283,19 +303,21 @@ class NodeSession:
             self._last_answer = answer
         source.post(answer)
 
-    def _answer(self, job: StepJob, outcome: StepDone, want: Want, deadline_ms: int, spent: Spent) -> None:
+    def _answer(self, job: StepJob, outcome: StepDone, step: Step) -> None:
         result = StepResult(
             job.step,
             outcome.position,
             outcome.rows,
-            want,
-            deadline_ms,
+            step.want,
+            step.deadline_ms,
             outcome.payload,
-            spent,
+            step.spent,
             outcome.queue_us,
             outcome.compute_us,
             outcome.codec_us,
             outcome.batch,
+            step.void,
+            step.guess,
         )
         if job.step == self.hop.last_step:
             self._last_answer = result if len(outcome.payload) <= MAX_KEPT_ANSWER else None

@@ -14,7 +14,8 @@ class StepResult:
     """``payload``: ``tokens`` rows in the session's reply codec, the first at ``position``; all rows of the
     step where it is chained or has a journal, else those that ``want`` asks for.
 
-    ``spent``: what the hops before have spent; the last five fields are this one's, times in microseconds.
+    ``spent``: what the hops before have spent; the five fields behind it are this one's, times in
+    microseconds. ``void`` and ``guess`` are the step's own.
     """
 
     step: int
@@ -28,6 +29,8 @@ class StepResult:
     compute_us: int
     codec_us: int
     batch: int
+    void: int = 0
+    guess: int = 0
 
     def as_step(self, session: bytes) -> Step:
         """The STEP for the next hop, whose ``session`` that is."""
@@ -41,6 +44,8 @@ class StepResult:
             self.deadline_ms,
             False,
             spent[-MAX_CHAIN:],
+            self.void,
+            self.guess,
             payload=self.payload,
         )
 

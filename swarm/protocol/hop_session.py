@@ -7,15 +7,21 @@ A session is one client sequence with its KV cache on this hop. The machine know
   (speculative decoding, edits); ``position > length`` would leave a hole and is refused.
 * Step numbers strictly increase, gaps allowed. The last step sent again, the same in every number, is a
   ``Duplicate``: the answer to it got lost, and the stored one is to be sent again without computing.
+* Steps may be void before they come (``void``). They are not for ``on_step``, and are never missed.
 
 A refused step raises RemoteProtocolError and leaves the session as it was.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 from ..errors import ErrorCode, RemoteProtocolError, UsageError
+
+MAX_VOID_RANGES = 8
+"""Ranges of void steps that a session remembers. A step that comes late is of the last one, or of one of few
+before it; one that was forgotten is refused for its number, which harms nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,7 @@ class HopSession:
         self._max_step_tokens = max_step_tokens or max_tokens
         self._length = length
         self._last: tuple[int, int, int] | None = None  # step, position, tokens
+        self._void: deque[tuple[int, int]] = deque(maxlen=MAX_VOID_RANGES)  # first, last
 
     @property
     def length(self) -> int:
@@ -59,6 +66,25 @@ class HopSession:
     def last_step(self) -> int | None:
         """The highest step number accepted, None before the first."""
         return None if self._last is None else self._last[0]
+
+    @property
+    def received(self) -> int:
+        """The highest step number accepted; void ones count as if they had not come. 0: none."""
+        step = self.last_step or 0
+        for first, last in reversed(self._void):
+            if first <= step <= last:
+                step = first - 1
+        return max(0, step)
+
+    def void(self, first: int, last: int) -> None:
+        """The steps from ``first`` to ``last`` are void, whether they have come or not."""
+        if self._void and first <= self._void[-1][1] + 1 and self._void[-1][0] <= last + 1:
+            newest = self._void.pop()
+            first, last = min(first, newest[0]), max(last, newest[1])
+        self._void.append((first, last))
+
+    def is_void(self, step: int) -> bool:
+        return any(first <= step <= last for first, last in self._void)
 
     def on_step(self, step: int, position: int, tokens: int) -> Apply | Duplicate:
         """Accept a step or raise RemoteProtocolError (BAD_STEP, CONTEXT_EXCEEDED), the session unchanged."""

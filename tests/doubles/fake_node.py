@@ -38,6 +38,7 @@ from swarm_node.swarm.protocol.messages import (
     Replayed,
     Result,
     Step,
+    Void,
     Welcome,
     decode,
     encode,
@@ -102,6 +103,7 @@ class Behaviour:
     opened_length: int | None = None  # what it says to hold, whatever it holds
     journal: bool = True
     keeps_states: bool = False  # half of its blocks do
+    features: tuple[str, ...] | None = None  # what it says to understand; None: all that it does
     chains: bool = True  # False: says that it cannot reach the next hop
 
     def once(self, name: str, step: int) -> bool:
@@ -217,8 +219,8 @@ class _Transport:
 
 @dataclass
 class FakeNode:
-    """One node. ``hellos``, ``opens``, ``steps``, ``attaches``, ``closes``, ``replays`` and ``pings`` record
-    what it was asked. ``cannot_reach``: peers that it cannot dial."""
+    """One node. ``hellos``, ``opens``, ``steps``, ``attaches``, ``closes``, ``replays``, ``voids`` and
+    ``pings`` record what it was asked. ``cannot_reach``: peers that it cannot dial."""
 
     peer_id: str
     span: Span
@@ -229,6 +231,7 @@ class FakeNode:
     attaches: list[Attach] = field(default_factory=list)
     closes: list[Close] = field(default_factory=list)
     replays: list[Replay] = field(default_factory=list)
+    voids: list[Void] = field(default_factory=list)
     cannot_reach: set[str] = field(default_factory=set)
     hellos: int = 0
     pings: int = 0
@@ -341,6 +344,8 @@ class FakeNode:
                 self.attaches.append(message)
             case Close():
                 self.closes.append(message)
+            case Void():
+                self.voids.append(message)
             case Replay():
                 self.replays.append(message)
                 if how.die_at_replay:
@@ -380,7 +385,8 @@ class FakeNode:
                 limit = min(how.max_step_tokens, message.max_step_tokens)
                 pages = min(how.page_tokens, message.page_tokens)
                 message = replace(message, codecs=how.codecs, max_step_tokens=limit, page_tokens=pages)
-                message = replace(message, scales=how.scales)
+                features = message.features if how.features is None else how.features
+                message = replace(message, scales=how.scales, features=features)
             case Opened():
                 length = message.length if how.opened_length is None else how.opened_length
                 link_us = 100 * message.chained

@@ -173,6 +173,10 @@ class ToyEngine(Engine):
         super().submit(job)
         self._wake()
 
+    def void(self, sequence: TokenSequence, first: int, last: int) -> None:
+        super().void(sequence, first, last)
+        self._wake()
+
     def close_sequence(self, sequence: TokenSequence, prefix: tuple[bytes, ...] = ()) -> None:
         super().close_sequence(sequence, prefix)
         self._wake()

@@ -55,6 +55,7 @@ class Log:
     records: list[Record] = field(default_factory=list)
     lost: int = 0  # steps that went back behind a window
     went_back: int = 0  # of them, those that began where they were told to
+    dropped: int = 0  # void steps that were not computed
 
 
 class Client:
@@ -65,6 +66,7 @@ class Client:
         self.longest = longest
         self.steps = 0
         self.holds: dict[asyncio.Future, int | None] = {}  # where a step that was refused could have begun
+        self.flown: list[asyncio.Future] = []  # steps that were void
 
     def chain(self, tokens: list[int]) -> tuple[bytes, ...]:
         digest, chain = b"salt of " + self.owner[:1].encode(), []
@@ -96,6 +98,7 @@ class Client:
                 future.set_result(outcome.code)
             else:
                 assert isinstance(outcome, StepDropped)
+                log.dropped += not sequence.closed
                 future.set_result(None)
 
         payload = x.tobytes()
@@ -227,9 +230,12 @@ class Client:
                 kept = rng.randint(0, len(rows) - 1)
                 tokens[:] = longer[: len(tokens) + kept]
                 tokens.append(greedy(rows[: kept + 1]))
-            elif move < 0.33 and len(tokens) > 4:  # an edit: go back and say something else
+            elif move < 0.33 and room > 24:
+                if not await self.fly(sequence, log, tokens, budget):
+                    break
+            elif move < 0.38 and len(tokens) > 4:  # an edit: go back and say something else
                 tokens[rng.randint(1, len(tokens) - 1) :] = [rng.randrange(VOCAB)]
-            elif move < 0.43 and forks:
+            elif move < 0.48 and forks:
                 forks -= 1
                 self.fork(beams, sequence, tokens, budget)
             else:
@@ -242,6 +248,34 @@ class Client:
                 break
         tokens.pop()  # chosen but never fed
         await asyncio.gather(*beams)
+
+    async def fly(self, sequence: TokenSequence, log: Log, tokens: list[int], budget: int) -> bool:
+        """Rounds of a few short steps under way, of which the last ones turn out to be void; whether the
+        session can go on. As ``generate`` before and after it."""
+        rng = self.rng
+        for _ in range(rng.randint(1, 3)):
+            at, sent = len(tokens) - 1, []
+            longer = list(tokens)
+            while len(longer) + 8 <= budget and len(sent) < rng.randint(2, 4):
+                start = len(longer) if sent else at
+                longer += [rng.randrange(VOCAB) for _ in range(rng.randint(1, 8) - (not sent))]
+                sent.append(self.send(sequence, log, longer, start, Want.ALL))
+            if len(sent) < 2:
+                break
+            last = self.steps
+            judged = rng.randint(1, len(sent) - 1)
+            rows = [await each for each in sent[:judged]]
+            if not all(isinstance(each, np.ndarray) for each in rows):
+                return False  # refused for want of room: so are all behind
+            for _ in range(rng.choice([0, 0, 1, 5])):
+                await asyncio.sleep(0)
+            self.engine.void(sequence, last - len(sent) + judged + 1, last)
+            whole = np.concatenate(rows)
+            kept = rng.randint(0, len(whole) - 1)
+            tokens[:] = longer[: at + 1 + kept]
+            tokens.append(greedy(whole[: kept + 1]))
+            self.flown.extend(sent[judged:])
+        return True
 
     async def branch(self, parent: TokenSequence, tokens: list[int], budget: int) -> TokenSequence | None:
         """Close a session and go on in a fork of it, which goes back first and feeds something else."""

@@ -69,12 +69,14 @@ async def test_schedules_on_mlx_against_torch(tiny_dir, tiny_span):
 @pytest.mark.parametrize("seed", range(1000, 1200, 20))
 async def test_schedules_on_native_kernels(tiny_span, seed):
     model = tiny_span(kernels="native")
-    rows = 0
+    rows = dropped = 0
     for number in _numbers(seed, 10):
         logs, engine = await run_schedule(model, number)
         rows += check(model, logs, exact=True)
+        dropped += sum(log.dropped for log in logs)
         check_books(engine)
     assert rows > 100
+    assert dropped > 0
 
 
 @pytest.mark.parametrize(
@@ -126,15 +128,17 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 async def test_schedules_with_states(kind, deterministic, monkeypatch):
     monkeypatch.setattr(state_table, "NAMED_EVERY", 2)
-    rows = lost = went_back = 0
+    rows = lost = went_back = dropped = 0
     model = with_states(kind, deterministic=deterministic)
     for number in _numbers(4000, 6):
         logs, engine = await run_with_states(model, number)
         rows += check(model, logs, exact=deterministic)
         lost += sum(log.lost for log in logs)
         went_back += sum(log.went_back for log in logs)
+        dropped += sum(log.dropped for log in logs)
         check_books(engine)
     assert rows > 100
+    assert dropped > 0
     assert lost >= went_back
     assert lost > 0
 

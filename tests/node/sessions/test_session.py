@@ -26,6 +26,10 @@ class SlowEngine:
     def __init__(self) -> None:
         self.jobs: list[StepJob] = []
         self.closed: list[tuple[object, tuple[bytes, ...]]] = []
+        self.voided: list[tuple[int, int]] = []
+
+    def void(self, sequence: object, first: int, last: int) -> None:
+        self.voided.append((first, last))
 
     def submit(self, job: StepJob) -> None:
         self.jobs.append(job)
@@ -165,16 +169,19 @@ class Hop:
     def send(self, answer: StepResult) -> None:
         self.sent.append(answer)
 
+    def drop_held(self, is_void) -> None:
+        self.sent = [answer for answer in self.sent if not is_void(answer.step)]
+
 
 def test_a_chained_step_is_computed_whole_and_sent_on(bench):
     bench.session.output = hop = Hop()
     spent = ((9, 8, 7, 6),)
-    bench.step(5, 0, tokens=2, want=Want.LAST, deadline_ms=30, spent=spent)
+    bench.step(5, 0, tokens=2, want=Want.LAST, deadline_ms=30, spent=spent, void=3, guess=1)
     assert bench.engine.jobs[0].want is Want.ALL
     bench.finish(done(b"rows" * 2, 2))
     (answer,) = hop.sent
     assert answer.as_step(b"t" * 16) == Step(
-        b"t" * 16, 5, 0, 2, Want.LAST, 30, False, (*spent, (1, 2, 3, 4)), b"rows" * 2
+        b"t" * 16, 5, 0, 2, Want.LAST, 30, False, (*spent, (1, 2, 3, 4)), 3, 1, payload=b"rows" * 2
     )
     assert bench.posted == []
     bench.step(5, 0, tokens=2, want=Want.LAST)  # nothing is said twice in a chain
@@ -257,3 +264,93 @@ def test_who_may_feed_it():
     assert fed.session.takes_from(fed.feeder, "before")
     assert not fed.session.takes_from(fed.feeder, "peer")
     assert not fed.session.takes_from(fed.stream, "peer")
+
+
+# Void steps.
+
+
+def test_void_steps_are_dropped_as_they_come_and_not_answered(bench):
+    bench.step(1, 0, tokens=8)
+    bench.step(2, 8, tokens=8)
+    bench.session.void(2, 3)
+    assert bench.engine.voided == [(2, 3)]
+    bench.finish(done(b"rows" * 8, 8))
+    bench.finish(done(b"late" * 8, 8, 8))  # it was being computed
+    bench.step(3, 16, tokens=8)  # it comes late
+    assert (len(bench.engine.jobs), bench.session.inflight, bench.account.queued_tokens) == (0, 0, 0)
+    bench.step(4, 3)
+    bench.finish(done(position=3))
+    assert [answer.step for answer in bench.posted] == [1, 4]
+
+
+@pytest.mark.parametrize("outcome", [StepDropped(), StepFailed(ErrorCode.DEADLINE, "late")])
+def test_of_a_void_step_that_was_not_computed_nobody_hears(bench, outcome):
+    bench.step(1, 0)
+    bench.session.void(1, 1)
+    bench.finish(outcome)
+    bench.step(1, 0)  # nor if it comes again
+    assert bench.posted == []
+    assert (bench.account.queued_tokens, bench.account.queued_bytes) == (0, 0)
+
+
+def test_a_step_makes_those_before_it_void(bench):
+    bench.step(1, 0)
+    bench.step(2, 1)
+    bench.step(3, 2, void=3)  # none
+    assert bench.engine.voided == []
+    bench.step(5, 1, void=2, source=bench.feeder)
+    assert bench.engine.voided == [(2, 4)]
+    bench.step(4, 3, source=bench.feeder)
+    assert [job.step for job in bench.engine.jobs] == [1, 2, 3, 5]
+
+
+def test_the_engine_is_asked_once_for_the_same_steps(bench):
+    bench.session.void(1, 9)
+    bench.step(11, 0)
+    for _ in range(5):
+        bench.session.void(11, 2**53 - 1)
+    assert bench.engine.voided == [(11, 2**53 - 1)]
+
+
+def test_what_a_replay_sent_is_never_void(bench):
+    bench.step(1, 0, hold=True, source=bench.feeder)
+    bench.step(2, 1, hold=True, source=bench.feeder)
+    bench.session.void(1, 2)
+    assert bench.engine.voided == []
+    bench.finish(done(b""))
+    bench.finish(StepFailed(ErrorCode.BAD_TENSOR, "bad"))
+    assert [type(answer) for answer in bench.feeder.posted] == [Result, ErrorMessage]
+
+
+def test_the_journal_is_what_the_cache_is(bench):
+    book = JournalBook(100)
+    bench = Bench(journal=book.open(4, 0))
+    journal = bench.session.journal
+    bench.step(1, 0, tokens=2)
+    bench.step(2, 2, tokens=2)
+    bench.step(3, 4, tokens=2)
+    bench.finish(done(b"aaaabbbb", 2))
+    bench.session.void(2, 3)
+    bench.finish(done(b"ccccdddd", 2, 2))  # begun when it was void
+    bench.finish(StepDropped())
+    assert (journal.end, journal.slice(0, 2)) == (4, b"aaaabbbb")
+    bench.step(4, 1, tokens=1)
+    bench.finish(done(b"eeee", 1, 1))
+    assert (journal.end, journal.slice(0, 2)) == (2, b"aaaaeeee")
+
+
+def test_progress_does_not_know_void_steps(bench):
+    """Who asks for one that somebody else made void finds that it has not come here."""
+    bench.session.sequence = type("Sequence", (), {"computed": 0})()
+    for number in (1, 2, 3):
+        bench.step(number, number - 1)
+    bench.finish(done())
+    bench.session.void(2, 3)
+    assert (bench.session.progress().received, bench.session.progress().done) == (1, 1)
+    bench.finish(done())
+    bench.finish(StepDropped())
+    assert (bench.session.progress().received, bench.session.progress().done) == (1, 1)
+    bench.step(4, 1)
+    assert (bench.session.progress().received, bench.session.progress().done) == (4, 3)
+    bench.finish(done(position=1))
+    assert (bench.session.progress().received, bench.session.progress().done) == (4, 4)

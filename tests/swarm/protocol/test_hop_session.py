@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from swarm_node.swarm.errors import ErrorCode, RemoteProtocolError, UsageError
-from swarm_node.swarm.protocol.hop_session import Apply, Duplicate, HopSession
+from swarm_node.swarm.protocol.hop_session import MAX_VOID_RANGES, Apply, Duplicate, HopSession
 
 
 def refusal(session: HopSession, step: int, position: int, tokens: int) -> ErrorCode:
@@ -76,6 +76,42 @@ def test_reused_prefix_is_there_from_the_start() -> None:
 def test_impossible_sessions(max_tokens: int, length: int) -> None:
     with pytest.raises(UsageError):
         HopSession(max_tokens, length=length)
+
+
+def test_void_steps_are_known_whether_they_came_or_not() -> None:
+    session = HopSession(99)
+    for step in range(1, 6):
+        session.on_step(step, step - 1, 1)
+    session.void(4, 8)
+    assert [step for step in range(12) if session.is_void(step)] == [4, 5, 6, 7, 8]
+    assert (session.received, session.last_step) == (3, 5)
+    session.void(2, 3)
+    assert session.received == 1
+    session.void(0, 1)
+    assert session.received == 0
+    session.on_step(9, 1, 1)
+    assert session.received == 9
+
+
+def test_ranges_of_void_steps_are_joined_and_few() -> None:
+    session = HopSession(99)
+    for step in range(1, 1000):
+        session.void(step, step)
+    assert all(session.is_void(step) for step in range(1, 1000))
+    for step in range(2000, 3000, 2):
+        session.void(step, step)
+    assert len(session._void) == MAX_VOID_RANGES
+    assert sum(session.is_void(step) for step in range(4000)) == MAX_VOID_RANGES
+    assert session.is_void(2998)
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 9)), max_size=MAX_VOID_RANGES))
+def test_few_ranges_are_all_known(ranges: list[tuple[int, int]]) -> None:
+    session, void = HopSession(99), set()
+    for first, more in ranges:
+        session.void(first, first + more)
+        void |= {*range(first, first + more + 1)}
+    assert {step for step in range(50) if session.is_void(step)} == void
 
 
 MAX_TOKENS = 24
