@@ -71,26 +71,24 @@ async def test_guesses_follow_what_came_and_what_was_guessed() -> None:
     assert await source.guess(()) is None, "beyond the answer's end"
 
 
-def _fewest(tokens: int, right: Sequence[bool], most: int) -> int:
+def _fewest(tokens: int, right: Sequence[bool]) -> int:
     """Trips to know all of ``tokens`` tokens, of which the first is known, trying every length of a draft."""
     if tokens <= 1:
         return 0
     fewest = tokens
-    for length in range(most + 1):
+    for length in range(tokens):
         came = 1
         while came <= length and came < len(right) and right[came]:
             came += 1
-        fewest = min(fewest, 1 + _fewest(tokens - came, right[came:], most))
+        fewest = min(fewest, 1 + _fewest(tokens - came, right[came:]))
     return fewest
 
 
 def test_the_least_number_of_trips_is_that_of_the_best_lengths() -> None:
     for right in product((False, True), repeat=6):
-        for most in (0, 2, 6):
-            found = trips_needed(6, lambda number, depth, right=right: right[number], most)
-            assert found == _fewest(6, right, most), (right, most)
-    assert trips_needed(6, lambda number, depth: True) == 1
-    assert trips_needed(1, lambda number, depth: True) == 0
+        assert trips_needed(6, right.__getitem__) == _fewest(6, right), right
+    assert trips_needed(6, lambda number: True) == 1
+    assert trips_needed(1, lambda number: True) == 0
 
 
 # The bound.
@@ -146,6 +144,9 @@ def test_cases_are_those_of_the_parts() -> None:
     assert guessed is not None
     assert trips_needed(changed.new_tokens, guessed) == 1 + len(differing)
     only = cases(["trees"], tokenizer, quick=True)
+    block = made[3].arms[-1]
+    assert block.least_trips(345) == pytest.approx(344 / law((0.88, 0.82, 0.71, 0.64), 4))
+    assert made[4].arms[0].least_trips(64) is None
     assert [arm.goal for case in only for arm in case.arms] == [3.8]
     assert cases(["harmless"], tokenizer, quick=True) == []
 

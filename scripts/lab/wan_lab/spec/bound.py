@@ -32,7 +32,7 @@ def line_s(row_bytes: int, rate: float | None) -> float:
     return 0.0 if rate is None else row_bytes * 8 / rate
 
 
-def least_s(tokens: int, trips: int, trip_s: float, row_s: float) -> float:
+def least_s(tokens: int, trips: float, trip_s: float, row_s: float) -> float:
     """Seconds for ``tokens`` tokens, the first of which was there before, in ``trips`` trips at least."""
     return trips * trip_s + (tokens - 1 - trips) * row_s
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ....studies.speculation.prompts import CODE, chat
 from .bound import law
 from .prompts import COPY_IT, OTHER_WORDS, REPLACED_EVERY, TEXT, replaced
-from .stand_in import Guessed, StandIn
+from .stand_in import Guessed, StandIn, trips_needed
 
 if TYPE_CHECKING:
     from swarm_node.shards.tokenizer.tokenizer import Tokenizer
@@ -25,9 +25,9 @@ PARTS = ("copy", "replaced", "rows", "chains", "trees", "block", "novel", "harml
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A way to speculate. ``guessed``: which tokens anybody could know; None: nobody can say. ``most``: see
-    StandIn. ``law``: tokens a trip on the average, at most. ``goal``: times plain decoding that are to be
-    reached; 0: none."""
+    """A way to speculate. ``guessed``: which tokens anybody could know, whenever they are guessed; None: that
+    cannot be said. ``law``: tokens a trip on the average, at most. ``goal``: times plain decoding that are to
+    be reached; 0: none."""
 
     name: str
     stand_in: StandIn | None = None
@@ -35,9 +35,11 @@ class Arm:
     law: float | None = None
     goal: float = 0.0
 
-    @property
-    def most(self) -> int | None:
-        return None if self.stand_in is None else self.stand_in.most
+    def least_trips(self, tokens: int) -> float | None:
+        """Of an answer of ``tokens`` tokens: counted, or by the law; None where neither is known."""
+        if self.guessed is not None:
+            return trips_needed(tokens, self.guessed)
+        return None if self.law is None else (tokens - 1) / self.law
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ def _stand_ins() -> list[tuple[str, Arm]]:
     arms.append(("trees", Arm(name, two, two.is_among_two, law((CHAIN + TREE,)), 3.8)))
     block = BLOCK_THAT_GUESSES
     name = "stand-in for a model's own block, right 88, 82, 71, 64 %"
-    arms.append(("block", Arm(name, block, block.is_right, law(block.chances, block.most), 2.3)))
+    arms.append(("block", Arm(name, block, None, law(block.chances, block.most), 2.3)))
     return arms
 
 
@@ -104,7 +106,7 @@ def _copies(parts: Sequence[str], tokenizer: Tokenizer, tokens: int) -> list[Cas
     prompt = [*before, *text, *after]
 
     def copy(part: str, name: str, answer: list[int], goal: float) -> Case:
-        arm = Arm("the text itself", None, lambda number, depth: answer[number] == text[number], None, goal)
+        arm = Arm("the text itself", None, lambda number: answer[number] == text[number], None, goal)
         return Case(part, name, prompt, len(answer), (arm,), forced=answer)
 
     made = [

@@ -8,7 +8,6 @@ from typing import Any
 
 from .bound import Stages, least_s
 from .cases import Arm, Case
-from .stand_in import trips_needed
 
 Run = dict[str, Any]
 """What ``client.told`` gives."""
@@ -82,9 +81,8 @@ def _arm_figures(
         "law": arm.law if arm.law != float("inf") else None,
         "runs": [_brief(run) for run in runs],
     }
-    if arm.guessed is not None:
-        tokens = runs[0]["tokens"]
-        trips = trips_needed(tokens, arm.guessed, arm.most)
+    tokens = runs[0]["tokens"]
+    if (trips := arm.least_trips(tokens)) is not None:
         bound_s = least_s(tokens, trips, trip_s, row_s)
         found |= {
             "least_trips": trips,

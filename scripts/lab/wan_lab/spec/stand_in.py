@@ -20,8 +20,8 @@ DECK = 100
 """Of so many places in a row, exactly the share that was asked for is right, not about that share."""
 
 
-Guessed = Callable[[int, int], bool]
-"""Whether token ``number`` of an answer is guessed, which is at ``depth`` behind a certain one (0: next)."""
+Guessed = Callable[[int], bool]
+"""Whether the token of an answer that has this number can be guessed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +75,16 @@ def _deck(seed: int, block: int) -> tuple[int, ...]:
     return tuple(cards)
 
 
-def trips_needed(tokens: int, guessed: Guessed, most: int | None = None) -> int:
+def trips_needed(tokens: int, guessed: Guessed) -> int:
     """Trips of an answer of ``tokens`` tokens at the least. The first token comes with the prompt. A trip
     begins with a token that is known, and brings the one behind it, and each further one whose predecessor
-    was ``guessed``, of which there are ``most`` at most."""
+    was ``guessed``."""
     trips = known = 0
     while known < tokens - 1:
         trips += 1
-        came = 1
-        while known + came < tokens - 1 and came - 1 != most and guessed(known + came, came - 1):
-            came += 1
-        known += came
+        known += 1
+        while known < tokens - 1 and guessed(known):
+            known += 1
     return trips
 
 
