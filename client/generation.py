@@ -15,7 +15,6 @@ from .decoding.answer import Answer, FinishReason, TokenEvent
 from .decoding.head_batch import HeadBatcher
 from .decoding.sampling import ChosenToken, Sampler, TokenRule
 from .drafting.drafter import Drafter
-from .drafting.flight import Flight
 from .drafting.source import Guesser
 from .hops.trace import ChainTimings, HopTimings, PassedOver, Repair, Speculated, Timings, passed_over_dict
 from .params import GenerationParams
@@ -97,6 +96,12 @@ class _Times:
     last_at: float = 0.0
     local_s: float = 0.0
 
+    def chosen(self, came_at: float, now: float) -> None:
+        """Tokens were chosen from rows that came at ``came_at``."""
+        self.first_at = self.first_at or now
+        self.last_at = now
+        self.local_s += now - came_at
+
 
 class GenerationRun:
     """One generation. Iterate ``events`` once; ``result`` is there when it has ended by itself.
@@ -168,62 +173,35 @@ class GenerationRun:
 
         However the iteration ends (closed, cancelled, failed), the hops' sessions are freed at once.
         """
-        params, session = self._params, self._session
-        answer = self._answer = Answer(self._detokenizer, self._eos_ids, params.stop, params.max_new_tokens)
+        answer = Answer(self._detokenizer, self._eos_ids, self._params.stop, self._params.max_new_tokens)
+        self._answer, session = answer, self._session
         times = self._times = _Times(perf_counter())
         deciding = False
         try:
             guide = await self._guide() if self._guide is not None else None  # refused before it costs a hop
-            sampler = Sampler(params.sampling, self._prompt, guide)
-            drafter = self._drafter = self._begin_drafting()
-            if drafter is not None:
-                await drafter.read()
+            sampler = Sampler(self._params.sampling, self._prompt, guide)
+            drafter = self._drafter = self._drafting()
+            await drafter.read()
             hidden = await self._feed(session)  # (1, hidden)
-            flight = Flight(session)
-            draft: tuple[int, ...] = ()
-            came: list[int] = []  # in this round
-            round_began, repairs = times.began, 0
+            deciding = True
+            self._heads.begin()
             while True:
-                arrived = perf_counter()
-                if not deciding:
-                    deciding = True
-                    self._heads.begin()
-                following = flight.following(len(hidden))
-                chosen = await self._heads.choose(hidden, sampler, following)
-                chosen_at = times.last_at = perf_counter()
-                times.local_s += chosen_at - arrived
+                came_at = perf_counter()
+                chosen = await self._heads.choose(hidden, sampler, drafter.following(len(hidden)))
+                times.chosen(came_at, perf_counter())
                 events = self._push(answer, chosen.choices, sampler)
-                tokens = [event.token for event in events]
-                came += tokens
-                if drafter is not None:
-                    drafter.came(tokens, hidden[: len(tokens)])
-                if answer.reason is not None:
+                tokens, ended = [event.token for event in events], answer.reason is not None
+                if ended:
                     session.close()  # before the last token is shown: nothing more is needed of the hops
-                elif times.first_at:
-                    flight.judged(tokens, len(hidden))
-                if not times.first_at:
-                    times.first_at = chosen_at
-                    if drafter is not None:
-                        drafter.begin(tokens[0], session.predicted)
-                    came.clear()
-                elif drafter is not None and (flight.is_over or answer.reason is not None):
-                    undisturbed = len(session.repaired) == repairs
-                    drafter.chosen(came, chosen_at - round_began if undisturbed else None)
-                    came.clear()
-                if answer.reason is not None:
+                drafter.chosen(session, tokens, hidden, ended=ended)
+                if ended:
                     self.result = self._made(answer)
                 for event in events:
                     yield event
-                if answer.reason is not None:
+                if ended:
                     break
-                if flight.is_over:
-                    if drafter is not None:
-                        room = params.max_new_tokens - len(answer.choices) - 1
-                        draft = await drafter.draft(room, sampler.forced)
-                    await session.look_around()
-                    repairs, round_began = len(session.repaired), perf_counter()
-                    flight.begin(tokens[-1], chosen.x, draft)
-                hidden = await flight.receive()
+                await drafter.go_on(chosen.x, lambda: sampler.forced)
+                hidden = await drafter.receive()
         finally:
             if deciding:
                 self._heads.end()
@@ -238,13 +216,13 @@ class GenerationRun:
             on_end, self._on_end = self._on_end, None
             on_end(self)
 
-    def _begin_drafting(self) -> Drafter | None:
-        if self._params.speculate == "off":
-            return None
-        source, model = None, self._draft_model
-        if model is not None:
-            source = model.begin(self._prompt, len(self._prompt) + self._params.max_new_tokens)
-        return Drafter(self._prompt, self._eos_ids, source)
+    def _drafting(self) -> Drafter:
+        prompt, most = self._prompt, self._params.max_new_tokens
+        speculate, model = self._params.speculate != "off", self._draft_model
+        source = None
+        if speculate and model is not None:
+            source = model.begin(prompt, len(prompt) + most)
+        return Drafter(prompt, most, self._eos_ids, source, speculate=speculate)
 
     @staticmethod
     def _push(answer: Answer, choices: Sequence[ChosenToken], sampler: Sampler) -> list[TokenEvent]:
@@ -282,9 +260,7 @@ class GenerationRun:
             replaced=session.replaced,
             predicted=session.predicted,
             logprobs=tuple(answer.choices) if answer.choices[0].logprob is not None else None,
-            speculated=drafter.speculated
-            if drafter is not None
-            else Speculated(passes=len(answer.choices) - 1),
+            speculated=drafter.speculated if drafter is not None else Speculated(),
             passed_over=session.passed_over,
             stop_string=answer.stop_string,
         )

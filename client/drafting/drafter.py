@@ -1,178 +1,404 @@
-"""One answer's drafts: where they come from, how much of them is sent, and what became of it.
+"""One answer's drafts: where guesses come from, which of them are sent, and what became of them.
 
-The text itself is looked into always; a draft model is asked where it promises more. What was found in the
-text is compared with the tokens that come even when it was not sent: its chances are learned for nothing.
+The text itself is looked into always: its guesses are compared with the tokens that come even when they were
+not sent, so that their chances are learned for nothing. A source that takes a while (a model) is asked by a
+task, token by token, while results come; each of its guesses is sent as soon as it is there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from time import perf_counter
+from typing import Protocol
 
 import numpy as np
 
+from ...swarm.errors import LocalProtocolError
 from ...swarm.routing.prediction import Prediction
-from ..hops.trace import Speculated
-from .draft_length import MAX_DRAFT, NO_DRAFT, Draft, DraftPlan, PassTimes, Speculation
+from ..hops.trace import Repair, Speculated
+from .chances import Chances
+from .flight import STEP_TOKENS, Flight, Sent, Stream
+from .prompt_lookup import SOURCE as TEXT
 from .prompt_lookup import PromptLookup
+from .resume import SOURCE as RESUME
+from .resume import Resume
 from .source import Guess, Kind, Source
+from .worth import Choice, Worth
 
 logger = logging.getLogger(__name__)
 
 ANY: Kind = ("any", 0)
 """A token that the source has not guessed yet."""
-ANY_PRIOR = 0.6
+ANY_CHANCE = 0.6
 FORCED: Kind = ("guide", 0)
-FORCED_PRIOR = 0.97
+FORCED_CHANCE = 0.97
 """A text may be cut into other tokens than the guide would cut it into."""
 READ_AT_ONCE = 4096
 """This many tokens of a prompt are read at once, which takes a millisecond of the event loop."""
+LEARNED_AS_THEY_COME = (TEXT, RESUME)
+TOGETHER = 0.5
+"""Steps were sent together if no more than this part of the time between their results was between them."""
+RECENT_GUESSES = 9
+"""Guesses whose lower third is what one takes; the first wait for others, or read what came meanwhile."""
+
+
+class Session(Stream, Protocol):
+    """What a draft's tokens go through: a ``SwarmSession``."""
+
+    @property
+    def most_ahead(self) -> int: ...
+
+    @property
+    def predicted(self) -> Prediction | None: ...
+
+    @property
+    def repaired(self) -> Sequence[Repair]: ...
+
+    async def look_around(self) -> None: ...
+
+
+@dataclass(slots=True)
+class _Step:
+    """Under way. ``certain``: begins with a certain token. ``loaded``: guesses may hold that up."""
+
+    sent_at: float
+    rows: int
+    certain: bool = False
+    loaded: bool = False
 
 
 class Drafter:
-    """``prompt`` is what was fed so far. ``stop_ids`` end an answer. ``source``: guesses by a model; this
-    closes it."""
+    """``prompt`` is what was fed so far; the answer has ``most_tokens`` at most, and ends with one of
+    ``stop_ids``. ``source``: guesses by a model; this closes it. ``speculate``: False for plain decoding."""
 
     def __init__(
         self,
         prompt: Sequence[int],
+        most_tokens: int,
         stop_ids: frozenset[int] = frozenset(),
         source: Source | None = None,
+        *,
+        speculate: bool = True,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
-        self.speculation = Speculation()
-        self._ids = list(prompt)
+        self.chances = Chances()
+        self.worth = Worth()
+        self._prompt = prompt
+        self._most_tokens = most_tokens
         self._stop_ids = stop_ids
-        self._lookup = PromptLookup()
         self._source = source
-        self._guess_times = PassTimes()
-        self._offered = NO_DRAFT
-        self._sent = 0
-        self._of_source = False
+        self._speculate = speculate
+        self._clock = clock
+        self._lookup = PromptLookup()
+        self._resume = Resume(self._lookup)
+        self._session: Session | None = None
+        self._flight: Flight | None = None
+        self._steps: deque[_Step] = deque()
+        self._waiting: list[Guess] = []  # of the source, not sent yet
+        self._task: asyncio.Task[None] | None = None
+        self._line = 0  # changes where the source would have to guess something else
+        self._guess_times: deque[float] = deque(maxlen=RECENT_GUESSES)
+        self._chosen = 0  # tokens of the answer
+        self._token = 0  # the last of them
+        self._in_round = 1  # tokens since a certain one was sent alone
+        self._void = False  # wrong guesses may be before the next certain token
+        self._repairs = 0
+        self._received_at = self._counted_at = self._last_sent_at = 0.0
+        self._passes = self._drafted = self._accepted = 0
         self._draft_s = 0.0
-        self._counts = (0, 0, 0)  # passes, drafted, accepted
-        self._all_draft_s = 0.0
 
     @property
     def speculated(self) -> Speculated:
-        passes, drafted, accepted = self._counts
-        return Speculated(passes, drafted, accepted, self._all_draft_s)
+        worth = self.worth
+        return Speculated(
+            self._passes,
+            self._drafted,
+            self._accepted,
+            self._draft_s,
+            trip_s=worth.trip_s or 0.0,
+            row_s=worth.rows.each_s,
+            price=worth.price,
+            kinds=self.chances.counts,
+        )
 
     async def read(self) -> None:
         """Index the prompt, before anything else is asked; a long one in parts, as others wait meanwhile."""
-        ids = list(self._ids)
-        for start in range(0, len(ids), READ_AT_ONCE):
+        if not self._speculate:
+            return
+        for start in range(0, len(self._prompt), READ_AT_ONCE):
             if start:
                 await asyncio.sleep(0)
-            self._lookup.extend(ids[start : start + READ_AT_ONCE])
+            self._lookup.came(self._prompt[start : start + READ_AT_ONCE])
 
-    async def draft(self, room: int, forced: Sequence[int] = ()) -> tuple[int, ...]:
-        """What to send along with the next token: at most ``room`` tokens, often none. ``forced``: those that
-        a guide leaves no choice about."""
-        began = perf_counter()
-        room = min(room, MAX_DRAFT)
-        self._offered, self._sent, self._of_source = NO_DRAFT, 0, False
-        if room > 0:
-            await self._choose(room, tuple(forced))
-        self._draft_s = perf_counter() - began
-        self._all_draft_s += self._draft_s
-        return self._offered.tokens[: self._sent]
+    def following(self, rows: int) -> Sequence[int]:
+        """What was fed behind each of ``rows`` that came, perhaps nothing behind the last."""
+        return () if self._flight is None else self._flight.following(rows)
 
-    def came(self, tokens: Sequence[int], hidden: np.ndarray) -> None:
-        """``tokens`` were chosen from the rows ``hidden`` (tokens, hidden)."""
+    async def receive(self) -> np.ndarray:
+        """The rows (tokens, hidden) of the oldest step under way."""
+        if self._task is not None and self._task.done():
+            self._task.result()  # raises what it raised
+        hidden = await self._flight_now.receive()
+        before, self._received_at = self._received_at, self._clock()
+        self._measure_gap(before)
+        return hidden
+
+    def chosen(self, session: Session, tokens: Sequence[int], hidden: np.ndarray, *, ended: bool) -> None:
+        """From the rows ``hidden`` (rows, hidden) that came ``tokens`` were chosen, all but the last as they
+        were guessed; at first from the last row of the prompt, which ``session`` holds. ``ended``: with them
+        the answer is."""
+        flight, judged = self._flight, list[Sent]()
+        if flight is None:
+            self._begin(session)
+        else:
+            self._account(self._steps.popleft(), len(tokens))
+            judged = flight.judge(tokens)
+            self._learn(judged, tokens)
+        self._came(tokens, hidden[: len(tokens)])
+        if flight is None or ended:
+            return
+        if len(judged) == len(tokens) and judged[-1].guess.token != tokens[-1]:
+            flight.void()
+            self._steps.clear()
+            self._void = True
+        if flight.is_over:
+            self._new_line()
+
+    async def go_on(self, x: np.ndarray, forced: Callable[[], Sequence[int]] = tuple) -> None:
+        """Send what is next: where nothing is under way the answer's last token, whose embedding is ``x``
+        (1, hidden), and guesses. ``forced``: gives what a guide leaves no choice about now."""
+        flight, session = self._flight_now, self._session_now
+        if flight.is_over:
+            await session.look_around()
+            guesses = self._at_hand((), forced) if self._speculate else []
+            self._begin_round(flight, x, guesses)
+        elif self._speculate:
+            self._send_behind(flight, self._at_hand(flight.tokens, forced))
+            self._send_waiting()
+        self._counted_at = self._clock()
+        self._ask()
+
+    def close(self) -> None:
+        """Ask for nothing any more. Idempotent."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        if self._source is not None:
+            self._source.close()
+            self._source = None
+
+    # What is sent.
+
+    def _begin(self, session: Session) -> None:
+        self._session, self._flight = session, Flight(session)
+        self.worth = Worth(session.predicted)
+        self._repairs = len(session.repaired)
+
+    def _begin_round(self, flight: Flight, x: np.ndarray, guesses: Sequence[Guess]) -> None:
+        if self._source is not None and not self._is_better(guesses):
+            guesses, self._waiting = self._waiting, []
+        elif guesses:
+            self._new_line()
+        choice = self.worth.choose(self.chances.along(guesses)) if guesses else Choice()
+        first, more = guesses[: choice.first], guesses[choice.first : choice.first + choice.more]
+        self._steps.append(_Step(self._clock(), 1 + choice.first, True, self._void or choice.first > 0))
+        flight.begin(self._token, x, first)
+        self._passes += 1
+        self._drafted += choice.first
+        self._void = False
+        self._extend(flight, more)
+
+    def _send_behind(self, flight: Flight, guesses: Sequence[Guess]) -> None:
+        """What is worth it of ``guesses``, which follow those under way. Not a few at a time behind many: a
+        step costs something by itself, and such results would bring further such steps."""
+        worth = self._worth_behind(flight, guesses)
+        if worth and worth >= min(STEP_TOKENS, len(flight.guesses)):
+            self._new_line()
+            self._extend(flight, guesses[:worth])
+
+    def _worth_behind(self, flight: Flight, guesses: Sequence[Guess]) -> int:
+        if not guesses:
+            return 0
+        under_way = [sent.guess for sent in flight.guesses]
+        chances = self.chances.along([*under_way, *guesses])[len(under_way) :]
+        return min(self.worth.behind(chances), self.worth.room(len(under_way)))
+
+    def _extend(self, flight: Flight, guesses: Sequence[Guess]) -> None:
+        now, start = self._clock(), 0
+        for rows in self.worth.cut(self.chances.along(guesses)):
+            self._steps.append(_Step(now, rows))
+            flight.extend(guesses[start : start + rows])
+            start += rows
+        self._drafted += len(guesses)
+
+    # Guesses that are at hand: they cost nothing.
+
+    def _at_hand(self, after: Sequence[int], forced: Callable[[], Sequence[int]]) -> list[Guess]:
+        """The chain behind the answer so far and ``after`` that promises the most tokens."""
+        most = self._room(len(after))
+        if most <= 0:
+            return []
+        chain = [Guess(token, FORCED_CHANCE, FORCED) for token in _behind(after, forced())[:most]]
+        behind = [*after, *(guess.token for guess in chain)]
+        others = [source.guesses(behind, most - len(chain)) for source in (self._lookup, self._resume)]
+        return self._before_stop(chain + max(others, key=self._promise))
+
+    def _room(self, under_way: int) -> int:
+        """How many guesses more may be under way: the last token of an answer is never fed."""
+        session = self._session_now
+        left = self._most_tokens - self._chosen - 1
+        return min(left, session.most_ahead, under_way + self.worth.room(under_way)) - under_way
+
+    def _promise(self, guesses: Sequence[Guess]) -> float:
+        """How many of a chain should be right."""
+        return sum(self.chances.along(guesses))
+
+    def _before_stop(self, guesses: list[Guess]) -> list[Guess]:
+        """Nothing that comes after an answer's end would be used."""
+        ends = (number for number, guess in enumerate(guesses) if guess.token in self._stop_ids)
+        return guesses[: next(ends, len(guesses))]
+
+    # The source, which is asked by a task.
+
+    def _is_better(self, guesses: Sequence[Guess]) -> bool:
+        """Whether ``guesses`` promise more than the source does."""
+        chance = self.chances.of(ANY, ANY_CHANCE)
+        return self._promise(guesses) >= chance / (1 - chance) if chance < 1 else False
+
+    def _new_line(self) -> None:
+        self._line += 1
+        self._waiting = []
+
+    def _ask(self) -> None:
+        if self._source is None or not self._wants_more():
+            return
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._guess_on(self._source), name="drafting")
+
+    async def _guess_on(self, source: Source) -> None:
+        """Token by token, for as long as the next one may be worth a row."""
+        sent_at = self._clock()
+        try:
+            while self._wants_more():
+                line, began = self._line, self._clock()
+                guess = await source.guess(self._ahead)
+                seconds = self._clock() - began
+                self._draft_s += seconds
+                if line != self._line:
+                    continue
+                if guess is None or guess.token in self._stop_ids:
+                    break
+                self._guess_times.append(seconds)
+                self._waiting.append(guess)
+                if len(self._waiting) >= STEP_TOKENS or self._clock() - sent_at >= self._step_s:
+                    self._send_waiting()
+                    sent_at = self._clock()
+        except (RuntimeError, MemoryError) as error:  # the answer can do without
+            logger.warning("event=draft_source_failed error=%r", str(error))
+            source.close()
+            self._source = None
+        self._send_waiting()
+
+    @property
+    def _ahead(self) -> list[int]:
+        """Tokens guessed behind the answer so far."""
+        return [*self._flight_now.tokens, *(guess.token for guess in self._waiting)]
+
+    @property
+    def _step_s(self) -> float:
+        """What a step of one row keeps the slowest stage busy: more of them would only wait."""
+        return self.worth.rows.step_s + self.worth.rows.row_s
+
+    @property
+    def _guess_s(self) -> float:
+        """What a guess of the source takes; 0 before a few were made."""
+        times = sorted(self._guess_times)
+        return times[(len(times) - 1) // 3] if len(times) >= 3 else 0.0
+
+    def _wants_more(self) -> bool:
+        """Whether a guess behind all there are is worth asking for."""
+        worth = self.worth
+        ahead = [*(sent.guess for sent in self._flight_now.guesses), *self._waiting]
+        if self._source is None or self._room(len(ahead)) <= 0 or self._guess_s >= (worth.trip_s or 0.0):
+            return False
+        chances = self.chances.along(ahead)
+        return (chances[-1] if chances else 1.0) * self.chances.of(ANY, ANY_CHANCE) >= worth.least
+
+    def _send_waiting(self) -> None:
+        flight = self._flight_now
+        if not self._waiting or flight.is_over:  # they go with the next certain token
+            return
+        worth = self._worth_behind(flight, self._waiting)
+        guesses, self._waiting = self._waiting[:worth], self._waiting[worth:]
+        self._extend(flight, guesses)
+
+    # What is learned.
+
+    def _came(self, tokens: Sequence[int], hidden: np.ndarray) -> None:
+        self._chosen += len(tokens)
+        self._token = tokens[-1]
+        if not self._speculate:
+            return
+        for token in tokens:
+            for source in (self._lookup, self._resume):
+                for guess in source.guesses((), 1):
+                    self.chances.judged(guess.kind, guess.token == token)
+            self._lookup.came((token,))
+            self._resume.came(token)
         if self._source is not None:
             self._source.came(tokens, hidden)
 
-    def chosen(self, tokens: Sequence[int], seconds: float | None) -> None:
-        """The pass has brought ``tokens``, all but the last as drafted, in ``seconds`` (None: something was
-        repaired meanwhile)."""
-        offered, sent = self._offered, self._sent
-        passes, drafted, accepted = self._counts
-        self._counts = (passes + 1, drafted + sent, accepted + len(tokens) - 1)
-        right = 0
-        while right < min(len(offered), len(tokens)) and offered.tokens[right] == tokens[right]:
-            right += 1
-        # Nothing is known beyond the tokens that came.
-        kinds = offered.kinds[: len(tokens)]
-        self.speculation.judged(kinds, right)
-        if kinds and self._of_source:
-            self.speculation.judged([ANY] * len(kinds), right)
-        if seconds is not None:
-            self.speculation.passed(1 + sent, len(tokens), seconds, self._draft_s)
-        self._ids.extend(tokens)
-        self._lookup.extend(tokens)
+    def _learn(self, judged: Sequence[Sent], tokens: Sequence[int]) -> None:
+        rights = 0
+        for sent, token in zip(judged, tokens, strict=False):
+            kind, right = sent.guess.kind, sent.guess.token == token
+            rights += right
+            self.chances.count(kind[0], sent.depth, right)
+            if kind[0] not in LEARNED_AS_THEY_COME:
+                self.chances.judged(kind, right)
+                if kind is not FORCED:
+                    self.chances.judged(ANY, right)
+        self._accepted += rights
+        self.worth.accepted(rights)
 
-    def begin(self, token: int, predicted: Prediction | None) -> None:
-        """The prompt's pass has brought ``token``; ``predicted`` is what a pass of one token should cost."""
-        self.speculation = Speculation(*_guesses(predicted))
-        self._ids.append(token)
-        self._lookup.extend((token,))
+    def _account(self, step: _Step, tokens: int) -> None:
+        """What was gained and lost by the step whose rows ``tokens`` were chosen from."""
+        now, repairs = self._clock(), len(self._session_now.repaired)
+        undisturbed, self._repairs = repairs == self._repairs, repairs
+        if step.certain:
+            self.worth.over(self._in_round)
+            self._in_round = 0
+        self._in_round += tokens
+        if undisturbed and step.certain:
+            self.worth.trip(now - step.sent_at, tokens, loaded=step.loaded)
+        elif undisturbed:
+            self.worth.step(now - self._counted_at, tokens)
 
-    def close(self) -> None:
-        if self._source is not None:
-            self._source.close()
+    def _measure_gap(self, before: float) -> None:
+        """How long after the last step the oldest one came, if they were sent together."""
+        step, last = self._steps[0], self._last_sent_at
+        gap = self._received_at - before
+        if not step.certain and step.sent_at - last <= TOGETHER * gap:
+            self.worth.gap(gap, step.rows)
+        self._last_sent_at = step.sent_at
 
-    async def _choose(self, room: int, forced: tuple[int, ...]) -> None:
-        plan = self._offer(self._lookup.draft(room), None)
-        if forced:
-            known = len(forced[:room])
-            plan = self._offer(Draft(forced[:room], (FORCED,) * known, (FORCED_PRIOR,) * known), plan)
-        if self._source is None:
-            return
-        try:
-            await self._ask(self._source, room, plan)
-        except (RuntimeError, MemoryError) as error:  # the answer can do without
-            logger.warning("event=draft_model_failed error=%r", str(error))
-            self.close()
-            self._source = None
+    @property
+    def _flight_now(self) -> Flight:
+        if self._flight is None:
+            raise LocalProtocolError("nothing was begun")
+        return self._flight
 
-    def _offer(self, draft: Draft, best: DraftPlan | None) -> DraftPlan:
-        """Take ``draft`` where it promises more than what is offered already; the better plan."""
-        draft = draft.before(self._stop_ids)
-        plan = self.speculation.plan(tuple(zip(draft.kinds, draft.priors, strict=True)))
-        if best is not None and (plan.rate < best.rate or not plan.length):
-            return best
-        self._offered, self._sent = draft, plan.length
-        return plan
-
-    async def _ask(self, source: Source, room: int, plan: DraftPlan) -> None:
-        """Token by token while the next one promises to pay; in the place of the draft at hand, from
-        which ``plan`` was made, where the source promises more."""
-        asked = self._plan((), room)
-        if not asked.length or asked.rate < plan.rate:
-            return
-        guesses: list[Guess] = []
-        while len(guesses) < room:
-            began = perf_counter()
-            guess = await source.guess([each.token for each in guesses])
-            if guess is None or guess.token in self._stop_ids:
-                break
-            self._guess_times.took(1, perf_counter() - began)
-            guesses.append(guess)
-            if self._plan(guesses, room).length <= len(guesses):
-                break
-        if guesses:
-            self._of_source = True
-            self._offered = Draft(
-                tuple(each.token for each in guesses),
-                tuple(each.kind for each in guesses),
-                tuple(each.chance for each in guesses),
-            )
-            self._sent = self._plan(guesses, len(guesses)).length
-
-    def _plan(self, guesses: Sequence[Guess], room: int) -> DraftPlan:
-        """How much of ``guesses`` and of what else would be asked is worth it."""
-        known = [(each.kind, each.chance) for each in guesses]
-        more = room - len(known)
-        costs = [0.0] * len(known) + [self._guess_times.expected(1)] * more
-        return self.speculation.plan([*known, *[(ANY, ANY_PRIOR)] * more], costs)
+    @property
+    def _session_now(self) -> Session:
+        if self._session is None:
+            raise LocalProtocolError("nothing was begun")
+        return self._session
 
 
-def _guesses(predicted: Prediction | None) -> tuple[float | None, float | None]:
-    """Seconds of a plain pass, and of each token more in one: hops compute those as they do a prompt's."""
-    if predicted is None:
-        return None, None
-    tokens = predicted.prompt_tokens
-    prefill_s = sum(hop.prefill_s for hop in predicted.hops)
-    return predicted.token_s, prefill_s / tokens if tokens else None
+def _behind(after: Sequence[int], forced: Sequence[int]) -> Sequence[int]:
+    """What is left of ``forced`` behind ``after``, if that begins so."""
+    return forced[len(after) :] if list(forced[: len(after)]) == list(after) else ()

@@ -107,7 +107,9 @@ class Behaviour:
     chains: bool = True  # False: says that it cannot reach the next hop
 
     def once(self, name: str, step: int) -> bool:
-        if getattr(self, name) != step:
+        """Whether it is now: at the step that ``name`` says, or the first after it where that was void."""
+        at = getattr(self, name)
+        if at is None or step < at:
             return False
         setattr(self, name, None)
         return True
@@ -467,7 +469,7 @@ class FakeNode:
             self.die()
         if how.once("mute_at_step", job.step):
             self.mute()
-        if how.error_at_step is not None and how.error_at_step[0] == job.step:
+        if how.error_at_step is not None and how.error_at_step[0] <= job.step:
             (_, error), how.error_at_step = how.error_at_step, None
             job.refusal = _failure(error)
         elif how.error_from_step is not None and how.error_from_step[0] <= job.step and self._is_wanted(job):

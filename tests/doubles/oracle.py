@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pytest
 
-from swarm_node.client.drafting.draft_length import DraftPlan
 from swarm_node.client.drafting.source import Guess
+from swarm_node.client.drafting.worth import Choice, Worth
 
 
 class Oracle:
@@ -48,6 +49,21 @@ class OracleSequence:
         self.closed = True
 
 
-def send_all(self: object, draft: Sequence[object], costs: Sequence[float] = ()) -> DraftPlan:
-    """In place of ``Speculation.plan``: every draft, whatever it costs; a draft model's before the text's."""
-    return DraftPlan(min(len(draft), 7), 1.0)
+def send_all(monkeypatch: pytest.MonkeyPatch, ahead: int = 7, together: int = 3) -> None:
+    """Every guess is sent, whatever it costs: ``ahead`` at a time, ``together`` of them with the certain
+    token."""
+
+    def choose(self: Worth, chances: Sequence[float]) -> Choice:
+        first = min(together, len(chances))
+        return Choice(first, len(chances) - first)
+
+    monkeypatch.setattr(Worth, "choose", choose)
+    monkeypatch.setattr(Worth, "least", 0.0)
+    monkeypatch.setattr(Worth, "trip_s", 1000.0)
+    monkeypatch.setattr(Worth, "room", lambda self, under_way: max(0, ahead - under_way))
+
+
+def send_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is guessed."""
+    monkeypatch.setattr(Worth, "choose", lambda self, chances: Choice())
+    monkeypatch.setattr(Worth, "room", lambda self, under_way: 0)

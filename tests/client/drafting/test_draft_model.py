@@ -15,7 +15,6 @@ import torch
 
 from scripts.lab.tiny_model import CONTEXT, VOCAB, write_tiny_model
 from swarm_node.client.async_model import AsyncSwarmModel
-from swarm_node.client.drafting.draft_length import Speculation
 from swarm_node.client.drafting.draft_model import DraftModel, DraftSequence, load_draft_model
 from swarm_node.client.local_model import load_local_model
 from swarm_node.client.network import ClientNetwork
@@ -204,7 +203,7 @@ async def test_answers_through_real_nodes_are_the_same(
 ) -> None:
     from tests.doubles.oracle import send_all
 
-    monkeypatch.setattr(Speculation, "plan", send_all)
+    send_all(monkeypatch)
     options = {"max_new_tokens": N, "ignore_eos": True, "logprobs": 2, **sampled}
     plain = await (await _client(swarm, None, wire_codec)).generate_detailed(
         PROMPT, speculate="off", **options

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from time import perf_counter
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm_node.client.drafting.draft_length import NO_DRAFT, Draft
 from swarm_node.client.drafting.prompt_lookup import CANDIDATES, LONGEST_MATCH, PromptLookup
+
+
+def _tokens(lookup: PromptLookup, length: int, after: Sequence[int] = ()) -> list[int]:
+    return [guess.token for guess in lookup.guesses(after, length)]
 
 
 def _plain(ids: list[int], length: int) -> list[int]:
@@ -36,42 +40,48 @@ def _plain(ids: list[int], length: int) -> list[int]:
 def test_an_index_that_grows_finds_what_a_search_finds(ids: list[int], length: int, cut: int) -> None:
     lookup = PromptLookup(ids[:cut])
     for token in ids[cut:]:
-        lookup.extend((token,))
-    assert list(lookup.draft(length).tokens) == _plain(ids, length)
+        lookup.came((token,))
+    assert _tokens(lookup, length) == _plain(ids, length)
 
 
 def test_the_longest_match_wins_over_the_latest() -> None:
     text = [1, 2, 3, 4, 50, 9, 3, 4, 60, 8, 1, 2, 3, 4]
-    assert PromptLookup(text).draft(3).tokens == (50, 9, 3)
-    assert PromptLookup([3, 4, 50, 3, 4, 60, 3, 4]).draft(2).tokens == (60, 3)
+    assert _tokens(PromptLookup(text), 3) == [50, 9, 3]
+    assert _tokens(PromptLookup([3, 4, 50, 3, 4, 60, 3, 4]), 2) == [60, 3]
 
 
 def test_one_token_is_better_than_none() -> None:
-    assert PromptLookup([7, 8, 9, 7]).draft(2).tokens == (8, 9)
-    assert PromptLookup([7, 8, 9]).draft(4) == NO_DRAFT
-    assert PromptLookup([]).draft(4) == NO_DRAFT
+    assert _tokens(PromptLookup([7, 8, 9, 7]), 2) == [8, 9]
+    assert PromptLookup([7, 8, 9]).guesses((), 4) == []
+    assert PromptLookup([]).guesses((), 4) == []
 
 
 def test_a_text_that_repeats_itself_is_carried_on() -> None:
-    assert PromptLookup([5, 1, 2, 3, 1, 2, 3]).draft(8).tokens == (1, 2, 3, 1, 2, 3, 1, 2)
-    assert PromptLookup([4, 4, 4]).draft(3).tokens == (4, 4, 4)
+    assert _tokens(PromptLookup([5, 1, 2, 3, 1, 2, 3]), 8) == [1, 2, 3, 1, 2, 3, 1, 2]
+    assert _tokens(PromptLookup([4, 4, 4]), 3) == [4, 4, 4]
 
 
 def test_chances_grow_with_the_match_and_along_it() -> None:
-    weak = PromptLookup([7, 8, 9, 7]).draft(1)
-    strong = PromptLookup([*range(100, 120), 1, 2, *range(100, 120)]).draft(1)
-    assert weak.kinds < strong.kinds
-    assert weak.priors[0] < strong.priors[0]
-    along = PromptLookup([*range(40), 0]).draft(20)
-    assert list(along.priors) == sorted(along.priors)
-    assert len(set(along.kinds)) > 3
+    (weak,) = PromptLookup([7, 8, 9, 7]).guesses((), 1)
+    (strong,) = PromptLookup([*range(100, 120), 1, 2, *range(100, 120)]).guesses((), 1)
+    assert weak.kind < strong.kind
+    assert weak.chance < strong.chance
+    along = PromptLookup([*range(40), 0]).guesses((), 20)
+    chances = [guess.chance for guess in along]
+    assert chances == sorted(chances)
+    assert len({guess.kind for guess in along}) > 3
 
 
-def test_a_draft_ends_before_what_ends_the_answer() -> None:
-    draft = Draft((1, 2, 3, 2), (("x", 0),) * 4, (0.5,) * 4)
-    assert draft.before(frozenset({3})).tokens == (1, 2)
-    assert draft.before(frozenset()) == draft
-    assert len(draft.before(frozenset({1}))) == 0
+@given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 20))
+def test_behind_its_own_guesses_it_goes_on_as_before(ids: list[int], cut: int) -> None:
+    lookup = PromptLookup(ids)
+    guesses = lookup.guesses((), 40)
+    after = [guess.token for guess in guesses[:cut]]
+    behind = lookup.guesses(after, 5)
+    if guesses:
+        assert len(behind) == 5
+        longer = PromptLookup([*ids, *after])
+        assert lookup.match(after)[1] <= longer.match()[1]  # which also finds the guesses themselves
 
 
 def test_long_and_dull_texts_take_no_time() -> None:
@@ -80,5 +90,5 @@ def test_long_and_dull_texts_take_no_time() -> None:
         lookup = PromptLookup(ids)
         began = perf_counter()
         for _ in range(100):
-            lookup.draft(32)
+            lookup.guesses((), 32)
         assert (perf_counter() - began) / 100 < 0.005

@@ -13,7 +13,6 @@ import pytest
 
 from swarm_node.client.decoding.head_batch import HeadBatcher
 from swarm_node.client.decoding.sampling import Sampler, SamplingParams
-from swarm_node.client.drafting.draft_length import Speculation
 from swarm_node.client.drafting.drafter import Drafter
 from swarm_node.swarm.errors import ErrorCode
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
@@ -32,7 +31,7 @@ GREEDY = expected(PROMPT, N)
 @pytest.fixture(autouse=True)
 def drafting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that is drafted is sent: what is drafted must never matter."""
-    monkeypatch.setattr(Speculation, "plan", send_all)
+    send_all(monkeypatch)
 
 
 def _often(number: int) -> bool:
@@ -55,13 +54,8 @@ async def test_greedy_answers_are_the_same(chain: bool, wrong: Callable[[int], b
     told = answer.speculated
     assert told.passes + told.accepted == N - 1
     assert told.drafted > 0
-    rights = sum(not wrong(number) for number in range(1, N))
-    assert told.accepted <= rights
-    if rights > N // 2:
+    if sum(not wrong(number) for number in range(1, N)) > N // 2:
         assert told.passes < N / 2
-    # One step a pass at every hop, counted as decoding.
-    assert {hop.decode.steps for hop in answer.hops} == {told.passes}
-    assert {hop.decode.tokens for hop in answer.hops} == {told.passes + told.drafted}
     assert {hop.prefill.tokens for hop in answer.hops} == {len(PROMPT)}
     assert answer.as_dict()["speculation"]["accepted"] == told.accepted  # type: ignore[index]
     assert oracle.sequences[0].closed
@@ -150,6 +144,36 @@ async def test_probabilities_are_those_of_the_model() -> None:
     assert set(counts) == set(probabilities)
     chi = sum((counts[key] - draws * p) ** 2 / (draws * p) for key, p in probabilities.items())
     assert chi < 31  # 10 degrees of freedom: one in 1,700 draws of seeds; the seeds are fixed
+
+
+ROW = np.zeros((1, 1), np.float32)
+
+
+class Recorded:
+    """In a ``SwarmSession``'s place: what was sent to it, and where it went back to."""
+
+    most_ahead = 128
+    predicted = None
+    repaired = ()
+
+    def __init__(self) -> None:
+        self.sent: list[list[int]] = []
+        self.back: list[int] = []
+        self.length = 0
+
+    def send(self, ids: Sequence[int], x: np.ndarray | None = None) -> None:
+        self.sent.append([*ids])
+        self.length += len(ids)
+
+    async def receive(self) -> np.ndarray:
+        return ROW
+
+    def rollback(self, length: int) -> None:
+        self.back.append(length)
+        self.length = length
+
+    async def look_around(self) -> None:
+        pass
 
 
 # Ends
@@ -258,27 +282,49 @@ async def test_a_guide_that_is_over_inside_a_draft() -> None:
 async def test_a_long_prompt_is_indexed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """And found in as it would be in one."""
     monkeypatch.setattr("swarm_node.client.drafting.drafter.READ_AT_ONCE", 3)
-    drafter = Drafter([4, 7, 8, 9, 1, 2, 3, 7])
+    session = Recorded()
+    drafter = Drafter([4, 7, 8, 9, 1, 2, 3, 7], 4)
     reading = asyncio.create_task(drafter.read())
     await asyncio.sleep(0)
     assert not reading.done()
     await reading
-    drafter.begin(8, None)
-    await drafter.draft(3)
-    assert drafter._offered.tokens[:3] == (9, 1, 2)
+    drafter.chosen(session, [8], ROW, ended=False)
+    await drafter.go_on(ROW)
+    assert session.sent == [[8, 9, 1]]
 
 
-async def test_what_a_guide_leaves_no_choice_about_is_drafted() -> None:
-    drafter = Drafter([7, 8, 9, 7], frozenset({5}))
+async def _first_sent(most: int, forced: Sequence[int] = ()) -> list[int]:
+    session = Recorded()
+    drafter = Drafter([7, 8, 9, 7], most, frozenset({5}))
     await drafter.read()
-    drafter.begin(8, None)
-    assert await drafter.draft(3) == (9, 7, 8)  # of the text
-    assert await drafter.draft(4, forced=[1, 2, 3]) == (1, 2, 3)
-    drafter.chosen([1, 2, 4], 0.1)
-    assert drafter.speculated.accepted == 2
-    assert await drafter.draft(2, forced=[1, 2, 3]) == (1, 2)
-    assert await drafter.draft(4, forced=[1, 5, 3]) == (1,)
-    assert await drafter.draft(0, forced=[1]) == ()
+    drafter.chosen(session, [8], ROW, ended=False)
+    await drafter.go_on(ROW, lambda: forced)
+    return [token for step in session.sent for token in step]
+
+
+async def test_what_a_guide_leaves_no_choice_about_is_guessed() -> None:
+    assert await _first_sent(5) == [8, 9, 7, 8]  # of the text
+    assert await _first_sent(5, [1, 2, 3]) == [8, 1, 2, 3]
+    assert await _first_sent(4, [1, 2, 3]) == [8, 1, 2]
+    assert await _first_sent(5, [1, 5, 3]) == [8, 1]  # nothing behind what ends the answer
+    assert await _first_sent(2, [1]) == [8]  # the last token is never fed
+
+
+async def test_guesses_follow_while_others_are_under_way() -> None:
+    """And what a guide leaves no choice about, behind what is there of it."""
+    session = Recorded()
+    drafter = Drafter([1, 2, 3], 40)
+    await drafter.read()
+    drafter.chosen(session, [7], ROW, ended=False)
+    await drafter.go_on(ROW, lambda: [10, 11])
+    assert session.sent == [[7, 10, 11]]
+    await drafter.receive()
+    assert list(drafter.following(3)) == [10, 11]
+    drafter.chosen(session, [10, 11, 12], np.zeros((3, 1), np.float32), ended=False)
+    await drafter.go_on(ROW)
+    assert session.sent[1:] == [[12]]
+    assert session.back == []
+    drafter.close()
 
 
 # Repair in the middle of a verification
@@ -289,13 +335,13 @@ async def test_what_a_guide_leaves_no_choice_about_is_drafted() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("die_at_step", 6),
-        ("mute_at_step", 6),
-        ("nan_at_step", 6),
-        ("wrong_rows_at_step", 6),
-        ("garbage_at_step", 6),
-        ("error_at_step", (6, ErrorMessage(None, None, ErrorCode.INTERNAL, "no", True))),
-        ("error_at_step", (6, ErrorMessage(None, None, ErrorCode.BAD_STEP, "no", False))),
+        ("die_at_step", 11),
+        ("mute_at_step", 11),
+        ("nan_at_step", 11),
+        ("wrong_rows_at_step", 11),
+        ("garbage_at_step", 11),
+        ("error_at_step", (11, ErrorMessage(None, None, ErrorCode.INTERNAL, "no", True))),
+        ("error_at_step", (11, ErrorMessage(None, None, ErrorCode.BAD_STEP, "no", False))),
     ],
 )
 async def test_a_hop_that_fails_while_a_draft_is_checked(

@@ -1,0 +1,238 @@
+"""Which guesses are worth sending: a pure decision, made of measurements.
+
+A guess that is right saves its answer a trip through the route. A row costs its time at the slowest stage of
+the route, and others there what the price says; in one step with a certain token it also holds that token up
+at every stage. So a guess is sent if its chance is at least the price, and its own cost as a part of a trip.
+
+What is at stake is bounded: all trips of an answer together may be behind plain decoding by LOSS_PART of its
+time and by FIRST_STAKE trips at most. That also pays for trying again what did not help earlier. And no more
+rows are under way than was tried before without a loss, twice as many each time.
+
+No clock, no I/O: times are given in, in seconds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median_low
+
+from ...swarm.routing.prediction import Prediction
+from .flight import STEP_TOKENS
+
+MOST_AHEAD = 128
+"""At most this many guesses are under way."""
+RECENT_TRIPS = 9
+"""Trips whose lower third is what one takes: those that were held up by something do not matter."""
+FEWEST_TRIPS = 3
+"""Trips that are measured before a prediction does not count any more, or before anything is guessed where
+there was none."""
+RECENT_GAPS = 15
+"""Steps sent together, whose lower third tells how fast the slowest stage is."""
+STALE_TRIPS = 16
+"""Trips with guesses after which a plain one is made, unless they bring BRINGS_MUCH tokens each: what plain
+trips take must stay known."""
+BRINGS_MUCH = 1.5
+NEWEST_WEIGHT = 0.2
+"""Of a trip's tokens, in the moving average of them."""
+LOSS_PART = 0.02
+FIRST_STAKE = 0.5
+MOST_CREDIT = 6.0
+"""Trips' worth of old gains that may be lost again."""
+DEAR_ROW = 0.1
+"""The assumed cost of a row at a stage, as a part of a trip, where nothing is known."""
+FIRST_PART = 0.25
+"""At first so many rows are under way at most as should take this part of a trip at the slowest stage."""
+FIRST_ROWS = (4, 32)
+"""But at least and at most so many."""
+FAR_STEPS = 8
+"""A stage waits for most of a trip that takes longer than so many steps there."""
+LOST_PART = 0.25
+"""A trip that is late by this part of one was held up by what was sent: less is tried next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What a step takes: ``step_s`` for itself and ``row_s`` for each row at the slowest stage, and
+    ``all_rows_s`` for each row at all stages together."""
+
+    step_s: float
+    row_s: float
+    all_rows_s: float
+
+    @property
+    def each_s(self) -> float:
+        """A row's part of a full step at the slowest stage."""
+        return self.row_s + self.step_s / STEP_TOKENS
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Of a chain of guesses, ``first`` go in one step with the certain token, and ``more`` behind it."""
+
+    first: int = 0
+    more: int = 0
+
+
+class Worth:
+    """The decision for one answer. ``predicted``: what the route should cost. ``price``: see ``least``."""
+
+    def __init__(self, predicted: Prediction | None = None, most_ahead: int = MOST_AHEAD) -> None:
+        self.price = 0.0
+        self._predicted_s = None if predicted is None else predicted.token_s
+        self._rows = _predicted_rows(predicted)
+        self._most_ahead = most_ahead
+        self._plain: deque[float] = deque(maxlen=RECENT_TRIPS)
+        self._loaded: deque[float] = deque(maxlen=RECENT_TRIPS)
+        self._gaps: deque[float] = deque(maxlen=RECENT_GAPS)
+        self._since_plain = 0
+        self._brought = 1.0  # tokens a trip
+        self._credit_s = 0.0  # gained against plain decoding, as far as it may be staked
+        self._window: float | None = None  # rows that may be under way
+
+    @property
+    def trip_s(self) -> float | None:
+        """Seconds of a plain trip; None: not known."""
+        plain, predicted_s = self._plain, self._predicted_s
+        if len(plain) < FEWEST_TRIPS:
+            if predicted_s is None:
+                return None
+            return min([predicted_s, *plain])
+        usual_s = sorted(plain)[(len(plain) - 1) // 3]
+        return min(usual_s, median_low(self._loaded)) if self._loaded else usual_s
+
+    @property
+    def rows(self) -> Rows:
+        """As predicted, or assumed; and no faster than steps that were sent together came."""
+        rows = self._rows
+        if rows is None:
+            dear_s = DEAR_ROW * (self.trip_s or 0.0)
+            rows = Rows(dear_s, dear_s, dear_s)
+        if not self._gaps:
+            return rows
+        gap_s = sorted(self._gaps)[(len(self._gaps) - 1) // 3]
+        if self._rows is None:
+            return Rows(gap_s / 2, gap_s / 2 / STEP_TOKENS, gap_s / 2)  # of a full step
+        row_s = max(rows.row_s, (gap_s - rows.step_s) / STEP_TOKENS)
+        return Rows(rows.step_s, row_s, rows.all_rows_s + row_s - rows.row_s)
+
+    @property
+    def least(self) -> float:
+        """The least chance of a guess that is worth a row; 1 where nothing is known."""
+        trip_s = self.trip_s
+        if not trip_s:
+            return 1.0
+        return max(self.price, self.rows.each_s / trip_s)
+
+    def room(self, under_way: int) -> int:
+        """How many guesses more may be under way."""
+        trip_s = self.trip_s
+        if not trip_s:
+            return 0
+        each_s = self.rows.each_s
+        staked = (self._credit_s + FIRST_STAKE * trip_s) / each_s if each_s > 0 else MOST_AHEAD
+        most = min(self._most_ahead, int(max(0.0, min(staked, self._tried(trip_s)))))
+        return max(0, most - under_way)
+
+    def behind(self, chances: Sequence[float]) -> int:
+        """How many of a chain are worth rows behind others that are under way; ``chances``: that each and all
+        before it are right."""
+        least = self.least
+        worth = 0
+        while worth < len(chances) and chances[worth] >= least:
+            worth += 1
+        return worth
+
+    def choose(self, chances: Sequence[float]) -> Choice:
+        """What of a chain to send with and behind a certain token, while nothing is under way."""
+        worth = min(self.behind(chances), self.room(0))
+        trip_s = self.trip_s
+        if not worth or trip_s is None:
+            return Choice()
+        if self._since_plain >= STALE_TRIPS and self._brought < BRINGS_MUCH:
+            return Choice()
+        choices = [Choice(first, worth - first) for first in range(min(worth, STEP_TOKENS - 1) + 1)]
+        choices += [Choice(choice.first) for choice in choices if choice.more]
+        return max(choices, key=lambda choice: self._gain_s(choice, chances, trip_s))
+
+    def _gain_s(self, choice: Choice, chances: Sequence[float], trip_s: float) -> float:
+        """What ``choice`` should save, in seconds."""
+        rows, sent = self.rows, choice.first + choice.more
+        together_s = choice.first * rows.all_rows_s  # the certain token is held up
+        if not choice.more:
+            return sum(chances[:sent]) * trip_s - together_s
+        # What goes behind comes a step later, and each of its rows takes its time at each stage. Where the
+        # route is short, the next certain token comes to stages that are still busy with it.
+        behind = self.cut(chances[choice.first : choice.first + choice.more])[0]
+        step_s = rows.step_s + (1 + choice.first) * rows.row_s
+        behind_s = step_s + (behind - 1) * rows.all_rows_s
+        busy_s = max(0.0, step_s + rows.step_s + behind * rows.row_s - trip_s)
+        right = chances[choice.first]
+        return sum(chances[:sent]) * trip_s - right * behind_s - (1 - right) * (together_s + busy_s)
+
+    def cut(self, chances: Sequence[float]) -> list[int]:
+        """How many guesses of a chain go in each step. A step waits at every stage for all its rows; those
+        that are less likely go in a step of their own, where that costs less."""
+        rows, steps, begun = self.rows, [0], 1.0
+        far = (self.trip_s or 0.0) > FAR_STEPS * rows.step_s
+        for chance in chances:
+            likely, left = chance / begun, STEP_TOKENS - steps[-1]
+            waits = (1 - likely) * left * rows.all_rows_s > likely * rows.step_s
+            if (far and steps[-1] and waits) or not left:
+                steps.append(0)
+                begun = chance
+            steps[-1] += 1
+        return steps if chances else []
+
+    def trip(self, seconds: float, tokens: int, *, loaded: bool) -> None:
+        """A certain token's result came after ``seconds``, with ``tokens`` chosen. ``loaded``: guesses went
+        with it, or wrong ones may have been before it."""
+        trip_s = self.trip_s
+        (self._loaded if loaded else self._plain).append(seconds)
+        self._since_plain = self._since_plain + 1 if loaded else 0
+        self._won(trip_s, seconds, tokens, loaded)
+
+    def step(self, seconds: float, tokens: int) -> None:
+        """Another step's result came ``seconds`` after the one before, with ``tokens`` chosen."""
+        self._won(self.trip_s, seconds, tokens, True)
+
+    def gap(self, seconds: float, rows: int) -> None:
+        """A step of ``rows`` came ``seconds`` after the one that was sent together with it."""
+        if rows == STEP_TOKENS:
+            self._gaps.append(seconds)
+
+    def over(self, tokens: int) -> None:
+        """A round has ended, which brought so many tokens."""
+        self._brought += NEWEST_WEIGHT * (tokens - self._brought)
+
+    def accepted(self, guesses: int) -> None:
+        """So many were right: as many more may be under way."""
+        if (trip_s := self.trip_s) is not None:
+            self._window = min(float(MOST_AHEAD), self._tried(trip_s) + guesses)
+
+    def _won(self, trip_s: float | None, seconds: float, tokens: int, loaded: bool) -> None:
+        if trip_s is None:
+            return
+        won_s = LOSS_PART * trip_s * tokens
+        if loaded:  # a plain trip is no gain and no loss, however long it took
+            won_s += tokens * trip_s - seconds
+            if seconds - tokens * trip_s > LOST_PART * trip_s:
+                self._window = max(float(FIRST_ROWS[0]), self._tried(trip_s) / 2)
+        self._credit_s = min(MOST_CREDIT * trip_s, self._credit_s + won_s)
+
+    def _tried(self, trip_s: float) -> float:
+        if self._window is None:
+            each_s = self.rows.each_s
+            rows = FIRST_PART * trip_s / each_s if each_s > 0 else FIRST_ROWS[1]
+            self._window = min(float(FIRST_ROWS[1]), max(float(FIRST_ROWS[0]), rows))
+        return self._window
+
+
+def _predicted_rows(predicted: Prediction | None) -> Rows | None:
+    """Hops compute rows more as they do a prompt's."""
+    if predicted is None or not predicted.prompt_tokens:
+        return None
+    each = [hop.prefill_s / predicted.prompt_tokens for hop in predicted.hops]
+    alone = [max(0.0, hop.compute_s - row_s) for hop, row_s in zip(predicted.hops, each, strict=True)]
+    return Rows(max(alone), max(each), sum(each))
