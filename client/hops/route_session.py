@@ -30,6 +30,8 @@ from ...swarm.errors import (
 from ...swarm.fidelity.row_sampler import FewAtATime
 from ...swarm.fidelity.written_rows import WrittenRows
 from ...swarm.links.pool import LinkPool
+from ...swarm.protocol.branches import rows_of, too_many
+from ...swarm.protocol.field_types import Branches
 from ...swarm.protocol.messages import Want
 from ...swarm.protocol.wire import Payload
 from ...swarm.routing.prediction import chunk_tokens
@@ -223,31 +225,44 @@ class RouteSession:
         """Tokens posted whose rows were not received."""
         return 0 if self._flow is None else self._flow.tokens
 
-    def post(self, x: np.ndarray, position: int) -> None:
+    @property
+    def takes_branches(self) -> bool:
+        """Whether all hops compute branches of steps."""
+        return all("branches" in hop.features for hop in self.hops)
+
+    def post(self, x: np.ndarray, position: int, branches: Branches = ()) -> None:
         """Send a short step, ``x`` (tokens, hidden) at ``position``: the first behind what was received,
-        others behind the one before. Never waits; ``receive`` raises for one that cannot be sent."""
+        others behind the one before. Never waits; ``receive`` raises for one that cannot be sent.
+
+        The last rows of ``x`` are those of ``branches``, (row, count) each: see ``Step``."""
+        own = len(x) - rows_of(branches)
+        if problem := too_many(own, branches):
+            raise LocalProtocolError(f"the step has {problem}")
+        if len(x) > self._max_step_tokens:
+            x, branches = x[:own], ()
         if self._flow is None:
             self._flow = StepFlow(self.segments)
             self.acked = position
         began = perf_counter()
-        payload = self._encode(x, position)
+        payload = self._encode(x, position, own)
         self.hops[0].trace.decode.coded(perf_counter() - began)
-        self._flow.post(self.take_steps(1), payload, len(x), position)
+        self._flow.post(self.take_steps(1), payload, len(x), position, branches)
         self._fed = True
 
     async def receive(self) -> np.ndarray:
-        """The rows (tokens, hidden) float32 of the oldest step that was posted. Raises HopFailedError and
-        EdgeFailedError."""
+        """The rows (tokens, hidden) float32 of the oldest step that was posted; those of its branches are the
+        last, or missing where a hop had no room. Raises HopFailedError and EdgeFailedError."""
         flow = self._flow
         if flow is None or not flow.tokens:
             raise LocalProtocolError("no step is under way")
         try:
-            result = await flow.receive()
-            hidden = self._decode(result.payload, result.tokens, True)
+            result, branches = await flow.receive()
+            own = result.tokens - rows_of(branches)
+            hidden = self._decode(result.payload, result.tokens, True, own)
         except BrokenError as error:
             flow.stop()
             raise await self.failure() from error
-        self.acked = result.position + result.tokens
+        self.acked = result.position + own
         return hidden
 
     def _end_flow(self, *, void: bool = True) -> None:
@@ -354,15 +369,17 @@ class RouteSession:
         )
         return outputs[-1] if want is Want.LAST else np.concatenate(outputs)
 
-    def _encode(self, x: np.ndarray, position: int) -> Payload:
-        """``x`` (tokens, hidden) for the first hop, whose table is not believed again if it does harm."""
+    def _encode(self, x: np.ndarray, position: int, own: int | None = None) -> Payload:
+        """``x`` (tokens, hidden) for the first hop, whose table is not believed again if it does harm to the
+        first ``own`` rows, which are those from ``position`` on; None: all are."""
         first = self.hops[0]
-        if self._written.harmed(first.codec, x, position):
+        if self._written.harmed(first.codec, x[:own], position):
             self.settings.codecs.doubts.add(first.peer_id)
         return first.codec.encode(x)
 
-    def _decode(self, payload: Payload, tokens: int, decoding: bool) -> np.ndarray:
-        """The hidden states (tokens, hidden) that the last hop sent; blames it if they are not valid."""
+    def _decode(self, payload: Payload, tokens: int, decoding: bool, own: int | None = None) -> np.ndarray:
+        """The hidden states (tokens, hidden) that the last hop sent; the first ``own``, or all, are those of
+        the sequence. Blames it if they are not valid."""
         hop = self.hops[-1]
         began = perf_counter()
         try:
@@ -372,7 +389,7 @@ class RouteSession:
             raise BrokenError from error
         hop.trace.phase(decoding).coded(perf_counter() - began)
         if self._learned is not None:
-            self._learned.came(x, address_group(hop.link.remote_maddr))
+            self._learned.came(x[:own], address_group(hop.link.remote_maddr))
         return x
 
 

@@ -26,7 +26,8 @@ from ...swarm.errors import (
 )
 from ...swarm.fidelity.row_reader import RowReader
 from ...swarm.fidelity.row_sampler import is_sampled
-from ...swarm.protocol.field_types import MAX_RETRY_MS, Progress
+from ...swarm.protocol.branches import rows_of
+from ...swarm.protocol.field_types import MAX_RETRY_MS, Branches, Progress
 from ...swarm.protocol.messages import Result, Step, Want
 from ...swarm.protocol.step_watch import Fault, StepWatch, Verdict
 from ...swarm.protocol.wire import Payload
@@ -59,6 +60,12 @@ class _Sent:
     decoding: bool
     is_alone: bool
     is_behind: bool
+    branches: Branches = ()
+
+    @property
+    def own_tokens(self) -> int:
+        """Those before its branches."""
+        return self.tokens - rows_of(self.branches)
 
 
 class Segment:
@@ -145,15 +152,19 @@ class Segment:
         *,
         decoding: bool = False,
         hold: bool = False,
+        branches: Branches = (),
     ) -> None:
-        """Send a step of ``tokens`` encoded tokens. Never waits; a caller that sends many awaits ``room``
-        first."""
+        """Send a step of ``tokens`` encoded tokens, those of ``branches`` included. Never waits; a caller
+        that sends many awaits ``room`` first."""
         if self._broken:
             raise BrokenError
         first, void = self.first, 0 if self._void_told else self._void
         deadline_ms = min(MAX_RETRY_MS, first.deadline_ms * (1 + len(self._sent)))
         message = Step(
-            first.session, step, position, tokens, want, deadline_ms, hold, void=void, payload=payload
+            *(first.session, step, position, tokens, want, deadline_ms, hold),
+            void=void,
+            branches=branches,
+            payload=payload,
         )
         try:
             first.link.post(message)
@@ -164,9 +175,8 @@ class Segment:
             raise BrokenError from error
         self._void_told = True
         alone, behind = len(self._sent) == len(self._inbox), self._is_behind
-        self._sent.append(
-            _Sent(step, position, tokens, want, hold, payload, perf_counter(), decoding, alone, behind)
-        )
+        timing = perf_counter(), decoding, alone, behind
+        self._sent.append(_Sent(step, position, tokens, want, hold, payload, *timing, branches))
         self._in_flight += len(payload)
         for hop in self.hops:
             hop.link.watch()
@@ -207,9 +217,9 @@ class Segment:
         self._void = self._void_tokens = 0
         self._account(result, sent, came_at)
         if self._reader is not None and is_sampled(result.position, result.tokens):
-            last = self.last
+            last, rows = self.last, min(result.tokens, sent.own_tokens)
             self._reader.sampler.took(
-                *(last.reply_codec, result.payload, result.position, result.tokens),
+                *(last.reply_codec, _first_rows(result.payload, result.tokens, rows), result.position, rows),
                 *(address_group(last.link.remote_maddr), last.peer_id),
             )
         return result
@@ -324,14 +334,17 @@ class Segment:
             self.last.mark_lost(error)
 
     def _problem(self, result: Result, sent: _Sent) -> RemoteProtocolError | None:
-        rows = 0 if sent.hold else {Want.NOTHING: 0, Want.LAST: 1, Want.ALL: sent.tokens}[sent.want]
+        own = sent.own_tokens
+        rows = 0 if sent.hold else {Want.NOTHING: 0, Want.LAST: 1, Want.ALL: own}[sent.want]
         name = self.last.link.name
+        if sent.want is Want.ALL and sent.branches and result.tokens == sent.tokens and not sent.hold:
+            rows = own = sent.tokens  # no hop has left its branches out
         if result.step != sent.step or result.tokens != rows:
             return RemoteProtocolError(
                 f"{name}: RESULT of step {result.step} with {result.tokens} rows, "
                 f"not of step {sent.step} with {rows}"
             )
-        if rows and result.position != sent.position + sent.tokens - rows:
+        if rows and result.position != sent.position + own - rows:
             return RemoteProtocolError(f"{name}: RESULT of another position, {result.position}")
         return None
 
@@ -340,10 +353,10 @@ class Segment:
         if self._rows is None:
             return None
         name, codec, reply_codec = self.last.link.name, self.codec, self.reply_codec
+        tokens = max(result.tokens, sent.own_tokens)  # those that the rows are the last of
+        payload = _first_rows(sent.payload, sent.tokens, tokens)
         try:
-            self._rows.check(
-                name, codec, sent.payload, sent.tokens, reply_codec, result.payload, result.position
-            )
+            self._rows.check(name, codec, payload, tokens, reply_codec, result.payload, result.position)
         except RemoteProtocolError as error:
             return error
         return None
@@ -381,6 +394,11 @@ class Segment:
         if alone:
             self._slowest_wire_s = max(self._slowest_wire_s, wire_s)
             self.trace.alone.stepped(sent.tokens, len(sent.payload), len(result.payload), wire_s)
+
+
+def _first_rows(payload: Payload, rows: int, wanted: int) -> Payload:
+    """Of a payload of ``rows`` rows the first ``wanted``."""
+    return payload if rows == wanted else memoryview(payload)[: len(payload) // rows * wanted]
 
 
 def check_size(hop: HopClient, result: Result) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from ...swarm.errors import BrokenError
+from ...swarm.protocol.branches import rows_of
+from ...swarm.protocol.field_types import Branches
 from ...swarm.protocol.messages import Result, Want
 from ...swarm.protocol.wire import Payload
 from .segment import Segment
@@ -23,27 +25,40 @@ class StepFlow:
     def __init__(self, segments: Sequence[Segment]) -> None:
         self.tokens = 0
         self._fault: Exception | None = None  # of this process
+        self._forked: dict[int, tuple[int, Branches]] = {}  # rows of a step, if it has branches, and these
         self._segments = tuple(segments)
         self._carriers = [asyncio.create_task(self._carry(*pair)) for pair in pairwise(segments)]
 
-    def post(self, step: int, payload: Payload, tokens: int, position: int) -> None:
-        """Send a step whose rows are all wanted. Never waits; ``receive`` raises for one that fails."""
-        self.tokens += tokens
+    def post(self, step: int, payload: Payload, tokens: int, position: int, branches: Branches = ()) -> None:
+        """Send a step whose rows are all wanted; ``tokens`` counts those of ``branches``. Never waits;
+        ``receive`` raises for one that fails."""
+        self.tokens += tokens - rows_of(branches)
+        if branches:
+            self._forked[step] = tokens, branches
         try:
-            self._segments[0].post(step, payload, tokens, position, Want.ALL, decoding=True)
+            self._segments[0].post(
+                step, payload, tokens, position, Want.ALL, decoding=True, branches=branches
+            )
         except BrokenError:
             self._segments[-1].mark_broken()
 
-    async def receive(self) -> Result:
-        """The result of the oldest step. Raises BrokenError, and what is wrong with this process."""
+    async def receive(self) -> tuple[Result, Branches]:
+        """The result of the oldest step, and those of its branches whose rows are in it: all or none. Raises
+        BrokenError, and what is wrong with this process."""
         try:
             result = await self._segments[-1].receive()
         except BrokenError:
             if self._fault is not None:
                 raise self._fault from None
             raise
-        self.tokens -= result.tokens
-        return result
+        branches = self._branches_in(result)
+        self._forked.pop(result.step, None)
+        self.tokens -= result.tokens - rows_of(branches)
+        return result, branches
+
+    def _branches_in(self, result: Result) -> Branches:
+        tokens, branches = self._forked.get(result.step, (0, ()))
+        return branches if result.tokens == tokens else ()
 
     def stop(self) -> None:
         """Carry nothing any more. Idempotent."""
@@ -55,7 +70,9 @@ class StepFlow:
             while True:
                 result = await source.receive()
                 target.post(
-                    result.step, result.payload, result.tokens, result.position, Want.ALL, decoding=True
+                    *(result.step, result.payload, result.tokens, result.position, Want.ALL),
+                    decoding=True,
+                    branches=self._branches_in(result),
                 )
         except BrokenError:
             self._segments[-1].mark_broken()

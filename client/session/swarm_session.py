@@ -267,19 +267,34 @@ class SwarmSession:
             self._scout.look(self._session.route)
             await self._look_for_slow_hops()
 
-    def send(self, ids: Sequence[int], x: np.ndarray | None = None) -> None:
+    @property
+    def takes_branches(self) -> bool:
+        """Whether all hops of the route in use compute branches."""
+        return self._session is not None and self._session.takes_branches
+
+    def send(
+        self,
+        ids: Sequence[int],
+        x: np.ndarray | None = None,
+        branches: Sequence[tuple[int, Sequence[int]]] = (),
+    ) -> None:
         """Feed a few tokens in one step, behind those that are under way, and go on: ``receive`` gives their
-        rows. Never waits. ``x`` as in ``append``, which comes first."""
+        rows. Never waits. ``x`` as in ``append``, which comes first.
+
+        ``branches``: (row, ids) each, what else may follow the step's first ``row`` tokens; within the bounds
+        of ``swarm.protocol.branches``. They are not part of the session. Where the route does not take them,
+        they are left out.
+        """
         if not ids or not self._answered:
             raise LocalProtocolError("there are no tokens to send, or nothing was fed before")
         self._ids.extend(ids)
         self._sent.append(len(ids))
         if self.is_open and not self._changing and self._posted == len(self._sent) - 1:
-            self._post_next(x)
+            self._post_next(x, branches if self.takes_branches else ())
 
     async def receive(self) -> np.ndarray:
-        """The hidden states after all blocks, (tokens, hidden) float32, of the oldest step that was sent.
-        Raises as ``append``."""
+        """The hidden states after all blocks, (tokens, hidden) float32, of the oldest step that was sent, and
+        of all of its branches, one after the other, unless they were left out. Raises as ``append``."""
         if not self._sent:
             raise LocalProtocolError("no step is under way")
         while True:
@@ -312,14 +327,18 @@ class SwarmSession:
             raise LocalProtocolError("the session is not open")
         return await session.receive()
 
-    def _post_next(self, x: np.ndarray | None) -> None:
+    def _post_next(self, x: np.ndarray | None, branches: Sequence[tuple[int, Sequence[int]]] = ()) -> None:
         """Post the first step that is not posted on the route in use."""
         session = self._session
         if session is None:
             raise LocalProtocolError("the session is not open")
         start = self._answered + sum(islice(self._sent, self._posted))
         tokens = self._sent[self._posted]
-        session.post(self._embed(start, start + tokens) if x is None else x, start)
+        rows = self._embed(start, start + tokens) if x is None else x
+        if branches:
+            guesses = self._model.embed([token for _, ids in branches for token in ids])
+            rows = np.concatenate([rows, guesses])
+        session.post(rows, start, tuple((row, len(ids)) for row, ids in branches))
         self._posted += 1
 
     def rollback(self, length: int) -> None:

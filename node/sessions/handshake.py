@@ -22,7 +22,7 @@ PROTOCOL_VERSION = 1
 FRAME_OVERHEAD = FIXED_HEADER.size + MAX_HEADER
 """A frame may need this many bytes beside its payload."""
 
-SERVED_FEATURES = ("void",)
+SERVED_FEATURES = ("void", "branches")
 """What of FEATURES every node does."""
 
 ScalesFor = Callable[[str], ScaleTable | None]

@@ -48,11 +48,15 @@ OnLink = Callable[[str, float, float], None]
 
 
 class NextHop:
-    """A live link to a node, and what its sessions have not got rid of. Made by ``NextHops.reach``."""
+    """A live link to a node, and what its sessions have not got rid of. Made by ``NextHops.reach``.
+    ``features``: what else the node understands."""
 
-    def __init__(self, link: NodeLink, max_step_tokens: int, ledger: Ledger) -> None:
+    def __init__(
+        self, link: NodeLink, max_step_tokens: int, ledger: Ledger, features: tuple[str, ...] = ()
+    ) -> None:
         self.link = link
         self.max_step_tokens = max_step_tokens
+        self.features = features
         self.sessions: dict[bytes, LinkUser] = {}  # by the session's id over there
         self._ledger = ledger
         self._unsent = 0
@@ -219,7 +223,7 @@ class NextHops:
         except TimeoutError:
             raise PeerTimeoutError(f"no answer within {self._limits.link_seconds:g} s") from None
         self._forget_ended()
-        hop = self._hops[peer_id] = NextHop(link, welcome.max_step_tokens, self._ledger)
+        hop = self._hops[peer_id] = NextHop(link, welcome.max_step_tokens, self._ledger, welcome.features)
         self._work.began_stream(hop)
         if self._on_link is not None:
             self._on_link(peer_id, link.round_trip_s, 0.0)

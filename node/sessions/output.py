@@ -134,6 +134,8 @@ class Output:
             if self._replayer is not None:
                 self._replayer.overtaken_at(result.position)
         elif (hop := self._hop) is not None:
+            if result.branches and not ("branches" in hop.features and result.tokens <= hop.max_step_tokens):
+                result = result.without_branches()
             if result.tokens > hop.max_step_tokens:
                 # It may have told the client otherwise. So it is lost, not the step bad: that would be our
                 # fault.

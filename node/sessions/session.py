@@ -7,6 +7,7 @@ from time import perf_counter_ns
 from typing import Protocol
 
 from ...swarm.errors import ErrorCode, RemoteProtocolError
+from ...swarm.protocol.branches import computed_rows, rows_of, too_many
 from ...swarm.protocol.error_frames import error_message
 from ...swarm.protocol.field_types import Progress
 from ...swarm.protocol.hop_session import Duplicate, HopSession
@@ -178,7 +179,9 @@ class NodeSession:
         """Hand a step to the engine; its answer goes where it should when it comes. A wrong step is answered
         at once."""
         arrived = perf_counter_ns()
-        hold = step.hold
+        hold, branches = step.hold, step.branches
+        tokens, size = step.tokens - rows_of(branches), len(step.payload)
+        cost = tokens + computed_rows(branches)
         if step.void:
             self.void(step.void, step.step - 1)
         if not hold and self.hop.is_void(step.step):
@@ -186,7 +189,7 @@ class NodeSession:
         if source is not self.owner and (
             self._ledger.is_beyond(self.account)
             or not self.owner.takes_answers
-            or self.queued_tokens + step.tokens > FED_TURNS * self.request.max_tokens
+            or self.queued_tokens + cost > FED_TURNS * self.request.max_tokens
         ):
             text, hint = _OVERLOADED
             self._refuse(
@@ -194,7 +197,9 @@ class NodeSession:
             )
             return
         try:
-            verdict = self.hop.on_step(step.step, step.position, step.tokens)
+            if problem := too_many(tokens, branches):
+                raise RemoteProtocolError(f"step {step.step} has {problem}", code=ErrorCode.BAD_STEP)
+            verdict = self.hop.on_step(step.step, step.position, tokens)
         except RemoteProtocolError as error:
             self._refuse(error_message(error, self.id, step.step, retriable=False), hold, source)
             return
@@ -207,15 +212,14 @@ class NodeSession:
         self.inflight += 1
         if hold:
             self._last_held = step.step
-        tokens, size = step.tokens, len(step.payload)
-        self.queued_tokens += tokens
-        self._ledger.queue(self.account, tokens, size)
+        self.queued_tokens += cost
+        self._ledger.queue(self.account, cost, size)
 
         def done(job: StepJob, outcome: StepOutcome) -> None:
             self.inflight -= 1
             self.last_done = job.step
-            self.queued_tokens -= tokens
-            self._ledger.unqueue(self.account, tokens, size)
+            self.queued_tokens -= cost
+            self._ledger.unqueue(self.account, cost, size)
             if self.closed:
                 return
             if isinstance(outcome, StepDone):
@@ -252,6 +256,7 @@ class NodeSession:
                 arrived_ns=arrived,
                 done=done,
                 deadline_ns=arrived + step.deadline_ms * 1_000_000 if step.deadline_ms else 0,
+                branches=branches,
             )
         )
 
@@ -282,8 +287,10 @@ class NodeSession:
     # Answers.
 
     def _journal(self, job: StepJob, outcome: StepDone) -> None:
-        if outcome.rows == job.tokens and self.journal is not None:
-            self.journal.write(job.position, outcome.payload)
+        rows = outcome.rows - rows_of(outcome.branches)
+        if rows == job.tokens and self.journal is not None:
+            size = len(outcome.payload) // outcome.rows
+            self.journal.write(job.position, memoryview(outcome.payload)[: size * rows])
             self.output.journal_grown()
 
     def _acknowledge(self, job: StepJob, outcome: StepDone, source: StepSource) -> None:
@@ -304,6 +311,7 @@ class NodeSession:
         source.post(answer)
 
     def _answer(self, job: StepJob, outcome: StepDone, step: Step) -> None:
+        left_out = rows_of(step.branches) - rows_of(outcome.branches)
         result = StepResult(
             job.step,
             outcome.position,
@@ -317,7 +325,8 @@ class NodeSession:
             outcome.codec_us,
             outcome.batch,
             step.void,
-            step.guess,
+            max(0, step.guess - left_out),
+            outcome.branches,
         )
         if job.step == self.hop.last_step:
             self._last_answer = result if len(outcome.payload) <= MAX_KEPT_ANSWER else None

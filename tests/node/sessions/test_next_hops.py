@@ -108,7 +108,7 @@ class Dials:
         link = SlowLink()
         link.failure, link.round_trip_s = None, 0.001
         link.welcome = asyncio.get_running_loop().create_future()
-        link.welcome.set_result(SimpleNamespace(max_step_tokens=512))
+        link.welcome.set_result(SimpleNamespace(max_step_tokens=512, features=()))
         return link
 
     async def close(self) -> None:

@@ -59,7 +59,7 @@ async def test_welcome_says_what_is_served(serving):
             members=64,
             row_width=64,
             reply_width=64,
-            features=("void",),
+            features=("void", "branches"),
         )
 
 
