@@ -159,6 +159,8 @@ class Drafter:
             judged = flight.judge(tokens)
             self._learn(judged, tokens)
         self._came(tokens, hidden[: len(tokens)])
+        if ended:
+            self.close()
         if flight is None or ended:
             return
         if len(judged) == len(tokens) and judged[-1].guess.token != tokens[-1]:

@@ -76,7 +76,8 @@ class Choice:
 
 
 class Worth:
-    """The decision for one answer. ``predicted``: what the route should cost. ``price``: see ``least``."""
+    """The decision for one answer. ``predicted``: what the route should cost. ``price``: the least chance of
+    a guess that others on the same hops do not pay for."""
 
     def __init__(self, predicted: Prediction | None = None, most_ahead: int = MOST_AHEAD) -> None:
         self.price = 0.0
@@ -116,6 +117,14 @@ class Worth:
             return Rows(gap_s / 2, gap_s / 2 / STEP_TOKENS, gap_s / 2)  # of a full step
         row_s = max(rows.row_s, (gap_s - rows.step_s) / STEP_TOKENS)
         return Rows(rows.step_s, row_s, rows.all_rows_s + row_s - rows.row_s)
+
+    def told(self, rows_s: Sequence[float], price: float) -> None:
+        """What the hops say now: the seconds of a row at each of them, 0 where one does not know; and what a
+        row costs others."""
+        self.price = price
+        rows = self._rows
+        if rows is not None and rows_s and all(rows_s):
+            self._rows = Rows(rows.step_s, max(rows_s), sum(rows_s))
 
     @property
     def least(self) -> float:

@@ -10,13 +10,15 @@ from ...lab.command_line import add_json, console, count, positive, run_and_repo
 from ...lab.processes.worker import run_in_process
 from ...lab.prompts import MODEL
 from .prompts import PROMPTS
+from .simulated_table import reaches, show_simulated, simulated
 
 DESCRIPTION = """\
 Answers prompts through two real nodes in one process, over an in-memory network with a round trip,
 plain and with speculative decoding in turns, and compares tokens a second. Prompts that ask for
 text that is there already (a code edit, a summary with quotes, an answer from documents), prompts
 that do not, greedy and sampled; and a draft model's part played by the plain answer itself, made
-wrong one time in five. Every answer must be the plain one, token for token.
+wrong one time in five. Every answer must be the plain one, token for token. With --simulate: what a
+client decides over simulated links and hops, in virtual time, in some seconds.
 """
 LEAST = {"repetitive": 1.5, "plain": 0.95, "draft": 2.5}
 """Times plain decoding that each group must reach: on average; plain texts, each by itself."""
@@ -24,6 +26,8 @@ LEAST = {"repetitive": 1.5, "plain": 0.95, "draft": 2.5}
 
 def main() -> int:
     options = parse_arguments()
+    if options.simulate:
+        return run_and_report(simulated, show_simulated, options.json, is_good=reaches)
 
     def run() -> dict[str, Any]:
         given = {
@@ -106,6 +110,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--new-tokens", type=count, default=128, help="of each answer (default: %(default)s)")
     parser.add_argument("--repeat", type=count, default=3, help="of each way (default: %(default)s)")
+    parser.add_argument("--simulate", action="store_true", help="simulated routes, in virtual time, instead")
     parser.add_argument("--threads", type=count, default=1, help="of each node (default: %(default)s)")
     parser.add_argument("--wire-codec", default="int8", help="default: %(default)s")
     add_json(parser)

@@ -115,7 +115,7 @@ TEXTS: dict[str, Callable[[int], tuple[Text, Source | None]]] = {
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("name", TEXTS)
 def test_nothing_costs_anything(name: str, route: str) -> None:
-    for seed in range(3):
+    for seed in range(2):
         text, source = TEXTS[name](seed)
         assert simulate(*text, ROUTES[route], source, seed=seed).times >= HARMLESS
         text, source = TEXTS[name](seed)
@@ -157,10 +157,10 @@ def test_where_steps_take_longer_at_random_it_stays_so(route: str) -> None:
     noisy = replace(ROUTES[route], jitter=0.2)
     for name in TEXTS:
         ratios = []
-        for seed in range(6):
+        for seed in range(4):
             text, source = TEXTS[name](seed)
             ratios.append(simulate(*text, noisy, source, seed=seed).times)
-        assert sum(ratios) / 6 >= HARMLESS
+        assert sum(ratios) / 4 >= HARMLESS
 
 
 # The decision itself
@@ -212,6 +212,19 @@ def test_what_may_be_lost_is_bounded() -> None:
     for _ in range(40):
         worth.trip(0.2, 1, loaded=False)
     assert worth.room(0) > 0
+
+
+def test_what_hops_tell_counts() -> None:
+    worth = _measured(row_s=0.0004)
+    step_s = worth.rows.step_s
+    worth.told([0.001, 0.003, 0.002], 0.05)
+    assert worth.rows.row_s == pytest.approx(0.003)
+    assert worth.rows.all_rows_s == pytest.approx(0.006)
+    assert worth.rows.step_s == step_s
+    assert worth.least == 0.05
+    worth.told([0.001, 0.0, 0.002], 0.0)
+    assert worth.rows.row_s == pytest.approx(0.003)  # one does not know: as it was
+    assert worth.least < 0.05
 
 
 def test_old_gains_are_not_gambled_away() -> None:

@@ -11,6 +11,7 @@ import torch
 
 from scripts.lab.tiny_model import write_tiny_model
 from scripts.studies.speculation import measure as speculation_measure
+from scripts.studies.speculation import simulated_table
 from scripts.studies.speculation.main import by_group, failures, show
 
 
@@ -36,6 +37,21 @@ def test_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:
     assert "| plain | plain 0.96 | 10.0 | 9.6 | 0.96 (0.96 to 0.96) | 10 | 20 | 9 | 0.10 s |" in (
         capsys.readouterr().out
     )
+
+
+def test_the_verdict_on_simulated_routes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = simulated_table.CASES["copy of 200 tokens"]
+    monkeypatch.setattr(simulated_table, "CASES", {"copy": copied})
+    monkeypatch.setattr(simulated_table, "SEEDS", 1)
+    report = simulated_table.simulated()
+    assert len(report["simulated"]) == len(simulated_table.ROUTES)
+    assert simulated_table.reaches(report)
+    simulated_table.show_simulated(report)
+    assert "| copy | at home | 30.00 | " in capsys.readouterr().out
+    report["simulated"][0]["times"] = 29.9
+    assert not simulated_table.reaches(report)
 
 
 async def test_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
