@@ -66,5 +66,5 @@ UNIX_TIME = Figure(0, 253_402_300_799)
 MOST_AHEAD = 128
 """A session has at most this many tokens under way whose rows it has not seen: a hop can go back by as many,
 from anywhere."""
-MOST_AHEAD_OF_STATES = 32
+MOST_AHEAD_OF_STATES = 64
 """The same of a model whose blocks keep states: each page further back takes another state of every block."""

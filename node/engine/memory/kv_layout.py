@@ -25,8 +25,8 @@ With less room in a batch they hold more: any session may go back by MOST_AHEAD.
 ALL_PAGES = 2**31
 """More pages than a session can have."""
 MOST_STATES = 4
-"""Pages of which a session holds the state: the one it writes, the two before, so that it can go back by a
-draft of 32 tokens from anywhere in a page, and the one before the step that is computed."""
+"""Pages of which a session holds the state: the one it writes, the two before, so that it can go back by
+MOST_AHEAD_OF_STATES from anywhere in a page, and the one before these."""
 UNBOUND_SESSIONS = 64
 """What a span without any cache has room for: sessions of a whole context, as far as announcements tell."""
 

@@ -14,7 +14,8 @@ longer than the steps that read or write them wait.
 
 A short step in the middle of a page may be a draft that is partly wrong. Where there is such room, the state
 before it is *saved*: its slot becomes the saved one, and the page gets another. So a step that begins a few
-rows later needs those rows alone, and not all from the border on.
+rows later needs those rows alone, and not all from the border on. Of short steps that go on from each other,
+which may be one draft, the state before the first one stays saved: a draft mostly errs near its beginning.
 
 What a step changes in the table of slots takes place when the step begins, not when it was planned: steps
 before it, which wait, still use the same slots as they were. So nothing is ever copied.
@@ -34,8 +35,8 @@ from .prefix_cache import PrefixCache
 
 NAMED_EVERY = 16
 """States get names at the end of each 16th page, and at the end of what was named."""
-LONGEST_DRAFT = MOST_AHEAD_OF_STATES + 1
-"""Tokens of a step before which a state is saved, at most: one that is sure, and guesses."""
+LONGEST_DRAFT = 33
+"""Tokens of a step before which a state is saved, at most: one that is sure, and 32 guesses."""
 
 
 class SavedState(NamedTuple):
@@ -222,9 +223,12 @@ class StateTable:
         self, start: int, count: int, page: Page | None, waiting: Collection[int], *, save: bool
     ) -> Sequence[StateChange]:
         """Save the state before a step that was planned, that of ``page`` if the session goes on. One token
-        that goes on is no draft: plain decoding pays nothing."""
+        that goes on, when none waits, is no draft: plain decoding pays nothing."""
         first, saved = start // self._page_tokens, self.saved
         goes_on, self._end = start == self._end, start + count
+        is_draft = count > 1 or waiting or not goes_on
+        if saved is not None and goes_on and is_draft and start - saved.start < MOST_AHEAD_OF_STATES:
+            return ()
         stays = start % self._page_tokens and self.pages.get(first) is page
         if page is None or not stays or count > LONGEST_DRAFT or (count == 1 and goes_on and not save):
             self._end_saved(waiting)

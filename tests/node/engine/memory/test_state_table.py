@@ -356,11 +356,17 @@ def test_a_state_is_saved_before_a_draft_in_the_middle_of_a_page(start, count, s
         assert table.saved.page is before is not table.pages[1]
         table.write(start + 1, 1)  # a part was wrong
         assert table.pages[1] is before
-        table.write(start + 2, 1, waiting=[start + 1])  # which may still begin there
+        for at in range(start + 2, start + 65):  # of the same draft, or the next
+            table.write(at, 1, waiting=[at - 1])
+            assert table.saved.start == start + 1
+        table.write(start + 65, 1, waiting=[start + 1])  # which may still begin there
         kept = len(table.pages) + len(table._spare)
         assert (table.saved, allocator.used) == (None, BLOCKS * (kept + 1))
         table.answered()
         assert allocator.used == BLOCKS * kept
+        table.write(start + 66, 2)
+        table.write(start + 68, 1)  # as plain decoding does
+        assert (table.saved, allocator.used) == (None, BLOCKS * (len(table.pages) + len(table._spare)))
     table.release()
     assert allocator.used == allocator.reserved == 0
 
