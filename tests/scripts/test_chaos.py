@@ -11,12 +11,15 @@ from rich.console import Console
 
 from scripts.lab.bench.figures import percentile
 from scripts.lab.chaos import __main__ as chaos
+from scripts.lab.chaos.ahead import AheadAnswer
 from scripts.lab.chaos.remains import held
 from scripts.lab.chaos.report import figures, grouped, problems_of, tables
 from scripts.lab.chaos.schedule import KILL, KINDS, chosen, schedule
 from scripts.lab.chaos.watch import GIVE_UP_S, GRACE_S, Fault, Watch, difference
 from scripts.lab.faulty_transport import KINDS as HOSTILE
 from scripts.studies.failure_rates import main as failure_rates
+from tests.doubles.chain_case import GREEDY, PROMPT
+from tests.doubles.fake_swarm import FakeSwarm
 
 A, B, C = "peer-a", "peer-b", "peer-c"
 
@@ -262,3 +265,15 @@ def test_a_cell_says_when_no_answer_was_complete() -> None:
     done = {**cell, "finished": 2, "attempts": 3, "steps_per_s": 41.26}
     assert failure_rates.shown(done) == "41.3 (20)"
     assert "2 of 3 complete" in failure_rates.describe(done, 60)
+
+
+@pytest.mark.parametrize("known", [GREEDY, [*GREEDY[:5], 7, *GREEDY[6:]], GREEDY[:1]])
+async def test_an_answer_that_is_guessed_far_ahead_is_the_plain_one(known: list[int]) -> None:
+    """Whatever was expected."""
+    swarm = await FakeSwarm(a="0-2", b="3-5").start()
+    async with swarm.client() as model, AheadAnswer(model, PROMPT, known, seed=4) as answer:
+        tokens = [token async for token in answer]
+    assert tokens == answer.token_ids == GREEDY[: len(known)]
+    assert 0 < answer.accepted < answer.drafted or len(known) == 1
+    assert len(swarm.nodes["b"].steps) < len(known) or len(known) == 1
+    assert swarm.open_sessions == 0

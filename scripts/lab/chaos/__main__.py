@@ -13,6 +13,7 @@ the undisturbed one, and when all is over nothing may be left: no session, page,
   scripts/chaos --kills 1000                        only kill -9, as fast as nodes come back, on a tiny model
   scripts/chaos --kills 300 --model tiny-hybrid     the same, where every other block keeps a state
   scripts/chaos --kills 300 --draft                 the same, with a draft model that is often wrong
+  scripts/chaos --kills 300 --ahead                 the same, with 64 guesses under way, many of them wrong
 
 Exit code 0: nothing was lost; 1: something was, or something is left; 2: wrong usage.
 """
@@ -116,6 +117,7 @@ class Chaos:
                     prompts=6,
                     new_tokens=arguments.new_tokens,
                     draft=drafts,
+                    ahead=arguments.ahead,
                     pause_s=READER_PAUSE_S if self._tiny else 0.0,
                     exact=arguments.mode == "float32",
                 )
@@ -148,7 +150,8 @@ class Chaos:
         return {
             "seed": arguments.seed,
             "mode": f"{arguments.model if self._tiny else Path(arguments.model).name}, {arguments.mode}"
-            + (", drafts" if arguments.draft else ""),
+            + (", drafts" if arguments.draft else "")
+            + (", far ahead" if arguments.ahead else ""),
             "streams": arguments.streams,
             "replicas": arguments.replicas,
             "spans": arguments.spans,
@@ -298,6 +301,11 @@ def parse(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--draft", action="store_true", help="a tiny model's answers are drafted, and the drafts err"
+    )
+    parser.add_argument(
+        "--ahead",
+        action="store_true",
+        help="answers are guessed 64 tokens ahead in steps of 8, and a quarter of the guesses is wrong",
     )
     parser.add_argument("--spans", type=count, default=2, help="default: %(default)s")
     parser.add_argument("--replicas", type=count, help="of each span (default: 2; with --kills 4)")

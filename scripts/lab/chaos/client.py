@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
 from ..processes.parent import next_order, tell
+from .ahead import AheadAnswer
 
 WAIT_S = 60.0
 """For a first route: all replicas of a span may be away when a generation begins."""
@@ -34,7 +35,7 @@ def prompts_for(model: str, n: int) -> list[list[int]] | list[str]:
 
 class ChaosClient:
     """``streams`` answers side by side, one after another each. ``pause_s``: what a reader does between two
-    tokens."""
+    tokens. ``ahead``: guess as far ahead as can be."""
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class ChaosClient:
         exact: bool,
         prefix_cache: bool,
         draft: str | None = None,
+        ahead: bool = False,
     ) -> None:
         self._model_path = model
         self._initial_peers = initial_peers
@@ -55,6 +57,7 @@ class ChaosClient:
         self._prompts = prompts_for(model, prompts)
         self._options: dict[str, Any] = {"max_new_tokens": new_tokens, "ignore_eos": True}
         self._pause_s = pause_s
+        self._ahead = ahead
         self._connection: dict[str, Any] = {"prefix_cache": prefix_cache, "threads": 1}
         if exact:
             self._connection |= {"wire_codec": "none", "dtype": "float32", "quantize": "none"}
@@ -100,7 +103,8 @@ class ChaosClient:
             which = (generation + number) % len(self._prompts)
             began = time.monotonic()
             try:
-                ended = await self._one(model, number, which)
+                one = self._one_ahead if self._ahead else self._one
+                ended = await one(model, number, which)
             except Exception as error:  # noqa: BLE001 - told: the verdict is the parent's
                 tell("failed", stream=number, error=f"{type(error).__name__}: {error}", at=time.monotonic())
                 await asyncio.sleep(1.0)  # what fails at once must not fail a thousand times
@@ -109,44 +113,72 @@ class ChaosClient:
             generation += 1
 
     async def _one(self, model: Any, number: int, which: int) -> dict[str, Any]:
-        gaps: list[float] = []
-        repaired_at: list[float] = []
-        text = ""
+        read = _Reader(number, self._pause_s)
         async with model.stream(self._prompts[which], **self._options) as stream:
-            tell("began", stream=number, at=time.monotonic())
-            asked_at = time.monotonic()
-            async for piece in stream:
-                at = time.monotonic()
-                gaps.append(at - asked_at)
-                text += piece
-                peers, repairs = progress_of(stream)
-                repaired_at += [at] * (repairs - len(repaired_at))
-                tell("token", stream=number, n=len(gaps), at=at, peers=peers, repairs=repairs)
-                if self._pause_s:
-                    await asyncio.sleep(self._pause_s)
-                asked_at = time.monotonic()
+            text = "".join(await read.all(stream, lambda: stream._run._session))
             result = stream.result
-        repaired_at += [time.monotonic()] * (result.repairs - len(repaired_at))
         return {
             "token_ids": list(result.token_ids),
             "expected": self._expected[which],
             "text_is_whole": text == result.text,
-            "gaps": [round(gap, 4) for gap in gaps],
-            "repairs": repairs_of(result, repaired_at),
+            **read.told(result.repaired),
             "drafted": result.speculated.drafted,
             "accepted": result.speculated.accepted,
         }
 
+    async def _one_ahead(self, model: Any, number: int, which: int) -> dict[str, Any]:
+        read, expected = _Reader(number, self._pause_s), self._expected[which]
+        prompt = await model._reader.ids(self._prompts[which], raw=False)
+        async with AheadAnswer(model, prompt, expected, seed=number) as answer:
+            await read.all(answer, lambda: answer.session)
+        return {
+            "token_ids": answer.token_ids,
+            "expected": expected,
+            "text_is_whole": True,  # nobody made any
+            **read.told(answer.session.repaired),
+            "drafted": answer.drafted,
+            "accepted": answer.accepted,
+        }
 
-def progress_of(stream: Any) -> tuple[list[str], int]:
+
+class _Reader:
+    """Reads an answer, and tells of each of its pieces."""
+
+    def __init__(self, number: int, pause_s: float) -> None:
+        self._number = number
+        self._pause_s = pause_s
+        self._gaps: list[float] = []
+        self._repaired_at: list[float] = []
+
+    async def all(self, answer: AsyncIterable[Any], session: Callable[[], Any]) -> list[Any]:
+        """Its pieces. ``session`` gives the answer's, once there is a piece."""
+        pieces = []
+        tell("began", stream=self._number, at=time.monotonic())
+        asked_at = time.monotonic()
+        async for piece in answer:
+            at = time.monotonic()
+            pieces.append(piece)
+            self._gaps.append(at - asked_at)
+            peers, repairs = progress_of(session())
+            self._repaired_at += [at] * (repairs - len(self._repaired_at))
+            tell("token", stream=self._number, n=len(pieces), at=at, peers=peers, repairs=repairs)
+            if self._pause_s:
+                await asyncio.sleep(self._pause_s)
+            asked_at = time.monotonic()
+        return pieces
+
+    def told(self, repaired: Sequence[Any]) -> dict[str, Any]:
+        """What each piece took; and every repair, with when the next token came."""
+        at = [*self._repaired_at, *[time.monotonic()] * (len(repaired) - len(self._repaired_at))]
+        return {
+            "gaps": [round(gap, 4) for gap in self._gaps],
+            "repairs": [{**each.as_dict(), "at": then} for each, then in zip(repaired, at, strict=True)],
+        }
+
+
+def progress_of(session: Any) -> tuple[list[str], int]:
     """The peers of the route in use, in order, and how often it was repaired."""
-    session = stream._run._session
     return [hop.peer_id for hop in session.route.hops], len(session.repaired)
-
-
-def repairs_of(result: Any, at: Sequence[float]) -> list[dict[str, Any]]:
-    """Every repair of a generation: what ``Generation.repaired`` says of it, and when the next token came."""
-    return [{**repair.as_dict(), "at": moment} for repair, moment in zip(result.repaired, at, strict=True)]
 
 
 def watch_blame(model: Any) -> None:

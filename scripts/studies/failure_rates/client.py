@@ -64,7 +64,7 @@ class FailureRatesClient:
                 async for _ in stream:
                     made += 1
                     now = time.monotonic()
-                    failed = progress_of(stream)[1] > 0
+                    failed = progress_of(stream._run._session)[1] > 0
                     if restart and failed:
                         spared_s += now - waiting_since  # the repair, which this policy does not have
                         break
