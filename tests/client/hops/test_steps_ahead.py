@@ -6,18 +6,26 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from swarm_node.client.async_model import AsyncSwarmModel
+from swarm_node.client.hops.hop import HopClient
 from swarm_node.client.routing.bans import is_fault
+from swarm_node.client.routing.slow_search import SlowHop
+from swarm_node.client.session.slow_watch import Rewire
 from swarm_node.client.session.swarm_session import SwarmSession
 from swarm_node.swarm.errors import ErrorCode, HopFailedError, PeerLateError, SwarmError
+from swarm_node.swarm.figures import MOST_AHEAD, MOST_AHEAD_OF_STATES
+from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.protocol.messages import ErrorMessage
 from swarm_node.swarm.timeouts import Patience
 from tests.doubles.chain_case import ChainCase, H, S
 from tests.doubles.fake_swarm import BOS, N_BLOCKS, ToyHead, run_block
-from tests.doubles.virtual_time import in_virtual_time
+from tests.doubles.virtual_time import in_virtual_time, now
 
 PROMPT = [BOS, *b"Tell me something."]
 LENGTH = len(PROMPT) + 150
@@ -224,10 +232,188 @@ async def _speaks_through(seed: int) -> SwarmSession:
     return session
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(24))
 @in_virtual_time
 async def test_rounds_of_many_steps(seed: int) -> None:
     before = asyncio.all_tasks()
     await _speaks_through(seed)
     left = asyncio.all_tasks() - before
     assert not [task for task in left if "client" in str(task.get_coro())]
+
+
+TRUTH = PROMPT + [3 * number % 250 for number in range(300)]
+
+
+async def _opened(case: ChainCase, **options: Any) -> tuple[AsyncSwarmModel, SwarmSession]:
+    """A session that was fed the prompt."""
+    case.router = case.swarm.router(clock=asyncio.get_running_loop().time)
+    await case.start()
+    model = await case.client(patience=PATIENCE, **options).__aenter__()
+    session = model.session(400, prompt_tokens=len(PROMPT))
+    await session.append(PROMPT)
+    return model, session
+
+
+def _send(session: SwarmSession, tokens: int) -> None:
+    """What is true, in steps of 8."""
+    begin = session.length
+    for start in range(begin, begin + tokens, 8):
+        session.send(TRUTH[start : min(start + 8, begin + tokens)])
+
+
+async def _receive(session: SwarmSession, tokens: int) -> None:
+    """Rows behind ``tokens`` true ones, of all steps under way."""
+    plain = Plain()
+    plain.rows(TRUTH[:tokens], 0)
+    while tokens < session.length:
+        hidden = await session.receive()
+        ids = TRUTH[tokens : tokens + len(hidden)]
+        np.testing.assert_array_equal(hidden, plain.rows(ids, tokens))
+        tokens += len(ids)
+
+
+@pytest.mark.parametrize("chain", [True, False])
+@in_virtual_time
+async def test_pages_keep_names_only_of_what_all_hops_hold(chain: bool) -> None:
+    """CLOSE comes to the second hop before the steps that are under way, and before those that take the place
+    of others there."""
+    case = ChainCase(2, latency=0.01, spares=False)
+    model, session = await _opened(case, chain=chain, prefix_cache=True)
+    _send(session, 80 - len(PROMPT))
+    await _receive(session, len(PROMPT))
+    session.rollback(40)
+    session.send([9] * 8)  # in place of tokens that the hops hold
+    session.send([9] * 40)
+    session.close()
+    await asyncio.sleep(1)
+    for name in case.names:
+        (closed,) = case.swarm.nodes[name].closes
+        assert len(closed.prefix) == 40 // PAGE_TOKENS
+    again = model.session(400, prompt_tokens=88)
+    ids = TRUTH[:40] + [9] * 48
+    np.testing.assert_array_equal(await again.append(ids), Plain().rows(ids, 0)[-1:])
+    await model.close()
+
+
+@in_virtual_time
+async def test_a_late_error_of_a_void_step_breaks_nothing() -> None:
+    model, session = await _opened(ChainCase(2, latency=0.01, spares=False))
+    _send(session, 16)
+    session.rollback(len(PROMPT))
+    _send(session, 16)
+    for hop in session._session.hops:
+        hop.deliver(ErrorMessage(hop.session, hop.first_step - 1, ErrorCode.DEADLINE, "late", True))
+    await _receive(session, len(PROMPT))
+    assert session.repaired == []
+    await model.close()
+
+
+@pytest.mark.parametrize("chain", [True, False])
+@in_virtual_time
+async def test_what_steps_cost_that_are_under_way_together(chain: bool) -> None:
+    """All took as long as they were waited for; and a link is judged by those that went alone."""
+    case = ChainCase(2, latency=0.05, spares=False)
+    for node in case.swarm.nodes.values():
+        node.behaviour.step_delay_s = 0.01
+    model, session = await _opened(case, chain=chain)
+    for _ in range(3):
+        began = now()
+        _send(session, 64)
+        await _receive(session, session.length - 64)
+        took = now() - began
+    assert took < 0.4  # and not eight times a round trip
+    for chained in session.chains:
+        assert (chained.decode.steps, chained.decode.tokens) == (24, 192)
+        trip_s = 0.15 if chain else 0.1
+        assert chained.alone.wire_s / chained.alone.steps == pytest.approx(trip_s, rel=0.2)
+    for hop in session.hops:
+        assert hop.decode.seconds <= 3 * took + 0.01
+    if not chain:
+        assert sum(hop.ms_per_token for hop in session.hops) < 2 * took / 64 * 1000
+        session.close()
+        for name in case.names:  # its link is as it is
+            assert case.router._link_table.edges({}, now()).one_way_s("", name, 0) == pytest.approx(
+                0.05, rel=0.3
+            )
+    await model.close()
+
+
+@in_virtual_time
+async def test_a_slow_hop_is_left_while_steps_are_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, session = await _opened(ChainCase(2, latency=0.01))
+    _send(session, 64)
+    monkeypatch.setattr(session._slow.step_times, "is_time", lambda tokens: True)
+    monkeypatch.setattr(session._slow, "look", lambda *_: SlowHop(1))
+    looking = asyncio.create_task(session.look_around())
+    await asyncio.sleep(0.001)
+    _send(session, 8)  # meanwhile
+    await looking
+    await _receive(session, len(PROMPT))
+    assert [repair.kind for repair in session.repaired] == ["planned"]
+    assert [hop.peer_id for hop in session.route.hops] == ["ha", "sb"]
+    await model.close()
+
+
+@in_virtual_time
+async def test_a_hop_that_dies_while_a_route_is_rewired_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for another while the route seems to work; but then somebody does."""
+    case = ChainCase(2, latency=0.01, spares=False)
+    model, session = await _opened(case)
+    monkeypatch.setattr(session._slow.step_times, "is_time", lambda tokens: True)
+    monkeypatch.setattr(session._slow, "look", lambda *_: Rewire(apart=frozenset({("ha", "hb")})))
+    asyncio.get_running_loop().call_later(0.005, case.kill, "hb")
+    await session.look_around()
+    monkeypatch.undo()
+    await case.revive("hb")
+    async with asyncio.timeout(60):
+        _send(session, 16)
+        await _receive(session, len(PROMPT))
+    assert len(session.repaired) == 1
+    await model.close()
+
+
+@in_virtual_time
+async def test_a_fault_of_this_process_is_raised_where_rows_are_awaited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, session = await _opened(ChainCase(2, latency=0.01, spares=False), chain=False)
+
+    def post(*_: object, **__: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(session._session.segments[1], "post", post)
+    _send(session, 16)
+    async with asyncio.timeout(5):
+        with pytest.raises(ValueError, match="a bug"):
+            await session.receive()
+    await model.close()
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+@in_virtual_time
+async def test_a_session_that_was_left_alone_goes_on(ahead: bool) -> None:
+    """Whoever waited was cancelled, and comes back."""
+    model, session = await _opened(ChainCase(2, latency=0.05, spares=False))
+    if ahead:
+        _send(session, 40)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await (session.receive() if ahead else session.append(TRUTH[len(PROMPT) : 100]))
+    session.rollback(len(PROMPT))
+    _send(session, 24)
+    await _receive(session, len(PROMPT))
+    assert session.repaired == []
+    await model.close()
+
+
+@in_virtual_time
+async def test_wide_rows_bound_what_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = ChainCase(2, spares=False)
+    model, session = await _opened(case)
+    states = model.session(400)
+    states._settings = replace(states._settings, session=replace(states._settings.session, keeps_states=True))
+    assert (session.most_ahead, states.most_ahead) == (MOST_AHEAD, MOST_AHEAD_OF_STATES)
+    monkeypatch.setattr(HopClient, "row_bytes", 8192 * 4)
+    session._session.resume()
+    assert session.most_ahead == 32
+    await model.close()
