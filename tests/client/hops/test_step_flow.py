@@ -10,6 +10,7 @@ import pytest
 
 from swarm_node.client.hops.route_session import RouteSession
 from swarm_node.client.hops.state import Condition
+from swarm_node.swarm.errors import HopFailedError
 from swarm_node.swarm.links.pool import LinkPool
 from swarm_node.swarm.protocol.messages import Void
 from swarm_node.swarm.types import Hop, Route, Span
@@ -157,6 +158,46 @@ async def test_void_steps_stay_void_until_a_result_says_that_it_is_known() -> No
     answer.send([6])
     await answer.receive()
     assert swarm.nodes["c"].steps[-1].void == first + 7
+    session.close()
+
+
+@pytest.mark.parametrize("features", [None, ()])
+@in_virtual_time
+async def test_a_hop_that_works_is_not_convicted_for_void_steps(features) -> None:
+    """Steps take longer than a link waits before it asks where they are."""
+    swarm = FakeSwarm(latency=0.01, **HOPS)
+    swarm.nodes["b"].behaviour.step_delay_s = 10 * FAST.ping_after_s
+    for node in swarm.nodes.values():
+        node.behaviour.features = features
+    session = await opened(swarm)
+    answer = Answer(session)
+    for _ in range(8):
+        for _ in range(6):
+            answer.send([1, 2, 3])
+        await answer.receive()
+        answer.go_back(answer.began - 1)
+        answer.send([4])
+        await answer.receive()
+    assert swarm.nodes["b"].pings > 10
+    assert [hop.state.condition for hop in session.hops] == [Condition.WORKING] * 3
+    session.close()
+
+
+@pytest.mark.parametrize("peer", HOPS)
+@in_virtual_time
+async def test_a_hop_that_falls_silent_is_found_behind_void_steps(peer: str) -> None:
+    swarm = FakeSwarm(latency=0.01, **HOPS)
+    session = await opened(swarm)
+    answer = Answer(session)
+    for _ in range(6):
+        answer.send([1, 2, 3])
+    await answer.receive()
+    swarm.nodes[peer].mute()
+    answer.go_back(answer.began - 1)
+    answer.send([4])
+    with pytest.raises(HopFailedError) as failed:
+        await answer.receive()
+    assert failed.value.peer_id == peer
     session.close()
 
 

@@ -14,7 +14,7 @@ from swarm_node.node.sessions.session import MAX_KEPT_ANSWER, NodeSession
 from swarm_node.node.sessions.step_result import StepResult
 from swarm_node.swarm.errors import ErrorCode
 from swarm_node.swarm.fairness.shares import Holder
-from swarm_node.swarm.protocol.field_types import MAX_CHAIN
+from swarm_node.swarm.protocol.field_types import MAX_CHAIN, Downstream
 from swarm_node.swarm.protocol.hop_session import HopSession
 from swarm_node.swarm.protocol.messages import ErrorMessage, Message, Open, Result, Step, Want, encode
 from swarm_node.swarm.types import Span
@@ -354,3 +354,16 @@ def test_progress_does_not_know_void_steps(bench):
     assert (bench.session.progress().received, bench.session.progress().done) == (4, 3)
     bench.finish(done(position=1))
     assert (bench.session.progress().received, bench.session.progress().done) == (4, 4)
+
+
+async def test_results_that_are_held_go_when_they_are_void():
+    bench = Bench(replace(OPENING, downstream=Downstream("abc", b"t" * 16)))
+    for number in (1, 2, 3):
+        bench.step(number, number - 1)
+        bench.finish(done())
+    assert bench.account.queued_bytes == 12
+    bench.session.void(2, 3)
+    assert [result.step for result in bench.session.output._held] == [1]
+    assert bench.account.queued_bytes == 4
+    bench.session.close()
+    assert bench.account.queued_bytes == 0
