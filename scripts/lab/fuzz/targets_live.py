@@ -30,7 +30,7 @@ from swarm_node.node.engine.load import EngineLoad
 from swarm_node.node.node import Node
 from swarm_node.swarm.errors import NetworkError
 from swarm_node.swarm.links.link import Patience
-from swarm_node.swarm.protocol.messages import MESSAGES, Close, Hello, Open, Ping, Step, Steps, Want
+from swarm_node.swarm.protocol.messages import MESSAGES, Close, Hello, Open, Ping, Step, Steps, Void, Want
 from swarm_node.swarm.protocol.wire import PROTOCOL_ID
 from swarm_node.swarm.transport.interface import Stream
 from swarm_node.swarm.transport.memory import MemoryNetwork
@@ -238,6 +238,21 @@ def _conversations() -> list[bytes]:
                 replace(opened, session=bytes(16)),
                 Steps((_step(0, 2, row), replace(_step(0, 1, row), session=bytes(16)))),
                 Steps((_step(2, 1, row), replace(_step(1, 1, row), session=bytes(16)))),
+            ],
+            MESSAGES,
+        ),
+        stream_of(
+            [  # of steps under way, the last ones are void, before and as they come
+                hello,
+                replace(opened, max_tokens=256),
+                *(_step(position, 8, row) for position in (0, 8, 16, 24)),
+                Void(SESSION, 9, 40),
+                _step(32, 8, row),
+                replace(_step(5, 8, row), step=41, void=9, guess=7),
+                Void(SESSION, 41, 41),
+                replace(_step(4, 1, row), step=43, void=41),
+                Close(SESSION),
+                Void(SESSION, 43, 50),
             ],
             MESSAGES,
         ),
