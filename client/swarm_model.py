@@ -126,7 +126,7 @@ class SwarmModel:
         machine, which costs a round trip a peer. ``draft``: a small model of the same family, named as
         ``model`` is, which this machine runs as a whole to guess what comes next, so that a pass through the
         swarm can bring several tokens. Without one, guesses are taken from the text itself, and made by the
-        block that some models have for this (Qwen3-Next, Qwen 3.5, GLM 4.5 to 4.7, DeepSeek V3): this
+        block that some models have for this (Qwen3-Next, Qwen 3.5, GLM 4.5 to 5, DeepSeek V3): this
         machine reads it where its files are here or take up to 1 GB, and a quarter of the free memory holds
         it. "off": from the text alone.
         ``allow_sideband``: ask a model whose rows tell every hop which tokens they are (Gemma 3n, Gemma 4 E2B

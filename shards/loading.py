@@ -191,10 +191,11 @@ def load_next_part(
 
 def _next_options(options: LoadOptions, native_dtype: str) -> LoadOptions:
     """As a head is held: 16 bits in eight, since a guess may be rough, and by our kernels where they run."""
-    plan = resolve(options, native_dtype)
-    if options.quantize == "auto" and plan.packed and native_dtype in ("BF16", "F16"):
+    if options.device != "cpu":
+        return options
+    if options.quantize == "auto" and native_dtype in ("BF16", "F16"):
         options = replace(options, quantize="int8")
-    if options.kernels == "auto" and plan.precision is not None:
+    if options.kernels == "auto" and resolve(options, native_dtype).precision is not None:
         options = replace(options, kernels="native")
     return options
 

@@ -25,6 +25,7 @@ ONE: dict[str, dict[str, Any]] = {
     **{case: {"layer_types": ["full_attention"]} for case in QWEN},
     **{case: {"first_k_dense_replace": 0} for case in ("deepseek_v3", "glm4_moe")},
     "glm4_moe_lite": {"mlp_layer_types": ["sparse"]},
+    **{case: {"first_k_dense_replace": 0, "index_topk": 64} for case in ("deepseek_v32", "glm_moe_dsa")},
 }
 """Settings of a model whose only block is such a one."""
 

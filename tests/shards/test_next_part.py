@@ -71,7 +71,7 @@ def test_equals_transformers(case: str, tmp_path: Path, sessions: Callable[..., 
         assert_close(guessed(tmp_path, ids(behind.model), sessions, chain(wanted), **kind), wanted)
 
 
-@pytest.mark.parametrize("case", ["qwen3_5_text", "qwen3_5_moe_text", "glm4_moe"])
+@pytest.mark.parametrize("case", ["qwen3_5_text", "qwen3_5_moe_text", "glm4_moe", "glm_moe_dsa"])
 def test_gguf_equals_transformers(case: str, tmp_path: Path, sessions: Callable[..., Any]) -> None:
     behind, path = gguf_with_behind(case, tmp_path)
     wanted = behind.logits(DEPTH)

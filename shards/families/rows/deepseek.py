@@ -263,6 +263,12 @@ def _index_of(s: Settings) -> int | None:
     return None if last == s.block else last
 
 
+_INDEXED_NEXT = NextFamily(
+    lambda s: sparse_or_dense(s, latent(s, has_head_dim=False), _experts(s, dense=False)),
+    rms,
+)
+"""Without the indexer that such blocks have: it chooses nothing among fewer keys than ``index_topk``, and a
+client's have fewer."""
 _INDEXED: dict[str, Any] = {
     "attention_bias": False,
     "bos_token_id": 0,
@@ -315,6 +321,7 @@ DEEPSEEK_V32 = Family(
     tensors={**EXPERTS, **LATENT},
     aliases={"num_local_experts": "n_routed_experts", "num_experts": "n_routed_experts"},
     fixed={**_V3_FIXED, "rope_interleave": (True,), "indexer_rope_interleave": (False,)},
+    next=_INDEXED_NEXT,
     gguf=_indexed_gguf("deepseek32"),
 )
 
@@ -339,6 +346,7 @@ GLM_MOE_DSA = Family(
     tensors={**EXPERTS, **LATENT},
     aliases={"num_local_experts": "n_routed_experts", "num_experts": "n_routed_experts"},
     fixed={**_V3_FIXED, "rope_interleave": (True,), "indexer_rope_interleave": (True,)},
+    next=_INDEXED_NEXT,
     gguf=_indexed_gguf("glm-dsa"),
 )
 
