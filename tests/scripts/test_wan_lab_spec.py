@@ -17,7 +17,7 @@ from scripts.lab.wan_lab.spec.bench import SpecBench
 from scripts.lab.wan_lab.spec.bound import Stages, law, least_s, line_s
 from scripts.lab.wan_lab.spec.cases import PARTS, Arm, Case, cases
 from scripts.lab.wan_lab.spec.client import Asking
-from scripts.lab.wan_lab.spec.command import measure, named_rates
+from scripts.lab.wan_lab.spec.command import measure, merged, named_rates
 from scripts.lab.wan_lab.spec.figures import case_figures, harmless_figures, problems, stages
 from scripts.lab.wan_lab.spec.forced import ForcedText
 from scripts.lab.wan_lab.spec.llama import figures as llama_figures
@@ -277,7 +277,7 @@ def _report() -> dict[str, Any]:
     llama = [{0: {"tokens": 11, "tokens_per_s": 2.0, "batches": 10}}]
     llama[0] |= {ahead: {"tokens": 11, "tokens_per_s": 8.0, "batches": 2} for ahead in (16, 64)}
     return {
-        "conditions": {"model": "m"},
+        "conditions": {"model": "m", "seconds": 4.5},
         "results": [_figures()],
         "links": [],
         "harmless": {**harmless_figures([_pair("code 1", 1.0)], 0.97), "rtt_ms": 20.0},
@@ -324,6 +324,14 @@ def test_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_text(json.dumps(_report()))
     assert measure(parse(["spec", "--from-json", str(file), "--markdown"])) == 1, "it has a problem"
     assert "| text: all right |" in capsys.readouterr().out
+    other = tmp_path / "other.json"
+    conditions = {"model": "n", "seconds": 3.0}
+    other.write_text(json.dumps({"conditions": conditions, "results": [_figures()], "problems": []}))
+    whole = merged([file, other])
+    assert whole["conditions"] == {"model": "n", "seconds": 7.5}
+    assert len(whole["results"]) == 2
+    assert whole["problems"] == ["something"]
+    assert "harmless" in whole
 
 
 def test_a_run_asks_plainly_and_speculating_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ def add_options(spec: argparse.ArgumentParser) -> None:
         "--llama-python", metavar="PYTHON", help="one that has llama-cpp-python, built with its RPC backend"
     )
     spec.add_argument("--markdown", action="store_true", help="the tables for docs/measurements.md, too")
-    spec.add_argument("--from-json", type=Path, metavar="FILE", help="show the figures of an earlier run")
+    spec.add_argument(
+        "--from-json", type=Path, nargs="+", metavar="FILE", help="show the figures of earlier runs, as one"
+    )
     add_json(spec)
 
 
@@ -52,12 +55,20 @@ def named_rates(text: str) -> list[tuple[str, float | None]]:
 
 def measure(arguments: argparse.Namespace) -> int:
     """The exit code: 1 where an answer was not the plain one."""
-    run = partial(_read, arguments.from_json) if arguments.from_json else SpecBench(arguments).run
+    run = partial(merged, arguments.from_json) if arguments.from_json else SpecBench(arguments).run
     return run_and_report(run, partial(_show, arguments.markdown), arguments.json, is_good=without_problems)
 
 
-def _read(file: Path) -> dict[str, Any]:
-    return dict(json.loads(file.read_text()))
+def merged(files: Sequence[Path]) -> dict[str, Any]:
+    """Reports of different parts as one. Where two have the same part, the later file counts, but for lists,
+    which are joined. ``conditions`` are the last one's, with the seconds of all."""
+    whole: dict[str, Any] = {}
+    for report in (json.loads(file.read_text()) for file in files):
+        before = whole.get("conditions", {}).get("seconds", 0.0)
+        for name, value in report.items():
+            whole[name] = whole.get(name, []) + value if isinstance(value, list) else value
+        whole["conditions"]["seconds"] += before
+    return whole
 
 
 def _show(markdown: bool, report: dict[str, Any]) -> None:
