@@ -86,7 +86,7 @@ class Asking:
             guide = partial(_made, ForcedText(forced))
         elif schema is not None:
             guide = partial(self._guides.open, Guide("json_schema", schema))
-        draft: Any = None
+        draft: Any = model.local.draft
         if known is not None and stand_in is not None:
             draft = KnownAnswer(known, StandIn.of(stand_in))
         run = GenerationRun(
