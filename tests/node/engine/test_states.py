@@ -20,6 +20,7 @@ from swarm_node.shards.models.own_memory import OwnMemory
 from swarm_node.shards.torch.span import TorchSpan
 from swarm_node.swarm.codecs.kinds import INT8
 from swarm_node.swarm.errors import ErrorCode, LocalProtocolError
+from swarm_node.swarm.figures import MOST_AHEAD_OF_STATES
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.protocol.messages import Want
 from swarm_node.swarm.types import Span
@@ -99,6 +100,26 @@ async def test_a_draft_is_taken_back_by_any_number_of_tokens(model, open_engine,
         assert np.array_equal(row[0], alone(model, whole)[-1])
         assert sum(each.count for each in model.fed) <= 32  # a page at most is fed again
         await driver.rows(sequence, X[prompt - 1 : prompt], prompt - 1)
+    driver.engine.close_sequence(sequence)
+
+
+@pytest.mark.parametrize("prompt", [3, 31, 32, 50, 64])
+async def test_a_draft_of_many_steps_is_taken_back_while_they_wait(model, open_engine, prompt):
+    """As far as a client sends ahead; where a guess near its beginning was wrong, few rows are fed again."""
+    driver = open_engine()
+    sequence = driver.sequence(tokens=512)
+    tokens = X[:prompt]
+    await driver.rows(sequence, tokens, 0)
+    for kept_guesses in (2, MOST_AHEAD_OF_STATES - 2, 0, 33, 5):
+        guesses = X[300 : 300 + MOST_AHEAD_OF_STATES]
+        starts = range(0, len(guesses), 8)
+        waiting = [driver.submit(sequence, guesses[at : at + 8], len(tokens) + at) for at in starts]
+        await waiting[kept_guesses // 8]
+        tokens = np.concatenate([tokens, guesses[: kept_guesses + 1], X[400:402]])
+        row = await driver.rows(sequence, tokens[-2:], len(tokens) - 2)
+        assert np.array_equal(row, alone(model, tokens)[-2:])
+        assert all(isinstance(each, StepDone) for each in await asyncio.gather(*waiting))
+        assert model.fed[-1].count - 2 <= min(31, kept_guesses + 3)  # and the step before the draft
     driver.engine.close_sequence(sequence)
 
 
