@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from swarm_node.node.sessions.next_hops import NOT_REACHED
 from swarm_node.swarm.errors import ErrorCode, SwarmError
-from swarm_node.swarm.protocol.messages import Close, ErrorMessage, Opened, Replayed
+from swarm_node.swarm.protocol.messages import Close, ErrorMessage, Opened, Replayed, Void
 from swarm_node.swarm.types import Span
 from tests.node.chain_swarm import KV_TOKENS, ChainSwarm, Hop, rows, swarm_of, until
 
@@ -36,6 +36,7 @@ class Route:
     cursor: int = 0
     acked: int = 0
     under_way: list[tuple[int, int, int]] = field(default_factory=list)
+    void: int = 0  # that the next step is to tell of; 0: none
 
 
 class Schedule:
@@ -64,7 +65,8 @@ class Schedule:
         if tokens:
             route.number += 1
             start, stop = route.cursor, route.cursor + tokens
-            await route.hops[0].step(route.number, start, rows(X[start:stop]), tokens)
+            await route.hops[0].step(route.number, start, rows(X[start:stop]), tokens, void=route.void)
+            route.void = 0
             route.under_way.append((route.number, start, tokens))
             route.cursor = stop
 
@@ -79,6 +81,16 @@ class Schedule:
             self.rows += tokens
             route.acked = position + tokens
         route.under_way.clear()
+
+    async def void(self, route: Route, choice: int) -> None:
+        """The last steps under way are void; some hops hear of it at once, all others with the next step."""
+        void = route.under_way[choice % 3 :]
+        del route.under_way[choice % 3 :]
+        if void:
+            route.void, route.cursor = void[0][0], void[0][1]
+            for number, hop in enumerate(route.hops):
+                if choice >> number & 1:
+                    await hop.control.send(Void(hop.session, void[0][0], void[-1][0]))
 
     def give_up_under_way(self, route: Route) -> None:
         route.acked = min([route.acked, *(position for _, position, _ in route.under_way)])
@@ -164,6 +176,8 @@ class Schedule:
                 await self.send(route, 1 + choice % 30)
             elif move == "collect":
                 await self.collect(route)
+            elif move == "void":
+                await self.void(route, choice)
             elif move == "back":
                 route.cursor = max(0, route.cursor - choice % 20)
             elif move == "relay":
@@ -200,7 +214,22 @@ def models(tiny_span):
 
 moves = st.lists(
     st.tuples(
-        st.sampled_from(["open", "send", "send", "send", "collect", "back", "relay", "kill", "kill", "end"]),
+        st.sampled_from(
+            [
+                "open",
+                "send",
+                "send",
+                "send",
+                "collect",
+                "void",
+                "void",
+                "back",
+                "relay",
+                "kill",
+                "kill",
+                "end",
+            ]
+        ),
         st.integers(0, 3),
         st.integers(0, 1000),
     ),
