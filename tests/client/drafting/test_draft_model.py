@@ -216,7 +216,8 @@ async def test_answers_through_real_nodes_are_the_same(
         told = answer.speculated
         assert told.passes + told.accepted == N - 1
         if path == folder and not sampled:
-            assert told.accepted > N / 2  # it is the same model
+            (known,) = (each for each in told.kinds if each.kind == "model")
+            assert sum(known.right) > 0.6 * sum(known.judged) > 0  # it is the same model
         if path is not None:
             assert told.draft_s > 0
         await model.close()
