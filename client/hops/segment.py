@@ -60,6 +60,7 @@ class _Sent:
     decoding: bool
     is_alone: bool
     is_behind: bool
+    guess: int = 0
     branches: Branches = ()
 
     @property
@@ -152,10 +153,11 @@ class Segment:
         *,
         decoding: bool = False,
         hold: bool = False,
+        guess: int = 0,
         branches: Branches = (),
     ) -> None:
-        """Send a step of ``tokens`` encoded tokens, those of ``branches`` included. Never waits; a caller
-        that sends many awaits ``room`` first."""
+        """Send a step of ``tokens`` encoded tokens, those of ``branches`` included, of which the last
+        ``guess`` may be for nothing. Never waits; a caller that sends many awaits ``room`` first."""
         if self._broken:
             raise BrokenError
         first, void = self.first, 0 if self._void_told else self._void
@@ -163,6 +165,7 @@ class Segment:
         message = Step(
             *(first.session, step, position, tokens, want, deadline_ms, hold),
             void=void,
+            guess=guess,
             branches=branches,
             payload=payload,
         )
@@ -176,7 +179,7 @@ class Segment:
         self._void_told = True
         alone, behind = len(self._sent) == len(self._inbox), self._is_behind
         timing = perf_counter(), decoding, alone, behind
-        self._sent.append(_Sent(step, position, tokens, want, hold, payload, *timing, branches))
+        self._sent.append(_Sent(step, position, tokens, want, hold, payload, *timing, guess, branches))
         self._in_flight += len(payload)
         for hop in self.hops:
             hop.link.watch()
@@ -369,9 +372,13 @@ class Segment:
         since = sent.at if alone or not sent.decoding else max(sent.at, self._taken_at)
         self._taken_at, self._is_behind = came_at, self._is_behind and not sent.is_behind
         spent: list[tuple[int, int, int]] = []
+        batches: list[int] = []
         if len(result.spent) == len(hops) - 1:  # else a hop left something out: use none of it
             spent = [(queue, compute, codec) for queue, compute, codec, _ in result.spent]
+            batches = [batch for _, _, _, batch in result.spent]
         spent.append((result.queue_us, result.compute_us, result.codec_us))
+        if sent.decoding:
+            self._note_load((*batches, result.batch), sent, result.row_us)
         elapsed_s = max(0.0, came_at - since)
         told_s = sum(map(sum, spent)) * 1e-6
         unit_s = 1e-6 if told_s <= elapsed_s else 1e-6 * elapsed_s / told_s
@@ -394,6 +401,17 @@ class Segment:
         if alone:
             self._slowest_wire_s = max(self._slowest_wire_s, wire_s)
             self.trace.alone.stepped(sent.tokens, len(sent.payload), len(result.payload), wire_s)
+
+    def _note_load(self, batches: Sequence[int], sent: _Sent, row_us: int) -> None:
+        """``batches``: with how many sessions the last hops computed a step; ``row_us``: of the last one."""
+        if sent.guess < sent.tokens:
+            for hop, batch in zip(self.hops[-len(batches) :], batches, strict=True):
+                hop.trace.load.computed_with(batch)
+        if sent.tokens > 1:
+            for hop in self.hops[:-1]:  # what the last one tells comes with its results
+                hop.link.ask_row_time()
+                hop.trace.load.told(hop.link.row_us)
+            self.last.trace.load.told(row_us)
 
 
 def _first_rows(payload: Payload, rows: int, wanted: int) -> Payload:

@@ -25,20 +25,22 @@ class StepFlow:
     def __init__(self, segments: Sequence[Segment]) -> None:
         self.tokens = 0
         self._fault: Exception | None = None  # of this process
+        self._certain = 0  # the step that was sent when nothing was under way
         self._forked: dict[int, tuple[int, Branches]] = {}  # rows of a step, if it has branches, and these
         self._segments = tuple(segments)
         self._carriers = [asyncio.create_task(self._carry(*pair)) for pair in pairwise(segments)]
 
     def post(self, step: int, payload: Payload, tokens: int, position: int, branches: Branches = ()) -> None:
         """Send a step whose rows are all wanted; ``tokens`` counts those of ``branches``. Never waits;
-        ``receive`` raises for one that fails."""
+        ``receive`` raises for one that fails. What goes ahead of results can only be guessed: so only the
+        first row of the first step is certain."""
+        if not self.tokens:
+            self._certain = step
         self.tokens += tokens - rows_of(branches)
         if branches:
             self._forked[step] = tokens, branches
         try:
-            self._segments[0].post(
-                step, payload, tokens, position, Want.ALL, decoding=True, branches=branches
-            )
+            self._post(self._segments[0], step, payload, tokens, position, branches)
         except BrokenError:
             self._segments[-1].mark_broken()
 
@@ -69,13 +71,24 @@ class StepFlow:
         try:
             while True:
                 result = await source.receive()
-                target.post(
-                    *(result.step, result.payload, result.tokens, result.position, Want.ALL),
-                    decoding=True,
-                    branches=self._branches_in(result),
-                )
+                branches = self._branches_in(result)
+                self._post(target, result.step, result.payload, result.tokens, result.position, branches)
         except BrokenError:
             self._segments[-1].mark_broken()
         except Exception as fault:  # noqa: BLE001 - raised where somebody waits for it
             self._fault = fault
             self._segments[-1].mark_broken()
+
+    def _post(
+        self,
+        segment: Segment,
+        step: int,
+        payload: Payload,
+        tokens: int,
+        position: int,
+        branches: Branches,
+    ) -> None:
+        guess = tokens - (step == self._certain)
+        segment.post(
+            *(step, payload, tokens, position, Want.ALL), decoding=True, guess=guess, branches=branches
+        )

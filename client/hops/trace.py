@@ -200,6 +200,27 @@ class Ways:
     on: str = ""
 
 
+NEWEST_BATCH = 0.1
+"""The weight of a step's batch in the moving average of them."""
+
+
+@dataclass(slots=True)
+class HopLoad:
+    """How busy a hop is, as it tells. ``row_s``: seconds that one row more in a batch takes there; 0: not
+    known. ``sessions``: those computed together, the own one too, on average."""
+
+    row_s: float = 0.0
+    sessions: float = 1.0
+
+    def told(self, row_us: int) -> None:
+        """What a row takes, in microseconds; 0: the hop does not know."""
+        self.row_s = row_us * 1e-6 or self.row_s
+
+    def computed_with(self, sessions: int) -> None:
+        """A step with a certain row was computed together with those of ``sessions``, the own one too."""
+        self.sessions += NEWEST_BATCH * (max(1, sessions) - self.sessions)
+
+
 @dataclass(frozen=True, slots=True)
 class HopTimings(_Traced):
     """One hop of a route and what it cost. ``codec`` is how activations travelled to it, ``codec_on`` how
@@ -212,6 +233,7 @@ class HopTimings(_Traced):
     ways: Ways = field(default_factory=Ways)
     name: str = ""
     codec_on: str = ""
+    load: HopLoad = field(default_factory=HopLoad)
 
     @property
     def ms_per_token(self) -> float:

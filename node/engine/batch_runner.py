@@ -37,12 +37,14 @@ class BatchReport:
     """``finished``: steps that ended with the batch, by a result or a failure. ``sessions`` and ``tokens``
     were computed; ``queue_ns`` is what its ``decode_steps`` had waited, all together. ``cut``: sequences
     whose step failed before its last slice. ``clean``: everything ran at the first try, so ``elapsed_us``
-    says what such a batch costs."""
+    says what such a batch costs. ``computed``: rows that went through the blocks, those that were fed again
+    and those before branches included."""
 
     finished: list[Finished] = field(default_factory=list)
     cut: list[TokenSequence] = field(default_factory=list)
     sessions: int = 0
     tokens: int = 0
+    computed: int = 0
     decode_steps: int = 0
     queue_ns: int = 0
     elapsed_us: int = 0
@@ -326,6 +328,7 @@ class BatchRunner:
                 job.sequence.states.has_computed(done)
         report.sessions += len(work)
         report.tokens += len(x)
+        report.computed += len(rows.x)
         ended = perf_counter_ns()
         for job, _ in work:
             job.compute_ns += ended - started

@@ -34,6 +34,7 @@ from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.types import Span
 from ..figures.work import WorkDone
 from .batch_runner import BatchReport, BatchRunner
+from .batching.row_time import RowTime
 from .batching.scheduler import Scheduler
 from .beginnings import begin_lower, register, why_lost
 from .jobs import StepDone, StepDropped, StepFailed, StepJob, TokenSequence
@@ -130,11 +131,13 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._inbox: SimpleQueue[_Item] = SimpleQueue()
         self._together: list[StepJob] | None = None  # submitted, and not in the inbox yet
+        self._row_time = RowTime()
         self._scheduler: Scheduler[TokenSequence] = Scheduler(
             settings.max_batch_tokens,
             max_sessions=settings.max_sessions_per_batch,
             prefill_target_us=max(1, int(settings.prefill_target_ms * 1000)),
             mixed=model.mixes,
+            row_time=self._row_time,
         )
         self._runner = BatchRunner(model, pool, sampler)
         self._short_context = longest_short_context(model.config.blocks)
@@ -188,6 +191,12 @@ class Engine:
     def free_tokens(self) -> int:
         """Tokens that sessions over the whole span could still be opened for."""
         return self.memory.free_tokens(self.model.span)
+
+    @property
+    def row_us(self) -> int:
+        """Microseconds that one row more in a batch of decode steps takes, as measured lately; 0: it is not
+        known."""
+        return round(self._row_time.row_us)
 
     def could_ever_fit(self, max_tokens: int, span: Span) -> bool:
         """Whether an empty cache would hold such a session; if not, waiting is in vain."""
@@ -527,6 +536,8 @@ class Engine:
             self._scheduler.cut(sequence)
         if report.clean and report.tokens == batch.decode_rows + batch.prefill_tokens:
             self._scheduler.observe(batch.prefill_tokens, batch.decode_rows, report.elapsed_us)
+        if not batch.prefill_tokens and report.computed == batch.decode_rows + batch.again:
+            self._row_time.observe(report.computed, report.elapsed_us)
         self._post(self._deliver, report)
         ended = perf_counter_ns()
         if report.tokens == 1:
@@ -562,7 +573,9 @@ class Engine:
         sequence.steps.append(job)
         tokens = job.tokens if job.refusal is None else 1
         again = computed_rows(job.branches) + (0 if job.plan is None else job.plan.again)
-        self._scheduler.add(sequence, sequence.owner, tokens, job.deadline_ns, sequence.group, again)
+        self._scheduler.add(
+            sequence, sequence.owner, tokens, job.deadline_ns, sequence.group, again, job.certain
+        )
 
     def _call(self, call: _Call) -> None:
         if self._width is not None:

@@ -16,6 +16,7 @@ from ...swarm.protocol.branches import rows_of
 from ...swarm.protocol.field_types import PAGE_TOKENS, Branches
 from ...swarm.protocol.messages import Want
 from ...swarm.types import Span
+from .batching.scheduler import Certain
 from .memory.page_allocator import Page
 from .memory.page_tables import PageChange
 from .memory.session_memory import Holdings
@@ -185,6 +186,7 @@ class StepJob:
     done: Callable[[StepJob, StepOutcome], None]
     deadline_ns: int = 0
     branches: Branches = ()
+    guess: int = 0  # rows at its end, those of branches included, that may be for nothing
     # The engine's notes while the step runs, over several batches if it is a long prompt.
     changes: Sequence[PageChange] = ()  # of the sequence's table, before the step
     plan: StatePlan | None = None  # of the sequence's states, if it keeps some
@@ -195,6 +197,12 @@ class StepJob:
     compute_ns: int = 0
     codec_ns: int = 0
     finished: bool = False
+
+    @property
+    def certain(self) -> Certain:
+        if not self.guess:
+            return Certain.ALL
+        return Certain.NONE if self.guess >= self.tokens + self.branch_rows else Certain.SOME
 
     @property
     def branch_rows(self) -> int:
@@ -208,4 +216,5 @@ class StepJob:
         return self.payload if rest or not self.branches else memoryview(self.payload)[: size * self.tokens]
 
     def leave_out_branches(self) -> None:
+        self.guess = max(0, self.guess - self.branch_rows)
         self.payload, self.branches = self.own_payload, ()

@@ -111,6 +111,7 @@ class OpenSessions:
             tokens_per_s=round(load.tokens_per_s),
             queue_us=round(load.queue_ms * 1000),
             tells=tells,
+            row_us=self._engine.row_us,
         )
 
     def open(

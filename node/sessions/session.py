@@ -257,6 +257,7 @@ class NodeSession:
                 done=done,
                 deadline_ns=arrived + step.deadline_ms * 1_000_000 if step.deadline_ms else 0,
                 branches=branches,
+                guess=step.guess,
             )
         )
 
@@ -327,6 +328,7 @@ class NodeSession:
             step.void,
             max(0, step.guess - left_out),
             outcome.branches,
+            self._engine.row_us,
         )
         if job.step == self.hop.last_step:
             self._last_answer = result if len(outcome.payload) <= MAX_KEPT_ANSWER else None

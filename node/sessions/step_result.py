@@ -16,9 +16,9 @@ class StepResult:
     step where it is chained or has a journal, else those that ``want`` asks for. The last of them are those
     of ``branches``, which may be fewer than the step had.
 
-    ``spent``: what the hops before have spent; the five fields behind it are this one's, times in
+    ``spent``: what the hops before have spent; the four fields behind it are this one's, times in
     microseconds. ``void`` is the step's own, and ``guess`` too, without the rows of branches that it left
-    out.
+    out; ``row_us`` as in RESULT.
     """
 
     step: int
@@ -35,6 +35,7 @@ class StepResult:
     void: int = 0
     guess: int = 0
     branches: Branches = ()
+    row_us: int = 0
 
     def as_step(self, session: bytes) -> Step:
         """The STEP for the next hop, whose ``session`` that is."""
@@ -87,4 +88,5 @@ class StepResult:
             self.codec_us,
             self.batch,
             self.spent,
+            self.row_us,
         )

@@ -67,6 +67,9 @@ Reply = Opened | Busy | Refused | Result | ErrorMessage | Replayed | Attached
 """What a node says to one session."""
 
 
+ROW_TIME_S = 2.0
+"""A node is asked this often, in seconds, what a row takes, while guesses are sent to it: a PING of a few
+bytes, where a round of guesses has thousands."""
 Told = Callable[[Progress | None, Pong], None]
 """Takes what the node tells of one session (None: nothing), and the PONG that it comes in."""
 
@@ -99,6 +102,7 @@ class _Asked:
 class NodeLink:
     """A live stream. ``welcome`` is done when the node has answered HELLO, or the link has failed.
 
+    ``row_us``: microseconds that one row more in a batch takes there, as PONG told last; 0: it is not known.
     ``siblings``: the links of the same pool, this one too. ``max_frame``: bytes of a frame that is accepted.
     """
 
@@ -113,6 +117,7 @@ class NodeLink:
         max_frame: int = DEFAULT_MAX_FRAME,
     ) -> None:
         self.failure: SwarmError | None = None
+        self.row_us = 0  # as the node told last
         self._connection = Connection(stream, max_frame)
         self._model = model
         self._patience = patience
@@ -123,6 +128,7 @@ class NodeLink:
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0  # when it goes off, on the loop's clock
         self._siblings = siblings
+        self._row_asked_at = -inf
         self._asked: dict[int, _Asked] = {}  # by nonce, the oldest first
         self._timers = LinkTimers(patience, perf_counter(), wall_clock())
         self.welcome: asyncio.Future[Welcome] = self._loop.create_future()
@@ -217,6 +223,14 @@ class NodeLink:
         patience = self._patience.ping_after_s
         if self._timer is None or self._due > self._loop.time() + patience:
             self._wake_in(patience)
+
+    def ask_row_time(self) -> None:
+        """Let ``row_us`` be told anew, if that was not asked lately. Never waits."""
+        now = perf_counter()
+        if self.failure is None and now - self._row_asked_at >= ROW_TIME_S and not self._timers.is_asking:
+            self._row_asked_at = now
+            self._ping(None)
+            self._wake_in(self._timers.answer_within_s())
 
     async def ping(self) -> float:
         """Ask whether the node is there; returns the seconds until it answered. Raises the link's error if it
@@ -386,6 +400,7 @@ class NodeLink:
         seconds = self._timers.answered(pong.nonce, perf_counter())
         if asked is None or seconds is None:
             return
+        self.row_us = pong.row_us or self.row_us
         if asked.answer is not None and not asked.answer.done():
             asked.answer.set_result(seconds)
         self._wake_in(self._timers.ask_again_s)

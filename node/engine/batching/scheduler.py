@@ -1,11 +1,14 @@
 """Which waiting steps run in the next batch. Plain ints: no tensor, no thread, no clock (pass ``now``).
 
-Decode goes first, up to the session bound or that of its ``Cohorts``. Prefill fills what is left of the token
-budget, cut into slices: beside decoding sessions a slice is sized by what it costs them (``PrefillPace``),
-alone it takes the whole budget. Sessions that decoded a moment ago count as decoding: their next token is on
-its way. Prefill always gets a few tokens a batch, so neither side can starve the other. Where the two gain
-nothing from one batch, they alternate: then a token waits for a slice at most, and is not computed as slowly
-as one.
+Decode goes first, up to the session bound or that of its ``Cohorts``. Steps with guesses come behind those
+of certain rows alone, and may make their batch a little longer. What does not fit waits: for one batch, if it
+has a certain row, else for PATIENCE_NS. Where nothing certain waits, batches are short.
+
+Prefill fills what is left of the token budget, cut into slices: beside decoding sessions a slice is sized by
+what it costs them (``PrefillPace``), alone it takes the whole budget. Sessions that decoded a moment ago
+count as decoding: their next token is on its way. Prefill always gets a few tokens a batch, so neither side
+can starve the other. Where the two gain nothing from one batch, they alternate: then a token waits for a
+slice at most, and is not computed as slowly as one.
 
 Address groups take turns, and owners within a group, in prefill always, in decode when not all sessions fit
 into a batch. Within an owner it is first come, first served. A session has one step in a batch at most; its
@@ -18,17 +21,30 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from enum import Enum, auto
+from itertools import chain
+from typing import Generic, NamedTuple, TypeVar
 
 from ....swarm.errors import LocalProtocolError, UsageError
 from ....swarm.fairness.queue import FairQueue
 from .cohorts import DECODE_LINGERS_NS, Cohorts
+from .guesses import PATIENCE_NS, rows_alone, rows_beside
 from .prefill_pace import MIN_SLICE, PrefillPace
+from .row_time import RowTime
 
 Key = TypeVar("Key", bound=Hashable)
 
 DECODE_TOKENS = 8
 """A step this short counts as decode: one token, or a draft of a few for speculative decoding."""
+
+
+class Certain(Enum):
+    """Which rows of a step are wanted whatever comes of others: ALL, or SOME and guesses, or NONE, which are
+    guesses alone."""
+
+    ALL = auto()
+    SOME = auto()
+    NONE = auto()
 
 
 @dataclass(slots=True)
@@ -53,24 +69,50 @@ class Batch(Generic[Key]):
     again: int = 0
 
 
+class _Waiting(NamedTuple):
+    """A step. ``again``: rows that are fed again before it, or computed for its branches."""
+
+    tokens: int
+    deadline: int
+    again: int
+    certain: Certain
+
+
 class _WaitingSteps:
-    """The waiting steps of one session as (tokens, deadline, rows that are fed again before them), and how
-    far the oldest one has come."""
+    """The waiting steps of one session, and how far the oldest one has come. ``passed_at``: when that was
+    first passed over for others' certain rows. ``counts_as_certain``: that was for long enough."""
 
     def __init__(self, owner: str, group: str) -> None:
         self.owner = owner
         self.group = group
-        self.steps: deque[tuple[int, int, int]] = deque()
+        self.steps: deque[_Waiting] = deque()
         self.done = 0
+        self.passed_at: int | None = None
+        self.counts_as_certain = False
+
+    def pass_over(self, now: int) -> bool:
+        """The oldest step, which has guesses, is left out of a batch; whether it was for the last time."""
+        if self.passed_at is None:
+            self.passed_at = now
+        in_part = self.steps[0].certain is Certain.SOME
+        self.counts_as_certain = in_part or now - self.passed_at >= PATIENCE_NS
+        return self.counts_as_certain
 
 
 class Scheduler(Generic[Key]):
     """Waiting steps by session key. Not thread-safe: the compute thread alone owns it."""
 
     def __init__(
-        self, max_tokens: int, *, max_sessions: int = 64, prefill_target_us: int = 25_000, mixed: bool = True
+        self,
+        max_tokens: int,
+        *,
+        max_sessions: int = 64,
+        prefill_target_us: int = 25_000,
+        mixed: bool = True,
+        row_time: RowTime | None = None,
     ) -> None:
-        """``mixed``: decode and prefill may share a batch."""
+        """``mixed``: decode and prefill may share a batch. ``row_time``: what rows of decode steps take, as
+        its owner measures."""
         if max_tokens <= DECODE_TOKENS or max_sessions < 1:
             raise UsageError(
                 f"a batch of {max_tokens} tokens and {max_sessions} sessions is not possible",
@@ -79,10 +121,13 @@ class Scheduler(Generic[Key]):
         self._max_tokens = max_tokens
         self._max_sessions = max_sessions
         self._pace = PrefillPace(prefill_target_us)
+        self._row_time = RowTime() if row_time is None else row_time
         self._cohorts = Cohorts()
         self._sessions: dict[Key, _WaitingSteps] = {}
-        # Keys whose oldest step is decode or prefill.
+        # Keys by what their oldest step is.
         self._decode: FairQueue[Key] = FairQueue()
+        self._mixed_steps: FairQueue[Key] = FairQueue()
+        self._guesses: FairQueue[Key] = FairQueue()
         self._prefill: FairQueue[Key] = FairQueue()
         self._last_decode: int | None = None
         self._mixed = mixed
@@ -96,7 +141,14 @@ class Scheduler(Generic[Key]):
         return bool(self._sessions)
 
     def add(
-        self, key: Key, owner: str, tokens: int, deadline: int = 0, group: str = "", again: int = 0
+        self,
+        key: Key,
+        owner: str,
+        tokens: int,
+        deadline: int = 0,
+        group: str = "",
+        again: int = 0,
+        certain: Certain = Certain.ALL,
     ) -> None:
         """Queue a step of ``tokens`` tokens behind the other steps of ``key``. ``deadline`` is of the clock
         of ``next_batch``'s ``now``; 0: none. A key belongs to one owner, an owner to one ``group``.
@@ -107,7 +159,7 @@ class Scheduler(Generic[Key]):
         waiting = self._sessions.get(key)
         if waiting is None:
             waiting = self._sessions[key] = _WaitingSteps(owner, group)
-        waiting.steps.append((tokens, deadline, again))
+        waiting.steps.append(_Waiting(tokens, deadline, again, certain))
         if len(waiting.steps) == 1:
             self._enqueue(key, waiting)
 
@@ -116,8 +168,8 @@ class Scheduler(Generic[Key]):
         waiting = self._sessions.pop(key, None)
         if waiting is None:
             return 0
-        self._decode.discard(waiting.owner, key, waiting.group)
-        self._prefill.discard(waiting.owner, key, waiting.group)
+        for queue in (self._decode, self._mixed_steps, self._guesses, self._prefill):
+            queue.discard(waiting.owner, key, waiting.group)
         return len(waiting.steps)
 
     def cut(self, key: Key) -> None:
@@ -142,14 +194,16 @@ class Scheduler(Generic[Key]):
         """Take the next batch off the queue: at most ``max_tokens`` tokens of ``max_sessions`` sessions, and
         little more where the rows before a step are fed again."""
         batch: Batch[Key] = Batch()
-        both = bool(self._decode) and bool(self._prefill)
-        if self._decode:
+        decodes = bool(self._decode) or bool(self._mixed_steps) or bool(self._guesses)
+        both = decodes and bool(self._prefill)
+        if decodes:
             self._last_decode = now
         prefill_first = not self._mixed and both and self._prefill_is_next
         if prefill_first:
             self._add_prefill(batch, now)
-        if self._decode and not batch.slices:
+        if decodes and not batch.slices:
             self._add_decode(batch, now)
+            self._add_guesses(batch, now)
         if self._prefill and not prefill_first and (self._mixed or not batch.slices):
             self._add_prefill(batch, now)
         self._prefill_is_next = both and not batch.prefill_tokens
@@ -160,15 +214,10 @@ class Scheduler(Generic[Key]):
         return batch
 
     def _add_decode(self, batch: Batch[Key], now: int) -> None:
-        # Some prompt tokens' room, and a place, stay free while prompts wait.
-        prompts = len(self._prefill) > 0
-        budget = self._max_tokens - (min(MIN_SLICE, self._max_tokens - DECODE_TOKENS) if prompts else 0)
-        places = max(1, self._max_sessions - prompts)
-        if (most := self._cohorts.most(now)) is not None:
-            places = min(places, most)
+        budget, places = self._decode_room(now)
         sessions, slices, rows = self._sessions, batch.slices, 0
         for key in self._decode.in_turn():
-            count, deadline, again = sessions[key].steps[0]
+            count, deadline, again, _ = sessions[key].steps[0]
             if 0 < deadline < now:
                 batch.expired.append(key)
                 continue
@@ -179,6 +228,45 @@ class Scheduler(Generic[Key]):
             rows += count
             batch.again += again
         batch.decode_rows = rows
+
+    def _decode_room(self, now: int) -> tuple[int, int]:
+        """Rows and sessions: some prompt tokens' room, and a place, stay free while prompts wait."""
+        prompts = len(self._prefill) > 0
+        spare = min(MIN_SLICE, self._max_tokens - DECODE_TOKENS) if prompts else 0
+        places = max(1, self._max_sessions - prompts)
+        most = self._cohorts.most(now)
+        return self._max_tokens - spare, places if most is None else min(places, most)
+
+    def _add_guesses(self, batch: Batch[Key], now: int) -> None:
+        """Steps with guesses, those with a certain row first, behind ``batch``'s certain ones."""
+        if not self._mixed_steps and not self._guesses:
+            return
+        budget, places = self._decode_room(now)
+        certain = batch.decode_rows + batch.again
+        room = rows_beside(certain, self._row_time) if certain else rows_alone(self._row_time)
+        waited: list[Key] = []
+        for key in chain(self._mixed_steps.in_turn(), self._guesses.in_turn()):
+            waiting = self._sessions[key]
+            count, deadline, again, kind = waiting.steps[0]
+            if 0 < deadline < now:
+                batch.expired.append(key)
+                continue
+            rows = count + again
+            fits = len(batch.slices) < places and batch.decode_rows + batch.again + rows <= budget
+            if batch.slices and not (fits and rows <= room):
+                if (certain or kind is Certain.NONE) and waiting.pass_over(now):
+                    waited.append(key)
+                continue
+            batch.slices.append(Slice(key, 0, count, True))
+            self._cohorts.decodes(hash(key), now)
+            batch.decode_rows += count
+            batch.again += again
+            room -= rows
+        for key in waited:
+            waiting = self._sessions[key]
+            for queue in (self._mixed_steps, self._guesses):
+                queue.discard(waiting.owner, key, waiting.group)
+            self._enqueue(key, waiting)
 
     def _add_prefill(self, batch: Batch[Key], now: int) -> None:
         room = self._max_tokens - batch.decode_rows
@@ -191,7 +279,7 @@ class Scheduler(Generic[Key]):
         first = len(batch.slices)
         for key in self._prefill.in_turn():
             waiting = self._sessions[key]
-            tokens, deadline, again = waiting.steps[0]
+            tokens, deadline, again, _ = waiting.steps[0]
             if 0 < deadline < now:
                 batch.expired.append(key)
                 continue
@@ -214,16 +302,24 @@ class Scheduler(Generic[Key]):
 
     def _finish_oldest(self, key: Key) -> None:
         waiting = self._sessions[key]
-        queue = self._decode if waiting.steps[0][0] <= DECODE_TOKENS else self._prefill
+        queue = self._queue_of(waiting)
         queue.discard(waiting.owner, key, waiting.group)
         queue.rotate(waiting.owner, waiting.group)
         waiting.steps.popleft()
-        waiting.done = 0
+        waiting.done, waiting.passed_at, waiting.counts_as_certain = 0, None, False
         if waiting.steps:
             self._enqueue(key, waiting)
         else:
             del self._sessions[key]
 
     def _enqueue(self, key: Key, waiting: _WaitingSteps) -> None:
-        queue = self._decode if waiting.steps[0][0] <= DECODE_TOKENS else self._prefill
-        queue.push(waiting.owner, key, waiting.group)
+        self._queue_of(waiting).push(waiting.owner, key, waiting.group)
+
+    def _queue_of(self, waiting: _WaitingSteps) -> FairQueue[Key]:
+        """Of its oldest step."""
+        step = waiting.steps[0]
+        if step.tokens > DECODE_TOKENS:
+            return self._prefill
+        if step.certain is Certain.ALL or waiting.counts_as_certain:
+            return self._decode
+        return self._mixed_steps if step.certain is Certain.SOME else self._guesses

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from swarm_node.node.engine.batching.scheduler import Certain
 from swarm_node.node.engine.jobs import StepDone, StepDropped, StepFailed, StepJob
 from swarm_node.node.figures.work import WorkDone
 from swarm_node.node.limits.quotas import Ledger, Limits
@@ -23,6 +24,8 @@ OPENING = Open(b"s" * 16, Span(0, 1), 64, "none", "none")
 
 
 class SlowEngine:
+    row_us = 400
+
     def __init__(self) -> None:
         self.jobs: list[StepJob] = []
         self.closed: list[tuple[object, tuple[bytes, ...]]] = []
@@ -101,7 +104,9 @@ def test_a_step_is_counted_until_it_is_answered(bench):
     bench.finish(done())
     assert (bench.session.inflight, bench.account.queued_tokens, bench.account.queued_bytes) == (0, 0, 0)
     (answer,) = bench.posted
-    assert answer == Result(b"s" * 16, 1, 0, 1, b"rows", queue_us=1, compute_us=2, codec_us=3, batch=4)
+    assert answer == Result(
+        b"s" * 16, 1, 0, 1, b"rows", queue_us=1, compute_us=2, codec_us=3, batch=4, row_us=400
+    )
 
 
 @pytest.mark.parametrize("outcome", [done(), StepDropped(), StepFailed(ErrorCode.INTERNAL, "x")])
@@ -113,6 +118,19 @@ def test_what_a_closed_session_still_gets_is_told_to_nobody(bench, outcome):
     bench.finish(outcome)
     assert bench.posted == []
     assert bench.account.queued_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("guess", "certain"), [(0, Certain.ALL), (2, Certain.SOME), (3, Certain.NONE)], ids=str
+)
+def test_guesses_are_told_to_the_engine_and_to_the_next_hop(bench, guess, certain):
+    bench.step(1, 0, tokens=3, guess=guess)
+    (job,) = bench.engine.jobs
+    assert (job.guess, job.certain) == (guess, certain)
+    sent = []
+    bench.session.output.send = sent.append
+    bench.finish(done(b"rowsrowsrows", rows=3))
+    assert sent[0].as_step(b"n" * 16).guess == guess
 
 
 def test_a_deadline_counts_from_the_arrival(bench):

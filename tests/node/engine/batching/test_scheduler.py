@@ -5,15 +5,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm_node.node.engine.batching.cohorts import DECODE_LINGERS_NS
+from swarm_node.node.engine.batching.guesses import PATIENCE_NS, SHARE
 from swarm_node.node.engine.batching.prefill_pace import FIRST_SLICE, MIN_SLICE
-from swarm_node.node.engine.batching.scheduler import DECODE_TOKENS, Scheduler, Slice
+from swarm_node.node.engine.batching.row_time import RowTime
+from swarm_node.node.engine.batching.scheduler import DECODE_TOKENS, Batch, Certain, Scheduler, Slice
 from swarm_node.swarm.errors import LocalProtocolError, UsageError
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 
 KEYS = [f"{owner}{number}" for owner in "abc" for number in range(4)]
 sizes = st.one_of(st.integers(1, DECODE_TOKENS), st.integers(1, 700))
 again = st.one_of(st.just(0), st.integers(0, PAGE_TOKENS - 1))
-steps = st.lists(st.tuples(st.sampled_from(KEYS), sizes, st.integers(0, 40), again), max_size=30)
+certain = st.sampled_from(Certain)
+steps = st.lists(st.tuples(st.sampled_from(KEYS), sizes, st.integers(0, 40), again, certain), max_size=30)
 
 
 class Model:
@@ -24,13 +27,13 @@ class Model:
         self.mixed = mixed
         self.passed_over = ""  # what waited while the last batch was all of the other kind
         self.max_tokens, self.max_sessions = max_tokens, max_sessions
-        self.waiting: dict[str, list[tuple[int, int, int]]] = {}
+        self.waiting: dict[str, list[tuple[int, int, int, Certain]]] = {}
         self.progress: dict[str, int] = {}
         self.now = 1
 
-    def add(self, key: str, tokens: int, deadline: int, again: int = 0) -> None:
-        self.scheduler.add(key, key[0], tokens, deadline, again=again)
-        self.waiting.setdefault(key, []).append((tokens, deadline, again))
+    def add(self, key: str, tokens: int, deadline: int, again: int, certain: Certain) -> None:
+        self.scheduler.add(key, key[0], tokens, deadline, again=again, certain=certain)
+        self.waiting.setdefault(key, []).append((tokens, deadline, again, certain))
 
     def pop(self, key: str) -> None:
         self.progress.pop(key, None)
@@ -72,7 +75,7 @@ class Model:
             assert 0 < self.waiting[key][0][1] < self.now
             self.pop(key)
         for part in batch.slices:
-            tokens, deadline, _ = self.waiting[part.key][0]
+            tokens, deadline, _, _ = self.waiting[part.key][0]
             assert not 0 < deadline < self.now
             assert part.offset == before[part.key][1]
             assert part.count >= 1
@@ -125,24 +128,30 @@ def test_every_token_runs_once_in_order_within_the_bounds(moves, max_tokens, max
 
 @settings(max_examples=60)
 @given(
-    crowd=st.lists(st.tuples(st.sampled_from("bcdef"), sizes), max_size=40),
+    crowd=st.lists(st.tuples(st.sampled_from("bcdef"), sizes, certain), max_size=40),
     ours=sizes,
+    kind=st.sampled_from((Certain.ALL, Certain.SOME)),
     max_tokens=st.integers(DECODE_TOKENS + 1, 300),
     max_sessions=st.integers(1, 6),
     mixed=st.booleans(),
 )
-def test_nobody_starves_behind_owners_who_never_stop(crowd, ours, max_tokens, max_sessions, mixed):
+def test_nobody_starves_behind_owners_who_never_stop(crowd, ours, kind, max_tokens, max_sessions, mixed):
     """However much five others have waiting, and however fast they come back, a step is served within the
     turns of as many owners as there are."""
     scheduler: Scheduler[str] = Scheduler(max_tokens, max_sessions=max_sessions, mixed=mixed)
-    sizes_of = {f"{owner}{i}": tokens for i, (owner, tokens) in enumerate(crowd)}
-    for key, tokens in sizes_of.items():
-        scheduler.add(key, key[0], tokens)
+    steps_of = {f"{owner}{i}": step for i, (owner, *step) in enumerate(crowd)}
+
+    def add(key: str) -> None:
+        tokens, kind = steps_of[key]
+        scheduler.add(key, key[0], tokens, certain=kind)
+
+    for key in steps_of:
+        add(key)
     for _ in range(3):
         for part in scheduler.next_batch().slices:
             if part.last:
-                scheduler.add(part.key, part.key[0], sizes_of[part.key])
-    scheduler.add("ours", "a", ours)
+                add(part.key)
+    scheduler.add("ours", "a", ours, certain=kind)
     owners = 6
     smallest = min(MIN_SLICE, max_tokens - DECODE_TOKENS)
     turns = owners if ours <= DECODE_TOKENS else owners * -(-ours // smallest)
@@ -152,7 +161,7 @@ def test_nobody_starves_behind_owners_who_never_stop(crowd, ours, max_tokens, ma
         for part in scheduler.next_batch().slices:
             done |= part.key == "ours" and part.last
             if part.last and part.key != "ours":
-                scheduler.add(part.key, part.key[0], sizes_of[part.key])
+                add(part.key)
         if done:
             return
     pytest.fail(f"not served within {bound} batches")
@@ -290,3 +299,135 @@ def test_impossible_numbers_are_refused():
         Scheduler(DECODE_TOKENS)
     with pytest.raises(LocalProtocolError):
         Scheduler(10).add("a", "x", 0)
+
+
+# Guesses.
+
+
+def knowing(base_us: int, row_us: int) -> Scheduler[str]:
+    """One that has seen what batches take."""
+    time = RowTime()
+    for rows in (1, 8, 16) * 4:
+        time.observe(rows, base_us + row_us * rows)
+    return Scheduler(512, row_time=time)
+
+
+def keys(batch: Batch[str]) -> list[str]:
+    return [part.key for part in batch.slices]
+
+
+def test_guesses_wait_for_certain_rows_where_rows_are_dear():
+    scheduler = knowing(3100, 400)
+    scheduler.add("guess", "a", 8, certain=Certain.NONE)
+    scheduler.add("mixed", "b", 8, certain=Certain.SOME)
+    scheduler.add("plain", "c", 1)
+    assert keys(scheduler.next_batch(1)) == ["plain"]
+    scheduler.add("plain", "c", 1)
+    assert sorted(keys(scheduler.next_batch(2))) == ["mixed", "plain"]  # it was passed over once
+    assert keys(scheduler.next_batch(3)) == ["guess"]
+
+
+def test_guesses_go_along_where_they_cost_little():
+    scheduler = knowing(10_000, 50)
+    scheduler.add("guess", "a", 8, certain=Certain.NONE)
+    scheduler.add("more", "b", 8, certain=Certain.NONE)
+    scheduler.add("plain", "c", 1)
+    batch = scheduler.next_batch(1)
+    assert keys(batch) == ["plain", "guess"]
+    assert 50 * (batch.decode_rows - 1) <= SHARE * 10_050
+
+
+def test_before_anything_is_known_guesses_wait():
+    scheduler: Scheduler[str] = Scheduler(512)
+    scheduler.add("guess", "a", 1, certain=Certain.NONE)
+    scheduler.add("plain", "c", 1)
+    assert keys(scheduler.next_batch(1)) == ["plain"]
+
+
+def test_a_batch_without_certain_rows_is_short():
+    scheduler = knowing(3100, 400)
+    for owner in "abcd":
+        scheduler.add(owner, owner, 4, certain=Certain.NONE)
+    assert [scheduler.next_batch(now).decode_rows for now in (1, 2)] == [8, 8]
+    scheduler.add("a", "a", 8, certain=Certain.NONE)
+    scheduler.add("b", "b", 8, certain=Certain.SOME)
+    assert keys(scheduler.next_batch(3)) == ["b"]  # its session needs the certain row
+    assert keys(scheduler.next_batch(4)) == ["a"]
+
+
+def test_guesses_do_not_wait_for_ever():
+    """A plain user's next token is there at once, whenever a batch ends."""
+    scheduler = knowing(3100, 400)
+    scheduler.add("guess", "a", 8, certain=Certain.NONE)
+    began = now = 10**9
+    while True:
+        scheduler.add("plain", "b", 1)
+        ran = keys(scheduler.next_batch(now))
+        assert "plain" in ran
+        if "guess" in ran:
+            break
+        now += 3_500_000
+    assert PATIENCE_NS <= now - began < PATIENCE_NS + 3 * 3_500_000
+
+
+def test_places_that_are_always_taken_are_shared_with_steps_that_were_passed_over():
+    scheduler: Scheduler[str] = Scheduler(512, max_sessions=1)
+    scheduler.add("mixed", "a", 8, certain=Certain.SOME)
+    ran = []
+    for now in range(1, 5):
+        scheduler.add("plain", "b", 1)
+        ran += keys(scheduler.next_batch(now))
+    assert ran == ["plain", "mixed", "plain", "plain"]
+
+
+def test_guesses_do_not_wait_for_ever_behind_steps_that_are_certain_in_part():
+    scheduler = knowing(3100, 400)
+    scheduler.add("guess", "a", 8, certain=Certain.NONE)
+    ran = []
+    for now in range(1, 3 * PATIENCE_NS, 10_000_000):
+        scheduler.add("mixed", "b", 8, certain=Certain.SOME)
+        ran += keys(scheduler.next_batch(now))
+    assert ran[0] == "mixed"
+    assert "guess" in ran
+
+
+def test_a_session_waits_for_its_own_guesses():
+    scheduler = knowing(3100, 400)
+    scheduler.add("a", "a", 8, certain=Certain.NONE)
+    scheduler.add("a", "a", 1)
+    scheduler.add("plain", "b", 1)
+    assert [keys(scheduler.next_batch(now)) for now in (1, 2, 3)] == [["plain"], ["a"], ["a"]]
+
+
+def test_owners_take_turns_in_guesses_too():
+    scheduler = knowing(3100, 400)
+    for number in range(4):
+        scheduler.add(f"a{number}", "a", 8, certain=Certain.NONE)
+    scheduler.add("b", "b", 8, certain=Certain.NONE)
+    assert [keys(scheduler.next_batch(now)) for now in (1, 2, 3)] == [["a0"], ["b"], ["a1"]]
+
+
+def test_late_guesses_leave_and_a_session_that_ends_takes_its_guesses_along():
+    scheduler = knowing(3100, 400)
+    scheduler.add("a", "a", 8, 50, certain=Certain.NONE)
+    scheduler.add("b", "b", 8, 50, certain=Certain.SOME)
+    scheduler.add("c", "c", 8, certain=Certain.NONE)
+    assert scheduler.remove("c") == 1
+    assert sorted(scheduler.next_batch(51).expired) == ["a", "b"]
+    assert not scheduler
+
+
+def test_guesses_leave_room_for_prompts():
+    scheduler = knowing(3100, 400)
+    scheduler.add("guess", "a", 8, certain=Certain.NONE)
+    scheduler.add("prompt", "b", 600)
+    batch = scheduler.next_batch(1)
+    assert keys(batch) == ["guess", "prompt"]
+    assert batch.prefill_tokens >= MIN_SLICE
+
+
+def test_a_peer_that_calls_its_guesses_certain_gets_what_it_had_before():
+    scheduler = knowing(3100, 400)
+    for owner in "abc":
+        scheduler.add(owner, owner, 8)
+    assert keys(scheduler.next_batch(1)) == ["a", "b", "c"]
