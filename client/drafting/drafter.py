@@ -19,9 +19,10 @@ import numpy as np
 
 from ...swarm.errors import LocalProtocolError
 from ...swarm.routing.prediction import Prediction
-from ..hops.trace import Repair, Speculated
+from ..hops.trace import HopTimings, Repair, Speculated
 from .chances import Chances
 from .flight import STEP_TOKENS, Flight, Sent, Stream
+from .price import price_on
 from .prompt_lookup import SOURCE as TEXT
 from .prompt_lookup import PromptLookup
 from .resume import SOURCE as RESUME
@@ -54,6 +55,9 @@ class Session(Stream, Protocol):
 
     @property
     def predicted(self) -> Prediction | None: ...
+
+    @property
+    def hops(self) -> Sequence[HopTimings]: ...
 
     @property
     def repaired(self) -> Sequence[Repair]: ...
@@ -205,6 +209,7 @@ class Drafter:
             guesses, self._waiting = self._waiting, []
         elif guesses:
             self._new_line()
+        self._price()
         choice = self.worth.choose(self.chances.along(guesses)) if guesses else Choice()
         first, more = guesses[: choice.first], guesses[choice.first : choice.first + choice.more]
         self._steps.append(_Step(self._clock(), 1 + choice.first, True, self._void or choice.first > 0))
@@ -213,6 +218,11 @@ class Drafter:
         self._drafted += choice.first
         self._void = False
         self._extend(flight, more)
+
+    def _price(self) -> None:
+        session, trip_s = self._session, self.worth.trip_s
+        if session is not None and trip_s is not None:
+            self.worth.price = price_on(session.hops, trip_s)
 
     def _send_behind(self, flight: Flight, guesses: Sequence[Guess]) -> None:
         """What is worth it of ``guesses``, which follow those under way. Not a few at a time behind many: a

@@ -13,7 +13,7 @@ import numpy as np
 
 from swarm_node.client.drafting.drafter import Drafter
 from swarm_node.client.drafting.source import Guess, Source
-from swarm_node.client.hops.trace import Repair, Speculated
+from swarm_node.client.hops.trace import HopTimings, Repair, Speculated
 from swarm_node.swarm.routing.prediction import EdgePrediction, HopPrediction, Prediction
 from swarm_node.swarm.types import Span
 from tests.doubles.virtual_time import VirtualLoop
@@ -114,6 +114,7 @@ class SimulatedSession:
 
     most_ahead = 128
     repaired: Sequence[Repair] = ()
+    hops: Sequence[HopTimings] = ()
 
     def __init__(self, route: SimulatedRoute, seed: int, predicted: bool = True) -> None:
         self.length = 0

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scripts.studies.speculation.simulated import SimulatedRoute
 from swarm_node.client.drafting.price import NO_PRICE, price, price_on
+from swarm_node.client.drafting.worth import Worth
 from swarm_node.client.hops.trace import HopLoad, HopTimings
 from swarm_node.swarm.types import Span
 
@@ -50,3 +52,13 @@ def test_a_load_goes_with_what_is_told() -> None:
     assert load.sessions == pytest.approx(8, rel=0.02)
     load.computed_with(0)
     assert load.sessions >= 1
+
+
+def test_what_is_less_likely_than_its_price_is_not_sent() -> None:
+    worth = Worth(SimulatedRoute(row_s=0.0004).predicted())
+    chances = [0.9, 0.6, 0.4, 0.3]
+    assert worth.behind(chances) == 4
+    worth.price = 0.5
+    assert worth.behind(chances) == 2
+    worth.price = NO_PRICE
+    assert worth.behind(chances) == 0

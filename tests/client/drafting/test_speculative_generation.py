@@ -14,9 +14,11 @@ import pytest
 from swarm_node.client.decoding.head_batch import HeadBatcher
 from swarm_node.client.decoding.sampling import Sampler, SamplingParams
 from swarm_node.client.drafting.drafter import Drafter
+from swarm_node.client.hops.trace import HopLoad, HopTimings
 from swarm_node.swarm.errors import ErrorCode
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.protocol.messages import ErrorMessage, Want
+from swarm_node.swarm.types import Span
 from tests.doubles.fake_swarm import BOS, CONTEXT, EOS, VOCAB, FakeSwarm, ToyHead, expected, settle
 from tests.doubles.oracle import Oracle, send_all
 from tests.doubles.toy_model import one_hot
@@ -155,6 +157,7 @@ class Recorded:
     most_ahead = 128
     predicted = None
     repaired = ()
+    hops: Sequence[HopTimings] = ()
 
     def __init__(self) -> None:
         self.sent: list[list[int]] = []
@@ -308,6 +311,17 @@ async def test_what_a_guide_leaves_no_choice_about_is_guessed() -> None:
     assert await _first_sent(4, [1, 2, 3]) == [8, 1, 2]
     assert await _first_sent(5, [1, 5, 3]) == [8, 1]  # nothing behind what ends the answer
     assert await _first_sent(2, [1]) == [8]  # the last token is never fed
+
+
+async def test_a_round_has_the_price_of_its_route() -> None:
+    session = Recorded()
+    session.hops = [HopTimings("a", Span(0, 2), "none", load=HopLoad(row_s=2.0, sessions=5.0))]
+    drafter = Drafter([4, 7, 8, 9, 1, 2, 3, 7], 4)
+    await drafter.read()
+    drafter.chosen(session, [8], ROW, ended=False)
+    await drafter.go_on(ROW)
+    assert drafter.speculated.price == pytest.approx(2.0 * 5 / 1000)  # a trip takes 1000 s here
+    drafter.close()
 
 
 async def test_guesses_follow_while_others_are_under_way() -> None:
