@@ -26,7 +26,7 @@ from ...swarm.errors import (
 )
 from ...swarm.fidelity.row_reader import RowReader
 from ...swarm.fidelity.row_sampler import is_sampled
-from ...swarm.protocol.branches import rows_of
+from ...swarm.protocol.branches import computed_rows, rows_of
 from ...swarm.protocol.field_types import MAX_RETRY_MS, Branches, Progress
 from ...swarm.protocol.messages import Result, Step, Want
 from ...swarm.protocol.step_watch import Fault, StepWatch, Verdict
@@ -67,6 +67,11 @@ class _Sent:
     def own_tokens(self) -> int:
         """Those before its branches."""
         return self.tokens - rows_of(self.branches)
+
+    @property
+    def computed(self) -> int:
+        """Rows that a hop computes for it."""
+        return self.own_tokens + computed_rows(self.branches)
 
 
 class Segment:
@@ -265,7 +270,7 @@ class Segment:
                 return
             self._queue_s = queue_s
             number = self.hops.index(hop)
-            verdict = self._watch.heard(number, progress, asked.step, perf_counter(), tokens=asked.tokens)
+            verdict = self._watch.heard(number, progress, asked.step, perf_counter(), tokens=asked.own_tokens)
             if verdict is not None:
                 self._convict(verdict)
 
@@ -287,13 +292,13 @@ class Segment:
 
     def _work_within_s(self, number: int) -> float:
         oldest = self._oldest
-        return self.hops[number].work_within_s(oldest.tokens if oldest is not None else 1, self._queue_s)
+        return self.hops[number].work_within_s(oldest.computed if oldest is not None else 1, self._queue_s)
 
     def _doubt_within_s(self, number: int) -> float:
         oldest = self._oldest
         if self._doubts is None or oldest is None:
             return inf
-        return self._doubts.within_s(self.hops[number].expected_s(oldest.tokens), self._queue_s)
+        return self._doubts.within_s(self.hops[number].expected_s(oldest.computed), self._queue_s)
 
     def _transit_within_s(self, number: int) -> float:
         before, hop = self.hops[number - 1], self.hops[number]

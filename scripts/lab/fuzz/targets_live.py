@@ -256,6 +256,16 @@ def _conversations() -> list[bytes]:
             ],
             MESSAGES,
         ),
+        stream_of(
+            [
+                hello,
+                opened,
+                _step(0, 2, row),
+                replace(_step(2, 7, row), branches=((0, 1), (2, 2), (3, 1))),
+                replace(_step(3, 3, row), branches=((1, 2),)),
+            ],
+            MESSAGES,
+        ),
     ]
 
 
