@@ -60,6 +60,9 @@ class Session(Stream, Protocol):
     def hops(self) -> Sequence[HopTimings]: ...
 
     @property
+    def line_row_s(self) -> float: ...
+
+    @property
     def repaired(self) -> Sequence[Repair]: ...
 
     async def look_around(self) -> None: ...
@@ -209,8 +212,10 @@ class Drafter:
             guesses, self._waiting = self._waiting, []
         elif guesses:
             self._new_line()
-        self._price()
-        choice = self.worth.choose(self.chances.along(guesses)) if guesses else Choice()
+        choice = Choice()
+        if guesses:
+            self._hear()
+            choice = self.worth.choose(self.chances.along(guesses))
         first, more = guesses[: choice.first], guesses[choice.first : choice.first + choice.more]
         self._steps.append(_Step(self._clock(), 1 + choice.first, True, self._void or choice.first > 0))
         flight.begin(self._token, x, first)
@@ -219,10 +224,11 @@ class Drafter:
         self._void = False
         self._extend(flight, more)
 
-    def _price(self) -> None:
-        session, trip_s = self._session, self.worth.trip_s
-        if session is not None and trip_s is not None:
-            self.worth.price = price_on(session.hops, trip_s)
+    def _hear(self) -> None:
+        """What the hops say that rows cost."""
+        session, worth = self._session_now, self.worth
+        hops = session.hops
+        worth.told([hop.load.row_s for hop in hops], session.line_row_s, price_on(hops, worth.trip_s or 0.0))
 
     def _send_behind(self, flight: Flight, guesses: Sequence[Guess]) -> None:
         """What is worth it of ``guesses``, which follow those under way. Not a few at a time behind many: a

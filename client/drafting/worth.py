@@ -118,13 +118,14 @@ class Worth:
         row_s = max(rows.row_s, (gap_s - rows.step_s) / STEP_TOKENS)
         return Rows(rows.step_s, row_s, rows.all_rows_s + row_s - rows.row_s)
 
-    def told(self, rows_s: Sequence[float], price: float) -> None:
-        """What the hops say now: the seconds of a row at each of them, 0 where one does not know; and what a
-        row costs others."""
+    def told(self, rows_s: Sequence[float], line_s: float, price: float) -> None:
+        """What the hops say now: the seconds of a row at each of them, 0 where one does not know, and on the
+        slowest line; and what a row costs others."""
         self.price = price
         rows = self._rows
         if rows is not None and rows_s and all(rows_s):
-            self._rows = Rows(rows.step_s, max(rows_s), sum(rows_s))
+            lines_s = (len(rows_s) + 1) * line_s
+            self._rows = Rows(rows.step_s, max(*rows_s, line_s), sum(rows_s) + lines_s)
 
     @property
     def least(self) -> float:

@@ -221,6 +221,11 @@ class RouteSession:
         return hidden
 
     @property
+    def line_row_s(self) -> float:
+        """Seconds that a row keeps the slowest line to a hop busy, as far as a limit was told; else 0."""
+        return max(hop.row_bytes / hop.link.line_bytes_per_s for hop in self.hops)
+
+    @property
     def under_way(self) -> int:
         """Tokens posted whose rows were not received."""
         return 0 if self._flow is None else self._flow.tokens

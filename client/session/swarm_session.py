@@ -205,6 +205,11 @@ class SwarmSession:
         return self._void_rows + (0 if self._session is None else self._session.void_rows)
 
     @property
+    def line_row_s(self) -> float:
+        """Seconds that a row keeps the slowest line to a hop busy, as far as a limit was told; else 0."""
+        return 0.0 if self._session is None else self._session.line_row_s
+
+    @property
     def length(self) -> int:
         """How many tokens were fed."""
         return len(self._ids)

@@ -115,6 +115,7 @@ class SimulatedSession:
     most_ahead = 128
     repaired: Sequence[Repair] = ()
     hops: Sequence[HopTimings] = ()
+    line_row_s = 0.0
 
     def __init__(self, route: SimulatedRoute, seed: int, predicted: bool = True) -> None:
         self.length = 0

@@ -157,6 +157,7 @@ class Recorded:
     most_ahead = 128
     predicted = None
     repaired = ()
+    line_row_s = 0.0
     hops: Sequence[HopTimings] = ()
 
     def __init__(self) -> None:

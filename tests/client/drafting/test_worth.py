@@ -217,14 +217,17 @@ def test_what_may_be_lost_is_bounded() -> None:
 def test_what_hops_tell_counts() -> None:
     worth = _measured(row_s=0.0004)
     step_s = worth.rows.step_s
-    worth.told([0.001, 0.003, 0.002], 0.05)
+    worth.told([0.001, 0.003, 0.002], 0.0, 0.05)
     assert worth.rows.row_s == pytest.approx(0.003)
     assert worth.rows.all_rows_s == pytest.approx(0.006)
     assert worth.rows.step_s == step_s
     assert worth.least == 0.05
-    worth.told([0.001, 0.0, 0.002], 0.0)
+    worth.told([0.001, 0.0, 0.002], 0.0, 0.0)
     assert worth.rows.row_s == pytest.approx(0.003)  # one does not know: as it was
     assert worth.least < 0.05
+    worth.told([0.001, 0.003, 0.002], 0.004, 0.0)
+    assert worth.rows.row_s == pytest.approx(0.004)
+    assert worth.rows.all_rows_s == pytest.approx(0.006 + 4 * 0.004)
 
 
 def test_old_gains_are_not_gambled_away() -> None:
