@@ -204,7 +204,7 @@ async def test_the_client_answers_as_it_is_asked() -> None:
 
 def _run(seconds: float, ids: Sequence[int] = (), **told: int) -> dict[str, Any]:
     counts = {"passes": 10, "drafted": 0, "accepted": 0, **told}
-    hops = {"rows": [10, 10, 10], "compute_s": [0.03, 0.02, 0.01], "queue_s": [0.0] * 3}
+    hops = {"rows": [10, 10, 10], "steps": [5, 5, 5], "compute_s": [0.03, 0.02, 0.01], "queue_s": [0.0] * 3}
     basics = {"tokens": 11, "decode_s": seconds, "local_s": 0.011, "repairs": 0}
     return {"token_ids": list(ids) or [1, 2, 3], "speculation": counts, **basics, **hops}
 
@@ -230,6 +230,7 @@ def test_a_case_is_compared_with_the_plain_answer_of_its_round_and_with_the_boun
     assert found["row_s"] == pytest.approx((0.003 + 0.002 + 0.001 + 0.001) / 2)
     assert found["trip_s"] == pytest.approx(0.2)
     assert arm["least_trips"] == 1
+    assert arm["rows_a_step"] == 2
     assert arm["bound_s"] == pytest.approx(0.2 + 9 * 0.0035)
     assert arm["bound_times"] == pytest.approx(2.0 / arm["bound_s"])
     assert arm["share"] == pytest.approx(arm["bound_s"] / 0.55)

@@ -76,6 +76,7 @@ def _arm_figures(
         "accepted": statistics.median(one["accepted"] for one in told),
         "void_rows": statistics.median(one["drafted"] - one["accepted"] for one in told),
         "rows_computed": statistics.median(max(run["rows"]) for run in runs),
+        "rows_a_step": statistics.median(max(run["rows"]) / max(1, *run["steps"]) for run in runs),
         "goal": arm.goal,
         "reached": not arm.goal or statistics.median(each) >= arm.goal,
         "law": arm.law if arm.law != float("inf") else None,

@@ -125,6 +125,7 @@ def _work(results: Sequence[dict[str, Any]]) -> Shown:
         "drafted",
         "accepted",
         "void rows",
+        "rows a step",
     )
     rows = [
         (
@@ -137,6 +138,7 @@ def _work(results: Sequence[dict[str, Any]]) -> Shown:
             f"{(found['tokens'] - 1) / arm['trips']:.1f}",
             _or_none(arm.get("law"), "{:.2f}"),
             *(f"{arm[name]:.0f}" for name in ("drafted", "accepted", "void_rows")),
+            f"{arm['rows_a_step']:.1f}",
         )
         for found, arm in _arms(results)
     ]
