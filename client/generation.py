@@ -15,6 +15,7 @@ from .decoding.answer import Answer, FinishReason, TokenEvent
 from .decoding.head_batch import HeadBatcher
 from .decoding.sampling import ChosenToken, Sampler, TokenRule
 from .drafting.drafter import Drafter
+from .drafting.flight import Came
 from .drafting.source import Guesser
 from .hops.trace import ChainTimings, HopTimings, PassedOver, Repair, Speculated, Timings, passed_over_dict
 from .params import GenerationParams
@@ -182,26 +183,26 @@ class GenerationRun:
             sampler = Sampler(self._params.sampling, self._prompt, guide)
             drafter = self._drafter = self._drafting()
             await drafter.read()
-            hidden = await self._feed(session)  # (1, hidden)
+            came = Came(await self._feed(session))
             deciding = True
             self._heads.begin()
             while True:
                 came_at = perf_counter()
-                chosen = await self._heads.choose(hidden, sampler, drafter.following(len(hidden)))
+                chosen = await self._heads.choose(came.hidden, sampler, came.draft, came.branches)
                 times.chosen(came_at, perf_counter())
                 events = self._push(answer, chosen.choices, sampler)
                 tokens, ended = [event.token for event in events], answer.reason is not None
                 if ended:
                     session.close()  # before the last token is shown: nothing more is needed of the hops
-                drafter.chosen(session, tokens, hidden, ended=ended)
+                drafter.chosen(session, tokens, came, ended=ended)
                 if ended:
                     self.result = self._made(answer)
                 for event in events:
                     yield event
                 if ended:
                     break
-                await drafter.go_on(chosen.x, lambda: sampler.forced)
-                hidden = await drafter.receive()
+                await drafter.go_on(chosen.x, sampler)
+                came = await drafter.receive()
         finally:
             if deciding:
                 self._heads.end()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Protocol
@@ -158,15 +158,20 @@ class Sampler:
         """What the guide leaves no choice about: a draft that is nearly always right."""
         return () if self._guide is None or self._guide.is_over else self._guide.forced()
 
-    def fits(self, guesses: Sequence[int]) -> int:
-        """How many of ``guesses``, from the first on, the guide lets come next, one after the other."""
-        guide = self._guide
-        if guide is None:
-            return len(guesses)
-        if guide.is_over or self._tries_s > TRIES_S:
+    def fitting(self) -> Callable[[Sequence[int]], int]:
+        """Tells how many of some guesses, from the first on, the guide lets come next, one after the other:
+        as it is now, whatever is chosen later."""
+        guide = None if self._guide is None else self._guide.copy()
+
+        def fit(guesses: Sequence[int]) -> int:
+            return len(guesses) if guide is None else self._try(guide.copy(), guesses)
+
+        return fit
+
+    def _try(self, guide: TokenRule, guesses: Sequence[int]) -> int:
+        if self._tries_s > TRIES_S:
             return 0
-        began = perf_counter()
-        guide, count = guide.copy(), 0
+        began, count = perf_counter(), 0
         for token in guesses:
             if guide.is_over or not guide.allows(token):
                 break

@@ -11,7 +11,8 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import log
 from time import perf_counter
 from typing import Protocol
 
@@ -21,14 +22,15 @@ from ...swarm.errors import LocalProtocolError
 from ...swarm.routing.prediction import Prediction
 from ..hops.trace import HopTimings, Repair, Speculated
 from .chances import Chances
-from .flight import STEP_TOKENS, Flight, Sent, Stream
+from .flight import STEP_TOKENS, Came, Flight, Sent, Stream
 from .price import price_on
 from .prompt_lookup import SOURCE as TEXT
 from .prompt_lookup import PromptLookup
 from .resume import SOURCE as RESUME
 from .resume import Resume
 from .source import Guess, Kind, Source
-from .worth import Choice, Worth
+from .tree import MOST_NODES, STEP_GUESSES, Branch, Soil, computed, grow, is_second, second
+from .worth import MOST_AHEAD, Choice, Worth
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,8 @@ READ_AT_ONCE = 4096
 LEARNED_AS_THEY_COME = (TEXT, RESUME)
 TOGETHER = 0.5
 """Steps were sent together if no more than this part of the time between their results was between them."""
+AWAY_GUESSES = 2.0
+"""A guess behind a second one takes a source the time of so many: it goes back to the chain afterwards."""
 RECENT_GUESSES = 9
 """Guesses whose lower third is what one takes; the first wait for others, or read what came meanwhile."""
 
@@ -52,6 +56,9 @@ class Session(Stream, Protocol):
 
     @property
     def most_ahead(self) -> int: ...
+
+    @property
+    def takes_branches(self) -> bool: ...
 
     @property
     def predicted(self) -> Prediction | None: ...
@@ -66,6 +73,15 @@ class Session(Stream, Protocol):
     def repaired(self) -> Sequence[Repair]: ...
 
     async def look_around(self) -> None: ...
+
+
+class Rules(Protocol):
+    """What may follow: a ``Sampler``."""
+
+    @property
+    def forced(self) -> Sequence[int]: ...
+
+    def fitting(self) -> Callable[[Sequence[int]], int]: ...
 
 
 @dataclass(slots=True)
@@ -107,6 +123,8 @@ class Drafter:
         self._steps: deque[_Step] = deque()
         self._waiting: list[Guess] = []  # of the source, not sent yet
         self._task: asyncio.Task[None] | None = None
+        self._fits: Callable[[Sequence[int]], int] = len  # how many of some guesses may come next
+        self._growing = False  # branches of what waits are asked for
         self._line = 0  # changes where the source would have to guess something else
         self._guess_times: deque[float] = deque(maxlen=RECENT_GUESSES)
         self._chosen = 0  # tokens of the answer
@@ -141,52 +159,54 @@ class Drafter:
                 await asyncio.sleep(0)
             self._lookup.came(self._prompt[start : start + READ_AT_ONCE])
 
-    def following(self, rows: int) -> Sequence[int]:
-        """What was fed behind each of ``rows`` that came, perhaps nothing behind the last."""
-        return () if self._flight is None else self._flight.following(rows)
-
-    async def receive(self) -> np.ndarray:
-        """The rows (tokens, hidden) of the oldest step under way."""
+    async def receive(self) -> Came:
+        """The rows of the oldest step under way, to choose from."""
         if self._task is not None and self._task.done():
             self._task.result()  # raises what it raised
-        hidden = await self._flight_now.receive()
+        flight = self._flight_now
+        while (came := await flight.receive()) is None:  # hops had no room for the branch that was right
+            self._give_up(flight)
+            await self._session_now.look_around()
+            self._begin_round(flight, None, [])
         before, self._received_at = self._received_at, self._clock()
         self._measure_gap(before)
-        return hidden
+        return came
 
-    def chosen(self, session: Session, tokens: Sequence[int], hidden: np.ndarray, *, ended: bool) -> None:
-        """From the rows ``hidden`` (rows, hidden) that came ``tokens`` were chosen, all but the last as they
-        were guessed; at first from the last row of the prompt, which ``session`` holds. ``ended``: with them
-        the answer is."""
-        flight, judged = self._flight, list[Sent]()
+    def chosen(self, session: Session, tokens: Sequence[int], came: Came, *, ended: bool) -> None:
+        """From what ``came`` ``tokens`` were chosen; at first from the last row of the prompt, which
+        ``session`` holds. ``ended``: with them the answer is."""
+        flight = self._flight
         if flight is None:
-            self._begin(session)
-        else:
-            self._account(self._steps.popleft(), len(tokens))
-            judged = flight.judge(tokens)
-            self._learn(judged, tokens)
-        self._came(tokens, hidden[: len(tokens)])
+            self._begin(session, tokens, came)
+            if ended:
+                self.close()
+            return
+        self._account(self._steps.popleft(), len(tokens))
+        judged = flight.judge(tokens)
+        self._learn(judged.guesses)
+        self._came(tokens, judged.rows)
         if ended:
             self.close()
-        if flight is None or ended:
             return
-        if len(judged) == len(tokens) and judged[-1].guess.token != tokens[-1]:
-            flight.void()
-            self._steps.clear()
-            self._void = True
+        if flight.has_turned:
+            self._new_line()
+        elif judged.missed:
+            self._give_up(flight)
         if flight.is_over:
             self._new_line()
 
-    async def go_on(self, x: np.ndarray, forced: Callable[[], Sequence[int]] = tuple) -> None:
-        """Send what is next: where nothing is under way the answer's last token, whose embedding is ``x``
-        (1, hidden), and guesses. ``forced``: gives what a guide leaves no choice about now."""
+    async def go_on(self, x: np.ndarray, rules: Rules | None = None) -> None:
+        """Send what is next: where nothing is under way the answer's last tokens, the embedding of the last
+        being ``x`` (1, hidden), and guesses, as ``rules`` let them follow."""
         flight, session = self._flight_now, self._session_now
+        if self._speculate and rules is not None:
+            self._fits = rules.fitting()
         if flight.is_over:
             await session.look_around()
-            guesses = self._at_hand((), forced) if self._speculate else []
+            guesses = self._at_hand((), rules) if self._speculate else []
             self._begin_round(flight, x, guesses)
-        elif self._speculate:
-            self._send_behind(flight, self._at_hand(flight.tokens, forced))
+        elif self._speculate and not flight.has_turned:
+            self._send_behind(flight, self._at_hand(flight.tokens, rules))
             self._send_waiting()
         self._counted_at = self._clock()
         self._ask()
@@ -202,25 +222,35 @@ class Drafter:
 
     # What is sent.
 
-    def _begin(self, session: Session) -> None:
-        self._session, self._flight = session, Flight(session)
+    def _begin(self, session: Session, tokens: Sequence[int], came: Came) -> None:
+        self._session, self._flight = session, Flight(session, tokens[-1])
         self.worth = Worth(session.predicted)
         self._repairs = len(session.repaired)
+        self._came(tokens, came.hidden)
 
-    def _begin_round(self, flight: Flight, x: np.ndarray, guesses: Sequence[Guess]) -> None:
+    def _give_up(self, flight: Flight) -> None:
+        """What is under way is of no use any more, but may hold up what comes."""
+        flight.void()
+        self._steps.clear()
+        self._void = True
+
+    def _begin_round(self, flight: Flight, x: np.ndarray | None, guesses: Sequence[Guess]) -> None:
         if self._source is not None and not self._is_better(guesses):
             guesses, self._waiting = self._waiting, []
         elif guesses:
             self._new_line()
         choice = Choice()
-        if guesses:
+        if guesses or self._source is not None:
             self._hear()
+        if guesses:
             choice = self.worth.choose(self.chances.along(guesses))
-        first, more = guesses[: choice.first], guesses[choice.first : choice.first + choice.more]
-        self._steps.append(_Step(self._clock(), 1 + choice.first, True, self._void or choice.first > 0))
-        flight.begin(self._token, x, first)
+        number = min(choice.first, STEP_TOKENS - flight.certain)
+        first, more = guesses[:number], guesses[number : choice.first + choice.more]
+        rows = flight.certain + number
+        self._steps.append(_Step(self._clock(), rows, True, self._void or rows > 1))
+        flight.begin(x, first)
         self._passes += 1
-        self._drafted += choice.first
+        self._drafted += number
         self._void = False
         self._extend(flight, more)
 
@@ -243,27 +273,34 @@ class Drafter:
             return 0
         under_way = [sent.guess for sent in flight.guesses]
         chances = self.chances.along([*under_way, *guesses])[len(under_way) :]
-        return min(self.worth.behind(chances), self.worth.room(len(under_way)))
+        return min(self.worth.behind(chances), self.worth.room(flight.rows))
 
-    def _extend(self, flight: Flight, guesses: Sequence[Guess]) -> None:
+    def _extend(self, flight: Flight, guesses: Sequence[Guess], branches: Sequence[Branch] = ()) -> None:
         now, start = self._clock(), 0
-        for rows in self.worth.cut(self.chances.along(guesses)):
-            self._steps.append(_Step(now, rows))
-            flight.extend(guesses[start : start + rows])
+        for rows in self._cut(guesses, small=bool(branches)):
+            own = [replace(each, place=each.place - start) for each in branches]
+            own = [each for each in own if 0 <= each.place < rows]
+            self._steps.append(_Step(now, rows + computed(own)))
+            flight.extend(guesses[start : start + rows], own)
             start += rows
-        self._drafted += len(guesses)
+        self._drafted += len(guesses) + sum(len(each.guesses) for each in branches)
+
+    def _cut(self, guesses: Sequence[Guess], *, small: bool) -> list[int]:
+        """How many guesses go in each step; few in a step that has branches."""
+        return self.worth.cut(self.chances.along(guesses), STEP_GUESSES if small else STEP_TOKENS)
 
     # Guesses that are at hand: they cost nothing.
 
-    def _at_hand(self, after: Sequence[int], forced: Callable[[], Sequence[int]]) -> list[Guess]:
+    def _at_hand(self, after: Sequence[int], rules: Rules | None) -> list[Guess]:
         """The chain behind the answer so far and ``after`` that promises the most tokens."""
         most = self._room(len(after))
         if most <= 0:
             return []
-        chain = [Guess(token, FORCED_CHANCE, FORCED) for token in _behind(after, forced())[:most]]
+        forced = _behind(after, rules.forced) if rules is not None else ()
+        chain = [Guess(token, FORCED_CHANCE, FORCED) for token in forced[:most]]
         behind = [*after, *(guess.token for guess in chain)]
         others = [source.guesses(behind, most - len(chain)) for source in (self._lookup, self._resume)]
-        return self._before_stop(chain + max(others, key=self._promise))
+        return self._possible(after, chain + max(others, key=self._promise))
 
     def _room(self, under_way: int) -> int:
         """How many guesses more may be under way: the last token of an answer is never fed."""
@@ -275,10 +312,11 @@ class Drafter:
         """How many of a chain should be right."""
         return sum(self.chances.along(guesses))
 
-    def _before_stop(self, guesses: list[Guess]) -> list[Guess]:
-        """Nothing that comes after an answer's end would be used."""
+    def _possible(self, after: Sequence[int], guesses: list[Guess]) -> list[Guess]:
+        """Those that may follow ``after``. Nothing that comes after an answer's end would be used."""
         ends = (number for number, guess in enumerate(guesses) if guess.token in self._stop_ids)
-        return guesses[: next(ends, len(guesses))]
+        guesses = guesses[: next(ends, len(guesses))]
+        return guesses[: max(0, self._fits([*after, *(guess.token for guess in guesses)]) - len(after))]
 
     # The source, which is asked by a task.
 
@@ -308,18 +346,80 @@ class Drafter:
                 self._draft_s += seconds
                 if line != self._line:
                     continue
-                if guess is None or guess.token in self._stop_ids:
+                if guess is None or not (possible := self._either(guess)):
                     break
                 self._guess_times.append(seconds)
-                self._waiting.append(guess)
+                self._waiting += possible
                 if len(self._waiting) >= STEP_TOKENS or self._clock() - sent_at >= self._step_s:
-                    self._send_waiting()
+                    await self._send_grown(source)
                     sent_at = self._clock()
+            await self._send_grown(source)
         except (RuntimeError, MemoryError) as error:  # the answer can do without
             logger.warning("event=draft_source_failed error=%r", str(error))
             source.close()
             self._source = None
-        self._send_waiting()
+            self._send_waiting()
+
+    async def _send_grown(self, source: Source) -> None:
+        """Send what waits, with branches."""
+        line, self._growing = self._line, True
+        try:
+            grown = await self._grow(source)
+        finally:
+            self._growing = False
+        if line == self._line:
+            self._send_waiting(grown)
+
+    async def _grow(self, source: Source) -> tuple[Branch, ...]:
+        """Branches in the places of what waits."""
+        flight, line = self._flight_now, self._line
+        if flight.is_over or not self._session_now.takes_branches:
+            return ()
+        chain = self._waiting[: self._worth_behind(flight, self._waiting)]
+        if not any(map(second, chain)):
+            return ()
+
+        async def ask(behind: Sequence[int]) -> Guess | None:
+            return await source.guess([*flight.tokens, *behind]) if line == self._line else None
+
+        def allows(behind: Sequence[int]) -> bool:
+            whole = [*flight.tokens, *behind]
+            return behind[-1] not in self._stop_ids and self._fits(whole) == len(whole)
+
+        worth, token_s = self.worth, self._token_s
+        reach = [1.0, *self.chances.along([*(sent.guess for sent in flight.guesses), *chain])]
+        soil = Soil(
+            reach=reach[-1 - len(chain)],
+            chance=lambda guess: self.chances.of(guess.kind, guess.chance),
+            least=max(worth.price, worth.rows.row_s / token_s),
+            least_asked=AWAY_GUESSES * self._guess_s / token_s,
+            room=self._most_tokens - self._chosen - 1 - len(flight.guesses),
+            held_up=worth.rows.all_rows_s / token_s,
+            rows=worth.room(flight.rows + len(chain) + self._more(reach[-1])),
+            ask=ask,
+            allows=allows,
+            most=MOST_NODES - flight.nodes,
+        )
+        return await grow(chain, self._cut(chain, small=True), soil)
+
+    @property
+    def _token_s(self) -> float:
+        """What a token more of a trip saves: the answer's time for one."""
+        missed = 1 - self.chances.of(ANY, ANY_CHANCE)
+        return (self.worth.trip_s or 0.0) * min(1 / self.worth.brought, missed)
+
+    def _more(self, reach: float) -> int:
+        """How many guesses of the source should follow, of a chain that is right up to there with the chance
+        ``reach``. They have more right to rows than second guesses: each is likelier, or they are few."""
+        chance, least = self.chances.of(ANY, ANY_CHANCE), self.worth.least
+        if not least < reach or not 0 < least < 1:
+            return 0
+        return MOST_AHEAD if chance >= 1 else min(MOST_AHEAD, int(log(least / reach) / log(chance)))
+
+    def _either(self, guess: Guess) -> list[Guess]:
+        """``guess``, or the other of its place if that alone may come next; none if neither may."""
+        both = (guess, second(guess))
+        return next((found for each in both if each and (found := self._possible(self._ahead, [each]))), [])
 
     @property
     def _ahead(self) -> list[int]:
@@ -339,20 +439,25 @@ class Drafter:
 
     def _wants_more(self) -> bool:
         """Whether a guess behind all there are is worth asking for."""
-        worth = self.worth
-        ahead = [*(sent.guess for sent in self._flight_now.guesses), *self._waiting]
-        if self._source is None or self._room(len(ahead)) <= 0 or self._guess_s >= (worth.trip_s or 0.0):
+        worth, flight = self.worth, self._flight_now
+        ahead = [*(sent.guess for sent in flight.guesses), *self._waiting]
+        if (
+            self._source is None
+            or flight.has_turned
+            or self._room(len(ahead)) <= 0
+            or self._guess_s >= (worth.trip_s or 0.0)
+        ):
             return False
         chances = self.chances.along(ahead)
         return (chances[-1] if chances else 1.0) * self.chances.of(ANY, ANY_CHANCE) >= worth.least
 
-    def _send_waiting(self) -> None:
+    def _send_waiting(self, grown: Sequence[Branch] = ()) -> None:
         flight = self._flight_now
-        if not self._waiting or flight.is_over:  # they go with the next certain token
-            return
+        if not self._waiting or self._growing or flight.is_over or flight.has_turned:
+            return  # where nothing is under way they go with the next certain token
         worth = self._worth_behind(flight, self._waiting)
         guesses, self._waiting = self._waiting[:worth], self._waiting[worth:]
-        self._extend(flight, guesses)
+        self._extend(flight, guesses, [each for each in grown if each.place < worth])
 
     # What is learned.
 
@@ -370,11 +475,16 @@ class Drafter:
         if self._source is not None:
             self._source.came(tokens, hidden)
 
-    def _learn(self, judged: Sequence[Sent], tokens: Sequence[int]) -> None:
+    def _learn(self, judged: Sequence[tuple[Sent, int]]) -> None:
         rights = 0
-        for sent, token in zip(judged, tokens, strict=False):
+        for sent, token in judged:
             kind, right = sent.guess.kind, sent.guess.token == token
             rights += right
+            if (other := second(sent.guess)) is not None:
+                self.chances.judged(other.kind, other.token == token)
+            if is_second(kind):  # learned with the first
+                self.chances.count(kind[0], sent.depth, right)
+                continue
             self.chances.count(kind[0], sent.depth, right)
             if kind[0] not in LEARNED_AS_THEY_COME:
                 self.chances.judged(kind, right)

@@ -11,16 +11,19 @@ rows cost what others do: a branch is sent if its guesses are worth all of its r
 from __future__ import annotations
 
 import heapq
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
-from .source import Guess
+from .source import Guess, Kind
 
 MOST_NODES = 32
 """The branches of one round have at most this many guesses."""
 STEP_GUESSES = 3
 """Guesses of a chain in a step with branches: little is computed once more, and each hop is at work on one
 such step while the hop behind it is on the one before."""
+MOST_DEPTH = 7
+"""Guesses of one branch, at most: if they are all right, they are fed once more in one step."""
 MOST_ROWS = 48
 """Rows that hops compute for a step with branches, at most: its own, and those of each branch with what it
 needs once more."""
@@ -35,18 +38,27 @@ class Branch:
     place: int
     guesses: tuple[Guess, ...]
 
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return tuple(guess.token for guess in self.guesses)
+
 
 @dataclass(frozen=True, slots=True)
 class Soil:
     """What branches grow from. ``reach``: the chance that all before the chain is right; ``chance``: of a
-    guess, those before it being right. ``least``: the chance that is worth a row. ``most`` guesses, and
-    ``room`` of them behind each other from the chain's first on, are taken. ``ask``: what follows the first
-    guesses of the chain and those of a branch. ``allows``: whether such a line of tokens is possible."""
+    guess, those before it being right. ``least``: the chance that is worth a row; ``held_up``: that is worth
+    holding up a step by one; ``least_asked``: that is worth asking what follows. ``most`` guesses are taken,
+    ``rows`` with what is computed once more, and ``room`` behind each other from the chain's first on.
+    ``ask``: what follows the first guesses of the chain and those of a branch. ``allows``: whether the last
+    of such a line of tokens may come there."""
 
     reach: float
     chance: Callable[[Guess], float]
     least: float
+    least_asked: float
+    held_up: float
     room: int
+    rows: int
     ask: Callable[[Sequence[int]], Awaitable[Guess | None]]
     allows: Callable[[Sequence[int]], bool]
     most: int = MOST_NODES
@@ -61,29 +73,20 @@ def second(guess: Guess) -> Guess | None:
     return Guess(token, chance, (source + SECOND, number))
 
 
-def sizes(chain: Sequence[Guess], soil: Soil, first: int, most: int) -> list[int]:
-    """How many guesses of ``chain`` go into each step: ``first``, which may be none, into one that has
-    certain tokens before them; then few, for as long as there may be branches; then ``most``."""
-    ends, reach = 0, soil.reach
-    for place, guess in enumerate(chain, start=1):
-        other = second(guess)
-        if other is not None and reach * soil.chance(other) >= soil.least:
-            ends = place
-        reach *= soil.chance(guess)
-    cut, sent = [first], first
-    while sent < len(chain):
-        size = min(STEP_GUESSES if sent < ends else most, len(chain) - sent)
-        cut.append(size)
-        sent += size
-    return cut
+def is_second(kind: Kind) -> bool:
+    return kind[0].endswith(SECOND)
 
 
-async def branches(
-    chain: Sequence[Guess], cut: Sequence[int], certain: int, soil: Soil
-) -> tuple[Branch, ...]:
-    """The branches that are worth their rows, of a ``chain`` that is cut into steps of so many guesses, the
-    first of them behind ``certain`` tokens. The likeliest guesses come first."""
-    rows, left = _places(cut, certain)
+def computed(branches: Iterable[Branch]) -> int:
+    """Rows that hops compute for branches of one step."""
+    return sum(branch.place + len(branch.guesses) for branch in branches)
+
+
+async def grow(chain: Sequence[Guess], cut: Sequence[int], soil: Soil) -> tuple[Branch, ...]:
+    """The branches that are worth their rows, of a ``chain`` that is cut into steps of so many guesses. The
+    likeliest guesses come first."""
+    places = _places(chain, cut, soil)
+    left = [MOST_ROWS - size for size in cut]  # rows that each step may have besides
     taken: dict[int, list[Guess]] = {}
     worth: dict[int, float] = {}
     next_: list[tuple[float, int, Guess]] = []  # a heap: -chance, place, guess
@@ -92,41 +95,52 @@ async def branches(
         if guess is None or place + len(taken.get(place, ())) >= soil.room:
             return
         chance = before * soil.chance(guess)
-        if chance >= soil.least and soil.allows([*line(place), guess.token]):
+        if chance >= places[place].least and soil.allows([*line(place), guess.token]):
             heapq.heappush(next_, (-chance, place, guess))
 
     def line(place: int) -> list[int]:
         return [guess.token for guess in (*chain[:place], *taken.get(place, ()))]
 
-    reach = soil.reach
     for place, guess in enumerate(chain):
-        offer(place, second(guess), reach)
-        reach *= soil.chance(guess)
-    count = 0
+        offer(place, second(guess), places[place].reach)
+    count, all_left = 0, soil.rows
     while next_ and count < soil.most:
         negative, place, guess = heapq.heappop(next_)
-        step, row = rows[place]
-        cost = 1 if place in taken else 1 + row
-        if left[step] < cost:
+        cost = 1 if place in taken else 1 + places[place].row
+        if min(left[places[place].step], all_left) < cost:
             continue
-        left[step] -= cost
+        left[places[place].step] -= cost
+        all_left -= cost
         taken.setdefault(place, []).append(guess)
         worth[place] = worth.get(place, 0.0) - negative
         count += 1
-        if count < soil.most:
+        if count < soil.most and -negative >= soil.least_asked and len(taken[place]) < MOST_DEPTH:
             offer(place, await soil.ask(line(place)), -negative)
     return tuple(
         Branch(place, tuple(guesses))
         for place, guesses in sorted(taken.items())
-        if worth[place] >= soil.least * (rows[place][1] + len(guesses))
+        if worth[place] >= places[place].least * (places[place].row + len(guesses))
     )
 
 
-def _places(cut: Sequence[int], certain: int) -> tuple[list[tuple[int, int]], list[int]]:
-    """For each guess its step and the rows before it there; for each step how many rows more it may have."""
-    rows, left = [], []
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Of a guess of the chain: its ``step`` and the rows before it there, the chance that all before it are
+    right, and the ``least`` chance of another guess there that is worth a row."""
+
+    step: int
+    row: int
+    reach: float
+    least: float
+
+
+def _places(chain: Sequence[Guess], cut: Sequence[int], soil: Soil) -> list[_Place]:
+    places: list[_Place] = []
+    reach, guesses = soil.reach, iter(chain)
     for step, size in enumerate(cut):
-        before = 0 if step else certain
-        rows += [(step, before + number) for number in range(size)]
-        left.append(MOST_ROWS - before - size)
-    return rows, left
+        # If all before the step is right, its results are waited for.
+        least = max(soil.least, soil.held_up * reach)
+        for row, guess in enumerate(islice(guesses, size)):
+            places.append(_Place(step, row, reach, least))
+            reach *= soil.chance(guess)
+    return places

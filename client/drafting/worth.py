@@ -128,6 +128,11 @@ class Worth:
             self._rows = Rows(rows.step_s, max(*rows_s, line_s), sum(rows_s) + lines_s)
 
     @property
+    def brought(self) -> float:
+        """Tokens a trip, of late."""
+        return max(1.0, self._brought)
+
+    @property
     def least(self) -> float:
         """The least chance of a guess that is worth a row; 1 where nothing is known."""
         trip_s = self.trip_s
@@ -181,13 +186,13 @@ class Worth:
         right = chances[choice.first]
         return sum(chances[:sent]) * trip_s - right * behind_s - (1 - right) * (together_s + busy_s)
 
-    def cut(self, chances: Sequence[float]) -> list[int]:
-        """How many guesses of a chain go in each step. A step waits at every stage for all its rows; those
-        that are less likely go in a step of their own, where that costs less."""
+    def cut(self, chances: Sequence[float], most: int = STEP_TOKENS) -> list[int]:
+        """How many guesses of a chain go in each step, ``most`` at most. A step waits at every stage for all
+        its rows; those that are less likely go in a step of their own, where that costs less."""
         rows, steps, begun = self.rows, [0], 1.0
         far = (self.trip_s or 0.0) > FAR_STEPS * rows.step_s
         for chance in chances:
-            likely, left = chance / begun, STEP_TOKENS - steps[-1]
+            likely, left = chance / begun, most - steps[-1]
             waits = (1 - likely) * left * rows.all_rows_s > likely * rows.step_s
             if (far and steps[-1] and waits) or not left:
                 steps.append(0)
@@ -209,8 +214,9 @@ class Worth:
 
     def gap(self, seconds: float, rows: int) -> None:
         """A step of ``rows`` came ``seconds`` after the one that was sent together with it."""
-        if rows == STEP_TOKENS:
-            self._gaps.append(seconds)
+        if rows >= STEP_TOKENS:  # with branches it has more than a full step has
+            step_s = 0.0 if self._rows is None else self._rows.step_s
+            self._gaps.append(step_s + max(0.0, seconds - step_s) * STEP_TOKENS / rows)
 
     def over(self, tokens: int) -> None:
         """A round has ended, which brought so many tokens."""

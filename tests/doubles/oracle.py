@@ -12,11 +12,20 @@ from swarm_node.client.drafting.worth import Choice, Worth
 
 
 class Oracle:
-    """``answer``: what follows the prompt. ``wrong(n)``: whether to miss token n of it."""
+    """``answer``: what follows the prompt. ``wrong(n)``: whether to miss token n of it. ``second(n)``:
+    whether the other guess is right then; None: there are no others."""
 
-    def __init__(self, answer: Sequence[int], wrong: Callable[[int], bool] = lambda number: False) -> None:
+    def __init__(
+        self,
+        answer: Sequence[int],
+        wrong: Callable[[int], bool] = lambda number: False,
+        second: Callable[[int], bool] | None = None,
+        miss: int = 1,
+    ) -> None:
+        self.miss = miss  # bits by which a wrong guess is wrong
         self.answer = list(answer)
         self.wrong = wrong
+        self.second = second
         self.sequences: list[OracleSequence] = []
 
     def begin(self, prompt: Sequence[int], max_tokens: int) -> OracleSequence:
@@ -43,7 +52,11 @@ class OracleSequence:
         number = self._came + len(after)
         answer = self._oracle.answer
         token = answer[number] if number < len(answer) else 0
-        return Guess(token ^ 1 if self._oracle.wrong(number) else token, 0.8, ("oracle", 0))
+        wrong, right = self._oracle.wrong(number), self._oracle.second
+        other = None
+        if right is not None:
+            other = (token if wrong and right(number) else token ^ 2, 0.15)
+        return Guess(token ^ self._oracle.miss if wrong else token, 0.8, ("oracle", 0), other)
 
     def close(self) -> None:
         self.closed = True

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from swarm_node.client.drafting.drafter import Drafter
+from swarm_node.client.drafting.flight import Came
 from swarm_node.client.drafting.source import Guess, Source
 from swarm_node.client.hops.trace import HopTimings, Repair, Speculated
 from swarm_node.swarm.routing.prediction import EdgePrediction, HopPrediction, Prediction
@@ -41,6 +42,7 @@ class SimulatedRoute:
     bytes_per_s: float = 1e12
     jitter: float = 0.0
     told: float = 1.0
+    takes_branches: bool = True
 
     @property
     def trip_s(self) -> float:
@@ -60,6 +62,7 @@ class SimulatedRoute:
 class _Step:
     number: int
     rows: int
+    again: int = 0
 
 
 class _Link:
@@ -99,7 +102,7 @@ class _Hop:
         self._busy = bool(self._queue)
         if self._busy:
             step, route = self._queue.popleft(), self._route
-            seconds = route.step_s + step.rows * route.row_s
+            seconds = route.step_s + (step.rows + step.again) * route.row_s
             if route.jitter:
                 seconds *= 1 + self._noise.expovariate(1 / route.jitter)
             asyncio.get_running_loop().call_later(seconds, self._end, step)
@@ -119,6 +122,7 @@ class SimulatedSession:
 
     def __init__(self, route: SimulatedRoute, seed: int, predicted: bool = True) -> None:
         self.length = 0
+        self.takes_branches = route.takes_branches
         self.predicted = route.predicted() if predicted else None
         self._latency_s = route.latency_s
         self._number = 0
@@ -135,10 +139,18 @@ class SimulatedSession:
     async def look_around(self) -> None:
         pass
 
-    def send(self, ids: Sequence[int], x: np.ndarray | None = None) -> None:
+    def send(
+        self,
+        ids: Sequence[int],
+        x: np.ndarray | None = None,
+        branches: Sequence[tuple[int, Sequence[int]]] = (),
+    ) -> None:
+        """Hops compute the rows that a branch has before it once more."""
         self._number += 1
         self.length += len(ids)
-        self._under_way.append(_Step(self._number, len(ids)))
+        own = sum(len(tokens) for _, tokens in branches)
+        again = sum(row for row, _ in branches)
+        self._under_way.append(_Step(self._number, len(ids) + own, again))
         self._first.take(self._under_way[-1])
 
     async def receive(self) -> np.ndarray:
@@ -156,13 +168,27 @@ class SimulatedSession:
 
 class PositionGuesses:
     """A source that is right at each place of ``answer`` or not, whatever it is asked behind. ``right``: the
-    chance of that. ``told``: the chance that it claims. Each guess takes ``seconds``."""
+    chance of that, ``second``: that the other guess is. ``told``, ``told_second``: the chances that it
+    claims; without the latter, or ``second``, there is no other guess. Each guess takes ``seconds``."""
 
     def __init__(
-        self, answer: Sequence[int], right: float, told: float, *, seconds: float = 0.0, seed: int = 1
+        self,
+        answer: Sequence[int],
+        right: float,
+        told: float,
+        *,
+        second: float = 0.0,
+        told_second: float | None = None,
+        seconds: float = 0.0,
+        seed: int = 1,
     ) -> None:
         rng = random.Random(seed)
-        self._guesses = [token if rng.random() < right else VOCABULARY + token for token in answer]
+        claimed = second if told_second is None else told_second
+        self._guesses: list[tuple[int, tuple[int, float] | None]] = []
+        for token in answer:
+            draw, wrong = rng.random(), VOCABULARY + token
+            other = token if right <= draw < right + second else wrong + 1
+            self._guesses.append((token if draw < right else wrong, (other, claimed) if claimed else None))
         self._told = told
         self._seconds = seconds
         self._came = 0
@@ -174,7 +200,10 @@ class PositionGuesses:
         place = self._came + len(after)
         if self._seconds:
             await asyncio.sleep(self._seconds)
-        return Guess(self._guesses[place], self._told, ("known", 0)) if place < len(self._guesses) else None
+        if place >= len(self._guesses):
+            return None
+        token, other = self._guesses[place]
+        return Guess(token, self._told, ("known", 0), other)
 
     def close(self) -> None:
         pass
@@ -233,14 +262,14 @@ def _run(
         drafter = Drafter(prompt, len(answer), frozenset(), source, speculate=speculate, clock=clock)
         await drafter.read()
         began, made, x = loop.time(), 1, np.zeros((1, 1), np.float32)
-        drafter.chosen(session, [answer[0]], x, ended=False)
+        drafter.chosen(session, [answer[0]], Came(x), ended=False)
         while made < len(answer):
             await drafter.go_on(x)
-            hidden = await drafter.receive()
+            came = await drafter.receive()
             await asyncio.sleep(route.head_s)
-            tokens = _chosen(answer[made:], drafter.following(len(hidden)), len(hidden))
+            tokens = _chosen(answer[made:], came)
             made += len(tokens)
-            drafter.chosen(session, tokens, hidden, ended=made == len(answer))
+            drafter.chosen(session, tokens, came, ended=made == len(answer))
         seconds = loop.time() - began
         drafter.close()
         return seconds, drafter.speculated
@@ -249,14 +278,22 @@ def _run(
         return runner.run(run())
 
 
-def _chosen(answer: Sequence[int], following: Sequence[int], rows: int) -> list[int]:
-    """What the rows say, up to the first that was guessed wrong."""
-    tokens: list[int] = []
-    for number, token in enumerate(answer[:rows]):
-        tokens.append(token)
-        if number >= len(following) or following[number] != token:
-            break
-    return tokens
+def _chosen(answer: Sequence[int], came: Came) -> list[int]:
+    """What the rows say, up to the first that was guessed wrong, and in a branch that was right there."""
+    chain = len(came.hidden) - sum(len(tokens) for _, tokens in came.branches)
+    right = _right(answer[:chain], came.draft)
+    for row, tokens in came.branches:
+        if row == right + 1 and tokens[0] == answer[right]:
+            return list(answer[: row + 1 + _right(answer[row : row + len(tokens) - 1], tokens[1:])])
+    return list(answer[: min(chain, right + 1)])
+
+
+def _right(answer: Sequence[int], guesses: Sequence[int]) -> int:
+    """How many guesses are right, from the first on."""
+    pairs = enumerate(zip(answer, guesses, strict=False))
+    return next(
+        (number for number, (token, guess) in pairs if token != guess), min(len(answer), len(guesses))
+    )
 
 
 # Texts: a prompt, and its answer.

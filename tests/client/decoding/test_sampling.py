@@ -343,20 +343,21 @@ def test_what_a_guide_forces_is_told() -> None:
 def test_guesses_are_tried_on_a_copy_of_the_guide(monkeypatch: pytest.MonkeyPatch) -> None:
     guide = Odd()
     sampler = Sampler(SamplingParams(), guide=guide)
-    assert [sampler.fits(guesses) for guesses in ([], [1, 5], [1, 2, 3], [2], [1, 3, 5, 7])] == [
+    assert [sampler.fitting()(guesses) for guesses in ([], [1, 5], [1, 2, 3], [2], [1, 3, 5, 7])] == [
         0,
         2,
         1,
         0,
         3,
     ]
+    before = sampler.fitting()
     sampler.choose(_logits(0))
-    assert sampler.fits([1, 3, 5]) == 2
+    assert (before([1, 3, 5, 7]), sampler.fitting()([1, 3, 5])) == (3, 2)
     assert len(guide.accepted) == 1
     monkeypatch.setattr(sampling, "TRIES_S", -1.0)
-    assert sampler.fits([1]) == 0  # a guide that is too slow to try guesses on
-    assert sampler.fits([]) == 0
-    assert Sampler(SamplingParams()).fits([2, 4, 6, 8]) == 4
+    assert sampler.fitting()([1]) == 0  # a guide that is too slow to try guesses on
+    assert sampler.fitting()([]) == 0
+    assert Sampler(SamplingParams()).fitting()([2, 4, 6, 8]) == 4
 
 
 def test_a_greedy_guided_choice_is_the_best_of_those_allowed() -> None:

@@ -75,7 +75,9 @@ def assert_right(drafted: Generation, plain: Generation) -> None:
         tokens.append(following(tokens[-1], VOCAB))
     assert list(drafted.token_ids) == list(plain.token_ids) == tokens[1:]
     assert len({*tokens}) == len(tokens)  # so nothing is found in the text
-    assert drafted.speculated.drafted == drafted.speculated.accepted > NEW_TOKENS / 2
+    told = drafted.speculated
+    assert told.accepted > NEW_TOKENS / 2
+    assert all(each.judged == each.right for each in told.kinds)
     assert drafted.speculated.passes < NEW_TOKENS / 4
 
 

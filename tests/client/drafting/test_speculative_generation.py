@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from swarm_node.client.decoding.head_batch import HeadBatcher
+from swarm_node.client.decoding.head_batch import Branches, HeadBatcher
 from swarm_node.client.decoding.sampling import Sampler, SamplingParams
 from swarm_node.client.drafting.drafter import Drafter
+from swarm_node.client.drafting.flight import Came
 from swarm_node.client.hops.trace import HopLoad, HopTimings
 from swarm_node.swarm.errors import ErrorCode
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
@@ -155,22 +156,26 @@ class Recorded:
     """In a ``SwarmSession``'s place: what was sent to it, and where it went back to."""
 
     most_ahead = 128
+    takes_branches = True
     predicted = None
     repaired = ()
     line_row_s = 0.0
     hops: Sequence[HopTimings] = ()
 
     def __init__(self) -> None:
+        self._under_way: list[int] = []
         self.sent: list[list[int]] = []
         self.back: list[int] = []
         self.length = 0
 
-    def send(self, ids: Sequence[int], x: np.ndarray | None = None) -> None:
+    def send(self, ids: Sequence[int], x: np.ndarray | None = None, branches: Branches = ()) -> None:
+        assert not branches
         self.sent.append([*ids])
+        self._under_way.append(len(ids))
         self.length += len(ids)
 
     async def receive(self) -> np.ndarray:
-        return ROW
+        return np.zeros((self._under_way.pop(0), 1), np.float32)
 
     def rollback(self, length: int) -> None:
         self.back.append(length)
@@ -178,6 +183,16 @@ class Recorded:
 
     async def look_around(self) -> None:
         pass
+
+
+class Forced:
+    """Rules that leave no choice about some tokens, and let everything follow."""
+
+    def __init__(self, forced: Sequence[int]) -> None:
+        self.forced = forced
+
+    def fitting(self) -> Callable[[Sequence[int]], int]:
+        return len
 
 
 # Ends
@@ -292,7 +307,7 @@ async def test_a_long_prompt_is_indexed_in_parts(monkeypatch: pytest.MonkeyPatch
     await asyncio.sleep(0)
     assert not reading.done()
     await reading
-    drafter.chosen(session, [8], ROW, ended=False)
+    drafter.chosen(session, [8], Came(ROW), ended=False)
     await drafter.go_on(ROW)
     assert session.sent == [[8, 9, 1]]
 
@@ -301,8 +316,8 @@ async def _first_sent(most: int, forced: Sequence[int] = ()) -> list[int]:
     session = Recorded()
     drafter = Drafter([7, 8, 9, 7], most, frozenset({5}))
     await drafter.read()
-    drafter.chosen(session, [8], ROW, ended=False)
-    await drafter.go_on(ROW, lambda: forced)
+    drafter.chosen(session, [8], Came(ROW), ended=False)
+    await drafter.go_on(ROW, Forced(forced))
     return [token for step in session.sent for token in step]
 
 
@@ -319,7 +334,7 @@ async def test_a_round_has_the_price_of_its_route() -> None:
     session.hops = [HopTimings("a", Span(0, 2), "none", load=HopLoad(row_s=2.0, sessions=5.0))]
     drafter = Drafter([4, 7, 8, 9, 1, 2, 3, 7], 4)
     await drafter.read()
-    drafter.chosen(session, [8], ROW, ended=False)
+    drafter.chosen(session, [8], Came(ROW), ended=False)
     await drafter.go_on(ROW)
     assert drafter.speculated.price == pytest.approx(2.0 * 5 / 1000)  # a trip takes 1000 s here
     drafter.close()
@@ -330,12 +345,12 @@ async def test_guesses_follow_while_others_are_under_way() -> None:
     session = Recorded()
     drafter = Drafter([1, 2, 3], 40)
     await drafter.read()
-    drafter.chosen(session, [7], ROW, ended=False)
-    await drafter.go_on(ROW, lambda: [10, 11])
+    drafter.chosen(session, [7], Came(ROW), ended=False)
+    await drafter.go_on(ROW, Forced([10, 11]))
     assert session.sent == [[7, 10, 11]]
-    await drafter.receive()
-    assert list(drafter.following(3)) == [10, 11]
-    drafter.chosen(session, [10, 11, 12], np.zeros((3, 1), np.float32), ended=False)
+    came = await drafter.receive()
+    assert list(came.draft) == [10, 11]
+    drafter.chosen(session, [10, 11, 12], came, ended=False)
     await drafter.go_on(ROW)
     assert session.sent[1:] == [[12]]
     assert session.back == []

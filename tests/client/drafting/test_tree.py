@@ -10,13 +10,14 @@ import pytest
 
 from swarm_node.client.drafting.source import Guess
 from swarm_node.client.drafting.tree import (
+    MOST_DEPTH,
     MOST_ROWS,
-    STEP_GUESSES,
     Branch,
     Soil,
-    branches,
+    computed,
+    grow,
+    is_second,
     second,
-    sizes,
 )
 
 FEW = 5
@@ -48,8 +49,19 @@ class Known:
         return chain
 
 
+DEFAULTS: dict[str, object] = {
+    "reach": 0.9,
+    "room": 100,
+    "rows": 10**6,
+    "least_asked": 0.0,
+    "held_up": 0.0,
+    "most": 10**6,
+    "allows": lambda line: True,
+}
+
+
 def _soil(known: Known, least: float, **changes: object) -> Soil:
-    given: dict[str, object] = {"reach": 0.9, "room": 100, "allows": lambda line: True, **changes}
+    given = {**DEFAULTS, **changes}
     return Soil(chance=lambda guess: guess.chance, least=least, ask=known.ask, **given)  # type: ignore[arg-type]
 
 
@@ -59,9 +71,11 @@ def _all(known: Known, chain: Sequence[Guess], soil: Soil) -> dict[int, list[tup
     reach = soil.reach
     for place, guess in enumerate(chain):
         line, next_, chance = [each.token for each in chain[:place]], second(guess), reach
-        while next_ is not None and len(line) < soil.room and soil.allows([*line, next_.token]):
-            chance *= next_.chance
-            if chance < soil.least:
+        while next_ is not None and len(line) < min(soil.room, place + MOST_DEPTH):
+            before, chance = chance, chance * next_.chance
+            if chance < soil.least or not soil.allows([*line, next_.token]):
+                break
+            if place in found and before < soil.least_asked:
                 break
             found.setdefault(place, []).append((next_.token, chance))
             line.append(next_.token)
@@ -71,7 +85,15 @@ def _all(known: Known, chain: Sequence[Guess], soil: Soil) -> dict[int, list[tup
 
 
 def _tokens(found: Sequence[Branch]) -> dict[int, list[int]]:
-    return {branch.place: [guess.token for guess in branch.guesses] for branch in found}
+    return {branch.place: list(branch.tokens) for branch in found}
+
+
+def _cut(rng: random.Random, length: int, most: int = 8) -> list[int]:
+    cut: list[int] = []
+    while length:
+        cut.append(rng.randint(1, min(most, length)))
+        length -= cut[-1]
+    return cut
 
 
 @pytest.mark.parametrize("seed", range(150))
@@ -84,29 +106,23 @@ async def test_branches_have_all_that_is_worth_its_rows(seed: int) -> None:
         known,
         rng.choice([0.002, 0.01, 0.03, 0.1]),
         room=rng.choice([3, 100]),
+        least_asked=rng.choice([0.0, 0.05]),
         allows=lambda line: banned not in line[-1:],
-        most=10**6,
     )
     every = _all(known, chain, soil)
     # Each guess in a step of its own: nothing is computed twice, and no step is full.
-    alone = await branches(chain, [1] * len(chain), 0, soil)
+    alone = await grow(chain, [1] * len(chain), soil)
     assert _tokens(alone) == {place: [token for token, _ in nodes] for place, nodes in every.items()}
     # In longer steps: those whose worth pays for the rows before them, too.
-    first, certain = rng.randint(0, min(3, len(chain))), rng.randint(1, 4)
-    cut = sizes(chain, soil, first, 8)
-    assert (cut[0], sum(cut)) == (first, len(chain))
-    row = [number + (0 if step else certain) for step, size in enumerate(cut) for number in range(size)]
+    cut = _cut(rng, len(chain))
+    row = [number for size in cut for number in range(size)]
     paid = {
         place: [token for token, _ in nodes]
         for place, nodes in every.items()
         if sum(chance for _, chance in nodes) >= soil.least * (row[place] + len(nodes))
     }
     if sum(row[place] + len(nodes) for place, nodes in every.items()) + 8 <= MOST_ROWS:
-        assert _tokens(await branches(chain, cut, certain, soil)) == paid
-    possible = _all(known, chain, replace(soil, room=100, allows=lambda line: True))
-    for step, size in enumerate(cut[1:], start=1):
-        small = any(place >= sum(cut[:step]) for place in possible)
-        assert size == min(STEP_GUESSES if small else 8, len(chain) - sum(cut[:step]))
+        assert _tokens(await grow(chain, cut, soil)) == paid
 
 
 @pytest.mark.parametrize("seed", range(100))
@@ -114,15 +130,14 @@ async def test_of_too_many_the_likeliest_are_taken(seed: int) -> None:
     rng = random.Random(seed)
     known = Known(seed)
     chain = known.chain(rng.randint(1, 12))
-    soil = _soil(known, 0.001, most=rng.randint(0, 20))
-    every = sorted(
-        (chance for nodes in _all(known, chain, soil).values() for _, chance in nodes), reverse=True
-    )
-    found = await branches(chain, [1] * len(chain), 0, soil)
+    most = rng.randint(0, 20)
+    soil = _soil(known, 0.001, **rng.choice([{"most": most}, {"rows": most}]))
     nodes = _all(known, chain, soil)
+    every = sorted((chance for found in nodes.values() for _, chance in found), reverse=True)
+    found = await grow(chain, [1] * len(chain), soil)
     taken = [nodes[each.place][number][1] for each in found for number in range(len(each.guesses))]
-    assert sorted(taken, reverse=True) == every[: soil.most]
-    assert len(known.asked) <= max(0, soil.most - 1)  # no more than helps
+    assert sorted(taken, reverse=True) == every[:most]
+    assert len(known.asked) <= len(taken)  # no more than helps
 
 
 @pytest.mark.parametrize("seed", range(100))
@@ -130,35 +145,42 @@ async def test_a_step_is_never_more_than_hops_take(seed: int) -> None:
     rng = random.Random(seed)
     known = Known(seed)
     chain = known.chain(rng.randint(1, 30))
-    cut, left = [rng.randint(0, 4)], 0
-    cut = [min(cut[0], len(chain))]
-    while (left := len(chain) - sum(cut)) > 0:
-        cut.append(min(left, rng.randint(1, 8)))
-    certain = rng.randint(1, 4)
-    found = _tokens(await branches(chain, cut, certain, _soil(known, 0.0001, most=10**6)))
+    cut = _cut(rng, len(chain))
+    found = await grow(chain, cut, _soil(known, 0.0001))
     start = 0
-    for step, size in enumerate(cut):
-        before = 0 if step else certain
-        rows = before + size
-        for place in range(start, start + size):
-            if place in found:
-                rows += before + place - start + len(found[place])
-        assert rows <= MOST_ROWS
+    for size in cut:
+        own = [replace(each, place=each.place - start) for each in found]
+        own = [each for each in own if 0 <= each.place < size]
+        assert size + computed(own) <= MOST_ROWS
+        assert all(len(each.guesses) <= MOST_DEPTH for each in own)
         start += size
 
 
-async def test_a_certain_copy_has_no_branches_and_long_steps() -> None:
+async def test_a_row_that_holds_up_its_step_has_to_promise_more() -> None:
+    """Less in later steps, whose results are seldom waited for."""
     known = Known(1)
+    chain = [Guess(9, 0.5, ("model", 3), (7, 0.3)) for _ in range(6)]
+    free = await grow(chain, [1] * 6, _soil(known, 0.001, reach=1.0))
+    assert [branch.place for branch in free] == [0, 1, 2, 3, 4, 5]
+    assert await grow(chain, [6], _soil(known, 0.001, reach=1.0, held_up=0.31)) == ()
+    half = _soil(known, 0.001, reach=1.0, held_up=0.2, least_asked=1.0)
+    assert [branch.place for branch in await grow(chain, [1] * 6, half)] == [0, 1, 2, 3, 4, 5]
+    assert [branch.place for branch in await grow(chain, [3, 3], half)] == [0, 3]
+
+
+async def test_what_is_not_likely_is_not_asked_for() -> None:
+    known = Known(1)
+    sure = [Guess(number % 7, 0.99, ("model", 7), (9, 0.004)) for number in range(40)]
+    assert await grow(sure, [8] * 5, _soil(known, 0.01)) == ()
     copy = [Guess(number % 7, 0.99, ("text", 16)) for number in range(40)]
-    soil = _soil(known, 0.01)
-    assert sizes(copy, soil, 0, 8) == [0, 8, 8, 8, 8, 8]
-    assert await branches(copy, sizes(copy, soil, 0, 8), 1, soil) == ()
-    sure = [Guess(number % 7, 0.995, ("model", 7), (9, 0.004)) for number in range(40)]
-    assert sizes(sure, soil, 3, 8) == [3, 8, 8, 8, 8, 5]
+    assert await grow(copy, [8] * 5, _soil(known, 0.0001)) == ()
     assert not known.asked
 
 
 def test_a_second_guess_is_of_its_own_kind() -> None:
-    assert second(Guess(3, 0.7, ("model", 5), (4, 0.2))) == Guess(4, 0.2, ("model second", 5))
+    other = second(Guess(3, 0.7, ("model", 5), (4, 0.2)))
+    assert other == Guess(4, 0.2, ("model second", 5))
+    assert is_second(other.kind)
+    assert not is_second(("model", 5))
     assert second(Guess(3, 0.7, ("model", 5))) is None
     assert second(Guess(3, 0.7, ("model", 5), (3, 0.2))) is None

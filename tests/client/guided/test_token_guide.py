@@ -261,16 +261,16 @@ async def test_guesses_are_tried_without_moving_the_guide(tokenizer: Tokenizer, 
     sampler = Sampler(SamplingParams(), guide=guide)
     right = tokenizer.encode("no, two!", add_special=False)
     wrong = tokenizer.encode("no, 2", add_special=False)
-    assert sampler.fits(right) == len(right)
-    assert sampler.fits(wrong) < len(wrong)
+    assert sampler.fitting()(right) == len(right)
+    assert sampler.fitting()(wrong) < len(wrong)
     before = guide.allowed().tolist()
     for number, token in enumerate(right):
-        assert sampler.fits(right[number:]) == len(right) - number
+        assert sampler.fitting()(right[number:]) == len(right) - number
         logits = np.zeros(vocab_size + max(right), np.float32)
         logits[token] = 9.0
         assert sampler.choose(logits).token == token
     assert sampler.is_over
-    assert sampler.fits(right) == 0
+    assert sampler.fitting()(right) == 0
     again = (await guides.open(Guide("regex", " ?(yes|no), (one|two)!"))).copy()
     assert again.allowed().tolist() == before
 
