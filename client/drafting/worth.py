@@ -14,7 +14,7 @@ No clock, no I/O: times are given in, in seconds.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import median_low
 
@@ -86,7 +86,8 @@ class Worth:
         self._most_ahead = most_ahead
         self._plain: deque[float] = deque(maxlen=RECENT_TRIPS)
         self._loaded: deque[float] = deque(maxlen=RECENT_TRIPS)
-        self._gaps: deque[float] = deque(maxlen=RECENT_GAPS)
+        self._gaps: deque[float] = deque(maxlen=RECENT_GAPS)  # of full steps
+        self._short_gaps: deque[tuple[int, float]] = deque(maxlen=RECENT_GAPS)  # of others, with their rows
         self._since_plain = 0
         self._brought = 1.0  # tokens a trip
         self._credit_s = 0.0  # gained against plain decoding, as far as it may be staked
@@ -100,23 +101,22 @@ class Worth:
             if predicted_s is None:
                 return None
             return min([predicted_s, *plain])
-        usual_s = sorted(plain)[(len(plain) - 1) // 3]
+        usual_s = _lower_third(plain)
         return min(usual_s, median_low(self._loaded)) if self._loaded else usual_s
 
     @property
     def rows(self) -> Rows:
         """As predicted, or assumed; and no faster than steps that were sent together came."""
         rows = self._rows
+        full_s = _lower_third(self._gaps)
+        if rows is None and full_s:
+            return Rows(full_s / 2, full_s / 2 / STEP_TOKENS, full_s / 2)
         if rows is None:
             dear_s = DEAR_ROW * (self.trip_s or 0.0)
             rows = Rows(dear_s, dear_s, dear_s)
-        if not self._gaps:
-            return rows
-        gap_s = sorted(self._gaps)[(len(self._gaps) - 1) // 3]
-        if self._rows is None:
-            return Rows(gap_s / 2, gap_s / 2 / STEP_TOKENS, gap_s / 2)  # of a full step
-        row_s = max(rows.row_s, (gap_s - rows.step_s) / STEP_TOKENS)
-        return Rows(rows.step_s, row_s, rows.all_rows_s + row_s - rows.row_s)
+        row_s = max(rows.row_s, (full_s - rows.step_s) / STEP_TOKENS)
+        step_s = max(rows.step_s, _lower_third([gap_s - count * row_s for count, gap_s in self._short_gaps]))
+        return Rows(step_s, row_s, rows.all_rows_s + row_s - rows.row_s)
 
     def told(self, rows_s: Sequence[float], line_s: float, price: float) -> None:
         """What the hops say now: the seconds of a row at each of them, 0 where one does not know, and on the
@@ -214,7 +214,9 @@ class Worth:
 
     def gap(self, seconds: float, rows: int) -> None:
         """A step of ``rows`` came ``seconds`` after the one that was sent together with it."""
-        if rows >= STEP_TOKENS:  # with branches it has more than a full step has
+        if rows < STEP_TOKENS:
+            self._short_gaps.append((rows, seconds))
+        else:  # with branches it has more than a full step has
             step_s = 0.0 if self._rows is None else self._rows.step_s
             self._gaps.append(step_s + max(0.0, seconds - step_s) * STEP_TOKENS / rows)
 
@@ -243,6 +245,11 @@ class Worth:
             rows = FIRST_PART * trip_s / each_s if each_s > 0 else FIRST_ROWS[1]
             self._window = min(float(FIRST_ROWS[1]), max(float(FIRST_ROWS[0]), rows))
         return self._window
+
+
+def _lower_third(seconds: Collection[float]) -> float:
+    """What is usual, where some were held up; 0 of none."""
+    return sorted(seconds)[(len(seconds) - 1) // 3] if seconds else 0.0
 
 
 def _predicted_rows(predicted: Prediction | None) -> Rows | None:
