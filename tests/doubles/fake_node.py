@@ -107,7 +107,8 @@ class Behaviour:
     chains: bool = True  # False: says that it cannot reach the next hop
 
     def once(self, name: str, step: int) -> bool:
-        """Whether it is now: at the step that ``name`` says, or the first after it where that was void."""
+        """Whether it is now: at the step that ``name`` says, or the first after it where that was void. A
+        step that nobody wants rows of is not void."""
         at = getattr(self, name)
         if at is None or step < at:
             return False
@@ -486,9 +487,10 @@ class FakeNode:
     def _after(self, report: BatchReport) -> None:
         how = self.behaviour
         for job, outcome in report.finished:
-            if not isinstance(outcome, StepDone) or not outcome.rows:
+            if not isinstance(outcome, StepDone):
                 continue
-            if how.once("nan_at_step", job.step) or (how.nan_from_step or 1 << 60) <= job.step:
+            spoils = how.once("nan_at_step", job.step) or (how.nan_from_step or 1 << 60) <= job.step
+            if spoils and outcome.rows:
                 rows = bytearray(outcome.payload)
                 last = len(rows) - len(rows) // outcome.rows
                 rows[last : last + 4] = b"\x00\x00\xc0\x7f"
