@@ -166,21 +166,31 @@ class PeerConnection:
                 self._post(error_message(error))  # the stream is still in step
             else:
                 self.last_heard = self._all_sessions.now()
+                units = self._units(message)
                 self._dispatch(message)
                 if isinstance(message, Steps):
                     messages += len(message.members)
-                elif type(message) is not Step:
-                    units = COSTS.get(type(message), 1.0)
-                    if isinstance(message, Ping):
-                        units += len(message.about) / ABOUT_A_UNIT
-                    if (delay := self.account.work.spend(units, self.last_heard)) > 0:
-                        await asyncio.sleep(min(delay, LONGEST_DELAY_S))
+                if units and (delay := self.account.work.spend(units, self.last_heard)) > 0:
+                    await asyncio.sleep(min(delay, LONGEST_DELAY_S))
             if self._undrained:
                 # A client that does not read its answers is not read either.
                 self._undrained = False
                 await self.drain()
             if not self.account.room.is_set():
                 await self.account.room.wait()
+
+    def _units(self, message: Message) -> float:
+        """What it costs the event loop, in units of a PING, where that is not counted elsewhere. One VOID for
+        each step is a part of it: who has many sessions that guess needs more of them than of anything
+        else."""
+        match message:
+            case Step() | Steps():
+                return 0.0
+            case Ping():
+                return 1.0 + len(message.about) / ABOUT_A_UNIT
+            case Void() if (session := self._sessions.get(message.session)) and session.has_new_steps:
+                return 0.0
+        return COSTS.get(type(message), 1.0)
 
     def sweep(self, now: float) -> None:
         """Close what is not used. The server calls it every few seconds with its clock's time."""

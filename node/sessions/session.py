@@ -97,6 +97,7 @@ class NodeSession:
         self.last_done = 0
         self.queued_tokens = 0
         self._last_held = 0  # the number of the last step that a replay sent
+        self._voided_at: int | None = None  # the last step that had come when some were made void
         self._dropped_upto = 0  # the engine was told which of the steps up to this one are void
         self.last_used = self.opened_at = now
         self.usage = Usage(now)
@@ -170,6 +171,7 @@ class NodeSession:
         on, so no page that is not settled has its name any more."""
         self.forget_feeder()
         self.upstream = request.upstream
+        self.hop.forget_void()
         if request.unnamed:
             self.sequence.end_names()
 
@@ -266,12 +268,18 @@ class NodeSession:
         and what was begun is not answered. What a replay sent is never void."""
         if first > last:
             return
+        self._voided_at = self.hop.last_step
         self.hop.void(first, last)
         self.output.drop_held(self.hop.is_void)
         newest = self.hop.last_step or 0
         if self.inflight and newest > self._dropped_upto and first > self._last_held:
             self._dropped_upto = newest
             self._engine.void(self.sequence, first, last)
+
+    @property
+    def has_new_steps(self) -> bool:
+        """Whether one was accepted since some were made void."""
+        return self.hop.last_step != self._voided_at
 
     def close(self, prefix: tuple[bytes, ...] = ()) -> None:
         """Free the KV cache: now, or as soon as the step being computed lets go of it."""

@@ -83,6 +83,10 @@ class HopSession:
             first, last = min(first, newest[0]), max(last, newest[1])
         self._void.append((first, last))
 
+    def forget_void(self) -> None:
+        """Others send its steps from now on: what was said of void ones was of those before, or a lie."""
+        self._void.clear()
+
     def is_void(self, step: int) -> bool:
         return any(first <= step <= last for first, last in self._void)
 

@@ -21,7 +21,7 @@ from swarm_node.client.session.swarm_session import SwarmSession
 from swarm_node.swarm.errors import ErrorCode, HopFailedError, PeerLateError, SwarmError
 from swarm_node.swarm.figures import MOST_AHEAD, MOST_AHEAD_OF_STATES
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
-from swarm_node.swarm.protocol.messages import ErrorMessage
+from swarm_node.swarm.protocol.messages import ErrorMessage, Void
 from swarm_node.swarm.timeouts import Patience
 from tests.doubles.chain_case import ChainCase, H, S
 from tests.doubles.fake_swarm import BOS, N_BLOCKS, ToyHead, run_block
@@ -46,6 +46,9 @@ HARMLESS = frozenset({"cut", "slow", "journal"})
 PATIENCE = Patience(dial_s=2.0, step_s=20.0, own_loss_s=5.0)
 
 
+Branches = Sequence[tuple[int, Sequence[int]]]
+
+
 class Plain:
     """Rows of the toy model, computed in one place."""
 
@@ -60,6 +63,11 @@ class Plain:
             x = run_block(block, x, history)
         return x
 
+    def branched(self, ids: Sequence[int], position: int, branches: Branches) -> np.ndarray:
+        """The same, and then the rows of ``branches``."""
+        others = [self.rows([*ids[:row], *branch], position)[row:] for row, branch in branches]
+        return np.concatenate([self.rows(ids, position), *others])
+
 
 class Speaker:
     """What a generation does with its session: rounds of guesses of which some are wrong, at random."""
@@ -72,6 +80,7 @@ class Speaker:
         self._truth = PROMPT + [rng.randrange(256) for _ in range(LENGTH + 200)]
         self._ids: list[int] = []  # as the session was given them
         self._steps: list[int] = []  # tokens of those under way
+        self._branches: list[Branches] = []  # of each of them
 
     @property
     def _judged(self) -> int:
@@ -107,17 +116,27 @@ class Speaker:
             if (self._steps or tokens > 1) and rng.random() < 0.25:
                 wrong = rng.randrange(0 if self._steps else 1, tokens)
                 ids[wrong] = (ids[wrong] + 1 + rng.randrange(200)) % 256
-            self.session.send(ids)
+            branches = self._some_branches(tokens) if rng.random() < 0.2 else ()
+            self.session.send(ids, branches=branches)
             self.sent += tokens
             self._ids += ids
             self._steps.append(tokens)
+            self._branches.append(branches)
+
+    def _some_branches(self, tokens: int) -> Branches:
+        rng = self._rng
+        return [
+            (rng.randint(0, tokens), [rng.randrange(256) for _ in range(rng.randint(1, 4))])
+            for _ in range(rng.randint(1, 4))
+        ]
 
     async def _receive(self) -> None:
         begin, tokens = self._judged, self._steps[0]
         ids = self._ids[begin : begin + tokens]
         hidden = await self.session.receive()
-        np.testing.assert_array_equal(hidden, self._plain.rows(ids, begin))
-        del self._steps[0]
+        branches = self._branches[0] if len(hidden) > tokens else ()
+        np.testing.assert_array_equal(hidden, self._plain.branched(ids, begin, branches))
+        del self._steps[0], self._branches[0]
         right = 0
         while right < tokens and ids[right] == self._truth[begin + right]:
             right += 1
@@ -128,6 +147,7 @@ class Speaker:
             self.session.rollback(behind)
             del self._ids[behind:]
             self._steps.clear()
+            self._branches.clear()
 
 
 class Trouble:
@@ -206,6 +226,9 @@ async def _speaks_through(seed: int) -> SwarmSession:
     for node in case.swarm.nodes.values():
         node.behaviour.step_delay_s = rng.choice((0.0, 0.002, 0.02))
         node.behaviour.chains = rng.random() < 0.8
+        node.behaviour.features = rng.choice((None, None, None, (), ("void",), ("branches", "unheard")))
+        if rng.random() < 0.1:
+            node.behaviour.swallows = frozenset({Void})
     await case.start()
     trouble = Trouble(case, rng)
     local = case.swarm.local(keeps_states=states)

@@ -257,6 +257,9 @@ MADE_UP: dict[str, Callable[[Step], Step]] = {
     "too many": lambda step: replace(
         step, step=step.step + 1, tokens=step.tokens * CHUNK, payload=bytes(step.payload) * CHUNK
     ),
+    "void": lambda step: replace(step, step=step.step + 1, void=1),
+    "all void": lambda step: replace(step, step=2**53 - 1, void=1),
+    "void and too far": lambda step: replace(step, step=2**53 - 1, position=step.position + 500, void=1),
 }
 
 

@@ -34,8 +34,9 @@ class Driver:
         tokens=None,
         deadline_ns=0,
         branches=(),
+        guess=0,
     ):
-        """``x``: the step's rows, and behind them those of its branches."""
+        """``x``: the step's rows, and behind them those of its branches; the last ``guess`` are guesses."""
         future = asyncio.get_running_loop().create_future()
         self.engine.submit(
             StepJob(
@@ -49,6 +50,7 @@ class Driver:
                 done=lambda _, outcome: future.set_result(outcome),
                 deadline_ns=deadline_ns,
                 branches=branches,
+                guess=guess,
             )
         )
         return future

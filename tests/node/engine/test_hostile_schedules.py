@@ -19,6 +19,8 @@ from swarm_node.shards.models.own_memory import OwnMemory
 from swarm_node.shards.native.span import NativeSpan
 from swarm_node.swarm.codecs.kinds import NONE
 from swarm_node.swarm.errors import ErrorCode
+from swarm_node.swarm.protocol.branches import rows_of, too_many
+from swarm_node.swarm.protocol.field_types import Branches
 from swarm_node.swarm.protocol.messages import Want
 from swarm_node.swarm.types import Span
 from tests.node.engine.driver import Driver
@@ -41,12 +43,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> NativeSpan:
 
 
 class Hostile:
-    """Opens, steps, goes back, forks and closes; its names lie, and its rows may be anything."""
+    """Opens, steps, goes back, forks, makes steps void and closes; its names lie, its rows may be anything,
+    and it says of any of them that they are guesses or branches."""
 
     def __init__(self, driver: Driver, rng: random.Random, name: str) -> None:
         self.driver, self.rng, self.name = driver, rng, name
         self.sessions: list[TokenSequence] = []
         self.steps: list[asyncio.Future] = []
+        self.number = 0  # of its last step
 
     def open(self, **more) -> None:
         rng = self.rng
@@ -72,12 +76,31 @@ class Hostile:
         position = rng.choice([end, end, end, *back])
         if (count := min(rng.choice(STEPS), session.max_tokens - position)) < 1:
             return
-        rows = X[rng.randrange(900) :][:count] * np.float32(rng.choice([1, 1, 1, 1e30]))
+        branches = self.branches(count) if rng.random() < 0.5 else ()
+        every = count + rows_of(branches)
+        rows = X[rng.randrange(900) :][:every] * np.float32(rng.choice([1, 1, 1, 1e30]))
         payload = rng.choice([None] * 20 + [b"short", np.full_like(rows, np.nan).tobytes()])
         late = rng.choice([0] * 20 + [1])
         want = rng.choice(list(Want))
-        sent = self.driver.submit(session, rows, position, want=want, payload=payload, deadline_ns=late)
+        more = {"branches": branches, "guess": rng.choice([0, 0, every, rng.randint(0, every)])}
+        self.number += 1
+        sent = self.driver.submit(
+            session, rows, position, step=self.number, want=want, payload=payload, deadline_ns=late, **more
+        )
         self.steps.append(sent)
+
+    def branches(self, count: int) -> Branches:
+        """As many as may be behind a step of ``count`` rows, or fewer."""
+        rng, found = self.rng, []
+        while not too_many(count, (*found, more := (rng.randint(0, count), rng.choice([1, 1, 1, 8, 40])))):
+            found.append(more)
+            if rng.random() < 0.1:
+                break
+        return tuple(found)
+
+    def void(self) -> None:
+        first = self.number - self.rng.choice([0, 1, 3, self.number])
+        self.driver.engine.void(self.rng.choice(self.sessions), first, self.rng.choice([first, 1 << 60]))
 
     async def run(self, until: asyncio.Event) -> None:
         while not until.is_set():
@@ -85,7 +108,8 @@ class Hostile:
             if move < 0.2 or not self.sessions:
                 self.open()
             else:
-                (self.fork if move < 0.3 else self.close if move < 0.4 else self.step)()
+                moves = ((self.fork, 0.3), (self.close, 0.4), (self.void, 0.5), (self.step, 1.0))
+                next(each for each, below in moves if move < below)()
             if self.rng.random() < 0.3:
                 await asyncio.sleep(0)
             if len(self.steps) > 60:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from swarm_node.swarm.protocol.messages import ErrorMessage, Opened, Void
+from swarm_node.node.limits.quotas import WorkRate
+from swarm_node.swarm.protocol.messages import ErrorMessage, Opened, Step, Void, Want
 from swarm_node.swarm.types import Span
 from tests.node.chain_swarm import ChainSwarm, Hop, rows, stalled, swarm_of, until
 
@@ -128,6 +129,46 @@ async def test_only_the_owner_may_send_void(swarm, hidden_states):
         await chain[0].step(1, 0, rows(x[:8]), 8)
         assert (await chain[2].result(1)).tokens == 8
         assert other.messages == []
+        await close_all(it, chain)
+
+
+async def test_one_void_for_each_step_is_part_of_its_price(swarm, hidden_states, monkeypatch):
+    """Many sessions that guess over one stream make more of them than a peer may ask of anything else."""
+    spent: list[float] = []
+    monkeypatch.setattr(WorkRate, "spend", lambda _, units, now: spent.append(units) or 0.0)
+    x = hidden_states(8)
+    async with swarm() as it:
+        hop = await it.hop("d")
+        await it.open(hop, Span(0, 4))
+        spent.clear()
+        for number in range(1, 5):
+            await hop.step(number, 0, rows(x), 8)
+            await hop.result(number)
+            await void([hop], number, number)
+            await until(lambda number=number: session_at(it, hop).hop.is_void(number))
+        assert spent == []
+        await void([hop], 1, 2**53 - 1)
+        await void([hop], 1, 1)
+        await hop.control.send(Void(b"nobody's session", 1, 99))
+        await until(lambda: len(spent) == 3)
+        assert set(spent) == {1.0}
+        await close_all(it, [hop])
+
+
+async def test_what_is_void_is_forgotten_with_the_hop_that_said_so(swarm, hidden_states):
+    """It may have lied: then nothing would come through that the next one sends."""
+    x = hidden_states(16)
+    async with swarm() as it:
+        wanted = await alone(it, x[:9])
+        chain = await it.chain(PLACES)
+        await chain[0].step(1, 0, rows(x[:8]), 8)
+        await chain[2].result(1)
+        liar = await it.connect("c", "b")
+        await liar.send(Step(chain[2].session, 9, 200, 1, Want.ALL, void=2, payload=rows(x[:1])))
+        await until(lambda: session_at(it, chain[2]).hop.is_void(8))
+        await chain[2].attach("b")
+        await chain[0].step(2, 8, rows(x[8:9]), 1)
+        assert bytes((await chain[2].result(2)).payload) == wanted[-256:]
         await close_all(it, chain)
 
 
