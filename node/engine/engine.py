@@ -571,8 +571,10 @@ class Engine:
         if job.changes:
             self._runner.admit(job)
         sequence.steps.append(job)
-        tokens = job.tokens if job.refusal is None else 1
-        again = computed_rows(job.branches) + (0 if job.plan is None else job.plan.again)
+        tokens, again = 1, 0
+        if job.refusal is None:
+            tokens, again = job.tokens, computed_rows(job.branches)
+            again += 0 if job.plan is None else job.plan.again
         self._scheduler.add(
             sequence, sequence.owner, tokens, job.deadline_ns, sequence.group, again, job.certain
         )

@@ -200,9 +200,10 @@ class StepJob:
 
     @property
     def certain(self) -> Certain:
-        if not self.guess:
+        guess = max(self.guess, self.branch_rows)  # whatever the peer calls them
+        if not guess:
             return Certain.ALL
-        return Certain.NONE if self.guess >= self.tokens + self.branch_rows else Certain.SOME
+        return Certain.NONE if guess >= self.tokens + self.branch_rows else Certain.SOME
 
     @property
     def branch_rows(self) -> int:

@@ -13,7 +13,7 @@ from ...swarm.codecs.kinds import kind_row_bytes
 from ...swarm.codecs.scales import ScaleTable
 from ...swarm.errors import ErrorCode, PeerError, RemoteProtocolError, other_root_hint
 from ...swarm.protocol.field_types import MAX_MEMBERS
-from ...swarm.protocol.messages import Hello, Welcome
+from ...swarm.protocol.messages import FEATURES, Hello, Welcome
 from ...swarm.protocol.wire import FIXED_HEADER, MAX_HEADER
 from ...swarm.transport.limited import announced
 from ...swarm.types import ModelRef, Span
@@ -21,9 +21,6 @@ from ...swarm.types import ModelRef, Span
 PROTOCOL_VERSION = 1
 FRAME_OVERHEAD = FIXED_HEADER.size + MAX_HEADER
 """A frame may need this many bytes beside its payload."""
-
-SERVED_FEATURES = ("void", "branches")
-"""What of FEATURES every node does."""
 
 ScalesFor = Callable[[str], ScaleTable | None]
 """With which scales rows are wanted from an address group; None: that is not known."""
@@ -109,5 +106,5 @@ def answer_hello(hello: Hello, terms: Terms, group: str) -> Welcome:
         reply_width=widths[span.end],
         scales=b"" if scales is None else scales.exponents,
         line=announced(terms.line_bytes_per_s),
-        features=SERVED_FEATURES,
+        features=FEATURES,
     )

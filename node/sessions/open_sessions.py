@@ -182,6 +182,7 @@ class OpenSessions:
         )
         session.forget_feeder()
         if why is SessionEnd.CLOSED and session.upstream:
+            self._closed.pop(session.id, None)
             self._closed[session.id] = session.upstream
             if len(self._closed) > MAX_CLOSED:
                 self._closed.popitem(last=False)

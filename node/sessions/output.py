@@ -23,9 +23,11 @@ others write in this turn of the event loop.
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from enum import Enum, auto
+from operator import attrgetter
 from time import perf_counter
 from typing import Protocol
 
@@ -45,6 +47,7 @@ from .step_result import StepResult
 ACTIVE_S = 5.0
 """A session that sent something within this many seconds waits for a sign of life from the next hop. Steps
 get no answer on this link, so a healthy hop is silent otherwise."""
+_STEP = attrgetter("step")
 
 
 class Client(Protocol):
@@ -145,15 +148,13 @@ class Output:
             else:
                 self._post(result.as_step(self._there))
 
-    def drop_held(self, is_void: Callable[[int], bool]) -> None:
-        """Drop the results that are held of steps with such a number."""
-        if self._held:
-            self._held, held = [], self._held
-            for result in held:
-                if is_void(result.step):
-                    self._ledger.unqueue(self._account, 0, len(result.payload))
-                else:
-                    self._held.append(result)
+    def drop_held(self, first: int, last: int) -> None:
+        """Drop the results that are held of the steps from ``first`` to ``last``."""
+        start = bisect_left(self._held, first, key=_STEP)  # in their order: a peer may ask this often
+        end = bisect_right(self._held, last, lo=start, key=_STEP)
+        for result in self._held[start:end]:
+            self._ledger.unqueue(self._account, 0, len(result.payload))
+        del self._held[start:end]
 
     def journal_grown(self) -> None:
         """The journal has got more rows, or is lost."""

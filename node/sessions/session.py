@@ -270,7 +270,7 @@ class NodeSession:
             return
         self._voided_at = self.hop.last_step
         self.hop.void(first, last)
-        self.output.drop_held(self.hop.is_void)
+        self.output.drop_held(first, last)
         newest = self.hop.last_step or 0
         if self.inflight and newest > self._dropped_upto and first > self._last_held:
             self._dropped_upto = newest

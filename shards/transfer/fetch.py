@@ -10,7 +10,14 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from ...swarm.errors import LocalNetworkError, ModelMismatchError, NetworkError, SwarmError, UsageError
+from ...swarm.errors import (
+    CheckpointError,
+    LocalNetworkError,
+    ModelMismatchError,
+    NetworkError,
+    SwarmError,
+    UsageError,
+)
 from ...swarm.peer_health import PeerHealth
 from ...swarm.transport.interface import Transport
 from ...swarm.types import ModelRef, Span
@@ -359,7 +366,7 @@ class ModelFetch:
         """The same with what can be done without."""
         try:
             await self._get(swarm, store, pieces, wait_s=_GIVEN_S)
-        except (NetworkError, UsageError) as error:
+        except (NetworkError, UsageError, CheckpointError) as error:
             logger.info("event=next_block_not_fetched model=%s error=%r", self.model.name, error.message)
 
     def _remark(self, store: PieceStore) -> None:

@@ -15,7 +15,9 @@ GROUP_BYTES = 256 * 1024
 """Payload of a group at most, for the same reason."""
 MEMBER_HEADER_BYTES = 160
 HOP_HEADER_BYTES = 40
-"""Bytes of a frame's header that a member needs at most, without and for each hop that it has passed."""
+BRANCH_HEADER_BYTES = 5
+"""Bytes of a frame's header that a member needs at most: by itself, for each hop that it has passed, and for
+each of its branches."""
 GROUP_HEADER_BYTES = 60_000
 
 _Member = Step | Result
@@ -55,7 +57,8 @@ class Outbox:
 
     def _join(self, message: _Member, size: int, row_bytes: int) -> None:
         group = self._group
-        header = MEMBER_HEADER_BYTES + HOP_HEADER_BYTES * len(message.spent)
+        branches = len(message.branches) if isinstance(message, Step) else 0
+        header = MEMBER_HEADER_BYTES + HOP_HEADER_BYTES * len(message.spent) + BRANCH_HEADER_BYTES * branches
         payload_bytes, header_bytes = self._payload_bytes + size, self._header_bytes + header
         if group and (
             type(group[0]) is not type(message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,6 +17,7 @@ from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.formats.tensors import next_names
 from swarm_node.shards.pieces import manifest
 from swarm_node.shards.transfer import fetch as fetching
+from swarm_node.swarm.errors import CheckpointError
 from tests.shards.behind import with_behind
 from tests.shards.checkpoint.fake_hub import NAME, FakeHub, serving
 from tests.shards.families.models import saved
@@ -113,6 +115,23 @@ async def test_it_comes_from_peers(world: PieceWorld, most: int, caplog: pytest.
     assert (found is not None) == (most == NEXT_BYTES)
     left_out = [each for each in caplog.records if "event=next_block_left_out" in each.getMessage()]
     assert len(left_out) == (found is None)
+
+
+async def test_a_disk_without_room_for_it_keeps_the_model(
+    world: PieceWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get = fetching.ModelFetch._get
+
+    async def full(*args: Any, wait_s: float | None = None) -> None:
+        if wait_s is not None:
+            raise CheckpointError("cannot write: no space left on device")
+        await get(*args)
+
+    monkeypatch.setattr(fetching.ModelFetch, "_get", full)
+    await world.origin()
+    async with world.fetch(await world.peer("cold")) as fetch:
+        path = await fetch.fetch(None, client=True, next_bytes=NEXT_BYTES)
+    assert guesser(path)[0] is None
 
 
 async def test_peers_that_do_not_have_it_are_not_waited_for(

@@ -160,9 +160,9 @@ async def test_a_branch_has_the_rows_of_a_chain(model_of, open_engine, way, kind
         for branches in (every, ((4, 3), (4, 1))):
             step = step_of(position, 4, branches)
             with driver.engine.together():
-                beside = driver.submit(other, X[240:241], 40)
-                came = driver.submit(sequence, step, position, branches=branches)
-            outcome, _ = await came, await beside
+                beside = [driver.submit(other, X[at : at + 1], at - 200) for at in (240, 241)]
+                came = driver.submit(sequence, step, position, branches=branches)  # the second is beside it
+            outcome, *_ = await came, *[await each for each in beside]
             assert isinstance(outcome, StepDone)
             together.add(outcome.batch)
             assert (outcome.position, outcome.rows, outcome.branches) == (position, len(step), branches)
@@ -337,6 +337,25 @@ async def test_a_payload_of_another_size_is_refused(model_of, open_engine):
         await driver.rows(sequence, step, 0, branches=((1, 2),)),
         wanted(model_of("native", "attention"), X[:0], step, ((1, 2),)),
     )
+    driver.engine.close_sequence(sequence)
+
+
+async def test_a_step_that_is_refused_takes_no_room_for_its_branches(model_of, open_engine, monkeypatch):
+    driver = open_engine(model_of("native", "attention"))
+    sequence, taken = driver.sequence(span=Span(0, 2)), []
+    scheduler = driver.engine._scheduler
+    add = scheduler.add
+
+    def noted(key, owner, tokens, deadline, group, again, certain):
+        taken.append((tokens, again))
+        add(key, owner, tokens, deadline, group, again, certain)
+
+    monkeypatch.setattr(scheduler, "add", noted)
+    for position in (0, 9):
+        step = step_of(position, 2, ((1, 2),))
+        outcome = await driver.submit(sequence, step, position, branches=((1, 2),))
+        assert isinstance(outcome, StepFailed) == bool(position)
+    assert taken == [(2, 3), (1, 0)]
     driver.engine.close_sequence(sequence)
 
 

@@ -133,6 +133,12 @@ def test_guesses_are_told_to_the_engine_and_to_the_next_hop(bench, guess, certai
     assert sent[0].as_step(b"n" * 16).guess == guess
 
 
+def test_branches_are_guesses_whatever_they_are_called(bench):
+    bench.step(1, 0, tokens=5, branches=((1, 2), (2, 1)))
+    (job,) = bench.engine.jobs
+    assert job.certain is Certain.SOME
+
+
 def test_a_deadline_counts_from_the_arrival(bench):
     bench.step(1, 0, deadline_ms=250)
     (job,) = bench.engine.jobs
@@ -187,8 +193,8 @@ class Hop:
     def send(self, answer: StepResult) -> None:
         self.sent.append(answer)
 
-    def drop_held(self, is_void) -> None:
-        self.sent = [answer for answer in self.sent if not is_void(answer.step)]
+    def drop_held(self, first: int, last: int) -> None:
+        self.sent = [answer for answer in self.sent if not first <= answer.step <= last]
 
 
 def test_a_chained_step_is_computed_whole_and_sent_on(bench):
@@ -372,6 +378,27 @@ def test_progress_does_not_know_void_steps(bench):
     assert (bench.session.progress().received, bench.session.progress().done) == (4, 3)
     bench.finish(done(position=1))
     assert (bench.session.progress().received, bench.session.progress().done) == (4, 4)
+
+
+class Sought(list):
+    """Never read from one end to the other."""
+
+    def __iter__(self):
+        raise AssertionError("read as a whole")
+
+
+async def test_many_results_that_are_held_are_not_all_looked_at_for_each_void():
+    bench = Bench(replace(OPENING, downstream=Downstream("abc", b"t" * 16)))
+    for number in range(60):
+        bench.step(2 * number + 1, number)
+        bench.finish(done())
+    held = bench.session.output._held = Sought(bench.session.output._held)
+    for first, last in ((0, 0), (2, 2), (118, 118), (120, 2**53 - 1), (40, 43)):
+        bench.session.void(first, last)
+    assert len(held) == 58
+    assert bench.account.queued_bytes == 58 * 4
+    bench.session.output._held = list.copy(held)
+    bench.session.close()
 
 
 async def test_results_that_are_held_go_when_they_are_void():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from swarm_node.swarm.errors import LocalProtocolError
 from swarm_node.swarm.links.outbox import GROUP_BYTES, MEMBER_BYTES, Outbox
-from swarm_node.swarm.protocol.field_types import MAX_CHAIN, MAX_MEMBERS
+from swarm_node.swarm.protocol.field_types import MAX_BRANCHES, MAX_CHAIN, MAX_MEMBERS
 from swarm_node.swarm.protocol.messages import (
     Close,
     Message,
@@ -127,6 +127,23 @@ def test_headers_of_long_chains_fit_into_a_frame() -> None:
     for number in range(64):
         outbox.add(step(number, hops=MAX_CHAIN))
     assert len(one_by_one(said(outbox))) == 64
+
+
+def test_headers_of_branches_are_counted() -> None:
+    most_frame = 8192
+    outbox = Outbox(most_frame, MAX_MEMBERS)
+    for number in range(64):
+        branches = ((8, 24), *((7, 24),) * (MAX_BRANCHES - 1))
+        tokens = 8 + 24 * MAX_BRANCHES
+        numbers = {"step": 2**53 - 1 - number, "position": 2**31 - 1 - number, "tokens": tokens}
+        told = {"want": Want.ALL, "deadline_ms": 3_600_000 - number, "hold": bool(number % 2)}
+        more = {"void": 2**52 - number, "guess": tokens - number % 2, "branches": branches[number % 2 :]}
+        if number % 2:
+            more |= {"tokens": tokens - 24, "guess": tokens - 24}
+        outbox.add(Step(session(number), **(numbers | told | more)))
+    frames = outbox.take()
+    assert max(map(len, frames)) <= most_frame
+    assert len(frames) > 1
 
 
 def test_what_cannot_be_sent_is_said_by_add_or_take() -> None:
