@@ -29,23 +29,23 @@ from ...swarm.codecs.codec import Codec
 from ...swarm.errors import LocalProtocolError, UsageError
 from ...swarm.fairness.shares import Holder
 from ...swarm.fidelity.row_sampler import RowSampler
-from ...swarm.protocol.branches import computed_rows, reach_of, too_many
+from ...swarm.protocol.branches import computed_rows, too_many
 from ...swarm.protocol.field_types import PAGE_TOKENS
 from ...swarm.types import Span
 from ..figures.work import WorkDone
 from .batch_runner import BatchReport, BatchRunner
 from .batching.row_time import RowTime
 from .batching.scheduler import Scheduler
-from .beginnings import begin_lower, register, why_lost
-from .jobs import StepDone, StepDropped, StepFailed, StepJob, TokenSequence
+from .beginnings import register
+from .jobs import StepDone, StepDropped, StepJob, TokenSequence
 from .load import EngineLoad, LoadMeter
 from .memory.marks import Marks
-from .memory.scratch import pages_of
 from .memory.session_memory import SessionMemory
 from .memory.span_memory import PoolSize
-from .refusals import HOLE, NO_PAGE, STATE_IN_USE
+from .refusals import HOLE
 from .run_delay import RunDelay
 from .states import KeptRows, SequenceStates
+from .step_plan import plan_step
 from .thread_width import ThreadWidth
 
 logger = logging.getLogger(__name__)
@@ -374,7 +374,9 @@ class Engine:
             raise LocalProtocolError(f"step {job.step} has {problem}")
         if position > sequence.length:
             job.refusal = HOLE
-        elif (refusal := self._plan(job)) is not None:  # in its turn, and the session goes back to there
+        elif (
+            refusal := plan_step(self.memory, job)
+        ) is not None:  # in its turn, and the session goes back to there
             job.refusal, sequence.length = refusal, position
             if sequence.states is not None:
                 sequence.states.is_there = False
@@ -387,44 +389,6 @@ class Engine:
             self._hand_over([job])
         else:
             self._together.append(job)
-
-    def _plan(self, job: StepJob) -> StepFailed | None:
-        """Find room for what a step writes; why there is none, or no place to begin at."""
-        sequence, position = job.sequence, job.position
-        if not sequence.reaches(position) and not begin_lower(self.memory, sequence, position):
-            return why_lost(self.memory, sequence, position)
-        if position < sequence.length and sequence.names:
-            sequence.cut_names(position)
-        pending, states = sequence.pending, sequence.states
-        waiting = min(pending, default=None)
-        if states is not None:
-            states.marks.rollback(position // PAGE_TOKENS)
-            goes_on = sequence.goes_on(position)
-            save = bool(job.branches)
-            job.plan = states.plan(position, job.tokens, job.own_payload, pending, goes_on=goes_on, save=save)
-            if job.plan is None:
-                return STATE_IN_USE
-            waiting = min([position, *pending])
-            waiting -= waiting % PAGE_TOKENS  # it may begin there, with rows that were kept
-        changes = sequence.holdings.pages.write(position, job.tokens, waiting=waiting)
-        if changes is None:
-            return NO_PAGE
-        job.changes = changes
-        if job.branches and not self._has_room_for_branches(job):
-            job.leave_out_branches()
-        return None
-
-    def _has_room_for_branches(self, job: StepJob) -> bool:
-        """Whether the session may become as long as they reach, the state before the step stays, where its
-        blocks keep one, and there are slots for the branches' pages: these are the job's then."""
-        sequence, position, plan = job.sequence, job.position, job.plan
-        if position + reach_of(job.branches) > sequence.max_tokens:
-            return False
-        if plan is not None and plan.saved is None and position % PAGE_TOKENS:
-            return False
-        blocks = self.memory.layout(sequence.span).blocks
-        job.scratch = self.memory.scratch.take(blocks * sum(pages_of(position, job.branches)))
-        return job.scratch is not None
 
     @contextmanager
     def together(self) -> Iterator[None]:
