@@ -86,6 +86,8 @@ class DraftSequence:
         it. Raises what the reading raised, RuntimeError where the model is closed."""
         if not self._reading.done():
             return None
+        if self._reading.cancelled():  # which is no RuntimeError
+            raise RuntimeError("the model that drafts is closed")
         self._reading.result()
         ids, certain = [*self._ids, *after], len(self._ids)
         return await self._model.thread.run(lambda: self._guess(ids, certain))

@@ -123,7 +123,8 @@ class Drafter:
         self._steps: deque[_Step] = deque()
         self._waiting: list[Guess] = []  # of the source, not sent yet
         self._task: asyncio.Task[None] | None = None
-        self._fits: Callable[[Sequence[int]], int] = len  # how many of some guesses may come next
+        self._allowed: Callable[[Sequence[int]], int] = len  # how many of some guesses may come next
+        self._since: list[int] = []  # tokens of the answer that were chosen since that was asked for
         self._growing = False  # branches of what waits are asked for
         self._line = 0  # changes where the source would have to guess something else
         self._guess_times: deque[float] = deque(maxlen=RECENT_GUESSES)
@@ -161,8 +162,7 @@ class Drafter:
 
     async def receive(self) -> Came:
         """The rows of the oldest step under way, to choose from."""
-        if self._task is not None and self._task.done():
-            self._task.result()  # raises what it raised
+        self._check_task()
         flight = self._flight_now
         while (came := await flight.receive()) is None:  # hops had no room for the branch that was right
             self._give_up(flight)
@@ -200,7 +200,7 @@ class Drafter:
         being ``x`` (1, hidden), and guesses, as ``rules`` let them follow."""
         flight, session = self._flight_now, self._session_now
         if self._speculate and rules is not None:
-            self._fits = rules.fitting()
+            self._allowed, self._since = rules.fitting(), []
         if flight.is_over:
             await session.look_around()
             guesses = self._at_hand((), rules) if self._speculate else []
@@ -235,8 +235,9 @@ class Drafter:
         self._void = True
 
     def _begin_round(self, flight: Flight, x: np.ndarray | None, guesses: Sequence[Guess]) -> None:
-        if self._source is not None and not self._is_better(guesses):
-            guesses, self._waiting = self._waiting, []
+        waits = self._source is not None and not self._is_better(guesses)
+        if waits:
+            guesses = self._waiting
         elif guesses:
             self._new_line()
         choice = Choice()
@@ -245,7 +246,10 @@ class Drafter:
         if guesses:
             choice = self.worth.choose(self.chances.along(guesses))
         number = min(choice.first, STEP_TOKENS - flight.certain)
-        first, more = guesses[:number], guesses[number : choice.first + choice.more]
+        sent = choice.first + choice.more
+        first, more = guesses[:number], guesses[number:sent]
+        if waits:
+            self._waiting = self._waiting[sent:]  # the source goes on behind them
         rows = flight.certain + number
         self._steps.append(_Step(self._clock(), rows, True, self._void or rows > 1))
         flight.begin(x, first)
@@ -318,6 +322,10 @@ class Drafter:
         guesses = guesses[: next(ends, len(guesses))]
         return guesses[: max(0, self._fits([*after, *(guess.token for guess in guesses)]) - len(after))]
 
+    def _fits(self, guesses: Sequence[int]) -> int:
+        """How many of ``guesses`` may follow the answer so far, one after the other."""
+        return self._allowed([*self._since, *guesses]) - len(self._since)
+
     # The source, which is asked by a task.
 
     def _is_better(self, guesses: Sequence[Guess]) -> bool:
@@ -330,10 +338,15 @@ class Drafter:
         self._waiting = []
 
     def _ask(self) -> None:
-        if self._source is None or not self._wants_more():
-            return
-        if self._task is None or self._task.done():
+        self._check_task()
+        if self._source is not None and self._task is None and self._wants_more():
             self._task = asyncio.create_task(self._guess_on(self._source), name="drafting")
+
+    def _check_task(self) -> None:
+        """Raises what the task raised, if it has ended."""
+        if self._task is not None and self._task.done():
+            task, self._task = self._task, None
+            task.result()
 
     async def _guess_on(self, source: Source) -> None:
         """Token by token, for as long as the next one may be worth a row."""
@@ -466,6 +479,7 @@ class Drafter:
         self._token = tokens[-1]
         if not self._speculate:
             return
+        self._since += tokens
         for token in tokens:
             for source in (self._lookup, self._resume):
                 for guess in source.guesses((), 1):

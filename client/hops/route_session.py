@@ -82,7 +82,7 @@ class RouteSession:
         self._steps = 0
         self._fed = False
         self._max_step_tokens = 0
-        self.most_ahead = 0  # tokens in steps under way that a line to a hop should hold
+        self.most_ahead = 0  # tokens behind a certain one that a line holds, and one step
         reader = settings.codecs.reader
         self._learned = None if reader is None else FewAtATime(reader.sampler)
         self._written = WrittenRows()
@@ -182,7 +182,8 @@ class RouteSession:
                 runs.append([])
         self.segments = [self._segment(run) for run in runs]
         self._max_step_tokens = min(hop.max_step_tokens for hop in self.hops)
-        self.most_ahead = max(1, IN_FLIGHT_BYTES // max(hop.row_bytes for hop in self.hops))
+        most = max(1, IN_FLIGHT_BYTES // max(hop.row_bytes for hop in self.hops))
+        self.most_ahead = min(most, self._max_step_tokens - 1)
         hops = tuple(hop.plan.hop for hop in self.hops)
         if hops != self.route.hops:
             self.route = Route(hops)

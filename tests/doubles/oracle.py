@@ -1,4 +1,5 @@
-"""A draft model that knows the answer, and is wrong where a test wants it: in place of ``DraftModel``."""
+"""A draft model that knows the answer, and is wrong where a test wants it: in place of ``DraftModel``. And
+a session that computes nothing."""
 
 from __future__ import annotations
 
@@ -7,8 +8,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
+from swarm_node.client.decoding.head_batch import Branches
 from swarm_node.client.drafting.source import Guess
 from swarm_node.client.drafting.worth import Choice, Worth
+from swarm_node.client.hops.trace import HopTimings
 
 
 class Oracle:
@@ -60,6 +63,39 @@ class OracleSequence:
 
     def close(self) -> None:
         self.closed = True
+
+
+class Recorded:
+    """In a ``SwarmSession``'s place: what was sent to it, and where it went back to."""
+
+    most_ahead = 128
+    takes_branches = True
+    predicted = None
+    repaired = ()
+    line_row_s = 0.0
+    hops: Sequence[HopTimings] = ()
+
+    def __init__(self) -> None:
+        self._under_way: list[int] = []
+        self.sent: list[list[int]] = []
+        self.back: list[int] = []
+        self.length = 0
+
+    def send(self, ids: Sequence[int], x: np.ndarray | None = None, branches: Branches = ()) -> None:
+        assert not branches
+        self.sent.append([*ids])
+        self._under_way.append(len(ids))
+        self.length += len(ids)
+
+    async def receive(self) -> np.ndarray:
+        return np.zeros((self._under_way.pop(0), 1), np.float32)
+
+    def rollback(self, length: int) -> None:
+        self.back.append(length)
+        self.length = length
+
+    async def look_around(self) -> None:
+        pass
 
 
 def send_all(monkeypatch: pytest.MonkeyPatch, ahead: int = 7, together: int = 3) -> None:

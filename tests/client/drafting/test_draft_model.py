@@ -155,6 +155,17 @@ async def test_who_waits_when_the_model_closes_is_told(draft: DraftModel) -> Non
         await sequence.guess(())
 
 
+async def test_a_prompt_that_was_never_read_is_no_fault_of_the_answer(draft: DraftModel) -> None:
+    gate = threading.Event()
+    draft.thread.submit(gate.wait)
+    sequence = draft.begin(PROMPT, 600)
+    assert sequence is not None
+    sequence.close()
+    gate.set()
+    with pytest.raises(RuntimeError, match="closed"):
+        await sequence.guess(())
+
+
 async def test_what_it_cannot_hold_or_does_not_know_is_not_drafted(draft: DraftModel) -> None:
     assert draft.begin(PROMPT, CONTEXT + 1) is None
     assert draft.begin([5, VOCAB], 100) is None

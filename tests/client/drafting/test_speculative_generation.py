@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from swarm_node.client.decoding.head_batch import Branches, HeadBatcher
+from swarm_node.client.decoding.head_batch import HeadBatcher
 from swarm_node.client.decoding.sampling import Sampler, SamplingParams
 from swarm_node.client.drafting.drafter import Drafter
 from swarm_node.client.drafting.flight import Came
@@ -21,7 +21,7 @@ from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.protocol.messages import ErrorMessage, Want
 from swarm_node.swarm.types import Span
 from tests.doubles.fake_swarm import BOS, CONTEXT, EOS, VOCAB, FakeSwarm, ToyHead, expected, settle
-from tests.doubles.oracle import Oracle, send_all
+from tests.doubles.oracle import Oracle, Recorded, send_all
 from tests.doubles.toy_model import one_hot
 
 pytestmark = pytest.mark.slow
@@ -62,6 +62,18 @@ async def test_greedy_answers_are_the_same(chain: bool, wrong: Callable[[int], b
     assert {hop.prefill.tokens for hop in answer.hops} == {len(PROMPT)}
     assert answer.as_dict()["speculation"]["accepted"] == told.accepted  # type: ignore[index]
     assert oracle.sequences[0].closed
+
+
+@pytest.mark.parametrize("most", [1, 4])
+async def test_no_step_is_larger_than_a_hop_takes(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    send_all(monkeypatch, ahead=16)
+    swarm, options = await _swarm(Oracle(GREEDY))
+    swarm.nodes["b"].behaviour.max_step_tokens = most
+    async with swarm.client(**options) as model:
+        answer = await model.generate_detailed(PROMPT, max_new_tokens=N, ignore_eos=True)
+    assert list(answer.token_ids) == GREEDY
+    assert answer.repairs == 0
+    assert (answer.speculated.accepted > 0) == (most > 1)
 
 
 class RowByRowHead(ToyHead):
@@ -150,39 +162,6 @@ async def test_probabilities_are_those_of_the_model() -> None:
 
 
 ROW = np.zeros((1, 1), np.float32)
-
-
-class Recorded:
-    """In a ``SwarmSession``'s place: what was sent to it, and where it went back to."""
-
-    most_ahead = 128
-    takes_branches = True
-    predicted = None
-    repaired = ()
-    line_row_s = 0.0
-    hops: Sequence[HopTimings] = ()
-
-    def __init__(self) -> None:
-        self._under_way: list[int] = []
-        self.sent: list[list[int]] = []
-        self.back: list[int] = []
-        self.length = 0
-
-    def send(self, ids: Sequence[int], x: np.ndarray | None = None, branches: Branches = ()) -> None:
-        assert not branches
-        self.sent.append([*ids])
-        self._under_way.append(len(ids))
-        self.length += len(ids)
-
-    async def receive(self) -> np.ndarray:
-        return np.zeros((self._under_way.pop(0), 1), np.float32)
-
-    def rollback(self, length: int) -> None:
-        self.back.append(length)
-        self.length = length
-
-    async def look_around(self) -> None:
-        pass
 
 
 class Forced:
