@@ -123,12 +123,12 @@ class SwarmModel:
         turn is fed only what is new. They keep it for this client's PeerID, which is new at each start, under
         names that it makes with its secret ``prefix_salt`` (16 to 64 bytes; None draws one). ``chain``: peers
         pass activations on to each other where they can; False lets every one of them go through this
-        machine, which costs a round trip a peer. ``draft``: a small model of the same family, named as
-        ``model`` is, which this machine runs as a whole to guess what comes next, so that a pass through the
-        swarm can bring several tokens. Without one, guesses are taken from the text itself, and made by the
-        block that some models have for this (Qwen3-Next, Qwen 3.5, GLM 4.5 to 5, DeepSeek V3): this
-        machine reads it where its files are here or take up to 1 GB, and a quarter of the free memory holds
-        it. "off": from the text alone.
+        machine, which costs a round trip a peer. ``draft``: a small model of the same family (a path, or
+        a name on this machine or on the hub), which this machine runs as a whole to guess what comes next, so
+        that a trip through the swarm can bring several tokens. Without one, guesses are taken from the text
+        itself, and made by the block that some models have for this (Qwen3-Next, Qwen 3.5, GLM 4.5 to 5,
+        DeepSeek V3 and V3.2): this machine reads it where its files are here or take up to 1 GB, and a
+        quarter of the free memory holds it. "off": from the text alone.
         ``allow_sideband``: ask a model whose rows tell every hop which tokens they are (Gemma 3n, Gemma 4 E2B
         and E4B) in a swarm without a key, too, where strangers may be among the hops.
         ``on_decision``: called, from another thread, with how one of several models of the name was taken

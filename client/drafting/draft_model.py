@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...swarm.errors import UsageError
+from ...swarm.errors import CheckpointError, ModelError, NetworkError, UsageError
 from ...swarm.types import Span
 from .drafting_thread import DraftingThread
 from .source import Guess, two_likeliest
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ...shards.models.backend import SpanBackend
     from ...shards.models.client_part import ClientModel
     from ...shards.tokenizer.tokenizer import Tokenizer
+
+WHAT_TO_GIVE = "Give a .gguf file, a HuggingFace directory, the name of a model here or on the hub, or off."
 
 PREFILL_TOKENS = 256
 """One call takes at most this many tokens, so that an answer that ends early does not keep the others waiting
@@ -147,17 +149,16 @@ def load_draft_model(
     threads: int = 1,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> DraftModel:
-    """Read all of a small model, to draft for one with this tokenizer and vocabulary. Blocks for as long as
-    that takes.
+    """Read all of a small model, to draft for one with this tokenizer and vocabulary: a path, or a name on
+    this machine or on the hub. Blocks for as long as that takes.
 
     Raises UsageError for another vocabulary, CheckpointError, UnsupportedModelError, and NetworkError for a
     hub model.
     """
-    from ...shards.checkpoint.opening import open_checkpoint
     from ...shards.loading import load_backend, load_client_model
     from ...shards.models.load_plan import LoadOptions
 
-    checkpoint = open_checkpoint(fspath(path_or_name), progress=progress)
+    checkpoint = _opened(fspath(path_or_name), progress)
     try:
         if not tokenizer.has_vocabulary_of(checkpoint.tokenizer()):
             raise UsageError(
@@ -171,3 +172,19 @@ def load_draft_model(
         checkpoint.close()
         raise
     return DraftModel(checkpoint, blocks, client, min(vocab_size, checkpoint.config.vocab_size))
+
+
+def _opened(path_or_name: str, progress: Callable[[int, int, str], None] | None) -> Checkpoint:
+    """Errors say that it is not the swarm's model that they are about."""
+    from ...shards.checkpoint.lookup import find_local
+    from ...shards.checkpoint.opening import open_checkpoint
+
+    kind: type[ModelError | NetworkError]
+    try:
+        here = find_local(path_or_name)
+        return open_checkpoint(path_or_name if here is None else here.path, progress=progress)
+    except ModelError as error:
+        kind, cause = CheckpointError, error.message
+    except NetworkError as error:
+        kind, cause = NetworkError, error.message
+    raise kind(f"the draft model cannot be used: {cause}", hint=WHAT_TO_GIVE)

@@ -8,6 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
+from swarm_node.swarm.errors import SwarmError
+
 HERE = Path(__file__).parent
 FILES = {
     study.name: HERE / study.name / "main.py" if study.ispkg else HERE / f"{study.name}.py"
@@ -25,7 +27,12 @@ def summary(name: str) -> str:
 def main_of(name: str) -> int:
     """Run it with the words of ``sys.argv``. Returns its exit code."""
     module = ".".join(FILES[name].relative_to(HERE).with_suffix("").parts)
-    return int(import_module(f"{__package__}.{module}").main())
+    study = import_module(f"{__package__}.{module}")
+    try:
+        return int(study.main())
+    except SwarmError as error:
+        print("\n       ".join(filter(None, (f"error: {error.message}", error.hint))), file=sys.stderr)
+        return error.exit_code
 
 
 def main() -> int:

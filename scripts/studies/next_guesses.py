@@ -1,5 +1,4 @@
-"""How often the block that a model has behind its last guesses right, and each further guess from the one
-before.
+"""How often the block behind a model's last, which guesses the next tokens, is right.
 
 The model answers a prompt greedily in this process, and its first such block guesses beside it, as a client's
 does. A guess counts where those before it in its chain were right. ``--whole``: the block has also read the

@@ -32,7 +32,7 @@ from ....swarm.runtime.extras import install_extra
 from ....swarm.runtime.state_files import replace_file
 from ....swarm.types import Route
 from ..shared.arguments import client_options
-from ..shared.output import route_table
+from ..shared.output import drafts_line, route_table
 from ..shared.pasting import pasteable
 from .commands import COMMANDS, DEFAULT_MAX_NEW_TOKENS, SETTINGS, Command, parse, parse_setting
 from .conversation import Conversation, Message, read_saved
@@ -282,7 +282,10 @@ class Chat:
             self._screen.show("route", {"route": spans}, view)
             return
         hops = [hop.as_dict() for hop in self._last.hops]
-        self._screen.show("route", {"route": hops}, route_table(hops))
+        last, drafts = self._last, self._last.speculated
+        line = drafts_line(drafts, len(last.token_ids), last.timings.decode_s)
+        parts = Group(route_table(hops), *([Text(line)] if line else []))
+        self._screen.show("route", {"route": hops}, parts)
 
     def _do_system(self, text: str) -> None:
         if text:

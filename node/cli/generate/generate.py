@@ -8,13 +8,22 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from ....client import AsyncSwarmModel, Generation, Guide, TextStream
-from ....client.hops.trace import Speculated
 from ....client.params import GenerateOptions, check_options
 from ....client.parsing.pieces import Piece, Thoughts, Words
 from ....client.reply import Reply
 from ....swarm.errors import SwarmError, UsageError
 from ..shared.arguments import client_options, decoded
-from ..shared.output import console, decision_line, events, plural, print_json, print_text, route_table, shown
+from ..shared.output import (
+    console,
+    decision_line,
+    drafts_line,
+    events,
+    plural,
+    print_json,
+    print_text,
+    route_table,
+    shown,
+)
 from ..shared.progress import progress_line, repair_line
 from ..shared.thoughts import ThoughtLines
 from .options import read_schema
@@ -101,7 +110,7 @@ async def run_generate(arguments: argparse.Namespace) -> None:
             thoughts.end()
             print_text("\n")
             if speak:
-                _print_route(stream.result, has_draft=arguments.draft not in (None, "off"))
+                _print_route(stream.result, has_draft=_has_draft(arguments))
             if arguments.trace:
                 print_trace(trace_of(stream.result.as_dict()))
     finally:
@@ -143,6 +152,10 @@ def read_prompt(text: str) -> str:
     return text
 
 
+def _has_draft(arguments: argparse.Namespace) -> bool:
+    return arguments.speculate != "off" and arguments.draft not in (None, "off")
+
+
 def _print_route(result: Generation, *, has_draft: bool) -> None:
     console.print(route_table([hop.as_dict() for hop in result.hops]))
     timings = result.timings
@@ -155,22 +168,6 @@ def _print_route(result: Generation, *, has_draft: bool) -> None:
     drafts, tokens = result.speculated, len(result.token_ids)
     if told := drafts_line(drafts, tokens, timings.decode_s, has_draft=has_draft):
         console.print(told, highlight=False)
-
-
-def drafts_line(drafts: Speculated, new_tokens: int, decode_s: float, *, has_draft: bool) -> str:
-    """What drafts brought; "" if there were none, and no model to make them (``has_draft``)."""
-    if not drafts.drafted:
-        return "Nothing was drafted: no draft promised to save time." if has_draft else ""
-    line = (
-        f"{drafts.accepted} of {drafts.drafted} drafted tokens were right: "
-        f"{new_tokens - 1} tokens in {drafts.passes} passes through the peers"
-    )
-    reached = drafts.tokens_per_trip(new_tokens, decode_s)
-    if not reached:
-        return line
-    share = reached / drafts.most_per_trip(new_tokens)
-    trip = f"{reached:.1f} for each trip of {drafts.trip_s * 1000:.0f} ms"
-    return f"{line}, {trip} ({share:.0%} of what these guesses allow)"
 
 
 def print_trace(trace: Trace) -> None:

@@ -21,6 +21,15 @@ LEAST_PART = 0.2
 """... that is such a part of the whole."""
 PEERS_TOLD = 3
 """At most this many of the peers that were passed over are named."""
+SECOND = " second"
+SOURCES = {
+    "text": "the text",
+    "resume": "a copy behind a replaced word",
+    "model": "the draft model",
+    "next": "the model's own block",
+    "guide": "the schema",
+}
+"""What people call the kinds of guesses."""
 BAR = 12
 """The waterfall's bars have this many characters."""
 
@@ -233,7 +242,10 @@ def waterfall(trace: Trace) -> FittedTable:
     """The stages of a pass, a line each: predicted, measured, its parts, and a bar from when to when."""
     title = "Milliseconds of a decoded token"
     if trace.fed_per_pass > 1:
-        title = f"Milliseconds of a pass: {trace.fed_per_pass:.1f} tokens in, {trace.gained_per_pass:.1f} new"
+        title = (
+            f"Milliseconds of a pass: {trace.fed_per_pass:.1f} tokens in, {trace.gained_per_pass:.1f} new; "
+            "stages work at the same time"
+        )
     table = FittedTable(title, gap=1)
     table.add_column("stage", no_wrap=True)
     for heading in ("predicted", "measured", "queue", "compute", "codec"):
@@ -296,7 +308,7 @@ def _codecs(hops: Sequence[dict[str, Any]]) -> str:
 
 
 def _guesses(drafts: dict[str, Any]) -> tuple[str, ...]:
-    """A line for each source, the first guess behind a certain token first."""
+    """A line for each source. Shares begin with the first guess behind a certain token."""
     lines = []
     for each in drafts.get("kinds", ()):
         if judged := sum(each["judged"]):
@@ -304,10 +316,15 @@ def _guesses(drafts: dict[str, Any]) -> tuple[str, ...]:
                 f"{right / of:.0%}" for of, right in zip(each["judged"], each["right"], strict=True) if of
             ]
             lines.append(
-                f"Guesses of {each['kind']}: {sum(each['right'])} of {judged} right; by how far ahead: "
+                f"{_source(each['kind'])}: {sum(each['right'])} of {judged} right; by how far ahead: "
                 + ", ".join(shares)
             )
     return tuple(lines)
+
+
+def _source(kind: str) -> str:
+    name = kind.removesuffix(SECOND)
+    return f"{'Guesses' if name == kind else 'Second guesses'} of {SOURCES.get(name, name)}"
 
 
 def _ms(value: float | None) -> str:

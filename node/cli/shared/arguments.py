@@ -311,8 +311,8 @@ def add_speculate(command: argparse.ArgumentParser, *, unset: bool = False) -> N
         "--speculate",
         default=None if unset else "auto",
         choices=("auto", "off"),
-        help="check guesses of the next tokens in one pass where that is faster; answers stay the same "
-        "(default: auto)",
+        help="send guesses of the next tokens ahead of results where that should save time; answers stay the "
+        "same (default: auto)",
     )
 
 
@@ -321,8 +321,8 @@ def add_draft(command: argparse.ArgumentParser) -> None:
         "--draft",
         default=None,
         metavar="PATH_OR_NAME",
-        help="a small model with the same vocabulary, on this machine, that guesses the next tokens, or off "
-        "(default: guesses come from the text itself, and of models that have a block for it from that)",
+        help="a small model with the same vocabulary that guesses the next tokens on this machine; off: "
+        "from the text alone (default: from the text, and from the block that some models have for it)",
     )
 
 

@@ -26,6 +26,7 @@ from .fitted_table import FittedTable
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ....client.hops.trace import Speculated
     from ....shards.checkpoint.name_decision import NameDecision
 
 
@@ -215,3 +216,19 @@ def route_table(hops: list[dict[str, Any]]) -> FittedTable:
             format_bytes(hop["bytes_received"]),
         )
     return table
+
+
+def drafts_line(drafts: Speculated, new_tokens: int, decode_s: float, *, has_draft: bool = False) -> str:
+    """What drafts brought; "" if there were none, and no model to make them (``has_draft``)."""
+    if not drafts.drafted:
+        return "Nothing was drafted: no draft promised to save time." if has_draft else ""
+    line = (
+        f"{drafts.accepted} of {drafts.drafted} drafted tokens were right: "
+        f"{new_tokens - 1} tokens in {drafts.passes} passes through the peers"
+    )
+    reached = drafts.tokens_per_trip(new_tokens, decode_s)
+    if not reached:
+        return line
+    share = min(1.0, reached / drafts.most_per_trip(new_tokens))
+    trip = f"{reached:.1f} in the time of a plain token ({drafts.trip_s * 1000:.0f} ms)"
+    return f"{line}; {trip}, {share:.0%} of what these guesses allow"

@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from swarm_node.dht.joining.network import GivenNetwork
 from swarm_node.dht.memory import MemoryDirectory, MemoryStore
 from swarm_node.shards.checkpoint.opening import open_checkpoint
 from swarm_node.shards.tokenizer.tokenizer import Tokenizer
-from swarm_node.swarm.errors import UsageError
+from swarm_node.swarm.errors import CheckpointError, NetworkError, UsageError
 from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import Span
 from tests.client.session.test_with_real_nodes import Swarm
@@ -182,6 +183,33 @@ def test_another_vocabulary_is_refused(folder: Path, small: Path) -> None:
     tokenizer._backend.add_tokens([f"token {number}" for number in range(100)])
     with pytest.raises(UsageError, match="another vocabulary"):
         load_draft_model(small, tokenizer, VOCAB)
+
+
+def test_a_draft_model_on_this_machine_may_be_named(
+    folder: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWARM_NODE_HOME", str(tmp_path))
+    copytree(small, tmp_path / "models" / "named-small")
+    model = load_draft_model("named-small", _tokenizer(folder), VOCAB)
+    assert model.blocks.span == Span(0, 2)
+    model.close()
+
+
+def test_errors_say_that_it_is_the_draft_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_hub(*_: object, **__: object) -> None:
+        raise NetworkError("the hub cannot be reached")
+
+    monkeypatch.setattr("swarm_node.shards.checkpoint.hub.open_hub_model", no_hub)
+    for given, kind in (
+        (tmp_path, CheckpointError),
+        (tmp_path / "none.gguf", CheckpointError),
+        ("none", NetworkError),
+    ):
+        with pytest.raises(kind, match="the draft model cannot be used: ") as caught:
+            load_draft_model(given, _tokenizer(folder), VOCAB)
+        assert caught.value.hint.endswith("or off.")
 
 
 @pytest.fixture

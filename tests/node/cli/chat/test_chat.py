@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from swarm_node.client import SwarmModel
 from swarm_node.client.background import BackgroundLoop
-from swarm_node.client.hops.trace import Repair, repair_sentence
+from swarm_node.client.hops.trace import Repair, Speculated, repair_sentence
 from swarm_node.node.cli.chat.chat import Chat, StopKey
 from swarm_node.node.cli.chat.conversation import Conversation
 from swarm_node.node.cli.chat.screen import LiveScreen
@@ -211,6 +212,17 @@ def test_commands(talks: list[Talk], tmp_path: Path) -> None:
     talk_ = talk.chat.conversation
     assert (talk_.system, talk_.settings) == ("be brief", {"temperature": 0.001})
     assert [turn["content"] for turn in talk_.turns] == ["hello", "ho"]
+
+
+def test_the_route_is_shown_with_what_guesses_brought(talks: list[Talk]) -> None:
+    talks.append(talk := Talk(ScriptedHead([*b"hi", EOS])))
+    talk.type("hello")
+    assert talk.chat._last is not None
+    talk.chat._last = replace(talk.chat._last, speculated=Speculated(2, 4, 3))
+    out = io.StringIO()
+    talk.chat._screen = LiveScreen(SafeConsole(file=out, force_terminal=True, width=120, highlight=False))
+    talk.type("/route")
+    assert "3 of 4 drafted tokens were right" in out.getvalue()
 
 
 def test_only_saved_chats_are_overwritten(talks: list[Talk], tmp_path: Path) -> None:

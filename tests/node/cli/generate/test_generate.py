@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import sys
+from argparse import Namespace
 from types import SimpleNamespace
 from typing import Any, Self
 
@@ -150,14 +151,26 @@ async def test_an_answer_that_fails_is_in_the_error_event(
 
 
 def test_what_drafts_brought_is_told_where_somebody_gave_a_model_for_them() -> None:
-    told = generate.drafts_line(Speculated(4, 16, 6), 11, 2.0, has_draft=True)
+    told = output.drafts_line(Speculated(4, 16, 6), 11, 2.0, has_draft=True)
     assert told == "6 of 16 drafted tokens were right: 10 tokens in 4 passes through the peers"
-    assert "Nothing was drafted" in generate.drafts_line(Speculated(4), 5, 2.0, has_draft=True)
-    assert not generate.drafts_line(Speculated(4), 5, 2.0, has_draft=False)
-    told = generate.drafts_line(Speculated(4, 16, 6, trip_s=0.4, row_s=0.02), 11, 2.0, has_draft=True)
+    assert "Nothing was drafted" in output.drafts_line(Speculated(4), 5, 2.0, has_draft=True)
+    assert not output.drafts_line(Speculated(4), 5, 2.0, has_draft=False)
+    told = output.drafts_line(Speculated(4, 16, 6, trip_s=0.4, row_s=0.02), 11, 2.0, has_draft=True)
     assert told.endswith(
-        "passes through the peers, 2.0 for each trip of 400 ms (90% of what these guesses allow)"
+        "passes through the peers; 2.0 in the time of a plain token (400 ms), 90% of what these guesses allow"
     )
+    sure = output.drafts_line(Speculated(1, 9, 9, trip_s=0.4, row_s=0.02), 11, 0.3)
+    assert sure.endswith("100% of what these guesses allow")  # the times are not exact
+
+
+@pytest.mark.parametrize(
+    ("speculate", "draft", "has_draft"),
+    [("auto", None, False), ("auto", "off", False), ("auto", "small", True), ("off", "small", False)],
+)
+def test_a_draft_model_that_is_not_asked_is_no_draft_model(
+    speculate: str, draft: str | None, has_draft: bool
+) -> None:
+    assert generate._has_draft(Namespace(speculate=speculate, draft=draft)) == has_draft
 
 
 def test_what_speculation_says_of_itself() -> None:
