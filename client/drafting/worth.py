@@ -192,7 +192,7 @@ class Worth:
         rows, steps, begun = self.rows, [0], 1.0
         far = (self.trip_s or 0.0) > FAR_STEPS * rows.step_s
         for chance in chances:
-            likely, left = chance / begun, most - steps[-1]
+            likely, left = chance / begun if begun else 0.0, most - steps[-1]
             waits = (1 - likely) * left * rows.all_rows_s > likely * rows.step_s
             if (far and steps[-1] and waits) or not left:
                 steps.append(0)

@@ -281,3 +281,9 @@ def test_likely_guesses_fill_steps_and_others_go_in_small_ones() -> None:
     assert worth.cut([0.7**number for number in range(1, 9)])[0] < 5
     assert sum(worth.cut([0.7**number for number in range(1, 9)])) == 8
     assert worth.cut([]) == []
+
+
+@pytest.mark.parametrize("chance", [0.0, 1e-3])
+def test_what_is_hardly_ever_right_is_cut_like_anything_else(chance: float) -> None:
+    """The chance of a long chain is none at all: it is too small for a number."""
+    assert Worth().cut([chance**number for number in range(1, 129)]) == [8] * 16
