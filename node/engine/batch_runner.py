@@ -97,7 +97,10 @@ class BatchRunner:
         work: Work = []
         for part in batch.slices:
             steps = part.key.steps
-            work.append((steps.popleft() if part.last else steps[0], part))
+            job = steps.popleft() if part.last else steps[0]
+            if part.bare:
+                job.leave_out_branches()
+            work.append((job, part))
         try:
             self._run(work, began, report)
         except Exception:  # a bug of ours must not end the thread that all sessions need

@@ -535,12 +535,12 @@ class Engine:
         if job.changes:
             self._runner.admit(job)
         sequence.steps.append(job)
-        tokens, again = 1, 0
+        tokens, again, branches = 1, 0, 0
         if job.refusal is None:
-            tokens, again = job.tokens, computed_rows(job.branches)
-            again += 0 if job.plan is None else job.plan.again
+            tokens, branches = job.tokens, computed_rows(job.branches)
+            again = 0 if job.plan is None else job.plan.again
         self._scheduler.add(
-            sequence, sequence.owner, tokens, job.deadline_ns, sequence.group, again, job.certain
+            *(sequence, sequence.owner, tokens, job.deadline_ns, sequence.group, again, job.certain, branches)
         )
 
     def _call(self, call: _Call) -> None:

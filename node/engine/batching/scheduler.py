@@ -2,7 +2,8 @@
 
 Decode goes first, up to the session bound or that of its ``Cohorts``. Steps with guesses come behind those
 of certain rows alone, and may make their batch a little longer. What does not fit waits: for one batch, if it
-has a certain row, else for PATIENCE_NS. Where nothing certain waits, batches are short.
+has a certain row, else for PATIENCE_NS; what then was too dear goes without its branches. Where nothing
+certain waits, batches are short.
 
 Prefill fills what is left of the token budget, cut into slices: beside decoding sessions a slice is sized by
 what it costs them (``PrefillPace``), alone it takes the whole budget. Sessions that decoded a moment ago
@@ -49,12 +50,14 @@ class Certain(Enum):
 
 @dataclass(slots=True)
 class Slice(Generic[Key]):
-    """``count`` tokens of ``key``'s oldest step, ``offset`` tokens into it. ``last`` ends the step."""
+    """``count`` tokens of ``key``'s oldest step, ``offset`` tokens into it. ``last`` ends the step. ``bare``:
+    without its branches."""
 
     key: Key
     offset: int
     count: int
     last: bool
+    bare: bool = False
 
 
 @dataclass(slots=True)
@@ -70,17 +73,20 @@ class Batch(Generic[Key]):
 
 
 class _Waiting(NamedTuple):
-    """A step. ``again``: rows that are fed again before it, or computed for its branches."""
+    """A step. ``again``: rows that are fed again before it, or computed for its branches, which are the last
+    ``branches`` of them."""
 
     tokens: int
     deadline: int
     again: int
     certain: Certain
+    branches: int
 
 
 class _WaitingSteps:
     """The waiting steps of one session, and how far the oldest one has come. ``passed_at``: when that was
-    first passed over for others' certain rows. ``counts_as_certain``: that was for long enough."""
+    first passed over for others' certain rows. ``counts_as_certain``: that was for long enough. ``bare``: the
+    branches of the oldest step are left out."""
 
     def __init__(self, owner: str, group: str) -> None:
         self.owner = owner
@@ -89,13 +95,20 @@ class _WaitingSteps:
         self.done = 0
         self.passed_at: int | None = None
         self.counts_as_certain = False
+        self.bare = False
 
-    def pass_over(self, now: int) -> bool:
-        """The oldest step, which has guesses, is left out of a batch; whether it was for the last time."""
+    def pass_over(self, now: int, *, dear: bool) -> bool:
+        """The oldest step, which has guesses, is left out of a batch; whether it was for the last time. Then
+        it counts as certain; not so its branches, if its rows were too ``dear``: its session can go on
+        without these."""
         if self.passed_at is None:
             self.passed_at = now
         in_part = self.steps[0].certain is Certain.SOME
         self.counts_as_certain = in_part or now - self.passed_at >= PATIENCE_NS
+        step = self.steps[0]
+        if self.counts_as_certain and dear and step.branches:
+            self.steps[0] = step._replace(again=step.again - step.branches, branches=0)
+            self.bare = True
         return self.counts_as_certain
 
 
@@ -149,17 +162,19 @@ class Scheduler(Generic[Key]):
         group: str = "",
         again: int = 0,
         certain: Certain = Certain.ALL,
+        branches: int = 0,
     ) -> None:
         """Queue a step of ``tokens`` tokens behind the other steps of ``key``. ``deadline`` is of the clock
         of ``next_batch``'s ``now``; 0: none. A key belongs to one owner, an owner to one ``group``.
         ``again``: rows before the step that are fed again with it, up to a page. They count in the budget,
-        or a peer whose sessions always go back by a token would make batches of many times that."""
+        or a peer whose sessions always go back by a token would make batches of many times that.
+        ``branches``: rows that are computed for its branches, and count as those do."""
         if tokens < 1:
             raise LocalProtocolError(f"a step of {tokens} tokens cannot be scheduled")
         waiting = self._sessions.get(key)
         if waiting is None:
             waiting = self._sessions[key] = _WaitingSteps(owner, group)
-        waiting.steps.append(_Waiting(tokens, deadline, again, certain))
+        waiting.steps.append(_Waiting(tokens, deadline, again + branches, certain, branches))
         if len(waiting.steps) == 1:
             self._enqueue(key, waiting)
 
@@ -217,13 +232,13 @@ class Scheduler(Generic[Key]):
         budget, places = self._decode_room(now)
         sessions, slices, rows = self._sessions, batch.slices, 0
         for key in self._decode.in_turn():
-            count, deadline, again, _ = sessions[key].steps[0]
+            count, deadline, again, *_ = sessions[key].steps[0]
             if 0 < deadline < now:
                 batch.expired.append(key)
                 continue
             if len(slices) == places or (slices and rows + batch.again + count + again > budget):
                 break
-            slices.append(Slice(key, 0, count, True))
+            slices.append(Slice(key, 0, count, True, sessions[key].bare))
             self._cohorts.decodes(hash(key), now)
             rows += count
             batch.again += again
@@ -247,17 +262,17 @@ class Scheduler(Generic[Key]):
         waited: list[Key] = []
         for key in chain(self._mixed_steps.in_turn(), self._guesses.in_turn()):
             waiting = self._sessions[key]
-            count, deadline, again, kind = waiting.steps[0]
+            count, deadline, again, kind, _ = waiting.steps[0]
             if 0 < deadline < now:
                 batch.expired.append(key)
                 continue
             rows = count + again
             fits = len(batch.slices) < places and batch.decode_rows + batch.again + rows <= budget
             if batch.slices and not (fits and rows <= room):
-                if (certain or kind is Certain.NONE) and waiting.pass_over(now):
+                if (certain or kind is Certain.NONE) and waiting.pass_over(now, dear=rows > room):
                     waited.append(key)
                 continue
-            batch.slices.append(Slice(key, 0, count, True))
+            batch.slices.append(Slice(key, 0, count, True, waiting.bare))
             self._cohorts.decodes(hash(key), now)
             batch.decode_rows += count
             batch.again += again
@@ -279,7 +294,7 @@ class Scheduler(Generic[Key]):
         first = len(batch.slices)
         for key in self._prefill.in_turn():
             waiting = self._sessions[key]
-            tokens, deadline, again, _ = waiting.steps[0]
+            tokens, deadline, again, *_ = waiting.steps[0]
             if 0 < deadline < now:
                 batch.expired.append(key)
                 continue
@@ -306,7 +321,8 @@ class Scheduler(Generic[Key]):
         queue.discard(waiting.owner, key, waiting.group)
         queue.rotate(waiting.owner, waiting.group)
         waiting.steps.popleft()
-        waiting.done, waiting.passed_at, waiting.counts_as_certain = 0, None, False
+        waiting.done, waiting.passed_at = 0, None
+        waiting.counts_as_certain = waiting.bare = False
         if waiting.steps:
             self._enqueue(key, waiting)
         else:

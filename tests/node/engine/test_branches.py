@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from swarm_node.node.engine.batching import scheduler as scheduling
 from swarm_node.node.engine.engine import Engine, EngineSettings
 from swarm_node.node.engine.jobs import StepDone, StepFailed
 from swarm_node.shards.formats.blocks.block import BlockConfig
@@ -56,6 +57,12 @@ WAYS = {
 }
 X = np.random.default_rng(5).standard_normal((600, HIDDEN), np.float32)
 CRASH = 666.0
+
+
+@pytest.fixture(autouse=True)
+def room_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows cost others nothing, but where a test says more."""
+    monkeypatch.setattr(scheduling, "rows_beside", lambda certain, time: 1000)
 
 
 class Model:
@@ -175,6 +182,33 @@ async def test_a_branch_has_the_rows_of_a_chain(model_of, open_engine, way, kind
         driver.engine.close_sequence(sequence)
     assert 2 in together
     driver.engine.close_sequence(other)
+
+
+@pytest.mark.parametrize("guess", [0, 9])
+@pytest.mark.parametrize("kind", ["attention", "hybrid"])
+async def test_beside_certain_rows_they_are_left_out_where_rows_are_dear(
+    model_of, open_engine, monkeypatch, kind, guess
+):
+    """Whatever the client says of them; the step itself comes one batch later."""
+    monkeypatch.setattr(scheduling, "rows_beside", lambda certain, time: 0)
+    model = model_of("native", kind)
+    driver = open_engine(model)
+    span, branches = Span(0, len(KINDS[kind])), ((0, 4), (4, 1), (2, 4))
+    plain, other, sequence = (driver.sequence(span=span) for _ in range(3))
+    await driver.rows(sequence, X[:29], 0)
+    fed = len(model.fed)
+    with driver.engine.together():
+        beside = [driver.submit(each, X[200 + n : 201 + n], n) for n in range(3) for each in (plain, other)]
+        came = driver.submit(sequence, step_of(29, 4, branches), 29, branches=branches, guess=guess)
+    outcome, *_ = await asyncio.gather(came, *beside)
+    assert (outcome.rows, outcome.branches) == (4, ())
+    rows = NONE.decode(outcome.payload, outcome.rows, HIDDEN)
+    assert sorted(model.fed[fed:]) == [1] * 6 + [4]
+    assert np.array_equal(rows, model.alone(X[:33])[-4:])
+    assert np.array_equal(await driver.rows(sequence, X[33:34], 33), model.alone(X[:34])[-1:])
+    assert driver.engine.memory.scratch._held == 0
+    for each in (plain, other, sequence):
+        driver.engine.close_sequence(each)
 
 
 @pytest.mark.parametrize("kind", ["attention", "hybrid"])
@@ -346,9 +380,9 @@ async def test_a_step_that_is_refused_takes_no_room_for_its_branches(model_of, o
     scheduler = driver.engine._scheduler
     add = scheduler.add
 
-    def noted(key, owner, tokens, deadline, group, again, certain):
-        taken.append((tokens, again))
-        add(key, owner, tokens, deadline, group, again, certain)
+    def noted(key, owner, tokens, deadline, group, again, certain, branches):
+        taken.append((tokens, again + branches))
+        add(key, owner, tokens, deadline, group, again, certain, branches)
 
     monkeypatch.setattr(scheduler, "add", noted)
     for position in (0, 9):

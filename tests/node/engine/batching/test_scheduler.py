@@ -327,6 +327,24 @@ def test_guesses_wait_for_certain_rows_where_rows_are_dear():
     assert keys(scheduler.next_batch(3)) == ["guess"]
 
 
+@pytest.mark.parametrize("certain", [Certain.SOME, Certain.NONE])
+def test_branches_of_what_was_passed_over_are_left_out(certain):
+    """Their session can go on without them, and others would wait for as many rows as eight steps have."""
+    scheduler = knowing(3100, 400)
+    scheduler.add("tree", "a", 4, certain=certain, again=2, branches=60)
+    scheduler.add("tree", "a", 4, certain=certain, branches=60)
+    now, batches = 1, []
+    while not batches or "tree" not in keys(batches[-1]):
+        scheduler.add("plain", "c", 1)
+        batches.append(scheduler.next_batch(now))
+        now += 10_000_000
+    parts = sorted(batches[-1].slices, key=lambda part: part.key)
+    assert parts == [Slice("plain", 0, 1, True), Slice("tree", 0, 4, True, bare=True)]
+    assert (batches[-1].decode_rows, batches[-1].again) == (5, 2)
+    alone = scheduler.next_batch(now)
+    assert (alone.slices, alone.again) == ([Slice("tree", 0, 4, True)], 60)
+
+
 def test_guesses_go_along_where_they_cost_little():
     scheduler = knowing(10_000, 50)
     scheduler.add("guess", "a", 8, certain=Certain.NONE)
