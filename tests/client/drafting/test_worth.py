@@ -143,7 +143,7 @@ def test_wrong_predictions_cost_nothing(route: str, predicted: bool) -> None:
     name=st.sampled_from(sorted(TEXTS)),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_any_route(
     step_s: float, row_s: float, latency_s: float, hops: int, told: float, name: str, seed: int
 ) -> None:
