@@ -36,8 +36,8 @@ trips take must stay known."""
 BRINGS_MUCH = 1.5
 NEWEST_WEIGHT = 0.2
 """Of a trip's tokens, in the moving average of them."""
-LOSS_PART = 0.02
-FIRST_STAKE = 0.5
+LOSS_PART = 0.01
+FIRST_STAKE = 0.25
 MOST_CREDIT = 6.0
 """Trips' worth of old gains that may be lost again."""
 DEAR_ROW = 0.1
