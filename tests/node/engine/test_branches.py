@@ -50,6 +50,8 @@ KINDS: dict[str, tuple[BlockConfig, ...]] = {
     "short convolution": (kept(ShortConvConfig(HIDDEN, 3)), block()),
     "states alone": (kept(delta()), kept(mamba())),
 }
+ELSEWHERE = ("attention", "window", "latent", "hybrid")
+"""Those that are compared on each backend: others take the same ways through them."""
 WAYS = {
     "native": LoadOptions(dtype="float32", quantize="none", kernels="native", deterministic=True),
     "torch": LoadOptions(dtype="float32", quantize="none", kernels="torch", deterministic=True),
@@ -147,9 +149,12 @@ def same(way: str, rows: np.ndarray, right: np.ndarray) -> bool:
     return np.array_equal(rows, right) if way != "mlx" else np.allclose(rows, right, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "way", ["native", *(pytest.param(way, marks=pytest.mark.slow) for way in WAYS if way != "native")]
+    ("way", "kind"),
+    [
+        *(("native", kind) for kind in KINDS),
+        *(pytest.param(way, kind, marks=pytest.mark.slow) for way in ("torch", "mlx") for kind in ELSEWHERE),
+    ],
 )
 async def test_a_branch_has_the_rows_of_a_chain(model_of, open_engine, way, kind):
     """Behind each row of a step, at page borders and within pages, beside other sessions; and the session
