@@ -30,7 +30,7 @@ from ...swarm.errors import (
 from ...swarm.fidelity.row_sampler import FewAtATime
 from ...swarm.fidelity.written_rows import WrittenRows
 from ...swarm.links.pool import LinkPool
-from ...swarm.protocol.branches import rows_of, too_many
+from ...swarm.protocol.branches import MAX_CHAIN_ROWS, rows_of, too_many
 from ...swarm.protocol.field_types import Branches
 from ...swarm.protocol.messages import Want
 from ...swarm.protocol.wire import Payload
@@ -183,7 +183,8 @@ class RouteSession:
         self.segments = [self._segment(run) for run in runs]
         self._max_step_tokens = min(hop.max_step_tokens for hop in self.hops)
         most = max(1, IN_FLIGHT_BYTES // max(hop.row_bytes for hop in self.hops))
-        self.most_ahead = min(most, self._max_step_tokens - 1)
+        few = self._max_step_tokens < MAX_CHAIN_ROWS  # a hop that takes less than a step of guesses
+        self.most_ahead = min(most, self._max_step_tokens - 1) if few else most
         hops = tuple(hop.plan.hop for hop in self.hops)
         if hops != self.route.hops:
             self.route = Route(hops)

@@ -55,7 +55,7 @@ def peer_messages() -> list[m.Message]:
         m.Refused(SESSION, ErrorCode.SPAN_NOT_SERVED, "no", "ask another"),
         m.Step(SESSION, 1, 0, 2, m.Want.ALL, deadline_ms=1000, payload=bytes(2 * 64 * 4)),
         m.Step(SESSION, 9, 4, 3, m.Want.ALL, void=3, guess=2, branches=((1, 2),), payload=row * 3),
-        m.Step(SESSION, 10, 7, 6, m.Want.ALL, branches=((0, 1), (2, 2), (3, 1)), payload=row * 6),
+        m.Step(SESSION, 10, 7, 6, m.Want.ALL, branches=((0, 1), (2, 2), (1, 1)), payload=row * 6),
         m.Step(SESSION, 11, 9, 9, m.Want.ALL, branches=((1, 8),), payload=row * 9),
         m.Void(SESSION, 3, 8),
         m.Result(SESSION, 1, 0, 1, row_us=400, payload=row),

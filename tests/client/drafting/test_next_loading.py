@@ -78,7 +78,7 @@ def test_a_model_without_one_says_nothing(tmp_path: Path, caplog: pytest.LogCapt
 def test_one_too_large_is_left_out(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "swarm_node.client.drafting.next_guesses")
     memory = psutil.virtual_memory()._replace(available=1_000_000)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     assert guesser(folder) == (None, [])

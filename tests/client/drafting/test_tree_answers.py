@@ -13,6 +13,7 @@ from swarm_node.client.decoding.head_batch import Branches
 from swarm_node.client.generation import Generation
 from swarm_node.client.guided.guide import Guide
 from swarm_node.client.session.swarm_session import SwarmSession
+from swarm_node.node.engine import step_plan
 from tests.client.drafting.test_speculative_generation import SAMPLED, RowByRowHead
 from tests.doubles.fake_swarm import BOS, FakeSwarm
 from tests.doubles.oracle import Oracle, send_all
@@ -113,7 +114,7 @@ async def test_a_stop_string_in_a_branch() -> None:
 
 async def test_a_hop_that_takes_no_branches_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = await _plain()
-    monkeypatch.setattr("swarm_node.node.sessions.handshake.SERVED_FEATURES", ())
+    monkeypatch.setattr("swarm_node.node.sessions.handshake.FEATURES", ())
     swarm = await FakeSwarm(a="0-2", b="3-5").start()
     answer = await _answer(swarm, Oracle(plain.token_ids, _often, _always))
     assert answer.token_ids == plain.token_ids
@@ -123,10 +124,10 @@ async def test_a_hop_that_takes_no_branches_gets_none(monkeypatch: pytest.Monkey
 async def test_hops_without_room_leave_branches_out(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = await _plain()
     swarm = await FakeSwarm(a="0-2", b="3-5").start()
-    monkeypatch.setattr(swarm.nodes["b"].engine, "_has_room_for_branches", lambda job: False)
+    monkeypatch.setattr(step_plan, "_has_room_for_branches", lambda memory, job: False)
     answer = await _answer(swarm, Oracle(plain.token_ids, _often, _always))
     assert answer.token_ids == plain.token_ids
-    assert any(step.branches for step in swarm.nodes["b"].steps)
+    assert any(step.branches for step in swarm.nodes["a"].steps)
     assert answer.speculated.passes >= sum(map(_often, range(1, N)))  # no branch has helped
 
 

@@ -12,7 +12,7 @@ import torch
 
 from swarm_node.client.async_model import AsyncSwarmModel
 from swarm_node.dht.memory import MemoryStore
-from swarm_node.node.engine import engine
+from swarm_node.node.engine import step_plan
 from swarm_node.node.node import Node
 from swarm_node.swarm.protocol.field_types import PAGE_TOKENS
 from swarm_node.swarm.transport.memory import MemoryNetwork
@@ -21,7 +21,7 @@ from tests.doubles.real_node import real_client, start_node
 
 pytestmark = pytest.mark.slow
 
-WINDOW, CONTEXT, BATCH, HELD = 20, 1024, 64, 6
+WINDOW, CONTEXT, BATCH, HELD = 20, 1024, 64, 7
 """A session holds HELD pages: for a window, a batch, and what a client may take back."""
 PROMPT = [3 + number * 7 % 290 for number in range(400)]
 
@@ -119,7 +119,7 @@ async def test_a_hop_begins_where_another_knows_less(
 ) -> None:
     """It finds the pages that the lower place sees, or is fed anew."""
     if not pages_are_there:
-        monkeypatch.setattr(engine, "begin_lower", lambda *_: False)
+        monkeypatch.setattr(step_plan, "begin_lower", lambda *_: False)
     model, other = await swarm.client(), await swarm.client()
     options = {"max_new_tokens": 4, "ignore_eos": True}
     begun = await model.generate_detailed(PROMPT, **options)

@@ -222,7 +222,12 @@ async def test_logprobs_come_with_their_tokens(serve: Serve) -> None:
         whole = await client.chat("toy", [SKY], options=GREEDY, logprobs=True, top_logprobs=2)
         parts = await client.chat("toy", [SKY], options=GREEDY, logprobs=True, top_logprobs=2, stream=True)
         streamed = [entry for part in [part async for part in parts] for entry in part.logprobs or ()]
-    assert list(whole.logprobs or ()) == streamed
+    at_once = list(whole.logprobs or ())
+    assert [entry.token for entry in at_once] == [entry.token for entry in streamed]
+    # Rows that are computed together, as guesses are, differ in the last bits of float32.
+    assert [entry.logprob for entry in at_once] == pytest.approx(
+        [entry.logprob for entry in streamed], abs=1e-5
+    )
     assert len(streamed) == 12
     assert all(len(entry.top_logprobs) == 2 for entry in streamed)
 
