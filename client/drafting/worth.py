@@ -26,8 +26,8 @@ MOST_AHEAD = 128
 RECENT_TRIPS = 9
 """Trips whose lower third is what one takes: those that were held up by something do not matter."""
 FEWEST_TRIPS = 3
-"""Trips that are measured before a prediction does not count any more, or before anything is guessed where
-there was none."""
+"""Trips that are measured before anything is guessed, where none was predicted. A prediction counts until one
+was measured: the first sends guesses behind its certain token, which do not hold that up."""
 RECENT_GAPS = 15
 """Steps sent together, whose lower third tells how fast the slowest stage is."""
 STALE_TRIPS = 16
@@ -97,10 +97,8 @@ class Worth:
     def trip_s(self) -> float | None:
         """Seconds of a plain trip; None: not known."""
         plain, predicted_s = self._plain, self._predicted_s
-        if len(plain) < FEWEST_TRIPS:
-            if predicted_s is None:
-                return None
-            return min([predicted_s, *plain])
+        if not plain or (predicted_s is None and len(plain) < FEWEST_TRIPS):
+            return predicted_s
         usual_s = _lower_third(plain)
         return min(usual_s, median_low(self._loaded)) if self._loaded else usual_s
 
@@ -167,7 +165,8 @@ class Worth:
             return Choice()
         if self._since_plain >= STALE_TRIPS and self._brought < BRINGS_MUCH:
             return Choice()
-        choices = [Choice(first, worth - first) for first in range(min(worth, STEP_TOKENS - 1) + 1)]
+        most = min(worth, STEP_TOKENS - 1) if self._plain else 0
+        choices = [Choice(first, worth - first) for first in range(most + 1)]
         choices += [Choice(choice.first) for choice in choices if choice.more]
         return max(choices, key=lambda choice: self._gain_s(choice, chances, trip_s))
 

@@ -91,6 +91,16 @@ def test_a_source_that_is_right_three_times_of_four() -> None:
         assert sum(shares) / 4 / (1 - 0.74) > 3.5
 
 
+@pytest.mark.parametrize("told", [0.5, 0.7, 2.0])
+def test_a_trip_that_takes_longer_or_shorter_than_was_told(told: float) -> None:
+    """The first one is measured, before guesses hold any up."""
+    route = replace(USUAL_HOPS, told_links=told)
+    assert simulate(*copy(200), route).times > 30
+    text = new_text(300)
+    usual = simulate(*text, USUAL_HOPS, _known(text, 0.74, 0.74)).times
+    assert simulate(*text, route, _known(text, 0.74, 0.74)).times > 0.97 * usual
+
+
 def test_a_source_that_takes_a_while_is_asked_meanwhile() -> None:
     text = new_text(300)
     free = simulate(*text, USUAL_HOPS, _known(text, 0.74, 0.74)).times
