@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from rich.console import Console
@@ -12,11 +13,14 @@ from rich.console import Console
 from scripts.lab.bench.figures import percentile
 from scripts.lab.chaos import __main__ as chaos
 from scripts.lab.chaos.ahead import AheadAnswer
+from scripts.lab.chaos.nodes import ChaosNodes, Slot
+from scripts.lab.chaos.places import Places
 from scripts.lab.chaos.remains import held
 from scripts.lab.chaos.report import figures, grouped, problems_of, tables
 from scripts.lab.chaos.schedule import KILL, KINDS, chosen, schedule
 from scripts.lab.chaos.watch import GIVE_UP_S, GRACE_S, Fault, Watch, difference
 from scripts.lab.faulty_transport import KINDS as HOSTILE
+from scripts.lab.processes.child import ProcessFailedError
 from scripts.studies.failure_rates import main as failure_rates
 from tests.doubles.chain_case import GREEDY, PROMPT
 from tests.doubles.fake_swarm import FakeSwarm
@@ -244,6 +248,41 @@ def test_what_a_node_still_holds_is_named() -> None:
     idle["server"] |= {"sessions": 1, "journal": {"sessions": 2}}
     idle["process"]["fds"] = 21
     assert len(held(idle, allowed)) == 3
+
+
+def test_a_process_that_failed_does_not_keep_the_report_from_being_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A node that had not come back was asked what it holds, and nothing of the whole run was printed."""
+    run = chaos.Chaos(chaos.parse(["--kills", "1"]))
+    for method in ("_disturb", "_calm_down"):
+        monkeypatch.setattr(run, method, lambda *_, name=method: [name])
+
+    def asked(*_: Any) -> list[str]:
+        raise ProcessFailedError("serve: ended with 1 before 'statistics'")
+
+    monkeypatch.setattr(chaos, "what_nodes_hold", asked)
+    clients = SimpleNamespace(leave=lambda _: ["one did not leave"])
+    found = run._disturb_and_settle(
+        cast(Any, SimpleNamespace(nodes=[])), cast(Any, None), cast(Any, clients), {}
+    )
+    assert found == ["_calm_down", "one did not leave", "serve: ended with 1 before 'statistics'"]
+
+
+def test_a_node_that_ends_before_it_is_online_is_told_and_started_again() -> None:
+    ended, again = (
+        SimpleNamespace(take=list, is_running=runs, stderr="", report=lambda what: f"serve: {what}")
+        for runs in (False, True)
+    )
+    nodes = object.__new__(ChaosNodes)
+    nodes.problems, nodes.restarts, nodes._places = [], 0, Places(None)
+    nodes._swarm = cast(Any, SimpleNamespace(restart_node=lambda *_, **__: again))
+    nodes.slots = [Slot("0-1", "first", "node 0", cast(Any, ended), until=float("inf"))]
+    nodes.poll()
+    nodes.poll()
+    assert nodes.slots[0].process is again
+    assert nodes.problems == ["serve: ended before it was online"]
+    assert (nodes.restarts, nodes.all_up) == (1, False)
 
 
 # The command lines.

@@ -32,6 +32,7 @@ from rich.markup import escape
 
 from ..command_line import add_json, console, count, positive, run_and_report, script_parser, without_problems
 from ..local_swarm import LocalSwarm, split_evenly
+from ..processes.child import ProcessFailedError
 from ..processes.event_process import stop_all
 from ..processes.fork_server import ForkServer
 from ..prompts import BLOCKS, MODEL
@@ -77,6 +78,7 @@ class Chaos:
         self._watch = Watch(on_note=self._tell if arguments.verbose else lambda note: None)
         self._aimed = 0
         self._began = self._started = self._told = time.monotonic()
+        self._seconds = 0.0  # with faults
 
     def run(self) -> dict[str, Any]:
         arguments = self._arguments
@@ -130,23 +132,14 @@ class Chaos:
             expected = clients.undisturbed()
             held_before = descriptors(swarm.nodes)
             clients.go(expected)
-            self._began = time.monotonic()
-            self._disturb(nodes, clients)
-            seconds = time.monotonic() - self._began
-            self._phase("no more faults")
-            problems = self._calm_down(nodes, clients)
-            self._phase("the swarm is whole")
-            problems += clients.leave(self._watch)
-            self._phase("clients have left")
-            problems += what_nodes_hold(swarm.nodes, held_before)
-            self._phase("nodes are idle")
+            problems = self._disturb_and_settle(swarm, nodes, clients, held_before)
             for node, code in zip(swarm.nodes, stop_all(swarm.nodes), strict=True):
                 if code:
                     problems.append(f"a node ended with exit code {code}")
                 nodes.take_logs(node)
             problems = problems_of(self._watch) + nodes.problems + problems
         self._phase("nothing runs any more")
-        report = figures(self._watch, seconds)
+        report = figures(self._watch, self._seconds)
         return {
             "seed": arguments.seed,
             "mode": f"{arguments.model if self._tiny else Path(arguments.model).name}, {arguments.mode}"
@@ -196,6 +189,28 @@ class Chaos:
             return [*options, "--quantize", "none", "--dtype", "float32"]
         deterministic = ["--deterministic"] if self._arguments.mode == "deterministic" else []
         return [*options, "--quantize", "int4", *deterministic]
+
+    def _disturb_and_settle(
+        self, swarm: LocalSwarm, nodes: ChaosNodes, clients: ChaosClients, held_before: dict[str, int]
+    ) -> list[str]:
+        """What was wrong. Where a process has failed that is asked, nothing follows: the report then says it,
+        with all that was seen until then."""
+        problems: list[str] = []
+        self._began = time.monotonic()
+        try:
+            self._disturb(nodes, clients)
+            self._seconds = time.monotonic() - self._began
+            self._phase("no more faults")
+            problems += self._calm_down(nodes, clients)
+            self._phase("the swarm is whole")
+            problems += clients.leave(self._watch)
+            self._phase("clients have left")
+            problems += what_nodes_hold(swarm.nodes, held_before)
+            self._phase("nodes are idle")
+        except ProcessFailedError as error:
+            self._seconds = self._seconds or time.monotonic() - self._began
+            problems.append(str(error)[:2000])
+        return problems
 
     def _disturb(self, nodes: ChaosNodes, clients: ChaosClients) -> None:
         """Faults until the time is over, or until there were enough of them."""

@@ -173,6 +173,9 @@ class ChaosNodes:
                 self._restart(slot)
             elif slot.state == "faulty" and now >= slot.until:
                 slot.cure()
+            elif slot.state == "starting" and not running:
+                self.problems.append(slot.process.report("ended before it was online")[:2000])
+                self._restart(slot)
             elif slot.state == "starting" and now > slot.until:
                 self.problems.append(slot.process.report(f"not online within {ONLINE_S:.0f} s")[:2000])
                 slot.until = now + ONLINE_S
