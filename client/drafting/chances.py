@@ -11,6 +11,9 @@ FORGET = 0.96
 """Weight of a trial after the next one of its kind: the last 25 or so count, since texts change."""
 PRIOR_TRIALS = 3.0
 """Trials that a kind's first estimate weighs as much as."""
+ANY: Kind = ("any", 0)
+"""A token that the source has not guessed yet."""
+ANY_CHANCE = 0.6
 
 
 class Chances:
@@ -33,6 +36,15 @@ class Chances:
             chance *= self.of(guess.kind, guess.chance)
             chances.append(chance)
         return chances
+
+    def promised(self, guesses: Iterable[Guess]) -> float:
+        """How many of a chain should be right."""
+        return sum(self.along(guesses))
+
+    @property
+    def of_next(self) -> float:
+        """Of what a source, which takes a while, guesses next."""
+        return self.of(ANY, ANY_CHANCE)
 
     def judged(self, kind: Kind, right: bool) -> None:
         self._hits[kind] = self._hits.get(kind, 0.0) * FORGET + right

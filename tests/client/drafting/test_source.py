@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
+from swarm_node.client.drafting.at_hand import AtHand
+from swarm_node.client.drafting.chances import Chances
 from swarm_node.client.drafting.drafter import Drafter
 from swarm_node.client.drafting.flight import Came
+from swarm_node.client.drafting.sending import Sending
 from swarm_node.client.drafting.source import Guess, two_likeliest
 from swarm_node.client.drafting.worth import Choice, Worth
 from tests.doubles.fake_swarm import settle
@@ -146,3 +149,40 @@ async def test_an_answer_goes_on_without_a_source_that_cannot() -> None:
     await drafter.go_on(ROW)
     assert session.sent == [ANSWER[:1], ANSWER[1:2]]
     drafter.close()
+
+
+async def test_what_is_at_hand_ends_where_the_answer_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_hand = AtHand(Chances(), frozenset({99}))
+    await at_hand.read([10, 11, 12, 99, 10])
+
+    def chain(after: Sequence[int] = (), most: int = 9) -> list[int]:
+        return [guess.token for guess in at_hand.chain(after, most)]
+
+    assert chain() == [11, 12]  # nothing of what follows an end would be used
+    assert (chain([11]), chain(most=1), chain(most=0)) == ([12], [11], [])
+    rules = OnlyTheAnswer()
+    at_hand.follow(rules)  # by which 11 may come, and 12 behind it
+    assert chain() == [11, 12]
+    at_hand.came([11])
+    assert chain() == [12]  # the rules were asked before that
+    monkeypatch.setattr(rules, "forced", (12, 13))
+    assert chain() == [12, 13]
+    assert chain([14]) == []
+
+
+async def test_an_answer_sends_as_many_guesses_as_it_has_tokens_left() -> None:
+    session, chances = Recorded(), Chances()
+    sending = Sending(session, ANSWER[:1], 6, chances, lambda: 0.0)
+    guesses = [Guess(token, 0.8, ("known", 0)) for token in (11, 12, 0, 14, 15)]
+    assert (sending.left, sending.room(0), sending.room(3)) == (4, 4, 1)
+    assert sending.begin(ROW, guesses[:4]) == 4
+    assert session.sent == [[10, 11, 12, 0], [14]]
+    assert await sending.receive() is not None
+    judged = sending.judge([11, 12, 13])
+    assert judged.missed
+    assert (sending.left, sending.passes, sending.drafted, sending.accepted) == (1, 1, 4, 2)
+    assert [(counts.judged, counts.right) for counts in chances.counts] == [((1, 1, 1), (1, 1, 0))]
+    sending.give_up()
+    assert sending.flight.is_over
+    assert sending.begin(ROW, []) == 0
+    assert session.sent[2:] == [[13]]

@@ -279,7 +279,7 @@ async def test_a_guide_that_is_over_inside_a_draft() -> None:
 
 async def test_a_long_prompt_is_indexed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """And found in as it would be in one."""
-    monkeypatch.setattr("swarm_node.client.drafting.drafter.READ_AT_ONCE", 3)
+    monkeypatch.setattr("swarm_node.client.drafting.at_hand.READ_AT_ONCE", 3)
     session = Recorded()
     drafter = Drafter([4, 7, 8, 9, 1, 2, 3, 7], 4)
     reading = asyncio.create_task(drafter.read())
