@@ -179,10 +179,12 @@ def _opened(path_or_name: str, progress: Callable[[int, int, str], None] | None)
     from ...shards.checkpoint.lookup import find_local
     from ...shards.checkpoint.opening import open_checkpoint
 
-    kind: type[ModelError | NetworkError]
+    kind: type[ModelError | NetworkError | UsageError]
     try:
         here = find_local(path_or_name)
         return open_checkpoint(path_or_name if here is None else here.path, progress=progress)
+    except UsageError as error:  # that is no name
+        kind, cause = UsageError, error.message
     except ModelError as error:
         kind, cause = CheckpointError, error.message
     except NetworkError as error:

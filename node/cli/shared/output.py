@@ -227,7 +227,7 @@ def drafts_line(drafts: Speculated, new_tokens: int, decode_s: float, *, has_dra
         f"{new_tokens - 1} tokens in {drafts.passes} passes through the peers"
     )
     reached = drafts.tokens_per_trip(new_tokens, decode_s)
-    if not reached:
+    if not (drafts.accepted and reached):  # 1.0 then, but for noise
         return line
     share = min(1.0, reached / drafts.most_per_trip(new_tokens))
     trip = f"{reached:.1f} in the time of a plain token ({drafts.trip_s * 1000:.0f} ms)"

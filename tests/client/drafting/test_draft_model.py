@@ -206,6 +206,7 @@ def test_errors_say_that_it_is_the_draft_model(
         (tmp_path, CheckpointError),
         (tmp_path / "none.gguf", CheckpointError),
         ("none", NetworkError),
+        ("", UsageError),
     ):
         with pytest.raises(kind, match="the draft model cannot be used: ") as caught:
             load_draft_model(given, _tokenizer(folder), VOCAB)

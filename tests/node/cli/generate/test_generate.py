@@ -159,6 +159,8 @@ def test_what_drafts_brought_is_told_where_somebody_gave_a_model_for_them() -> N
     assert told.endswith(
         "passes through the peers; 2.0 in the time of a plain token (400 ms), 90% of what these guesses allow"
     )
+    wrong = output.drafts_line(Speculated(10, 1, 0, trip_s=0.1, row_s=0.02), 11, 2.0)
+    assert wrong.endswith("10 passes through the peers")  # and not slower than a plain token
     sure = output.drafts_line(Speculated(1, 9, 9, trip_s=0.4, row_s=0.02), 11, 0.3)
     assert sure.endswith("100% of what these guesses allow")  # the times are not exact
 
