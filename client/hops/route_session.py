@@ -228,11 +228,6 @@ class RouteSession:
         return max(hop.row_bytes / hop.link.line_bytes_per_s for hop in self.hops)
 
     @property
-    def under_way(self) -> int:
-        """Tokens posted whose rows were not received."""
-        return 0 if self._flow is None else self._flow.tokens
-
-    @property
     def takes_branches(self) -> bool:
         """Whether all hops compute branches of steps."""
         return all("branches" in hop.features for hop in self.hops)
@@ -263,8 +258,7 @@ class RouteSession:
         if flow is None or not flow.tokens:
             raise LocalProtocolError("no step is under way")
         try:
-            result, branches = await flow.receive()
-            own = result.tokens - rows_of(branches)
+            result, own = await flow.receive()
             hidden = self._decode(result.payload, result.tokens, True, own)
         except BrokenError as error:
             flow.stop()

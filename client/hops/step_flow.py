@@ -44,19 +44,19 @@ class StepFlow:
         except BrokenError:
             self._segments[-1].mark_broken()
 
-    async def receive(self) -> tuple[Result, Branches]:
-        """The result of the oldest step, and those of its branches whose rows are in it: all or none. Raises
-        BrokenError, and what is wrong with this process."""
+    async def receive(self) -> tuple[Result, int]:
+        """The result of the oldest step, and how many of its rows are those of the sequence: the others are
+        its branches', all or none. Raises BrokenError, and what is wrong with this process."""
         try:
             result = await self._segments[-1].receive()
         except BrokenError:
             if self._fault is not None:
                 raise self._fault from None
             raise
-        branches = self._branches_in(result)
+        own = result.tokens - rows_of(self._branches_in(result))
         self._forked.pop(result.step, None)
-        self.tokens -= result.tokens - rows_of(branches)
-        return result, branches
+        self.tokens -= own
+        return result, own
 
     def _branches_in(self, result: Result) -> Branches:
         tokens, branches = self._forked.get(result.step, (0, ()))

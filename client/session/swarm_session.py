@@ -46,7 +46,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import replace
-from itertools import islice
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -295,7 +294,8 @@ class SwarmSession:
         self._ids.extend(ids)
         self._sent.append(len(ids))
         if self.is_open and not self._changing and self._posted == len(self._sent) - 1:
-            self._post_next(x, branches if self.takes_branches else ())
+            taken = branches if branches and self.takes_branches else ()
+            self._post(len(self._ids) - len(ids), len(ids), x, taken)
 
     async def receive(self) -> np.ndarray:
         """The hidden states after all blocks, (tokens, hidden) float32, of the oldest step that was sent, and
@@ -318,33 +318,35 @@ class SwarmSession:
 
     async def _next_rows(self) -> np.ndarray:
         session, begin = self._session, self._answered
-        if session is None:
-            fed = await self._open()
-        elif not self._posted:
-            fed = min(session.acked, begin)
+        fed = await self._open() if session is None else min(session.acked, begin)
         if not self._posted:  # first, or again after a repair
             if fed < begin:
                 await self._push(None, fed, begin, Want.NOTHING)
-            while self._posted < len(self._sent):
-                self._post_next(None)
-        session = self._session
-        if session is None:
-            raise LocalProtocolError("the session is not open")
-        return await session.receive()
+            for tokens in self._sent:
+                self._post(begin, tokens)
+                begin += tokens
+        return await self._open_session.receive()
 
-    def _post_next(self, x: np.ndarray | None, branches: Sequence[tuple[int, Sequence[int]]] = ()) -> None:
-        """Post the first step that is not posted on the route in use."""
-        session = self._session
-        if session is None:
-            raise LocalProtocolError("the session is not open")
-        start = self._answered + sum(islice(self._sent, self._posted))
-        tokens = self._sent[self._posted]
+    def _post(
+        self,
+        start: int,
+        tokens: int,
+        x: np.ndarray | None = None,
+        branches: Sequence[tuple[int, Sequence[int]]] = (),
+    ) -> None:
+        """Post a step that is not posted on the route in use: the next ``tokens``, from ``start`` on."""
         rows = self._embed(start, start + tokens) if x is None else x
         if branches:
             guesses = self._model.embed([token for _, ids in branches for token in ids])
             rows = np.concatenate([rows, guesses])
-        session.post(rows, start, tuple((row, len(ids)) for row, ids in branches))
+        self._open_session.post(rows, start, tuple((row, len(ids)) for row, ids in branches))
         self._posted += 1
+
+    @property
+    def _open_session(self) -> RouteSession:
+        if self._session is None:
+            raise LocalProtocolError("the session is not open")
+        return self._session
 
     def rollback(self, length: int) -> None:
         """Forget all but the first ``length`` tokens, and what is under way: the hops hear of it with what is
@@ -422,9 +424,7 @@ class SwarmSession:
 
     async def _push(self, x: np.ndarray | None, start: int, end: int, want: Want) -> np.ndarray:
         """Feed the tokens [start, end), of which ``x`` is the embedding."""
-        session = self._session
-        if session is None:
-            raise LocalProtocolError("the session is not open")
+        session = self._open_session
         rows = x if x is not None else EmbeddedLater(self._embed, start, end)
         hidden = await session.forward(rows, start, want)
         if not self._proven:
