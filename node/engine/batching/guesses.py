@@ -26,3 +26,9 @@ def rows_alone(time: RowTime) -> int:
     """Rows of a batch where no certain row waits: one that comes meanwhile waits for its end. It takes twice
     as long as that of a row, at most, or as its only step."""
     return max(1, int(time.batch_us(1) / time.row_us)) if time.row_us else UNKNOWN_ROWS
+
+
+def rows_late(certain: int, time: RowTime) -> int:
+    """Rows of steps that were passed over for long enough, in a batch of ``certain`` other rows: it takes
+    twice as long as without them, at most."""
+    return int(time.batch_us(certain) / time.row_us) if certain and time.row_us else rows_alone(time)

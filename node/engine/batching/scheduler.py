@@ -2,8 +2,9 @@
 
 Decode goes first, up to the session bound or that of its ``Cohorts``. Steps with guesses come behind those
 of certain rows alone, and may make their batch a little longer. What does not fit waits: for one batch, if it
-has a certain row, else for PATIENCE_NS; what then was too dear goes without its branches. Where nothing
-certain waits, batches are short.
+has a certain row, else for PATIENCE_NS; what then was too dear goes without its branches. It counts as
+certain from then on, but the batch that takes it has little else of its kind. Where nothing certain waits,
+batches are short.
 
 Prefill fills what is left of the token budget, cut into slices: beside decoding sessions a slice is sized by
 what it costs them (``PrefillPace``), alone it takes the whole budget. Sessions that decoded a moment ago
@@ -29,7 +30,7 @@ from typing import Generic, NamedTuple, TypeVar
 from ....swarm.errors import LocalProtocolError, UsageError
 from ....swarm.fairness.queue import FairQueue
 from .cohorts import DECODE_LINGERS_NS, Cohorts
-from .guesses import PATIENCE_NS, rows_alone, rows_beside
+from .guesses import PATIENCE_NS, rows_alone, rows_beside, rows_late
 from .prefill_pace import MIN_SLICE, PrefillPace
 from .row_time import RowTime
 
@@ -229,20 +230,46 @@ class Scheduler(Generic[Key]):
         return batch
 
     def _add_decode(self, batch: Batch[Key], now: int) -> None:
+        """Certain steps; and of those that only count as certain the first in turn, and as many more as make
+        the batch twice as long at most. All of a session that sends nothing but guesses come to count so
+        where it takes longer than their patience to compute them."""
         budget, places = self._decode_room(now)
-        sessions, slices, rows = self._sessions, batch.slices, 0
+        late: list[Key] = []
+        first = 0
         for key in self._decode.in_turn():
-            count, deadline, again, *_ = sessions[key].steps[0]
+            waiting = self._sessions[key]
+            count, deadline, again, *_ = waiting.steps[0]
             if 0 < deadline < now:
                 batch.expired.append(key)
                 continue
-            if len(slices) == places or (slices and rows + batch.again + count + again > budget):
+            if not self._fits(batch, count + again, budget, places):
                 break
-            slices.append(Slice(key, 0, count, True, sessions[key].bare))
-            self._cohorts.decodes(hash(key), now)
-            rows += count
-            batch.again += again
-        batch.decode_rows = rows
+            if waiting.counts_as_certain and first:
+                late.append(key)
+                continue
+            if waiting.counts_as_certain:
+                first = count + again
+            self._take(batch, key, now)
+        room = rows_late(batch.decode_rows + batch.again - first, self._row_time) - first
+        for key in late:
+            count, _, again, *_ = self._sessions[key].steps[0]
+            if count + again <= room and self._fits(batch, count + again, budget, places):
+                self._take(batch, key, now)
+                room -= count + again
+
+    @staticmethod
+    def _fits(batch: Batch[Key], rows: int, budget: int, places: int) -> bool:
+        slices = batch.slices
+        return len(slices) < places and (not slices or batch.decode_rows + batch.again + rows <= budget)
+
+    def _take(self, batch: Batch[Key], key: Key, now: int) -> None:
+        """Its oldest step, a whole one."""
+        waiting = self._sessions[key]
+        step = waiting.steps[0]
+        batch.slices.append(Slice(key, 0, step.tokens, True, waiting.bare))
+        self._cohorts.decodes(hash(key), now)
+        batch.decode_rows += step.tokens
+        batch.again += step.again
 
     def _decode_room(self, now: int) -> tuple[int, int]:
         """Rows and sessions: some prompt tokens' room, and a place, stay free while prompts wait."""
@@ -267,15 +294,11 @@ class Scheduler(Generic[Key]):
                 batch.expired.append(key)
                 continue
             rows = count + again
-            fits = len(batch.slices) < places and batch.decode_rows + batch.again + rows <= budget
-            if batch.slices and not (fits and rows <= room):
+            if batch.slices and not (rows <= room and self._fits(batch, rows, budget, places)):
                 if (certain or kind is Certain.NONE) and waiting.pass_over(now, dear=rows > room):
                     waited.append(key)
                 continue
-            batch.slices.append(Slice(key, 0, count, True, waiting.bare))
-            self._cohorts.decodes(hash(key), now)
-            batch.decode_rows += count
-            batch.again += again
+            self._take(batch, key, now)
             room -= rows
         for key in waited:
             waiting = self._sessions[key]

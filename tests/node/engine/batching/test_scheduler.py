@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -396,6 +398,41 @@ def test_places_that_are_always_taken_are_shared_with_steps_that_were_passed_ove
         scheduler.add("plain", "b", 1)
         ran += keys(scheduler.next_batch(now))
     assert ran == ["plain", "mixed", "plain", "plain"]
+
+
+@pytest.mark.parametrize("certain", [Certain.SOME, Certain.NONE])
+def test_sessions_that_guess_fill_no_batch_where_all_of_them_take_longer_than_their_patience(certain):
+    """One client floods a slow node: a plain user's token waited for a batch of 129 rows, most of the time."""
+    scheduler = knowing(10_000, 6_000)
+    ran = Counter()
+    now = began = 10**9
+    for key in map(str, range(16)):
+        scheduler.add(key, "a", 8, certain=certain)
+    while now - began < 60 * PATIENCE_NS:
+        scheduler.add("plain", "b", 1)
+        batch = scheduler.next_batch(now)
+        assert "plain" in keys(batch)
+        assert batch.decode_rows <= 1 + 8
+        ran.update(keys(batch))
+        now += 1000 * (10_000 + 6_000 * batch.decode_rows)
+        for key in keys(batch):
+            if key != "plain":
+                scheduler.add(key, "a", 8, certain=certain)
+    del ran["plain"]
+    assert min(ran.values()) > 10  # nobody waits for ever
+    assert max(ran.values()) <= min(ran.values()) + 2
+
+
+def test_steps_that_were_passed_over_make_a_batch_twice_as_long_at_most():
+    scheduler = knowing(1000, 100)
+    for key in map(str, range(16)):
+        scheduler.add(key, "a", 8, certain=Certain.SOME)
+    scheduler.add("plain", "b", 1)
+    assert keys(scheduler.next_batch(1)) == ["plain"]
+    scheduler.add("plain", "b", 8)
+    batch = scheduler.next_batch(2)
+    assert batch.decode_rows == 8 + 16
+    assert scheduler.next_batch(3).decode_rows == 8  # where there is no plain one, it is short
 
 
 def test_guesses_do_not_wait_for_ever_behind_steps_that_are_certain_in_part():
