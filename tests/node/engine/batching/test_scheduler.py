@@ -402,7 +402,7 @@ def test_places_that_are_always_taken_are_shared_with_steps_that_were_passed_ove
 
 @pytest.mark.parametrize("certain", [Certain.SOME, Certain.NONE])
 def test_sessions_that_guess_fill_no_batch_where_all_of_them_take_longer_than_their_patience(certain):
-    """One client floods a slow node: a plain user's token waited for a batch of 129 rows, most of the time."""
+    """One client floods a slow node: a plain token mostly waited for a batch of 129 rows."""
     scheduler = knowing(10_000, 6_000)
     ran = Counter()
     now = began = 10**9
