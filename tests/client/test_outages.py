@@ -78,7 +78,6 @@ def freeze(outage: Outage) -> None:
 @asynccontextmanager
 async def outage_of(hops: int, wait: float = 0.0) -> AsyncIterator[Outage]:
     case = await ChainCase(hops, spares=False).start()
-    case.router = case.swarm.router(clock=now)
     async with case.client(wait=wait, patience=Patience()) as model:
         yield Outage(case, model)
 

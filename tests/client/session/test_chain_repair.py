@@ -16,6 +16,7 @@ from swarm_node.swarm.errors import ErrorCode
 from swarm_node.swarm.protocol.messages import ErrorMessage, Step
 from tests.doubles.chain_case import CHUNK, OPTIONS, PATIENCE, PROMPT, ChainCase, H, N, S, check
 from tests.doubles.fake_swarm import HIDDEN, settle
+from tests.doubles.virtual_time import in_virtual_time
 
 pytestmark = pytest.mark.slow
 
@@ -25,6 +26,7 @@ ROW = 4 * HIDDEN
 
 @pytest.mark.parametrize(("hops", "victim"), EVERY_HOP)
 @pytest.mark.parametrize("step", [1, 3, 6, 7, 15])
+@in_virtual_time
 async def test_a_hop_that_dies(hops: int, victim: int, step: int) -> None:
     """Chunks of the prefill are steps 1 to 6, then come tokens."""
     case = await ChainCase(hops).start()
@@ -47,6 +49,7 @@ async def test_a_hop_that_dies(hops: int, victim: int, step: int) -> None:
             assert repair.replayed_tokens >= len(PROMPT)
 
 
+@in_virtual_time
 async def test_after_a_repair_nobody_knows_the_next_step_s_number() -> None:
     """Who fed a hop, and is replaced, could have sent it a step under that number as his last word."""
     gaps = set()
@@ -60,6 +63,7 @@ async def test_after_a_repair_nobody_knows_the_next_step_s_number() -> None:
 
 
 @pytest.mark.parametrize(("hops", "victim"), EVERY_HOP)
+@in_virtual_time
 async def test_a_hop_that_dies_while_it_opens(hops: int, victim: int) -> None:
     case = await ChainCase(hops).start()
     case.swarm.nodes[H[victim]].behaviour.die_at_open = True
@@ -69,6 +73,7 @@ async def test_a_hop_that_dies_while_it_opens(hops: int, victim: int) -> None:
 
 
 @pytest.mark.parametrize(("hops", "victim"), EVERY_HOP)
+@in_virtual_time
 async def test_a_frozen_hop(hops: int, victim: int) -> None:
     case = await ChainCase(hops).start()
     answer = await case.disturbed((5, lambda: case.swarm.freeze(H[victim])))
@@ -80,6 +85,7 @@ async def test_a_frozen_hop(hops: int, victim: int) -> None:
 
 @pytest.mark.parametrize("first", [0, 1, 2])
 @pytest.mark.parametrize("after", [1, 9])
+@in_virtual_time
 async def test_two_neighbours_at_once(first: int, after: int) -> None:
     case = await ChainCase(4).start()
 
@@ -93,6 +99,7 @@ async def test_two_neighbours_at_once(first: int, after: int) -> None:
     assert case.blamed <= {H[first], H[first + 1]}
 
 
+@in_virtual_time
 async def test_all_at_once() -> None:
     case = await ChainCase(3).start()
 
@@ -104,6 +111,7 @@ async def test_all_at_once() -> None:
     assert [repair.kind for repair in answer.repaired] == ["reopen"]
 
 
+@in_virtual_time
 async def test_one_after_another() -> None:
     case = await ChainCase(4).start()
     answer = await case.disturbed(*((3 + 4 * n, lambda n=n: case.kill(H[n])) for n in range(4)))  # type: ignore[misc]
@@ -111,6 +119,7 @@ async def test_one_after_another() -> None:
 
 
 @pytest.mark.parametrize("victim", [1, 2])
+@in_virtual_time
 async def test_a_lost_journal_makes_its_hop_join_the_gap(victim: int) -> None:
     case = await ChainCase(3).start()
     before = case.swarm.nodes[H[victim - 1]]
@@ -126,6 +135,7 @@ async def test_a_lost_journal_makes_its_hop_join_the_gap(victim: int) -> None:
     assert repair.replayed_tokens == 2 * (len(PROMPT) + 5)  # the sixth token was not fed yet
 
 
+@in_virtual_time
 async def test_nodes_without_any_journal() -> None:
     case = await ChainCase(3).start()
     for node in case.swarm.nodes.values():
@@ -138,6 +148,7 @@ async def test_nodes_without_any_journal() -> None:
 
 
 @pytest.mark.parametrize("edge", [1, 2])
+@in_virtual_time
 async def test_a_broken_edge_is_nobodys_fault(edge: int) -> None:
     case = await ChainCase(3).start()
     answer = await case.disturbed((6, lambda: case.swarm.cut(H[edge - 1], H[edge])))
@@ -150,6 +161,7 @@ async def test_a_broken_edge_is_nobodys_fault(edge: int) -> None:
 
 
 @pytest.mark.parametrize("replayer", ["ha", "hb"])
+@in_virtual_time
 async def test_a_replacement_that_the_hop_before_cannot_reach(replayer: str) -> None:
     case = await ChainCase(3).start()
     number = H.index(replayer) + 1
@@ -164,6 +176,7 @@ async def test_a_replacement_that_the_hop_before_cannot_reach(replayer: str) -> 
 @pytest.mark.parametrize("victim", [0, 1, 2])
 @pytest.mark.parametrize("fault", ["garbage_at_step", "wrong_rows_at_step", "nan_at_step"])
 @pytest.mark.parametrize("step", [3, 15])
+@in_virtual_time
 async def test_nonsense_once(fault: str, victim: int, step: int) -> None:
     case = await ChainCase(3).start()
     setattr(case.swarm.nodes[H[victim]].behaviour, fault, step)
@@ -180,6 +193,7 @@ async def test_nonsense_once(fault: str, victim: int, step: int) -> None:
 
 @pytest.mark.parametrize("victim", [0, 1, 2])
 @pytest.mark.parametrize("step", [1, 15])
+@in_virtual_time
 async def test_nonsense_for_ever_is_blamed_on_its_source(victim: int, step: int) -> None:
     case = await ChainCase(3).start()
     case.swarm.nodes[H[victim]].behaviour.nan_from_step = step
@@ -200,6 +214,7 @@ async def test_nonsense_for_ever_is_blamed_on_its_source(victim: int, step: int)
     ids=["zeros", "tiny", "echo", "large", "huge"],
 )
 @pytest.mark.parametrize("codec", ["none", "int8"])
+@in_virtual_time
 async def test_rows_that_no_model_computes_end_the_hop(lie: Any, reason: str, codec: str) -> None:
     case = await ChainCase(1).start()
     behaviour = case.swarm.nodes["ha"].behaviour
@@ -216,6 +231,7 @@ async def test_rows_that_no_model_computes_end_the_hop(lie: Any, reason: str, co
 
 @pytest.mark.parametrize("victim", [0, 1, 2])
 @pytest.mark.parametrize("factor", [1e9, 1e30])
+@in_virtual_time
 async def test_too_large_rows_are_blamed_on_who_made_them_not_on_who_was_fed_them(
     victim: int, factor: float
 ) -> None:
@@ -230,6 +246,7 @@ async def test_too_large_rows_are_blamed_on_who_made_them_not_on_who_was_fed_the
 @pytest.mark.parametrize("hops", [2, 4])
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("step", [1, 15])
+@in_virtual_time
 async def test_a_hop_that_makes_up_tokens_is_found_behind_those_that_believe_it(
     hops: int, victim: int, step: int
 ) -> None:
@@ -266,6 +283,7 @@ MADE_UP: dict[str, Callable[[Step], Step]] = {
 @pytest.mark.parametrize(("hops", "liar"), [(2, 0), (3, 0), (3, 1)])
 @pytest.mark.parametrize("made_up", MADE_UP.values(), ids=MADE_UP.keys())
 @pytest.mark.parametrize("step", [3, 15, 30])
+@in_virtual_time
 async def test_what_a_hop_did_to_the_sessions_behind_it_is_not_their_fault(
     hops: int, liar: int, made_up: Callable[[Step], Step], step: int
 ) -> None:
@@ -281,6 +299,7 @@ async def test_what_a_hop_did_to_the_sessions_behind_it_is_not_their_fault(
 
 
 @pytest.mark.parametrize("made_up", [MADE_UP["back"], MADE_UP["the last number"]], ids=["back", "number"])
+@in_virtual_time
 async def test_nor_is_it_when_the_hop_has_gone(made_up: Callable[[Step], Step]) -> None:
     case = await ChainCase(3).start()
     behaviour = case.swarm.nodes["ha"].behaviour
@@ -293,6 +312,7 @@ async def test_nor_is_it_when_the_hop_has_gone(made_up: Callable[[Step], Step]) 
     assert answer.timings.repair_s < 2
 
 
+@in_virtual_time
 async def test_a_hop_that_refuses_what_fits_is_blamed_in_a_session_that_only_the_client_fed() -> None:
     case = await ChainCase(3).start()
     node = case.swarm.nodes["hb"]
@@ -308,6 +328,7 @@ async def test_a_hop_that_refuses_what_fits_is_blamed_in_a_session_that_only_the
     assert case.blamed == {"hb"}
 
 
+@in_virtual_time
 async def test_input_refused_for_no_reason_is_blamed_on_who_refuses() -> None:
     case = await ChainCase(3).start()
     node = case.swarm.nodes["hb"]
@@ -325,6 +346,7 @@ async def test_input_refused_for_no_reason_is_blamed_on_who_refuses() -> None:
 
 
 @pytest.mark.parametrize("code", [ErrorCode.DEADLINE, ErrorCode.OVERLOADED])
+@in_virtual_time
 async def test_what_the_hop_before_may_have_caused_is_looked_at(code: ErrorCode) -> None:
     """It may send too much, or say that it is urgent; a hop that fails where the client feeds it is left."""
     case = await ChainCase(3).start()
@@ -344,6 +366,7 @@ async def test_what_the_hop_before_may_have_caused_is_looked_at(code: ErrorCode)
 
 
 @pytest.mark.parametrize("code", [ErrorCode.INTERNAL, ErrorCode.DRAINING])
+@in_virtual_time
 async def test_typed_errors_replace_one_hop(code: ErrorCode) -> None:
     case = await ChainCase(3).start()
     case.swarm.nodes["hb"].behaviour.error_at_step = (12, ErrorMessage(None, None, code, "no", True))
@@ -354,6 +377,7 @@ async def test_typed_errors_replace_one_hop(code: ErrorCode) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
+@in_virtual_time
 async def test_a_hop_that_says_where_it_can_go_on_keeps_its_session(number: int) -> None:
     """It is fed from there by the hop before it, or by us, and no more than that."""
     case = await ChainCase(3).start()
@@ -369,6 +393,7 @@ async def test_a_hop_that_says_where_it_can_go_on_keeps_its_session(number: int)
     assert case.blamed == set()
 
 
+@in_virtual_time
 async def test_a_hop_that_could_go_on_there_a_moment_later_is_asked_again() -> None:
     case = await ChainCase(3).start()
     node = case.swarm.nodes["hb"]
@@ -381,6 +406,7 @@ async def test_a_hop_that_could_go_on_there_a_moment_later_is_asked_again() -> N
 
 
 @pytest.mark.parametrize("holds", [10_000, None])
+@in_virtual_time
 async def test_a_hop_that_can_go_on_nowhere_is_replaced(holds: int | None) -> None:
     case = await ChainCase(3).start()
     refusal = ErrorMessage(None, None, ErrorCode.CACHE_LOST, "no state there", True, holds=holds)
@@ -390,6 +416,7 @@ async def test_a_hop_that_can_go_on_nowhere_is_replaced(holds: int | None) -> No
     assert (repair.kind, repair.lost) == ("replay", ("hb",))
 
 
+@in_virtual_time
 async def test_a_hop_that_goes_back_for_ever_is_replaced() -> None:
     case = await ChainCase(3).start()
     refusal = ErrorMessage(None, None, ErrorCode.CACHE_LOST, "no state there", True, holds=3)
@@ -400,6 +427,7 @@ async def test_a_hop_that_goes_back_for_ever_is_replaced() -> None:
 
 
 @pytest.mark.parametrize("holds", [3, None])
+@in_virtual_time
 async def test_a_hop_that_lets_a_token_pass_and_loses_its_state_again_is_replaced(holds: int | None) -> None:
     """Each time all tokens have to be fed again: a token must not cost that."""
     case = await ChainCase(3).start()
@@ -415,6 +443,7 @@ async def test_a_hop_that_lets_a_token_pass_and_loses_its_state_again_is_replace
 
 
 @pytest.mark.parametrize("code", [ErrorCode.CACHE_LOST, ErrorCode.DOWNSTREAM_LOST, ErrorCode.UPSTREAM_LOST])
+@in_virtual_time
 async def test_what_a_healthy_peer_may_say_is_no_excuse_for_ever(code: ErrorCode) -> None:
     case = await ChainCase(3).start()
     refusal = ErrorMessage(None, None, code, "sorry", True)
@@ -424,6 +453,7 @@ async def test_what_a_healthy_peer_may_say_is_no_excuse_for_ever(code: ErrorCode
 
 
 @pytest.mark.parametrize("fault", ["die_at_open", "die_at_hold", "die_at_replay"])
+@in_virtual_time
 async def test_a_death_during_a_repair(fault: str) -> None:
     case = await ChainCase(3).start()
     if fault == "die_at_replay":
@@ -435,6 +465,7 @@ async def test_a_death_during_a_repair(fault: str) -> None:
     assert case.blamed <= {"hb", "ha", "sb"}
 
 
+@in_virtual_time
 async def test_a_busy_replacement_is_asked_again() -> None:
     case = await ChainCase(2).start()
     case.swarm.nodes["sb"].behaviour.busy_times = 2
@@ -445,15 +476,10 @@ async def test_a_busy_replacement_is_asked_again() -> None:
 
 
 @pytest.mark.parametrize("victim", [0, 1, 2])
+@in_virtual_time
 async def test_without_a_replica_the_others_are_kept_until_it_is_back(victim: int) -> None:
     case = await ChainCase(3, spares=False).start()
     name = H[victim]
-    loop = asyncio.get_running_loop()
-
-    async def sleep(seconds: float) -> None:
-        await asyncio.sleep(seconds / 50)
-
-    case.router = case.swarm.router(clock=lambda: loop.time() * 50, sleep=sleep)
     lines: list[str] = []
     back: list[asyncio.Task[None]] = []
 
@@ -473,16 +499,11 @@ async def test_without_a_replica_the_others_are_kept_until_it_is_back(victim: in
     assert [len(case.swarm.nodes[other].opens) for other in case.names if other != name] == [1, 1]
 
 
+@in_virtual_time
 async def test_without_a_replica_and_without_hope() -> None:
     from swarm_node.swarm.routing.best_route import NoRouteError
 
     case = await ChainCase(2, spares=False).start()
-    loop = asyncio.get_running_loop()
-
-    async def sleep(seconds: float) -> None:
-        await asyncio.sleep(seconds / 500)
-
-    case.router = case.swarm.router(clock=lambda: loop.time() * 500, sleep=sleep)
 
     def kill() -> None:
         case.kill("hb")
@@ -500,6 +521,7 @@ async def _own_loss(case: ChainCase, seconds: float) -> None:
     asyncio.get_running_loop().call_later(seconds, case.swarm.network.heal)
 
 
+@in_virtual_time
 async def test_an_own_loss_is_sat_out() -> None:
     case = await ChainCase(3).start()
     answer = await case.disturbed((6, lambda: _own_loss(case, 1.0)))
@@ -508,6 +530,7 @@ async def test_an_own_loss_is_sat_out() -> None:
     assert case.blamed == set()
 
 
+@in_virtual_time
 async def test_an_own_loss_that_lasts_ends_in_new_sessions() -> None:
     case = await ChainCase(3).start()
     patience = replace(PATIENCE, own_loss_s=0.5)
@@ -515,6 +538,7 @@ async def test_an_own_loss_that_lasts_ends_in_new_sessions() -> None:
     assert answer.repairs >= 1
 
 
+@in_virtual_time
 async def test_a_silent_edge_between_two_hops_is_found_by_the_nodes() -> None:
     """Their links end; here as if the one behind noticed first."""
     case = await ChainCase(3).start()
@@ -529,6 +553,7 @@ async def test_a_silent_edge_between_two_hops_is_found_by_the_nodes() -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
+@in_virtual_time
 async def test_a_planned_move(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("swarm_node.client.hops.step_times.LOOK_S", 0.0)
     case = await ChainCase(3).start()
@@ -550,6 +575,7 @@ async def test_a_planned_move(number: int, monkeypatch: pytest.MonkeyPatch) -> N
     assert asked[0] >= 8
 
 
+@in_virtual_time
 async def test_a_planned_move_that_fails_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("swarm_node.client.hops.step_times.LOOK_S", 0.0)
     case = await ChainCase(3).start()
@@ -560,6 +586,7 @@ async def test_a_planned_move_that_fails_changes_nothing(monkeypatch: pytest.Mon
     assert [hop.peer_id for hop in answer.route.hops] == case.names
 
 
+@in_virtual_time
 async def test_what_repairs_have_cost_is_json() -> None:
     case = await ChainCase(2).start()
     answer = await case.disturbed((6, lambda: case.kill("hb")))

@@ -13,6 +13,7 @@ from swarm_node.swarm.errors import ErrorCode
 from swarm_node.swarm.protocol.messages import ErrorMessage
 from tests.doubles.chain_case import ChainCase, H, S
 from tests.doubles.fake_swarm import settle
+from tests.doubles.virtual_time import in_virtual_time
 
 KINDS = (
     "kill",
@@ -74,32 +75,30 @@ def _fault(case: ChainCase, kind: str, place: int, name: str) -> Callable[[], No
 @pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(hops=st.integers(1, 4), schedule=faults, keeps_states=st.booleans())
-def test_any_schedule_of_faults(
+@in_virtual_time
+async def test_any_schedule_of_faults(
     hops: int, schedule: list[tuple[str, int, bool, int]], keeps_states: bool
 ) -> None:
-    async def run() -> None:
-        case = await ChainCase(hops, keeps_states=keeps_states).start()
-        done: list[tuple[int, Callable[[], None]]] = []
-        guilty: set[str] = set()
-        spared: set[int] = set()  # places that keep one good node
-        for kind, place, spare, at in schedule:
-            place %= hops
-            name = (S if spare else H)[place]
-            if kind in GUILTY:
-                if place in spared and name not in guilty:
-                    continue
-                spared.add(place)
-                guilty.add(name)
-            if kind == "cut" and (hops == 1 or name == H[max(0, place - 1)]):
+    case = await ChainCase(hops, keeps_states=keeps_states).start()
+    done: list[tuple[int, Callable[[], None]]] = []
+    guilty: set[str] = set()
+    spared: set[int] = set()  # places that keep one good node
+    for kind, place, spare, at in schedule:
+        place %= hops
+        name = (S if spare else H)[place]
+        if kind in GUILTY:
+            if place in spared and name not in guilty:
                 continue
-            done.append((at, _fault(case, kind, place, name)))
-        async with asyncio.timeout(60):
-            await case.disturbed(*done)
-        assert case.blamed <= guilty
-        await settle()
-        alive = {name for name in case.swarm.nodes if name not in guilty}
-        assert not any(case.swarm.nodes[name].open_sessions for name in alive)
-        loads = [case.swarm.nodes[name].engine.load() for name in alive]
-        assert not any(load.used_slots or load.used_states or load.reserved_states for load in loads)
-
-    asyncio.run(run())
+            spared.add(place)
+            guilty.add(name)
+        if kind == "cut" and (hops == 1 or name == H[max(0, place - 1)]):
+            continue
+        done.append((at, _fault(case, kind, place, name)))
+    async with asyncio.timeout(60):
+        await case.disturbed(*done)
+    assert case.blamed <= guilty
+    await settle()
+    alive = {name for name in case.swarm.nodes if name not in guilty}
+    assert not any(case.swarm.nodes[name].open_sessions for name in alive)
+    loads = [case.swarm.nodes[name].engine.load() for name in alive]
+    assert not any(load.used_slots or load.used_states or load.reserved_states for load in loads)
