@@ -19,16 +19,25 @@ from .listening import Listener, is_local, open_host
 from .tls import Tls
 
 BACKLOG = 2048
+TICK_S = 0.1
+"""Seconds between two ticks, as uvicorn has them."""
 REFRESH_TICKS = 600
-"""A certificate's files are looked at after so many of uvicorn's ticks, which is once a minute."""
+"""A certificate's files are looked at after so many ticks, which is once a minute."""
+LOOK_S = 0.005
+"""At the end, seconds between two looks at whether all connections are closed."""
 
 
 class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, tls: Tls | None) -> None:
         super().__init__(config)
         self._tls = tls
+        self._ending = asyncio.Event()
         self.ready = asyncio.Event()
         """It listens, or cannot."""
+
+    def end(self) -> None:
+        self.should_exit = True
+        self._ending.set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:
@@ -40,6 +49,27 @@ class _Server(uvicorn.Server):
         if self._tls is not None and counter % REFRESH_TICKS == 0:
             self._tls.refresh()
         return await super().on_tick(counter)
+
+    async def main_loop(self) -> None:
+        """uvicorn's, but it notices at once that it is to end."""
+        counter = 0
+        while not await self.on_tick(counter):
+            counter += 1
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await self._ending.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's, without its pauses: it is over when the last answer is."""
+        for listening in (*self.servers, *(sockets or ())):
+            listening.close()
+        state = self.server_state
+        for connection in list(state.connections):
+            connection.shutdown()
+        while state.connections or state.tasks:  # noqa: ASYNC110 - they are uvicorn's, and tell nobody
+            await asyncio.sleep(LOOK_S)
+        for server in self.servers:
+            await server.wait_closed()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -100,7 +130,7 @@ class HttpServer:
 
         A second call may shorten the time.
         """
-        self._server.should_exit = True
+        self._server.end()
         dropping = asyncio.get_running_loop().call_later(drain_s, self.drop_all)
         try:
             if self._serving is not None:

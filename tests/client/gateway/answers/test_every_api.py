@@ -23,21 +23,28 @@ OLLAMA_PULSE = '{"message":{"role":"assistant","content":""},"response":"","done
 SAID: Any = {"role": "user", "content": "hi"}
 LONG = 400
 """Tokens of an answer that is not over soon."""
-OPTIONS = {"num_predict": LONG}
+SHORT = 40
+"""Of one whose end is looked at."""
 
 
 @dataclass(frozen=True)
 class Api:
-    """``body``: of a long answer. ``wide``: fields that make its events long, where there are some. ``told``:
-    the keys under which an error's body has its kind, and the kinds of 400, 429 and 503. ``last``: of a whole
-    stream."""
+    """``asked``: a body without the bound of an answer's tokens, which ``bound`` names. ``wide``: fields that
+    make its events long, where there are some. ``told``: the keys under which an error's body has its kind;
+    ``kinds``: those of 400, 429 and 503. ``last``: of a whole stream."""
 
     path: str
-    body: dict[str, Any]
+    asked: dict[str, Any]
+    bound: str
     last: str
     told: tuple[str, ...] = ("error", "type")
     kinds: tuple[str, str, str] = ("invalid_request_error", "rate_limit_error", "server_error")
     wide: dict[str, Any] = field(default_factory=dict)
+
+    def body(self, tokens: int = LONG) -> dict[str, Any]:
+        """Of an answer that is so long."""
+        bound = {self.bound: tokens}
+        return {**self.asked, **({"options": bound} if self.bound == "num_predict" else bound)}
 
     def kind(self, response: httpx2.Response) -> str:
         found = response.json()
@@ -48,6 +55,7 @@ class Api:
 
 LOGPROBS = {"logprobs": True, "top_logprobs": 5}
 OLLAMA: dict[str, Any] = {
+    "bound": "num_predict",
     "last": '"done":true',
     "told": ("error",),
     "kinds": ("the body: ", "2 requests are being answered", "the gateway is shutting down"),
@@ -55,23 +63,24 @@ OLLAMA: dict[str, Any] = {
 }
 ANTHROPIC = ("invalid_request_error", "rate_limit_error", "overloaded_error")
 APIS = (
-    Api("/v1/chat/completions", {"messages": [SAID], "max_tokens": LONG}, "[DONE]", wide=LOGPROBS),
+    Api("/v1/chat/completions", {"messages": [SAID]}, "max_tokens", "[DONE]", wide=LOGPROBS),
     Api(
         "/v1/responses",
-        {"input": "hi", "max_output_tokens": LONG},
+        {"input": "hi"},
+        "max_output_tokens",
         "event: response.incomplete",
         wide={"top_logprobs": 5},
     ),
-    Api("/v1/messages", {"messages": [SAID], "max_tokens": LONG}, "event: message_stop", kinds=ANTHROPIC),
-    Api("/api/chat", {"messages": [SAID], "options": OPTIONS}, **OLLAMA),
-    Api("/api/generate", {"prompt": "hi", "options": OPTIONS}, **OLLAMA),
+    Api("/v1/messages", {"messages": [SAID]}, "max_tokens", "event: message_stop", kinds=ANTHROPIC),
+    Api("/api/chat", {"messages": [SAID]}, **OLLAMA),
+    Api("/api/generate", {"prompt": "hi"}, **OLLAMA),
 )
 EVERY = pytest.mark.parametrize("api", APIS, ids=lambda api: api.path)
 BOTH = pytest.mark.parametrize("stream", [True, False])
 
 
 def _ask(served: Served, api: Api, **more: Any) -> asyncio.Task[httpx2.Response]:
-    body = {"model": "toy", **api.body, **more}
+    body = {"model": "toy", **api.body(), **more}
     return asyncio.create_task(served.http.post(api.path, json=body))
 
 
@@ -85,7 +94,7 @@ async def _serve(serve: Serve, *, step_s: float = 0.0, **options: Any) -> Served
 @EVERY
 async def test_a_stream_comes_to_its_end(serve: Serve, api: Api) -> None:
     served = await _serve(serve)
-    response = await _ask(served, api, stream=True)
+    response = await _ask(served, api, stream=True, **api.body(SHORT))
     assert (response.status_code, response.text.count(api.last)) == (200, 1)
 
 
@@ -93,7 +102,7 @@ async def test_a_stream_comes_to_its_end(serve: Serve, api: Api) -> None:
 async def test_a_stream_that_waits_says_so_in_its_form(serve: Serve, api: Api) -> None:
     served = await _serve(serve, limits={"beat_s": 0.01}, wait=30.0)
     served.swarm.store.remove("a")
-    body = {"model": "toy", **api.body, "stream": True}
+    body = {"model": "toy", **api.body(SHORT), "stream": True}
     async with served.http.stream("POST", api.path, json=body) as response:
         lines = response.aiter_lines()
         assert (await anext(lines)) in (": waiting", "event: ping", OLLAMA_PULSE)
@@ -180,7 +189,7 @@ async def test_who_does_not_read_is_given_up(serve: Serve, api: Api) -> None:
     """Of the other, all events together fit into the buffers."""
     # Small buffers, so that an answer of the toy's context fills them.
     served = await _serve(serve, limits={"stall_s": 0.3}, send_buffer=4096)
-    body = json.dumps({"model": "toy", **api.body, **api.wide, "stream": True})
+    body = json.dumps({"model": "toy", **api.body(), **api.wide, "stream": True})
     head = f"POST {api.path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     loop = asyncio.get_running_loop()
     with socket.socket() as raw:
