@@ -38,6 +38,7 @@ from tests.doubles.toy_model import (
     expected,
     run_block,
 )
+from tests.doubles.virtual_time import now
 
 __all__ = [
     "BOS",
@@ -127,7 +128,7 @@ class FakeSwarm:
 
     def router(self, **options: Any) -> Router:
         directory = MemoryDirectory(self.store)
-        return Router(directory, MODEL, BOUNDARIES, NONE.row_bytes, **{"salt": "", **options})
+        return Router(directory, MODEL, BOUNDARIES, NONE.row_bytes, **{"salt": "", "clock": now, **options})
 
     def client(
         self,

@@ -8,26 +8,38 @@ import time
 import numpy as np
 import pytest
 
+from swarm_node.client.decoding import head_batch
+from swarm_node.client.decoding.head_batch import HeadBatcher
 from tests.client.gateway.gateway_case import Serve, text_of
 from tests.doubles.fake_swarm import expected
 
 STREAMS, TOKENS = 16, 12
-HEAD_S = 0.002
+
+
+class PatientHead:
+    """In place of ``head.logits``: a call ends when all who could share the next one wait for it, so that
+    how many share one is no matter of the machine's speed."""
+
+    def __init__(self, heads: HeadBatcher) -> None:
+        self._heads, self._logits = heads, heads._head.logits
+        self._all_have_begun = False
+
+    def logits(self, hidden: np.ndarray) -> np.ndarray:
+        until = time.monotonic() + 60
+        while self._heads._in_thread < (self._heads._generations if self._all_have_begun else STREAMS):
+            assert time.monotonic() < until, "who is it that never comes?"
+            time.sleep(0.0005)
+        self._all_have_begun = True
+        return self._logits(hidden)
 
 
 async def test_sixteen_streams_say_what_each_says_alone(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(head_batch, "LONGEST_INLINE_S", 0.0)
     served = await serve(a="0-2", b="3-5", latency=0.001, speculate="off")
-    head = served.model._heads._head
-    compute = head.logits
-
-    def as_slow_as_a_real_one(hidden: np.ndarray) -> np.ndarray:
-        """The toy's takes 0.03 ms: what waits meanwhile would be a matter of the scheduler."""
-        time.sleep(HEAD_S)
-        return compute(hidden)
-
-    monkeypatch.setattr(head, "logits", as_slow_as_a_real_one)
+    heads = served.model._heads
+    monkeypatch.setattr(heads._head, "logits", PatientHead(heads).logits)
     prompts = [f"prompt number {number}" for number in range(STREAMS)]
 
     async def ask(prompt: str) -> tuple[str, int]:
@@ -49,7 +61,6 @@ async def test_sixteen_streams_say_what_each_says_alone(
     together = await asyncio.gather(*map(ask, prompts))
     alone = [text_of(expected(served.model.tokenizer.encode(prompt), TOKENS)) for prompt in prompts]
     assert together == [(text, TOKENS) for text in alone]
-    heads = served.model._heads
     assert heads.rows >= 4 * heads.calls  # two cohorts of eight, but for the beginning and the end
     assert await ask(prompts[3]) == together[3]
 

@@ -8,8 +8,7 @@ import pytest
 
 from swarm_node.client.generation import Generation
 from tests.doubles.fake_swarm import BOS, FakeSwarm, expected
-
-pytestmark = pytest.mark.slow
+from tests.doubles.virtual_time import in_virtual_time
 
 PROMPT = [BOS, 3, 5]
 LIE_S = 0.04
@@ -51,6 +50,7 @@ def _route(answer: Generation) -> list[str]:
     return [hop.peer_id for hop in answer.route.hops]
 
 
+@in_virtual_time
 async def test_one_that_says_microseconds_and_takes_long_is_left_within_an_answer() -> None:
     swarm = await _swarm(x="0-5", a="0-5")
     first, second = await _answer(swarm)
@@ -60,6 +60,7 @@ async def test_one_that_says_microseconds_and_takes_long_is_left_within_an_answe
     assert len(swarm.nodes["x"].steps) < TOKENS
 
 
+@in_virtual_time
 async def test_nobody_is_left_for_what_another_says_of_it() -> None:
     """The last hop of a chain could write into the times of those before it: no more than a step took."""
     swarm = await _swarm(a="0-2", b="0-2", c="3-5")
@@ -69,6 +70,7 @@ async def test_nobody_is_left_for_what_another_says_of_it() -> None:
     assert not first.repaired
 
 
+@in_virtual_time
 async def test_a_slow_one_stays_where_nobody_is_faster() -> None:
     for spans in ({"x": "0-5", "xx": "0-5"}, {"x": "0-2", "a": "3-5"}):
         async with (await _swarm(**spans)).client() as model:
@@ -76,12 +78,14 @@ async def test_a_slow_one_stays_where_nobody_is_faster() -> None:
         assert not answer.repaired
 
 
+@in_virtual_time
 async def test_honest_hops_are_neither_left_nor_taken_apart() -> None:
     swarm = await _swarm(a="0-2", b="3-5", c="0-2", d="3-5")
     assert not [answer.repaired for answer in await _answer(swarm) if answer.repaired]
     assert sum(len(node.replays) for node in swarm.nodes.values()) == 0
 
 
+@in_virtual_time
 async def test_in_a_chain_the_one_that_takes_long_is_found_and_the_others_are_chained_again() -> None:
     swarm = await _swarm(x="0-1", a="0-1", b="2-3", c="4-5")
     swarm.announce("a", decode_ms_per_block=3.0, prefill_tokens_per_s=1e4)
