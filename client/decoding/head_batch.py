@@ -46,6 +46,8 @@ PATIENCE = 3.0
 LONGEST_INLINE_S = 0.005
 """Usual time of a call up to which a lone generation computes it in the event loop; the thread's detour costs
 some 0.03 ms, and a loop that is blocked for longer serves its other users badly."""
+MOST_INLINE = 1
+"""Generations up to which the event loop computes for itself: only several gain from sharing calls."""
 NEWEST_WEIGHT = 0.1
 """The weight of a new call in the moving average of their times."""
 
@@ -167,7 +169,8 @@ class HeadBatcher:
         if self._closed:
             raise StreamClosedError("the client is closed")
         request = _Request(hidden, sampler, draft, branches)
-        if self._generations <= 1 and not self._in_thread and self._usual_s < LONGEST_INLINE_S:
+        alone = self._generations <= MOST_INLINE and not self._in_thread
+        if alone and self._usual_s < LONGEST_INLINE_S:
             self._compute([request])
             return request.chosen()
         if self._thread is None:

@@ -10,6 +10,7 @@ import functools
 import selectors
 import sys
 from collections.abc import Callable, Coroutine
+from types import ModuleType
 from typing import Any, TypeVar
 
 import pytest
@@ -23,6 +24,8 @@ T = TypeVar("T")
 TICK_S = 1e-9
 """Even where nothing is waited for, this many seconds pass from one turn of the loop to the next: a remainder
 too small to be added to the time must not be waited for again and again."""
+THREAD_S = 10.0
+"""Where no timer is left, a thread may still have something for the loop, within this many real seconds."""
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -49,19 +52,28 @@ class _Selector(selectors.SelectSelector):
 
     def select(self, timeout: float | None = None) -> Any:
         if timeout is None:
+            if events := super().select(THREAD_S):
+                return events
             raise AssertionError("nothing will ever happen any more")
         self._of.now += max(TICK_S, timeout)
-        return super().select(0)
+        return super().select(0) if timeout > 0 else []
+
+
+@functools.lru_cache(1)
+def _with_clocks(loaded: int) -> list[ModuleType]:
+    """Those of swarm_node that look at a clock, once ``loaded`` modules are there."""
+    ours = [module for name, module in list(sys.modules.items()) if name.startswith("swarm_node.")]
+    return [module for module in ours if hasattr(module, "perf_counter")]
 
 
 def run(monkeypatch: pytest.MonkeyPatch, work: Coroutine[Any, Any, T], loop: VirtualLoop | None = None) -> T:
     """The result of ``work``, with the loop's clock in place of ``perf_counter`` in all of swarm_node."""
     loop = loop or VirtualLoop()
-    for name, module in list(sys.modules.items()):
-        if name.startswith("swarm_node.") and hasattr(module, "perf_counter"):
-            monkeypatch.setattr(module, "perf_counter", loop.time)
+    for module in _with_clocks(len(sys.modules)):
+        monkeypatch.setattr(module, "perf_counter", loop.time)
     monkeypatch.setattr(link, "wall_clock", loop.time)
-    monkeypatch.setattr(head_batch, "LONGEST_INLINE_S", float("inf"))
+    for bound in ("LONGEST_INLINE_S", "MOST_INLINE"):
+        monkeypatch.setattr(head_batch, bound, float("inf"))
     monkeypatch.setattr(native, "warm_up", lambda: None)
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         return runner.run(work)
