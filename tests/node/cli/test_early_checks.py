@@ -2,31 +2,67 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import select
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 HEAVY = ("numpy", "torch", "tokenizers", "hivemind", "uvicorn", "prompt_toolkit")
 PROGRAM = f"""
-import sys
+import json, os, sys
 from swarm_node.node.cli.main import main
-code = main(sys.argv[1:])
-heavy = [name for name in {HEAVY} if name in sys.modules]
-sys.exit(f"imported {{heavy}}" if heavy else code)
+for line in sys.stdin.buffer:
+    words, files = json.loads(line)
+    if not (child := os.fork()):
+        for number, file in enumerate(files):
+            os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), number)
+        try:
+            code = main(words)
+            if heavy := [name for name in {HEAVY} if name in sys.modules]:
+                sys.exit(f"imported {{heavy}}")
+            sys.exit(code)
+        except SystemExit as error:
+            if isinstance(error.code, str):
+                print(error.code, file=sys.stderr)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(error.code if isinstance(error.code, int) else bool(error.code))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+"""Runs each command that it is asked for in a fork of itself, which has what the command line imports, and
+nothing that another command imported."""
+TIMEOUT_S = 60.0
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", PROGRAM, *words], capture_output=True, text=True, timeout=60)
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    folder = tmp_path_factory.mktemp("streams")
+    numbers = itertools.count()
+
+    def run_words(*words: str) -> subprocess.CompletedProcess[str]:
+        files = [folder / f"{next(numbers)}" for _ in range(3)]
+        runner.stdin.write(json.dumps([words, list(map(str, files))]).encode() + b"\n")
+        assert select.select([runner.stdout], [], [], TIMEOUT_S)[0], words
+        code = int(runner.stdout.readline())
+        return subprocess.CompletedProcess(words, code, files[1].read_text(), files[2].read_text())
+
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], **pipes) as runner:
+        yield run_words
 
 
 @pytest.mark.parametrize(
     "command", [["generate", "hi"], ["chat"], ["gateway"], ["status"], ["serve"], ["run", "m"], ["pull", "m"]]
 )
-def test_addresses_invites_and_keys(command: list[str], tmp_path: Path) -> None:
+def test_addresses_invites_and_keys(run: Run, command: list[str], tmp_path: Path) -> None:
     for words, message in (
         (["--initial-peers", "192.0.2.1"], "is not a multiaddress"),
         (["--join", "swn1nothing"], "invite"),
@@ -38,7 +74,7 @@ def test_addresses_invites_and_keys(command: list[str], tmp_path: Path) -> None:
         assert message in done.stderr
 
 
-def test_an_invite_to_pass_on_makes_no_key(tmp_path: Path) -> None:
+def test_an_invite_to_pass_on_makes_no_key(run: Run, tmp_path: Path) -> None:
     key = tmp_path / "new.key"
     done = run("invite", "--swarm-key", str(key), "--join", str(tmp_path / "no-invite"))
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 2), done.stderr
@@ -55,7 +91,7 @@ def test_an_invite_to_pass_on_makes_no_key(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("text", [None, "{", "\udcff"])
 def test_a_file_that_is_missing_or_broken(
-    tmp_path: Path, words: list[str], message: str, text: str | None
+    run: Run, tmp_path: Path, words: list[str], message: str, text: str | None
 ) -> None:
     file = tmp_path / "file.json"
     if text is not None:
@@ -70,7 +106,7 @@ def test_a_file_that_is_missing_or_broken(
     [(command, option) for command in ("serve", "bootstrap") for option in ("--port", "--metrics")]
     + [("serve", "--dashboard")],
 )
-def test_a_port_that_is_taken(command: str, option: str) -> None:
+def test_a_port_that_is_taken(run: Run, command: str, option: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -81,7 +117,7 @@ def test_a_port_that_is_taken(command: str, option: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["gateway", "dashboard"])
-def test_what_serves_http(command: str, tmp_path: Path) -> None:
+def test_what_serves_http(run: Run, command: str, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -95,14 +131,14 @@ def test_what_serves_http(command: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["serve", "bootstrap", "gateway"])
-def test_keys_of_who_reads_figures(command: str, tmp_path: Path) -> None:
+def test_keys_of_who_reads_figures(run: Run, command: str, tmp_path: Path) -> None:
     done = run(command, "--port", "0", "--metrics-key-file", str(tmp_path / "keys"))
     assert done.returncode == 2, done.stderr
     assert "the API keys in" in done.stderr
 
 
 @pytest.mark.parametrize("command", [["generate", "hi"], ["chat"], ["gateway", "--port", "0"], ["serve"]])
-def test_a_path_at_which_there_is_no_model(command: list[str], tmp_path: Path) -> None:
+def test_a_path_at_which_there_is_no_model(run: Run, command: list[str], tmp_path: Path) -> None:
     (tmp_path / "model-q4.gguf").touch()
     done = run(*command, "--model", str(tmp_path / "model-q5.gguf"))
     assert done.returncode == 3, done.stderr
@@ -110,6 +146,6 @@ def test_a_path_at_which_there_is_no_model(command: list[str], tmp_path: Path) -
     assert f"Did you mean '{tmp_path / 'model-q4.gguf'}'?" in done.stderr
 
 
-def test_a_wrong_word_and_help() -> None:
+def test_a_wrong_word_and_help(run: Run) -> None:
     assert run("generate", "--no-such-option", "hi").returncode == 2
     assert run("--help").returncode == 0

@@ -1,16 +1,16 @@
 """Random clients on a small engine, and what each of their sessions would have got alone.
 
 Each schedule is a few clients that generate greedily over a random tiny model and head. What they sent and
-got is recorded, and replayed afterwards session by session, without an engine, each in KV memory of its own.
-The plain torch path and MLX must agree to float32 rounding, the native kernels and the plain path with
-``deterministic`` bit for bit.
+got is recorded, and replayed afterwards session by session, without an engine, in KV memory of its own and
+in as few pieces as it can be. The plain torch path and MLX must agree to float32 rounding, the native kernels
+and the plain path with ``deterministic`` bit for bit.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from time import perf_counter_ns
@@ -324,26 +324,41 @@ def greedy(rows: np.ndarray) -> int:
 
 
 class Alone:
-    """One session without an engine: memory of its own, one piece at a time."""
+    """One session after the other without an engine, in memory of their own."""
 
     def __init__(self, model: SpanBackend[Any], span: Span) -> None:
         self.model, self.span = model, span
         self.memory = OwnMemory(model, "float32", LONGEST_OF_WINDOWS + 8, states=14)  # a page each
         self.tokens: list[int] = []
+        self.out = np.empty((0, HIDDEN), np.float32)
 
-    def rows(self, tokens: list[int], count: int) -> np.ndarray:
-        """The last ``count`` rows of ``tokens``."""
-        same = 0
-        for ours, theirs in zip(self.tokens, tokens, strict=False):
-            if ours != theirs:
-                break
-            same += 1
-        start = min(same, len(tokens) - max(1, count))
+    def rows(self, tokens: list[int], records: Sequence[Record]) -> list[np.ndarray]:
+        """What each of ``records``, all of beginnings of ``tokens``, should have got. What is new is computed
+        in one piece."""
+        start = 0
+        while start < min(len(self.tokens), len(tokens)) and self.tokens[start] == tokens[start]:
+            start += 1
         start = self.memory.start(start)
-        piece = self.memory.slice(start, len(tokens) - start)
-        out = self.model.forward(EMBEDDING[tokens[start:]], [piece], self.memory.pool, self.span)
-        self.tokens = list(tokens)
-        return out[len(out) - count :]
+        if start < len(tokens):
+            piece = self.memory.slice(start, len(tokens) - start)
+            fresh = self.model.forward(EMBEDDING[tokens[start:]], [piece], self.memory.pool, self.span)
+            self.tokens, self.out = list(tokens), np.concatenate([self.out[:start], fresh])
+        return [self.out[len(each.tokens) - len(each.rows) : len(each.tokens)] for each in records]
+
+
+def by_longest(records: Sequence[Record]) -> Iterator[tuple[list[int], list[Record]]]:
+    """Records whose tokens begin those of the last of them, which come first; each record is in one group.
+    Groups that begin alike follow each other, so that no beginning is computed twice."""
+    group: list[Record] = []
+    longest: list[int] = []
+    for record in sorted(records, key=lambda each: each.tokens):
+        if record.tokens[: len(longest)] != longest:
+            yield longest, group
+            group = []
+        group.append(record)
+        longest = record.tokens
+    if group:
+        yield longest, group
 
 
 async def run_schedule(
@@ -393,20 +408,24 @@ async def run_schedule(
 def check(model: SpanBackend[Any], logs: list[Log], *, exact: bool) -> int:
     """Every row and every greedy choice against the session alone; returns how many rows there were."""
     seen = 0
-    for log in logs:
-        alone = Alone(model, log.span)
-        for record in log.records:
-            wanted = alone.rows(record.tokens, len(record.rows))
-            if exact:
-                assert np.array_equal(record.rows, wanted)
-            else:
-                np.testing.assert_allclose(record.rows, wanted, atol=1e-4, rtol=1e-4)
-                logits = wanted @ HEAD.T
-                chosen = (record.rows @ HEAD.T).argmax(-1, keepdims=True)
-                margin = logits.max(-1) - np.take_along_axis(logits, chosen, -1)[:, 0]
-                assert (margin < NEAR_TIE).all()
-            seen += len(record.rows)
+    for span in {log.span for log in logs}:
+        alone = Alone(model, span)
+        for tokens, records in by_longest([each for log in logs if log.span == span for each in log.records]):
+            for record, wanted in zip(records, alone.rows(tokens, records), strict=True):
+                check_rows(record.rows, wanted, exact=exact)
+                seen += len(wanted)
     return seen
+
+
+def check_rows(rows: np.ndarray, wanted: np.ndarray, *, exact: bool) -> None:
+    if exact:
+        assert np.array_equal(rows, wanted)
+        return
+    np.testing.assert_allclose(rows, wanted, atol=1e-4, rtol=1e-4)
+    logits = wanted @ HEAD.T
+    chosen = (rows @ HEAD.T).argmax(-1, keepdims=True)
+    margin = logits.max(-1) - np.take_along_axis(logits, chosen, -1)[:, 0]
+    assert (margin < NEAR_TIE).all()
 
 
 def check_books(engine: Engine) -> None:

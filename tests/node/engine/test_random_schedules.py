@@ -92,15 +92,15 @@ async def test_schedules_with_deterministic_kernels(tiny_span, options):
     assert rows > 100
 
 
-@pytest.mark.parametrize("kernels", ["native", "torch"])
-async def test_schedules_with_windows(tiny_dir, kernels):
+@pytest.mark.parametrize(("kernels", "schedules"), [("native", 8), ("torch", 4)])
+async def test_schedules_with_windows(tiny_dir, kernels, schedules):
     """Blocks that see 20 tokens, those of a chunk of 24, and all, in pools that do not hold all pages."""
     with open_checkpoint(str(tiny_dir)) as checkpoint:
         checkpoint.config = with_windows(checkpoint.config)
         options = LoadOptions(dtype="float32", quantize="none", kernels=kernels, deterministic=True)
         model = load_backend(checkpoint, Span(0, 4), options)
     rows = lost = 0
-    for number in _numbers(3000, 8):
+    for number in _numbers(3000, schedules):
         logs, engine = await run_schedule(model, number, LONGEST_OF_WINDOWS)
         rows += check(model, logs, exact=True)
         lost += sum(log.lost for log in logs)

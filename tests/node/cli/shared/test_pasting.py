@@ -150,8 +150,9 @@ def test_every_command_in_a_message_is_one() -> None:
         for command in COMMAND.findall(text)
     ]
     assert len(found) >= 30
+    parser = build_parser()
     for path, command in found:
         assert "…" not in command, path
         assert "{" not in command, f"{path}: `{command}` may not be one word where it is pasted"
         words = shlex.split(command.replace("ADDR", ADDR))[1:]
-        assert build_parser().parse_args(words).command == words[0], path
+        assert parser.parse_args(words).command == words[0], path
