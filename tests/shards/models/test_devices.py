@@ -142,42 +142,55 @@ from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.types import Span
 import swarm_node.client.hf as hf
 checkpoint = open_checkpoint(sys.argv[1])
-options = LoadOptions(**eval(sys.argv[2]))
-for load in (lambda: load_client_model(checkpoint, options),
-             lambda: load_backend(checkpoint, Span(0, 1), options),
-             lambda: hf.SwarmCache):
-    try:
-        load()
-        print("loaded")
-    except UsageError as error:
-        print(error.message, error.hint, sep=" | ")
+for options in map(eval, sys.argv[2:]):
+    options = LoadOptions(**options)
+    for load in (lambda: load_client_model(checkpoint, options),
+                 lambda: load_backend(checkpoint, Span(0, 1), options),
+                 lambda: hf.SwarmCache):
+        try:
+            load()
+            print("loaded")
+        except UsageError as error:
+            print(error.message, error.hint, sep=" | ")
 """
 
 
 @pytest.mark.parametrize(
-    ("options", "native", "needs", "instead"),
+    ("native", "wanted"),
     [
-        ({}, "", "", ""),
-        ({"kernels": "torch"}, "", "--kernels torch needs torch", "Use --kernels auto"),
-        ({"device": "cuda"}, "", "device 'cuda' needs torch", "--device cpu"),
-        ({"dtype": "bfloat16", "quantize": "none"}, "", "--dtype bfloat16", "--dtype auto"),
-        ({}, "0", "without our C kernels (turned off by SWARM_NODE_NATIVE=0) needs torch", '".[compiler]"'),
+        (
+            "",
+            [
+                ({}, "", ""),
+                ({"kernels": "torch"}, "--kernels torch needs torch", "Use --kernels auto"),
+                ({"device": "cuda"}, "device 'cuda' needs torch", "--device cpu"),
+                ({"dtype": "bfloat16", "quantize": "none"}, "--dtype bfloat16", "--dtype auto"),
+            ],
+        ),
+        ("0", [({}, "without our C kernels (turned off by SWARM_NODE_NATIVE=0) needs torch", ".[compiler]")]),
     ],
+    ids=["with our kernels", "without"],
 )
 def test_without_torch_an_error_says_what_needs_it_and_what_to_do(
-    gguf_llama: Callable[[], Path], options: dict[str, str], native: str, needs: str, instead: str
+    gguf_llama: Callable[[], Path], native: str, wanted: list[tuple[dict[str, str], str, str]]
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, str(gguf_llama()), repr(options)],
+        [
+            sys.executable,
+            "-c",
+            WITHOUT_TORCH,
+            str(gguf_llama()),
+            *(repr(options) for options, _, _ in wanted),
+        ],
         env={**os.environ, **({"SWARM_NODE_NATIVE": native} if native else {})},
         capture_output=True,
         text=True,
         check=True,
     )
-    client, node, hf = done.stdout.splitlines()
-    assert hf.startswith("SwarmCache needs torch")
-    assert "SwarmModel" in hf
-    for line in (client, node):
-        assert (
-            line == "loaded" if not needs else needs in line and instead in line and "install torch" in line
-        )
+    said = iter(done.stdout.splitlines())
+    for (options, needs, instead), client, node, hf in zip(wanted, said, said, said, strict=True):
+        assert hf.startswith("SwarmCache needs torch")
+        assert "SwarmModel" in hf
+        for line in (client, node):
+            as_wanted = needs in line and instead in line and "install torch" in line
+            assert as_wanted if needs else line == "loaded", options

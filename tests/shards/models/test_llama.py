@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -69,12 +70,7 @@ class Pair:
 
     def want(self, ids: Sequence[int], pieces: Sequence[int]) -> Tensor:
         """transformers' logits, with its own cache, fed in ``pieces`` tokens at a time."""
-        cache, logits = DynamicCache(config=self.theirs.config), []
-        with torch.inference_mode():
-            for start, stop in pairwise(edges(pieces)):
-                out = self.theirs(torch.tensor([ids[start:stop]]), past_key_values=cache, use_cache=True)
-                logits.append(out.logits[0])
-        return torch.cat(logits)
+        return _wanted(self.theirs, (*ids,), (*pieces,))
 
     def hops(self, cut: Sequence[int]) -> list[Any]:
         return [self.sessions(self.load(Span(start, stop))) for start, stop in pairwise(cut)]
@@ -94,6 +90,16 @@ class Pair:
     def got(self, ids: Sequence[int], pieces: Sequence[int], cut: Sequence[int]) -> Tensor:
         hops = self.hops(cut)
         return torch.cat([self.step(hops, ids[a:b]) for a, b in pairwise(edges(pieces))])
+
+
+@cache
+def _wanted(model: LlamaForCausalLM, ids: tuple[int, ...], pieces: tuple[int, ...]) -> Tensor:
+    kept, logits = DynamicCache(config=model.config), []
+    with torch.inference_mode():
+        for start, stop in pairwise(edges(pieces)):
+            out = model(torch.tensor([ids[start:stop]]), past_key_values=kept, use_cache=True)
+            logits.append(out.logits[0])
+    return torch.cat(logits)
 
 
 def edges(pieces: Sequence[int]) -> list[int]:
@@ -127,15 +133,26 @@ def write(directory: Path, **changes: Any) -> LlamaForCausalLM:
     return model
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[LlamaForCausalLM, Path]]:
+    """Each of MODELS, written once for all kernels."""
+
+    @cache
+    def model(name: str) -> tuple[LlamaForCausalLM, Path]:
+        directory = tmp_path_factory.mktemp(name)
+        return write(directory, **MODELS[name]), directory
+
+    return model
+
+
 @pytest.fixture(
     scope="module", params=[(name, kernels) for name in MODELS for kernels in KERNELS], ids="-".join
 )
 def pair(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, sessions: Callable[..., Any]
+    request: pytest.FixtureRequest, written: Callable[[str], Any], sessions: Callable[..., Any]
 ) -> Iterator[Pair]:
     name, kernels = request.param
-    directory = tmp_path_factory.mktemp(name)
-    theirs = write(directory, **MODELS[name])
+    theirs, directory = written(name)
     options = LoadOptions(dtype="float32", quantize="none", kernels=kernels)
     checkpoint = open_checkpoint(str(directory))
     loaded: dict[Span, SpanBackend[Any]] = {}
