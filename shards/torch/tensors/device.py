@@ -47,7 +47,13 @@ class Target:
         """``function`` of rows (T, ...), in which each is computed by itself if ``rowwise``."""
         if not self.rowwise:
             return function
-        return lambda x: torch.cat([function(row.contiguous()) for row in x.split(1)])
+
+        def each(x: Tensor) -> Tensor:
+            if len(x) == 1:  # a session that decodes
+                return function(x.contiguous())
+            return torch.cat([function(row.contiguous()) for row in x.split(1)])
+
+        return each
 
 
 def memory_left(index: int) -> int:

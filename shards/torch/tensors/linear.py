@@ -283,9 +283,8 @@ class RowTiles:
         return self._linear.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
-        if not self._pad:
-            return torch.cat([self._linear(tile) for tile in x.split(PACKED_ROWS)])
-        return torch.cat([self._padded(tile) for tile in x.split(ROW_TILE)])
+        most, of_tile = (ROW_TILE, self._padded) if self._pad else (PACKED_ROWS, self._linear)
+        return of_tile(x) if len(x) <= most else torch.cat([of_tile(tile) for tile in x.split(most)])
 
     def _padded(self, x: Tensor) -> Tensor:
         count = x.shape[0]
