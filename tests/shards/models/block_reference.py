@@ -6,6 +6,7 @@ from __future__ import annotations
 from math import erf
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -46,6 +47,10 @@ def reference(
     return np.concatenate((out, beside), 1)
 
 
+_KNOWN: WeakKeyDictionary[Checkpoint, dict[str, Doubles]] = WeakKeyDictionary()
+"""What a checkpoint's tensors are, by their names."""
+
+
 class _Block:
     def __init__(
         self,
@@ -62,7 +67,7 @@ class _Block:
         self._number, self._made = number, made
         self._checkpoint, self._prefix = checkpoint, f"model.layers.{number}."
         self._settings, self._long = settings, long
-        self._known: dict[str, Doubles] = {}
+        self._known = _KNOWN.setdefault(checkpoint, {})
 
     def __call__(self, x: Doubles, beside: Doubles) -> Doubles:
         settings = self._settings
@@ -127,10 +132,9 @@ class _Block:
     # tensors
 
     def _tensor(self, name: str) -> Doubles:
-        if name not in self._known:
-            raw = self._checkpoint.tensor(self._prefix + name)
-            self._known[name] = raw.dequantize().astype(np.float64)
-        return self._known[name]
+        if (whole := self._prefix + name) not in self._known:
+            self._known[whole] = self._checkpoint.tensor(whole).dequantize().astype(np.float64)
+        return self._known[whole]
 
     def _linear(self, name: str, x: Doubles) -> Doubles:
         out = x @ self._tensor(f"{name}.weight").T
@@ -348,13 +352,18 @@ class _Block:
         logits = self._linear("mlp.router", routed)
         read = self._linear("mlp.latent_in_proj", normed) if experts.latent else normed
         out = np.zeros(read.shape)
+        weights = np.zeros((len(logits), experts.count))
         for row, outputs in enumerate(logits):
             for expert, weight in self._choose(experts, outputs):
-                name, rows = f"mlp.experts.{expert}", read[row : row + 1]
-                if router.scale_input:
-                    out[row] += self._mlp(name, experts.mlp, rows * weight)[0]
-                else:
-                    out[row] += self._mlp(name, experts.mlp, rows)[0] * weight
+                weights[row, expert] = weight
+        for expert in range(experts.count):
+            if not (of := weights[:, expert] != 0).any():
+                continue
+            weight = weights[of, expert : expert + 1]
+            if router.scale_input:
+                out[of] += self._mlp(f"mlp.experts.{expert}", experts.mlp, read[of] * weight)
+            else:
+                out[of] += self._mlp(f"mlp.experts.{expert}", experts.mlp, read[of]) * weight
         if experts.latent:
             out = self._linear("mlp.latent_out_proj", out)
         if experts.shared is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -74,12 +75,18 @@ def fed(sessions: MakeSessions, model: NativeSpan, **options: Any) -> list[torch
     return [torch.cat(parts) for parts in out]
 
 
+@lru_cache(maxsize=len(ALL))
+def in_float64(blocks: Blocks, long: bool) -> list[np.ndarray]:
+    """What ``fed`` should give."""
+    checkpoint, width = checkpoint_of(blocks), width_of(blocks)
+    return [reference(checkpoint, rows(session, width).numpy(), long=long) for session in range(len(LENGTHS))]
+
+
 def check_against_float64(
     sessions: MakeSessions, blocks: Blocks, *, threads: int, long: bool = False, most: float = 1e-5
 ) -> None:
     model = load(blocks, threads=threads)
-    for session, got in enumerate(fed(sessions, model, long=long)):
-        want = reference(checkpoint_of(blocks), rows(session, width_of(blocks)).numpy(), long=long)
+    for got, want in zip(fed(sessions, model, long=long), in_float64(blocks, long), strict=True):
         error = np.linalg.norm(got.numpy() - want, axis=1) / np.linalg.norm(want, axis=1)
         assert error.max() < most
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -73,10 +74,14 @@ def close(got: Tensor, want: np.ndarray, tolerance: float = TOLERANCE) -> None:
 ALL = CASES | STATES | OF_TORCH
 
 
+@cache
+def wanted(case: str) -> np.ndarray:
+    return reference(checkpoint_of(ALL[case]), inputs(width=width_of(ALL[case])).numpy())
+
+
 @pytest.mark.parametrize("case", ALL)
 def test_every_kind_of_block_in_ragged_chunks(sessions: Sessions, case: str) -> None:
-    want = reference(checkpoint_of(ALL[case]), inputs(width=width_of(ALL[case])).numpy())
-    close(fed_in_chunks(sessions, load(ALL[case])), want)
+    close(fed_in_chunks(sessions, load(ALL[case])), wanted(case))
 
 
 @pytest.mark.slow
@@ -86,12 +91,12 @@ def test_rowwise_a_row_has_the_same_bits_in_any_batch(sessions: Sessions, case: 
     alone = sessions(model, tokens=96, seed=3)
     x = inputs(width=width_of(ALL[case]))
     one_by_one = torch.cat([alone.forward(row) for row in x.split(1)])
-    close(one_by_one, reference(checkpoint_of(ALL[case]), x.numpy()))
+    close(one_by_one, wanted(case))
     assert torch.equal(fed_in_chunks(sessions, model), one_by_one)
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(block_configs() | blocks_with_states(), min_size=1, max_size=2), st.booleans())
 def test_any_block(sessions: Sessions, blocks: list[BlockConfig], deterministic: bool) -> None:
     """Also such as no model has."""
