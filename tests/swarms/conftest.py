@@ -32,7 +32,8 @@ def fork_server_mark() -> str:
 @pytest.fixture(scope="session")
 def fork_server(fork_server_mark: str) -> Iterator[ForkServer]:
     """Starts processes without importing torch anew for each."""
-    with ForkServer({"OMP_NUM_THREADS": "1", MARK: fork_server_mark}) as fork_server:
+    environment = {"OMP_NUM_THREADS": "1", MARK: fork_server_mark}
+    with ForkServer(environment, ["swarm_node.shards.torch.span"]) as fork_server:
         yield fork_server
 
 

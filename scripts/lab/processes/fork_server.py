@@ -23,6 +23,7 @@ import threading
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from typing import IO, Any, Self
 
 from .child import Child, ProcessFailedError, child_environment, launch_python, main_of
@@ -68,9 +69,10 @@ class ForkedProcess:
 
 
 class ForkServer:
-    """``launch`` starts processes; use as a context manager. ``environment`` is of all of them."""
+    """``launch`` starts processes; use as a context manager. ``environment`` is of all of them, and what
+    imports ``modules``, too, starts faster."""
 
-    def __init__(self, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, environment: dict[str, str] | None = None, modules: Sequence[str] = ()) -> None:
         self._lock = threading.Lock()
         self._running: dict[int, ForkedProcess] = {}
         self._early: dict[int, int] = {}  # exit status of those that ended before their pid was known
@@ -84,7 +86,7 @@ class ForkServer:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(theirs.fileno())],
+                [sys.executable, "-m", __name__, str(theirs.fileno()), *modules],
                 pass_fds=[theirs.fileno()],
                 env=child_environment(environment),
                 start_new_session=True,
@@ -186,9 +188,9 @@ class ForkServer:
 # Inside the fork server.
 
 
-def _serve(connection: socket.socket) -> None:
+def _serve(connection: socket.socket, modules: Sequence[str]) -> None:
     """Fork a process for each request until the other side is gone; then end those that are left."""
-    _import_everything()
+    _import_everything(modules)
     libc = ctypes.CDLL(None, use_errno=True)
     # Daemons that outlive their node are ours to reap, or to end.
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -227,8 +229,8 @@ def _serve(connection: socket.socket) -> None:
         connection.send(json.dumps({"pid": pid}).encode())
 
 
-def _import_everything() -> None:
-    """All that a node or a client imports, and nothing that starts a thread."""
+def _import_everything(modules: Sequence[str]) -> None:
+    """All that a node or a client imports, and ``modules``; nothing that starts a thread."""
     from .. import skewed_clock
 
     skewed_clock.install()
@@ -240,6 +242,8 @@ def _import_everything() -> None:
 
     from .. import local_node  # noqa: F401
 
+    for module in modules:
+        import_module(module)
     gc.collect()
     gc.freeze()  # pages of what is never freed stay shared
 
@@ -289,4 +293,4 @@ def _become(request: dict[str, Any], descriptors: Sequence[int]) -> None:
 
 
 if __name__ == "__main__":
-    _serve(socket.socket(fileno=int(sys.argv[1])))
+    _serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
