@@ -23,8 +23,8 @@ PREFILL_TOKENS = MEASURED_CONTEXT
 """Rows of a measured prompt chunk: enough for the kernels that prefill uses, a fraction of a second on a
 CPU."""
 LONG_TOKENS = 8192
-"""Tokens of the context with which the growth is measured. Its keys and values are those of the prompt, over
-and over, and one block's for all blocks: some megabytes, and no time to compute them."""
+"""Tokens of the context with which the growth is measured. Its keys and values are those of a page, over and
+over, and one block's for all blocks: some megabytes, and no time to compute them."""
 DECODE_SECONDS = 0.2
 PREFILL_SECONDS = 0.3
 GROWTH_SECONDS = 0.4
@@ -93,8 +93,8 @@ def _growth(
     if 0 not in reaches or long < 2 * short:
         return 0.0
     memory = OwnMemory(model, kv_dtype, long + 1, shared=True)
-    model.forward(prompt, [memory.slice(0, len(prompt))], memory.pool)
-    memory.repeat(len(prompt) // PAGE_TOKENS)
+    model.forward(prompt[:PAGE_TOKENS], [memory.slice(0, PAGE_TOKENS)], memory.pool)
+    memory.repeat(1)
 
     def decode(tokens: int) -> float:
         began = clock()
