@@ -28,13 +28,17 @@ from rich.table import Table
 
 from ..command_line import add_json, console, positive, run_and_report, script_parser, without_problems
 from ..local_swarm import LocalSwarm, split_evenly
-from ..processes.worker import Worker, run_in_process, workers
+from ..processes.fork_server import ForkServer
+from ..processes.worker import Worker, workers
 from ..prompts import BLOCKS, MODEL
 from ..tiny_model import BLOCKS as TINY_BLOCKS
+from ..tiny_model import HIDDEN as TINY_WIDTH
 from ..tiny_model import write_tiny_hybrid
 from .verdict import SLOPE_FROM_S, Sample, log_problems, node_problems, second_half_growth
 
 HYBRID = "tiny-hybrid"
+WIDTH = 576
+"""Of the other model's activations."""
 POLITE = 2
 """Processes of polite clients."""
 IDLE_SESSION_S = 4.0
@@ -53,6 +57,7 @@ class Soak:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._seconds = arguments.seconds or arguments.minutes * 60
+        self._least = arguments.least
         self._sample_s = min(arguments.sample_seconds, self._seconds / 8)
         self._rng = random.Random(arguments.seed)
         self._seed = arguments.seed
@@ -60,7 +65,7 @@ class Soak:
         self._killed = 0
         self._victim: Worker | None = None
         self._kill_at: float | None = None
-        self._asked: dict[str, Any] = {}  # the swarm, and its model
+        self._asked: dict[str, Any] = {}  # the swarm, its model, and how processes are started
         self.problems: list[str] = []
 
     def run(self) -> dict[str, Any]:
@@ -69,15 +74,22 @@ class Soak:
         spans = split_evenly(TINY_BLOCKS if self._hybrid else BLOCKS, 2)
         with (
             tempfile.TemporaryDirectory(prefix="swarm-soak-") as folder,
+            ForkServer() as fork_server,
             LocalSwarm(
                 model := str(write_tiny_hybrid(Path(folder)) if self._hybrid else MODEL),
                 spans,
                 serve_options=options,
                 overrides=overrides,
+                launch=fork_server.launch,
             ) as swarm,
         ):
-            self._asked = {"initial_peers": swarm.initial_peers, "model": model}
-            expected = run_in_process("scripts.lab.soak.polite:undisturbed_answers", **self._asked)
+            self._asked = {
+                "launch": fork_server.launch,
+                "initial_peers": swarm.initial_peers,
+                "model": model,
+            }
+            with workers("scripts.lab.soak.polite:undisturbed_answers", [self._asked]) as (first,):
+                expected = first.result()
             start = self._samples(swarm, 0.0)
             try:
                 samples, done = self._under_load(swarm, expected)
@@ -118,10 +130,12 @@ class Soak:
             for n in range(POLITE)
         ]
         nodes = [node.events[-1] for node in swarm.nodes]
+        width = TINY_WIDTH if self._hybrid else WIDTH
+        hostile = {"launch": self._asked["launch"], "nodes": nodes, "width": width, "seed": self._seed}
         samples: list[list[Sample]] = [[] for _ in swarm.nodes]
         with (
             workers("scripts.lab.soak.polite:polite_clients", polite) as friends,
-            workers("scripts.lab.soak.hostile:hostile_peer", [{"nodes": nodes, "seed": self._seed}]) as foes,
+            workers("scripts.lab.soak.hostile:hostile_peer", [hostile]) as foes,
         ):
             self._victim = Worker("scripts.lab.soak.polite:client_to_kill", **self._asked)
             for worker in [*friends, *foes, self._victim]:
@@ -129,12 +143,15 @@ class Soak:
             began = time.monotonic()
             self._kill_at = began + self._rng.uniform(*KILL_AFTER_S)
             next_sample = 0.0
-            while (at := time.monotonic() - began) < self._seconds:
+            did = [0, 0]  # by those that mean well, and by others
+            while (at := time.monotonic() - began) < self._seconds or min(did[0], did[1] / 2) < self._least:
                 if at >= next_sample:
                     next_sample = at + self._sample_s
                     for series, sample in zip(samples, self._samples(swarm, at), strict=True):
                         series.append(sample)
                 self._keep_killing(swarm)
+                for kind, each in enumerate((friends, foes)):
+                    did[kind] += sum(len(worker.take()) for worker in each)
                 for worker in [*friends, *foes]:
                     if not worker.is_running:
                         worker.result()  # raises what ended it
@@ -142,8 +159,8 @@ class Soak:
             for worker in [*friends, *foes]:
                 worker.order()
             results = [worker.result() for worker in friends]
-            hostile = foes[0].result()
-        return samples, self._count(results, hostile)
+            done = foes[0].result()
+        return samples, self._count(results, done)
 
     def _keep_killing(self, swarm: LocalSwarm) -> None:
         """Start a client, let it ask for a moment, kill it, start the next one."""
@@ -227,6 +244,13 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser = script_parser("soak", __doc__)
     parser.add_argument("--minutes", type=positive, default=30.0, help="default: %(default)s")
     parser.add_argument("--seconds", type=positive, help="instead of minutes")
+    parser.add_argument(
+        "--least",
+        type=int,
+        default=0,
+        metavar="N",
+        help="go on until polite clients have done N things, and hostile peers twice as many",
+    )
     parser.add_argument("--sample-seconds", type=positive, default=5.0, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=1, help="of what clients choose (default: %(default)s)")
     parser.add_argument(

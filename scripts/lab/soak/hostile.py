@@ -24,8 +24,6 @@ from ..processes.parent import next_order, tell
 AT_ONCE = 4
 HOLD_S = (0.05, 2.0)
 """How long a stream is left as it is, shortest and longest."""
-HIDDEN = 576
-"""Width of the model's activations."""
 STEP_TOKENS = 64
 NOT_NUMBERS = (float("nan"), float("inf"), -float("inf"), 3.0e38)
 
@@ -35,8 +33,8 @@ def hostile_peer(**options: Any) -> dict[str, int]:
     return uvloop.run(_hostile_peer(**options))
 
 
-async def _hostile_peer(*, nodes: Sequence[dict[str, Any]], seed: int) -> dict[str, int]:
-    peers = [HostilePeer(node, random.Random(seed + n)) for n, node in enumerate(nodes)]
+async def _hostile_peer(*, nodes: Sequence[dict[str, Any]], width: int, seed: int) -> dict[str, int]:
+    peers = [HostilePeer(node, width, random.Random(seed + n)) for n, node in enumerate(nodes)]
     tell("ready")
     async with asyncio.TaskGroup() as group:
         running = [group.create_task(peer.run()) for peer in peers]
@@ -47,12 +45,14 @@ async def _hostile_peer(*, nodes: Sequence[dict[str, Any]], seed: int) -> dict[s
 
 
 class HostilePeer:
-    """One identity and one target. ``node``: the event that said it is online."""
+    """One identity and one target. ``node``: the event that said it is online. ``width``: of the model's
+    activations."""
 
-    def __init__(self, node: dict[str, Any], rng: random.Random) -> None:
+    def __init__(self, node: dict[str, Any], width: int, rng: random.Random) -> None:
         self._peer_id: str = node["peer_id"]
         self._maddrs: list[str] = node["maddrs"]
         self._span = Span.parse(node["blocks"])
+        self._width = width
         self._rng = rng
         self._garbage = hostile_streams(rng, self._span)
         self._done: Counter[str] = Counter()
@@ -101,6 +101,7 @@ class HostilePeer:
         finally:
             stream.close()
             self._done[doing.__name__] += 1
+            tell("did")
 
     def _hold(self) -> float:
         return self._rng.uniform(*HOLD_S)
@@ -134,7 +135,7 @@ class HostilePeer:
         """Activations that are no numbers: they must not outlive their session in the KV cache."""
         session = self._rng.randbytes(16)
         value = struct.pack("<f", self._rng.choice(NOT_NUMBERS))
-        payload = value * (NONE.payload_bytes(STEP_TOKENS, HIDDEN) // 4)
+        payload = value * (NONE.payload_bytes(STEP_TOKENS, self._width) // 4)
         return to_bytes(HELLO, self._open(session, STEP_TOKENS), self._step(session, 0, STEP_TOKENS, payload))
 
     def hoard(self) -> bytes:
@@ -166,5 +167,5 @@ class HostilePeer:
             position=number * tokens,
             tokens=tokens,
             want=Want.ALL,
-            payload=payload or bytes(NONE.payload_bytes(tokens, HIDDEN)),
+            payload=payload or bytes(NONE.payload_bytes(tokens, self._width)),
         )

@@ -126,6 +126,7 @@ class PoliteClients:
                 self._errors[f"{doing.__name__}: {type(error).__name__}: {error}"] += 1
             else:
                 self._done[doing.__name__] += 1
+                tell("did")
 
     # What clients do.
 
