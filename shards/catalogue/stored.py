@@ -36,8 +36,14 @@ def manifest(config: ModelConfig, kind: str) -> dict[str, TensorInfo]:
     found = {
         name: _info(name, shape, _client_qtype(config, kind, name, shape)) for name, shape in shapes.items()
     }
-    for block in range(config.n_blocks):
-        found |= _block(config, block, kind)
+    known: dict[object, list[tuple[str, TensorInfo]]] = {}
+    for block, settings in enumerate(config.blocks):
+        key = (id(settings), _is_finer(block, config.n_blocks))
+        if key not in known:
+            known[key] = [(_own_name(name), info) for name, info in _block(config, block, kind).items()]
+        for own, info in known[key]:
+            name = f"model.layers.{block}.{own}"
+            found[name] = TensorInfo(name, info.shape, info.qtype, info.nbytes)
     return found
 
 
@@ -78,6 +84,11 @@ def _block(config: ModelConfig, block: int, kind: str) -> Mapping[str, TensorInf
     }
 
 
+def _own_name(name: str) -> str:
+    """Without ``model.layers.N``."""
+    return name.split(".", 3)[3]
+
+
 def _is_finer(block: int, blocks: int) -> bool:
     """Whether Q4_K_M holds more bits of this block, as of those of the first and the last eighth."""
     eighth = blocks // 8
@@ -89,7 +100,7 @@ def _block_qtype(kind: str, name: str, shape: tuple[int, ...], finer: bool) -> s
     if kind in MIXTURES:
         if not is_matrix or is_router or name.endswith(_TAPS):
             return "F32"
-        own = name.split(".", 3)[3]  # without model.layers.N
+        own = _own_name(name)
         is_fine = finer and (own in _FINER or (own.startswith("mlp.") and own.endswith("down_proj.weight")))
         return _fitting("Q6_K" if is_fine else "Q4_K", shape) if kind == "Q4_K_M" else _fitting(kind, shape)
     if kind == "MXFP4":

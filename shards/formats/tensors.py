@@ -8,7 +8,7 @@ from typing import Protocol
 
 from ...swarm.types import Span
 from .blocks.attention import AttentionConfig, IndexerConfig, LatentConfig
-from .blocks.block import LaurelConfig, SideConfig, StreamsConfig
+from .blocks.block import BlockConfig, LaurelConfig, SideConfig, StreamsConfig
 from .blocks.experts import ExpertsConfig
 from .blocks.mlp import MlpConfig
 from .blocks.norm import NormConfig
@@ -38,6 +38,9 @@ class TensorInfo:
     nbytes: int
 
 
+Shapes = dict[str, tuple[int, ...]]
+
+
 class TensorSource(Protocol):
     """One opened model file, or several: tensors under the names of ``block_tensors``."""
 
@@ -58,7 +61,11 @@ def block_tensors(config: ModelConfig, block: int) -> dict[str, tuple[int, ...]]
 
     A file of another family has other names, or several of these in one tensor; its reader shows them so.
     """
-    settings, hidden = config.blocks[block], config.hidden_size
+    return _in_block(block, _own_tensors(config.blocks[block], config.hidden_size))
+
+
+def _own_tensors(settings: BlockConfig, hidden: int) -> Shapes:
+    """Of a block, without ``model.layers.N``."""
     shapes = {
         **_norm("input_layernorm", settings.norm, hidden),
         **_attention(settings.attention, hidden, makes_kv=settings.kv_of is None),
@@ -74,10 +81,13 @@ def block_tensors(config: ModelConfig, block: int) -> dict[str, tuple[int, ...]]
     }
     if settings.scalar:
         shapes["scalar.weight"] = (1,)
+    return shapes
+
+
+def _in_block(block: int, shapes: Shapes) -> Shapes:
     return {f"model.layers.{block}.{name}": shape for name, shape in shapes.items()}
 
 
-Shapes = dict[str, tuple[int, ...]]
 NEXT_PROJECTION = "next.projection"
 NEXT_NORMS = ("next.embedding_norm", "next.hidden_norm", "next.norm")
 """Of a block that guesses further tokens, without ``.weight``: see ``NextConfig``."""
@@ -314,8 +324,11 @@ def client_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def model_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor of the model."""
     shapes = client_tensors(config)
-    for block in range(config.n_blocks):
-        shapes |= block_tensors(config, block)
+    known: dict[int, Shapes] = {}
+    for block, settings in enumerate(config.blocks):
+        if id(settings) not in known:  # most blocks of a model are alike, and some have hundreds of experts
+            known[id(settings)] = _own_tensors(settings, config.hidden_size)
+        shapes |= _in_block(block, known[id(settings)])
     return shapes
 
 
