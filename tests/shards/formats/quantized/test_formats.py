@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +58,43 @@ def with_values(folder: Path, values: dict[str, torch.Tensor], target: Path) -> 
     return model.eval()
 
 
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized model; the values that its numbers stand for; what transformers computes with them."""
+
+    folder: Path
+    values: dict[str, torch.Tensor]
+    tokens: torch.Tensor
+    wanted: torch.Tensor
+
+
+Quantize = Callable[[str], Quantized]
+
+
+@pytest.fixture(scope="module")
+def quantized_as(plain: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Quantize:
+    """``quantized_as(name)``: of QUANTIZERS, the model ``plain``. It is made once for all tests."""
+
+    @cache
+    def quantized(name: str) -> Quantized:
+        folder = tmp_path_factory.mktemp(f"{plain[0]}-{name}")
+        made, values = quantize_directory(plain[1], folder / "quantized", QUANTIZERS[name])
+        model = with_values(plain[1], values, folder / "values")
+        return Quantized(made, values, ids(model), logits(model))
+
+    return quantized
+
+
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_equals_the_model_with_those_values(
-    name: str, plain: tuple[str, Path], tmp_path: Path, sessions: Callable[..., Any]
+    name: str, plain: tuple[str, Path], quantized_as: Quantize, sessions: Callable[..., Any]
 ) -> None:
-    _, folder = plain
-    quantized, values = quantize_directory(folder, tmp_path / "quantized", QUANTIZERS[name])
-    model = with_values(folder, values, tmp_path / "values")
-    wanted = logits(model)
-    with open_checkpoint(str(quantized)) as checkpoint:
+    """Every executor is given the values that are compared here; so each quantizer meets two of the three,
+    one in each model."""
+    quantized = quantized_as(name)
+    values, wanted = quantized.values, quantized.wanted
+    turn = [*QUANTIZERS].index(name) + CASES.index(plain[0])
+    with open_checkpoint(str(quantized.folder)) as checkpoint:
         changed = [
             each for each in values if checkpoint.has(each) and checkpoint.manifest[each].qtype != "F32"
         ]
@@ -74,9 +104,9 @@ def test_equals_the_model_with_those_values(
             assert raw.qtype == info.qtype
             assert raw.nbytes == info.nbytes == raw.rows * row_bytes(raw.qtype, raw.cols)
             torch.testing.assert_close(torch.from_numpy(raw.dequantize()), values[each], rtol=1e-6, atol=0)
-        assert_close(computed(checkpoint, ids(model)), wanted)
-        for kind in EXECUTORS:
-            assert_close(through(checkpoint, ids(model), sessions, **kind), wanted)
+        assert_close(computed(checkpoint, quantized.tokens), wanted)
+        kind = EXECUTORS[turn % len(EXECUTORS)]
+        assert_close(through(checkpoint, quantized.tokens, sessions, **kind), wanted)
 
 
 @pytest.mark.parametrize(
@@ -106,22 +136,21 @@ def test_equals_the_model_with_those_values(
     ],
 )
 def test_kernels_hold_the_files_integers(
-    name: str, form: str, plain: tuple[str, Path], tmp_path: Path, sessions: Callable[..., Any]
+    name: str, form: str, quantized_as: Quantize, sessions: Callable[..., Any]
 ) -> None:
     """Without rounding: results are those of the file's values but for the rounding of activations."""
-    _, folder = plain
-    quantized, values = quantize_directory(folder, tmp_path / "quantized", QUANTIZERS[name])
-    model = with_values(folder, values, tmp_path / "values")
-    with open_checkpoint(str(quantized)) as checkpoint:
+    quantized = quantized_as(name)
+    tokens, wanted = quantized.tokens, quantized.wanted
+    with open_checkpoint(str(quantized.folder)) as checkpoint:
         options = LoadOptions(kernels="native")
         span = load_backend(checkpoint, Span(0, checkpoint.config.n_blocks), options)
         assert form in span.weights.split(" + ")
-        ours = through(checkpoint, ids(model), sessions, quantize="auto", kernels="native")
-        assert_close(ours, logits(model))
+        ours = through(checkpoint, tokens, sessions, quantize="auto", kernels="native")
+        assert_close(ours, wanted)
         on_mlx = load_backend(checkpoint, Span(0, checkpoint.config.n_blocks), LoadOptions(device="mlx"))
         own = "float32" if form.startswith("float8") or form.endswith("_16)") else form.partition(" ")[2]
         assert any(each.endswith(own) for each in on_mlx.weights.split(" + "))
-        assert_close(through(checkpoint, ids(model), sessions, quantize="auto", device="mlx"), logits(model))
+        assert_close(through(checkpoint, tokens, sessions, quantize="auto", device="mlx"), wanted)
 
 
 def test_floats_with_two_bits_of_fraction_are_those_of_torch() -> None:
@@ -132,9 +161,9 @@ def test_floats_with_two_bits_of_fraction_are_those_of_torch() -> None:
 
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_a_third_of_the_blocks_reads_a_third_of_the_bytes(
-    name: str, plain: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, quantized_as: Quantize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quantized, _ = quantize_directory(plain[1], tmp_path / "quantized", QUANTIZERS[name])
+    quantized = quantized_as(name).folder
     sizes = {each: info.nbytes for each, info in open_directory(quantized).manifest.items()}
     read: set[str] = set()
 
