@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Iterator
-from copy import deepcopy
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,8 @@ CONFIG: dict[str, Any] = {
     "sliding_window": None,
     "partial_rotary_factor": 1.0,
     "torch_dtype": "float32",
-    "layer_types": ["full_attention"] * 4,
+    "num_hidden_layers": 2,
+    "layer_types": ["full_attention"] * 2,
     "is_causal": True,
     "quantization_config": None,
     "quantization": None,
@@ -133,16 +134,17 @@ def places(value: Any, at: Path_ = (), limit: int = 12) -> Iterator[Path_]:
 
 
 def changed(document: Any, place: Path_, value: Any) -> Any:
+    """``document`` stays as it is; what is not on the way to ``place`` is shared with it."""
     if not place:
         return None if value is GONE else value
-    document = deepcopy(document)
-    inner = document
-    for key in place[:-1]:
-        inner = inner[key]
-    if value is GONE:
-        del inner[place[-1]]
+    key, *rest = place
+    document = document.copy()
+    if rest:
+        document[key] = changed(document[key], tuple(rest), value)
+    elif value is GONE:
+        del document[key]
     else:
-        inner[place[-1]] = value
+        document[key] = value
     return document
 
 
@@ -335,6 +337,11 @@ class RawGGUF:
         ]
         self.tail = path.read_bytes()[reader.data_offset :]
 
+    def copied(self) -> RawGGUF:
+        found = copy(self)
+        found.values, found.tensors = {**self.values}, [*self.tensors]
+        return found
+
     def encoded(self) -> bytes:
         out = b"GGUF" + struct.pack("<IQQ", 3, len(self.tensors), len(self.values))
         for key, value in self.values.items():
@@ -350,10 +357,15 @@ def gguf_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_gguf_llama(tmp_path_factory.mktemp("gguf"), "F32", tied=False, bias=True)
 
 
+@pytest.fixture(scope="module")
+def raw_gguf(gguf_model: Path) -> RawGGUF:
+    return RawGGUF(gguf_model)
+
+
 @MANY
 @given(data=st.data())
-def test_gguf_metadata(gguf_model: Path, tmp_path: Path, data: st.DataObject) -> None:
-    raw = RawGGUF(gguf_model)
+def test_gguf_metadata(raw_gguf: RawGGUF, tmp_path: Path, data: st.DataObject) -> None:
+    raw = raw_gguf.copied()
     keys = [*raw.values, *GGUF_KEYS]
     for _ in range(data.draw(st.sampled_from([1, 1, 2, 3]), "changes")):
         key = data.draw(st.sampled_from(keys), "key")
@@ -368,9 +380,12 @@ def test_gguf_metadata(gguf_model: Path, tmp_path: Path, data: st.DataObject) ->
 
 @MANY
 @given(data=st.data())
-def test_gguf_tensor_entries(gguf_model: Path, tmp_path: Path, data: st.DataObject) -> None:
-    raw = RawGGUF(gguf_model)
-    whole = open_checkpoint(str(gguf_model)).config
+def test_gguf_tensor_entries(
+    gguf_model: Path, raw_gguf: RawGGUF, tmp_path: Path, data: st.DataObject
+) -> None:
+    raw = raw_gguf.copied()
+    with open_checkpoint(str(gguf_model)) as checkpoint:
+        whole = checkpoint.config
     sizes = st.sampled_from([0, 1, 2, 50, 255, 256, 257, 2**31, 2**32, 2**63, 2**64 - 1])
     for _ in range(data.draw(st.sampled_from([1, 1, 2]), "changes")):
         at = data.draw(st.integers(0, len(raw.tensors) - 1), "tensor")
