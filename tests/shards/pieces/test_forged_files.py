@@ -41,7 +41,7 @@ async def world(
 ) -> AsyncIterator[PieceWorld]:
     """A directory, or as the test says."""
     if (kind := getattr(request, "param", "directory")) != "directory":
-        model = gguf_llama("F32", split=8 if kind == "split gguf" else 0)
+        model = gguf_llama("Q8_0", split=8 if kind == "split gguf" else 0)
     else:
         model = hf_llama(shards=2)
         (model / SMALL).write_text("{{ messages }}")
@@ -143,7 +143,7 @@ async def test_of_two_roots_in_doubt_one_is_fetched_whole_so_none_that_lies_stay
     world: PieceWorld, name: str, blocks: Span | None, client: bool
 ) -> None:
     """Forger and origin answer from one network: nothing but the whole file tells them apart. Whose root
-    comes first is chance: four fetches, and more until both came first."""
+    comes first is chance: fetches go on until both came first."""
     peer = await forger(world, name)
     origin = await world.origin()
     first = set()
@@ -153,7 +153,7 @@ async def test_of_two_roots_in_doubt_one_is_fetched_whole_so_none_that_lies_stay
             await fetch.fetch(blocks, client=client)
             assert fetch.root == world.manifest.root
             first.add("forger" in fetch.statistics().bytes_by_source)
-        if number >= 3 and len(first) == 2:
+        if len(first) == 2:
             break
     assert first == {True, False}, "the first root is anybody's"
 
