@@ -43,8 +43,9 @@ def load_transformers_tokenizer(path: Path) -> Any:
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    kind = gguf.GGUFReader(path).get_field("tokenizer.ggml.pre")
+    with patch.object(gguf, "GGUFReader", cache(gguf.GGUFReader)):  # opening takes seconds
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        kind = gguf.GGUFReader(str(path)).get_field("tokenizer.ggml.pre")
     if kind is not None and kind.contents() == "smollm":
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
