@@ -80,19 +80,22 @@ _ATTENTION_BIAS = r"blk\.[0-9]+\.attn_(q|k|v|qkv|output)\.bias"
 _CONV_BIAS = r"blk\.[0-9]+\.ssm_conv1d\.bias"
 _MLP_BIAS = r"blk\.[0-9]+\.ffn_(gate|up|down)\.bias"
 FLAGS = {
-    "attention_bias": _ATTENTION_BIAS,
-    "use_qkv_bias": r"blk\.[0-9]+\.attn_(q|k|v|qkv)\.bias",
-    "mlp_bias": _MLP_BIAS,
-    "use_bias": f"{_ATTENTION_BIAS}|{_MLP_BIAS}",
-    "attention_out_bias": r"blk\.[0-9]+\.attn_output\.bias",
-    "mamba_conv_bias": _CONV_BIAS,
-    "use_conv_bias": _CONV_BIAS,
-    "mamba_rms_norm": r"blk\.[0-9]+\.ssm_norm\.weight",
-    "qkv_bias": r"blk\.[0-9]+\.attn_(q|k|v|qkv)\.bias",
-    "lm_head_bias": r"output\.bias",
-    **dict.fromkeys(("router_correction", "use_expert_bias"), r"blk\.[0-9]+\.exp_probs_b(\.bias)?"),
-    "conv_bias": r"blk\.[0-9]+\.shortconv\..*\.bias",
-    "use_qk_norm": r"blk\.[0-9]+\.attn_q_norm\.weight",
+    flag: re.compile(pattern)
+    for flag, pattern in {
+        "attention_bias": _ATTENTION_BIAS,
+        "use_qkv_bias": r"blk\.[0-9]+\.attn_(q|k|v|qkv)\.bias",
+        "mlp_bias": _MLP_BIAS,
+        "use_bias": f"{_ATTENTION_BIAS}|{_MLP_BIAS}",
+        "attention_out_bias": r"blk\.[0-9]+\.attn_output\.bias",
+        "mamba_conv_bias": _CONV_BIAS,
+        "use_conv_bias": _CONV_BIAS,
+        "mamba_rms_norm": r"blk\.[0-9]+\.ssm_norm\.weight",
+        "qkv_bias": r"blk\.[0-9]+\.attn_(q|k|v|qkv)\.bias",
+        "lm_head_bias": r"output\.bias",
+        **dict.fromkeys(("router_correction", "use_expert_bias"), r"blk\.[0-9]+\.exp_probs_b(\.bias)?"),
+        "conv_bias": r"blk\.[0-9]+\.shortconv\..*\.bias",
+        "use_qk_norm": r"blk\.[0-9]+\.attn_q_norm\.weight",
+    }.items()
 }
 """Flags of transformers that a GGUF file does not have, and the tensors that say them."""
 
@@ -197,7 +200,7 @@ class _Translation:
             self._values["scoring_func"] = GATING[self._own.integer("expert_gating_func", least=1, most=3)]
         for flag, pattern in FLAGS.items():
             if flag in self._family.defaults and flag not in self._gguf.settings:
-                self._values[flag] = any(re.fullmatch(pattern, name) for name in self._source.manifest)
+                self._values[flag] = any(map(pattern.fullmatch, self._source.manifest))
         if "attention_k_eq_v" in self._family.defaults:
             ends = [name.rpartition(".attn_")[2] for name in self._source.manifest]
             self._values["attention_k_eq_v"] = ends.count("v.weight") < ends.count("k.weight")

@@ -60,7 +60,8 @@ class Fields:
 
     def is_given(self, key: str) -> bool:
         """Whether the key is there with a value other than null."""
-        return self.has(key) and self._values[key] is not None
+        self._read.add(key)
+        return self._values.get(key) is not None
 
     def is_text(self, key: str) -> bool:
         return self.has(key) and isinstance(self._values[key], str)
@@ -208,7 +209,8 @@ class Fields:
         return Fields(values, self.where, f"{self._inside}{key}.", self._names)
 
     def _get(self, key: str, default: Any) -> Any:
-        if self.has(key):
+        self._read.add(key)
+        if key in self._values:
             return self._values[key]
         return None if default is REQUIRED else default
 
