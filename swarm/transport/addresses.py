@@ -16,6 +16,7 @@ import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ..errors import ListenError, UsageError
 
@@ -115,6 +116,7 @@ class SocketMaddr:
     rest: str
 
 
+@lru_cache(maxsize=1024)  # the same few are read again and again
 def parse_socket_maddr(maddr: str) -> SocketMaddr | None:
     """``maddr`` in parts; None if it has another form."""
     match = _SOCKET_MADDR.fullmatch(maddr)

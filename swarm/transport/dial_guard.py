@@ -12,6 +12,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from functools import lru_cache
 
 from ..fairness.recent import RecentEvents, RecentMap
 from ..peer_health import PeerHealth
@@ -64,6 +65,7 @@ class Reach(StrEnum):
     OTHER = "other"
 
 
+@lru_cache(maxsize=1024)
 def reach_of(host: ipaddress.IPv4Address | ipaddress.IPv6Address) -> Reach:
     """IPv4 addresses inside of IPv6 ones count as themselves, or as OTHER where a gateway translates them."""
     if isinstance(host, ipaddress.IPv6Address):
