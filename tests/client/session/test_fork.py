@@ -20,6 +20,7 @@ from swarm_node.swarm.links.pool import LinkPool
 from swarm_node.swarm.protocol.messages import Refused, Want
 from swarm_node.swarm.types import ModelRef
 from tests.doubles.fake_swarm import BOUNDARIES, FAST, N_BLOCKS, FakeSwarm, ToyHead, run_block, settle
+from tests.doubles.virtual_time import in_virtual_time
 
 PROMPT = list(b"A prompt of more than one page of tokens, or of two of them, whichever it is.")
 HEAD = ToyHead()
@@ -64,13 +65,14 @@ async def check(session: SwarmSession, ids: list[int], more: Sequence[int]) -> l
     return ids
 
 
-@pytest.fixture
-async def swarm() -> FakeSwarm:
+async def started() -> FakeSwarm:
     return await FakeSwarm(a="0-1", b="2-3", c="4-5").start()
 
 
 @pytest.mark.parametrize("chain", [True, False])
-async def test_a_fork_goes_its_own_way(swarm: FakeSwarm, chain: bool) -> None:
+@in_virtual_time
+async def test_a_fork_goes_its_own_way(chain: bool) -> None:
+    swarm = await started()
     parent = new_session(swarm, chain=chain)
     await check(parent, [], PROMPT)
     forks = [await parent.fork() for _ in range(2)]
@@ -94,8 +96,10 @@ async def test_a_fork_goes_its_own_way(swarm: FakeSwarm, chain: bool) -> None:
     assert not swarm.open_sessions
 
 
-async def test_a_fork_after_going_back(swarm: FakeSwarm) -> None:
+@in_virtual_time
+async def test_a_fork_after_going_back() -> None:
     """The hops have not heard of the rollback yet."""
+    swarm = await started()
     parent = new_session(swarm)
     await check(parent, [], PROMPT)
     parent.rollback(40)
@@ -107,13 +111,17 @@ async def test_a_fork_after_going_back(swarm: FakeSwarm) -> None:
     assert all(open_.parent_tokens in (0, 40) for node in swarm.nodes.values() for open_ in node.opens)
 
 
-async def test_a_fork_of_nothing(swarm: FakeSwarm) -> None:
+@in_virtual_time
+async def test_a_fork_of_nothing() -> None:
+    swarm = await started()
     fork = await new_session(swarm).fork()
     await check(fork, [], PROMPT)
 
 
 @pytest.mark.parametrize("peer", "abc")
-async def test_a_fork_that_one_hop_refuses_is_fed_again(swarm: FakeSwarm, peer: str) -> None:
+@in_virtual_time
+async def test_a_fork_that_one_hop_refuses_is_fed_again(peer: str) -> None:
+    swarm = await started()
     parent = new_session(swarm)
     await check(parent, [], PROMPT)
     behaviour = swarm.nodes[peer].behaviour
@@ -127,7 +135,9 @@ async def test_a_fork_that_one_hop_refuses_is_fed_again(swarm: FakeSwarm, peer: 
     assert fork.repaired == parent.repaired == []
 
 
-async def test_a_hop_that_holds_something_else_is_not_believed(swarm: FakeSwarm) -> None:
+@in_virtual_time
+async def test_a_hop_that_holds_something_else_is_not_believed() -> None:
+    swarm = await started()
     parent = new_session(swarm)
     await check(parent, [], PROMPT)
     swarm.nodes["b"].behaviour.opened_length = 3
@@ -136,9 +146,10 @@ async def test_a_hop_that_holds_something_else_is_not_believed(swarm: FakeSwarm)
     await check(fork, PROMPT, b"!")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("peer", "abc")
-async def test_a_fork_of_a_session_whose_hop_has_died(swarm: FakeSwarm, peer: str) -> None:
+@in_virtual_time
+async def test_a_fork_of_a_session_whose_hop_has_died(peer: str) -> None:
+    swarm = await started()
     parent = new_session(swarm)
     await check(parent, [], PROMPT)
     swarm.nodes[peer].die()
@@ -148,6 +159,7 @@ async def test_a_fork_of_a_session_whose_hop_has_died(swarm: FakeSwarm, peer: st
 
 
 @pytest.mark.parametrize("peer", "abc")
+@in_virtual_time
 async def test_a_fork_is_mended_from_journals_that_began_with_its_parents(peer: str) -> None:
     swarm = await FakeSwarm(a="0-1", b="2-3", c="4-5", sa="0-1", sb="2-3", sc="4-5").start()
     for spare in ("sa", "sb", "sc"):
@@ -166,14 +178,18 @@ async def test_a_fork_is_mended_from_journals_that_began_with_its_parents(peer: 
         assert fed <= len(PROMPT) + len(b"some") + 2
 
 
-async def test_many_forks_at_once(swarm: FakeSwarm) -> None:
+@in_virtual_time
+async def test_many_forks_at_once() -> None:
+    swarm = await started()
     parent = new_session(swarm)
     await check(parent, [], PROMPT)
     forks = await asyncio.gather(*(parent.fork() for _ in range(8)))
     await asyncio.gather(*(check(fork, PROMPT, [number]) for number, fork in enumerate(forks)))
 
 
-async def test_closed_is_closed(swarm: FakeSwarm) -> None:
+@in_virtual_time
+async def test_closed_is_closed() -> None:
+    swarm = await started()
     parent = new_session(swarm)
     await check(parent, [], PROMPT)
     fork = await parent.fork()
@@ -185,7 +201,8 @@ async def test_closed_is_closed(swarm: FakeSwarm) -> None:
         await fork.append([1])
 
 
-async def test_a_fork_names_no_page_that_its_parent_could_not(swarm: FakeSwarm) -> None:
+@in_virtual_time
+async def test_a_fork_names_no_page_that_its_parent_could_not() -> None:
     """Behind a hop that was replaced, pages hold what another hop has made of them."""
     swarm = await FakeSwarm(a="0-2", b="3-5", spare="0-2").start()
     swarm.announce("spare", decode_ms_per_block=100.0)
@@ -204,8 +221,10 @@ async def test_a_fork_names_no_page_that_its_parent_could_not(swarm: FakeSwarm) 
     ]
 
 
-async def test_a_branch_begins_where_its_parent_was(swarm: FakeSwarm) -> None:
+@in_virtual_time
+async def test_a_branch_begins_where_its_parent_was() -> None:
     """Which has gone on, and goes on."""
+    swarm = await started()
     parent, branch = new_session(swarm), new_session(swarm)
     ids = await check(parent, [], PROMPT)
     ids = await check(parent, ids, b"and on")
