@@ -62,7 +62,7 @@ def both(oracle: Any, model: Any, seed: int = 3, **arguments: Any) -> tuple[Any,
     results = []
     for one in (oracle, model):
         torch.manual_seed(seed)
-        results.append(one.generate(**{"max_new_tokens": 24, "do_sample": False, **arguments}))
+        results.append(one.generate(**{"max_new_tokens": 16, "do_sample": False, **arguments}))
     return results[0], results[1]
 
 
