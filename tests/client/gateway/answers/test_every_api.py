@@ -98,7 +98,14 @@ async def test_a_stream_comes_to_its_end(serve: Serve, api: Api) -> None:
     assert (response.status_code, response.text.count(api.last)) == (200, 1)
 
 
+@pytest.fixture
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for a route looks for it twenty times as often as users have it."""
+    monkeypatch.setattr("swarm_node.client.routing.route_wait.POLL_S", 0.025)
+
+
 @EVERY
+@pytest.mark.usefixtures("looks_often")
 async def test_a_stream_that_waits_says_so_in_its_form(serve: Serve, api: Api) -> None:
     served = await _serve(serve, limits={"beat_s": 0.01}, wait=30.0)
     served.swarm.store.remove("a")
@@ -110,6 +117,7 @@ async def test_a_stream_that_waits_says_so_in_its_form(serve: Serve, api: Api) -
         assert "\n".join([line async for line in lines]).count(api.last) == 1
 
 
+@pytest.mark.usefixtures("looks_often")
 async def test_the_real_clients_wait_with_it(serve: Serve) -> None:
     async def announce(_: object) -> None:
         served.swarm.announce("a")  # the stream has begun, without a token
