@@ -30,7 +30,7 @@ async def _box(page: Page, selector: str) -> dict[str, float]:
 async def test_nothing_is_wider_than_the_screen(
     serve: Serve, browser: Browser, tmp_path: Path, size: dict[str, int]
 ) -> None:
-    served = await serve(head=SureHead(WIDE))
+    served = await serve(a="0-5", head=SureHead(WIDE))
     chat = await ChatPage.open(browser, served, **size)
     await chat.say("A question that has so many words that it needs more than one line of a small screen")
     await expect(chat.text.locator("table")).to_be_visible()
@@ -42,7 +42,7 @@ async def test_nothing_is_wider_than_the_screen(
 async def test_on_a_phone_the_conversation_keeps_its_room_beside_the_settings(
     serve: Serve, browser: Browser
 ) -> None:
-    served = await serve(head=SureHead("word " * 40))
+    served = await serve(a="0-5", head=SureHead("word " * 40))
     chat = await ChatPage.open(browser, served, **PHONE)
     await chat.say("Go.")
     before = await _box(chat.page, "#scroll")
@@ -56,7 +56,7 @@ async def test_on_a_phone_the_conversation_keeps_its_room_beside_the_settings(
 
 
 async def test_at_400_percent_the_conversation_has_most_of_the_screen(serve: Serve, browser: Browser) -> None:
-    served = await serve(head=SureHead("word " * 60))
+    served = await serve(a="0-5", head=SureHead("word " * 60))
     chat = await ChatPage.open(browser, served, **ZOOMED)
     await chat.say("Go.")
     footer = await _box(chat.page, "footer")

@@ -247,7 +247,8 @@ async def test_a_question_waits_for_nodes_that_load(serve: Serve, browser: Brows
 
 
 async def test_a_full_context_forgets_the_oldest_and_says_so(serve: Serve, browser: Browser) -> None:
-    served = await serve(head=SureHead("x" * 99, "y" * 99, "z"), limits={"default_max_tokens": 100})
+    said = SureHead("x" * 99, "y" * 99, "z")
+    served = await serve(a="0-5", head=said, limits={"default_max_tokens": 100})
     chat = await ChatPage.open(browser, served)
     for question in ("a", "b", "c"):
         await chat.say(question * 130)

@@ -80,9 +80,10 @@ async def test_little_room_costs_the_oldest_chats_and_strange_ones_are_passed_ov
           }
           localStorage.setItem("swarm-node.chat.bad", '{"id":"bad","messages":[{"role":"system"}]}');
           localStorage.setItem("swarm-node.settings", "[");
-          while (true) {
-            try { localStorage.setItem("full", (localStorage.getItem("full") ?? "") + "x".repeat(1000)); }
-            catch { break; }
+          let full = "";
+          for (let size = 2 ** 20; size >= 1; size /= 2) {
+            try { localStorage.setItem("full", full + "x".repeat(size)); full += "x".repeat(size); }
+            catch { /* no room for that */ }
           }
         }"""
     )
