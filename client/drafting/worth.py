@@ -92,25 +92,40 @@ class Worth:
         self._brought = 1.0  # tokens a trip
         self._credit_s = 0.0  # gained against plain decoding, as far as it may be staked
         self._window: float | None = None  # rows that may be under way
+        self._found: tuple[float | None, Rows] | None = None  # of all that was measured by now
 
     @property
     def trip_s(self) -> float | None:
         """Seconds of a plain trip; None: not known."""
+        return self._by_now[0]
+
+    @property
+    def rows(self) -> Rows:
+        """As predicted, or assumed; and no faster than steps that were sent together came."""
+        return self._by_now[1]
+
+    @property
+    def _by_now(self) -> tuple[float | None, Rows]:
+        """Asked for many times with each guess, and found once for each measurement."""
+        if self._found is None:
+            trip_s = self._find_trip_s()
+            self._found = trip_s, self._find_rows(trip_s)
+        return self._found
+
+    def _find_trip_s(self) -> float | None:
         plain, predicted_s = self._plain, self._predicted_s
         if not plain or (predicted_s is None and len(plain) < FEWEST_TRIPS):
             return predicted_s
         usual_s = _lower_third(plain)
         return min(usual_s, median_low(self._loaded)) if self._loaded else usual_s
 
-    @property
-    def rows(self) -> Rows:
-        """As predicted, or assumed; and no faster than steps that were sent together came."""
+    def _find_rows(self, trip_s: float | None) -> Rows:
         rows = self._rows
         full_s = _lower_third(self._gaps)
         if rows is None and full_s:
             return Rows(full_s / 2, full_s / 2 / STEP_TOKENS, full_s / 2)
         if rows is None:
-            dear_s = DEAR_ROW * (self.trip_s or 0.0)
+            dear_s = DEAR_ROW * (trip_s or 0.0)
             rows = Rows(dear_s, dear_s, dear_s)
         row_s = max(rows.row_s, (full_s - rows.step_s) / STEP_TOKENS)
         step_s = max(rows.step_s, _lower_third([gap_s - count * row_s for count, gap_s in self._short_gaps]))
@@ -124,6 +139,7 @@ class Worth:
         if rows is not None and rows_s and all(rows_s):
             lines_s = (len(rows_s) + 1) * line_s
             self._rows = Rows(rows.step_s, max(*rows_s, line_s), sum(rows_s) + lines_s)
+            self._found = None
 
     @property
     def brought(self) -> float:
@@ -204,6 +220,7 @@ class Worth:
         with it, or wrong ones may have been before it."""
         trip_s = self.trip_s
         (self._loaded if loaded else self._plain).append(seconds)
+        self._found = None
         self._since_plain = self._since_plain + 1 if loaded else 0
         self._won(trip_s, seconds, tokens, loaded)
 
@@ -213,6 +230,7 @@ class Worth:
 
     def gap(self, seconds: float, rows: int) -> None:
         """A step of ``rows`` came ``seconds`` after the one that was sent together with it."""
+        self._found = None
         if rows < STEP_TOKENS:
             self._short_gaps.append((rows, seconds))
         else:  # with branches it has more than a full step has

@@ -8,6 +8,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
@@ -239,8 +240,14 @@ def simulate(
     seconds, speculated = _run(prompt, answer, route, source, seed, predicted, clock_noise, True)
     plain_s = (len(answer) - 1) * route.trip_s
     if route.jitter:
-        plain_s, _ = _run(prompt, answer, route, None, seed + 1, predicted, 0.0, False)
+        plain_s = _plain_s(len(answer), route, seed + 1)
     return Simulated(seconds, plain_s, len(answer), speculated)
+
+
+@cache
+def _plain_s(tokens: int, route: SimulatedRoute, seed: int) -> float:
+    """The same whatever the tokens say: nothing is guessed."""
+    return _run([0], [0] * tokens, route, None, seed, True, 0.0, False)[0]
 
 
 def _run(
