@@ -27,6 +27,7 @@ class Model:
         self._seed = seed
         self._names: dict[tuple[int, ...], int] = {}
         self._lines: list[tuple[int, ...]] = []
+        self._drawn: dict[tuple[int, ...], np.ndarray] = {}  # the end of a line and its length → logits
 
     def row(self, line: Sequence[int]) -> list[float]:
         name = self._names.setdefault(tuple(line), len(self._names))
@@ -36,8 +37,12 @@ class Model:
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         lines = [self._lines[int(name)] for name in hidden[:, 0]]
-        seeds = [[self._seed, *line[-3:], len(line)] for line in lines]
-        return np.array([np.random.default_rng(seed).standard_normal(FEW) for seed in seeds], np.float32)
+        return np.array([self._draw((*line[-3:], len(line))) for line in lines], np.float32)
+
+    def _draw(self, seed: tuple[int, ...]) -> np.ndarray:
+        if seed not in self._drawn:
+            self._drawn[seed] = np.random.default_rng([self._seed, *seed]).standard_normal(FEW)
+        return self._drawn[seed]
 
     def embed(self, ids: Sequence[int]) -> np.ndarray:
         return np.array(ids, np.float32)[:, None]

@@ -23,6 +23,7 @@ from swarm_node.swarm.types import Span
 from tests.doubles.fake_swarm import BOS, CONTEXT, EOS, VOCAB, FakeSwarm, ToyHead, expected, settle
 from tests.doubles.oracle import Oracle, Recorded, send_all
 from tests.doubles.toy_model import one_hot
+from tests.doubles.virtual_time import in_virtual_time
 
 pytestmark = pytest.mark.slow
 
@@ -367,6 +368,7 @@ async def test_a_hop_that_fails_while_a_draft_is_checked(
     assert answer.speculated.passes < N / 2
 
 
+@in_virtual_time
 async def test_a_frozen_hop_and_a_cut_edge_while_drafts_are_checked() -> None:
     swarm, options = await _swarm(Oracle(GREEDY, _often), a="0-2", b="3-5", spare="3-5")
     async with swarm.client(**options) as model:
@@ -382,6 +384,7 @@ async def test_a_frozen_hop_and_a_cut_edge_while_drafts_are_checked() -> None:
     assert stream.result.repairs >= 2
 
 
+@in_virtual_time
 async def test_a_hop_that_fails_right_after_a_rollback() -> None:
     for step in (2, 3, 5, 8, 13):
         swarm, options = await _swarm(Oracle(GREEDY, lambda number: True), a="0-2", b="3-5", c="3-5")
@@ -396,6 +399,7 @@ async def test_a_hop_that_fails_right_after_a_rollback() -> None:
 
 
 @pytest.mark.parametrize("dies", [False, True])
+@in_virtual_time
 async def test_the_next_turn_finds_its_pages(dies: bool) -> None:
     swarm, options = await _swarm(Oracle(GREEDY, _often), a="0-2", b="3-5", c="3-5")
     async with swarm.client(**options) as model:
@@ -412,6 +416,7 @@ async def test_the_next_turn_finds_its_pages(dies: bool) -> None:
     assert again.cached_tokens == said - said % PAGE_TOKENS
 
 
+@in_virtual_time
 async def test_a_hop_that_joins_with_a_wrong_draft_names_the_right_pages() -> None:
     """It is asked for pages up to the end of the draft, which then goes another way."""
     prompt = [*PROMPT, *PROMPT][: 3 * PAGE_TOKENS - 4]
@@ -459,6 +464,7 @@ async def test_all_rows_of_a_step(chain: bool) -> None:
         session.close()
 
 
+@in_virtual_time
 async def test_all_rows_come_though_the_route_breaks() -> None:
     ids = [7 * number % 250 for number in range(150)]
     rows = await _rows(await FakeSwarm(a="0-5").start(), ids)
