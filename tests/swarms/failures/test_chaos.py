@@ -8,13 +8,14 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from scripts.lab.chaos.schedule import KINDS
+from scripts.lab.chaos.schedule import KINDS, Kind
 from tests import ROOT
 from tests.swarms.harness import MARK
 
@@ -22,6 +23,9 @@ pytestmark = [pytest.mark.swarm]
 
 CHAOS = [sys.executable, "-m", "scripts.lab.chaos"]
 ENDED_S = 30.0
+SAID = ("hostile size", "hostile nan", "hostile rows", "clock skew", "full cache")
+OF_STREAMS = [kind for kind in KINDS if not kind.name.startswith(SAID)]
+"""Faults that a stream shows in another way if a daemon carries it. Others are of frames or of the node."""
 
 
 def _chaos(*options: str, model: str = "tiny", timeout: float = 240) -> dict[str, Any]:
@@ -40,11 +44,12 @@ def _chaos(*options: str, model: str = "tiny", timeout: float = 240) -> dict[str
     return report
 
 
-@pytest.mark.parametrize("streams", ["direct", "daemon"])
-def test_every_kind_of_fault_costs_no_token(streams: str) -> None:
-    report = _chaos("--rounds", "1", "--seed", "5", "--streams", streams)
-    assert report["faults"] == {kind.name: 1 for kind in KINDS}
-    assert report["in_a_running_generation"] >= len(KINDS) // 2, "faults were aimed at what is in use"
+@pytest.mark.parametrize(("streams", "kinds"), [("direct", KINDS), ("daemon", OF_STREAMS)])
+def test_every_kind_of_fault_costs_no_token(streams: str, kinds: Sequence[Kind]) -> None:
+    faults = ",".join(dict.fromkeys(kind.name.partition(",")[0] for kind in kinds))
+    report = _chaos("--rounds", "1", "--seed", "5", "--streams", streams, "--faults", faults)
+    assert report["faults"] == {kind.name: 1 for kind in kinds}
+    assert report["in_a_running_generation"] >= len(kinds) // 2, "faults were aimed at what is in use"
     for kind in ("kill -9", "frozen"):
         assert kind in report["stalls"], "it was noticed"
     assert report["false_bans"] == 0

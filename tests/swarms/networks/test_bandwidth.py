@@ -8,14 +8,15 @@ import pytest
 
 from scripts.lab.local_swarm import LocalSwarm
 from scripts.lab.processes.fork_server import ForkServer
+from scripts.lab.tiny_model import HIDDEN, VOCAB
 from swarm_node.client.generation import Generation
 from tests.swarms.harness import EXACT, ONE_THREAD, exact_client
 
 pytestmark = pytest.mark.swarm
 
-PROMPT = [1 + (7 * i) % 5000 for i in range(600)]
-ROW_BYTES = 576 * 4
-MBIT = 2
+PROMPT = [1 + (7 * i) % (VOCAB - 1) for i in range(1800)]
+ROW_BYTES = HIDDEN * 4
+MBIT = 1
 IDEAL_S = len(PROMPT) * ROW_BYTES / (MBIT * 125_000)
 """Seconds in which the prompt's rows, in float32, go over the limited line."""
 
@@ -26,17 +27,15 @@ async def answer(swarm: LocalSwarm) -> Generation:
 
 
 @pytest.mark.parametrize("way", ["up", "down"])
-async def test_a_limited_node_is_slow_and_not_broken(
-    way: str, smollm2_path: Path, fork_server: ForkServer
-) -> None:
+async def test_a_limited_node_is_slow_and_not_broken(way: str, tiny: Path, fork_server: ForkServer) -> None:
     options = [*ONE_THREAD, *EXACT, "--no-mdns"]
-    with LocalSwarm(smollm2_path, [], serve_options=options, launch=fork_server.launch) as swarm:
-        last = swarm.start_node("15-29", wait=False)
-        first = swarm.start_node("0-14")
+    with LocalSwarm(tiny, [], serve_options=options, launch=fork_server.launch) as swarm:
+        last = swarm.start_node("2-3", wait=False)
+        first = swarm.start_node("0-1")
         swarm.wait_online(last)
         free = await answer(swarm)
         first.stop()
-        swarm.start_node("0-14", f"--bandwidth-{way}", str(MBIT))
+        swarm.start_node("0-1", f"--bandwidth-{way}", str(MBIT))
         held = await answer(swarm)
     assert held.token_ids == free.token_ids
     assert held.repairs == 0
