@@ -6,6 +6,7 @@ compare that with the keys and the defaults of transformers' configuration class
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -47,9 +48,9 @@ def hf_config(document: dict[str, Any], generation: dict[str, Any], where: str) 
     """
     family, document, names = _family(document, where)
     document = _renamed(document, family.aliases, names, where)
-    read = Settings({**family.defaults, **document}, where, names)
+    read = Settings(ChainMap(document, dict(family.defaults)), where, names)
     if family.derived is not None:
-        read = Settings({**family.defaults, **document, **family.derived(read)}, where, names)
+        read = Settings(ChainMap(family.derived(read), document, dict(family.defaults)), where, names)
     config = model_config(
         family,
         read,
