@@ -60,8 +60,7 @@ class Fields:
 
     def is_given(self, key: str) -> bool:
         """Whether the key is there with a value other than null."""
-        self._read.add(key)
-        return self._values.get(key) is not None
+        return self.has(key) and self._values[key] is not None
 
     def is_text(self, key: str) -> bool:
         return self.has(key) and isinstance(self._values[key], str)
