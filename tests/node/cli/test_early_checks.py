@@ -2,61 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
-import json
-import select
 import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-HEAVY = ("numpy", "torch", "tokenizers", "hivemind", "uvicorn", "prompt_toolkit")
-PROGRAM = f"""
-import json, os, sys
-from swarm_node.node.cli.main import main
-for line in sys.stdin.buffer:
-    words, files = json.loads(line)
-    if not (child := os.fork()):
-        for number, file in enumerate(files):
-            os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), number)
-        try:
-            code = main(words)
-            if heavy := [name for name in {HEAVY} if name in sys.modules]:
-                sys.exit(f"imported {{heavy}}")
-            sys.exit(code)
-        except SystemExit as error:
-            if isinstance(error.code, str):
-                print(error.code, file=sys.stderr)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(error.code if isinstance(error.code, int) else bool(error.code))
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-"""Runs each command that it is asked for in a fork of itself, which has what the command line imports, and
-nothing that another command imported."""
-TIMEOUT_S = 60.0
+from tests.node.cli.forked_commands import Run, forked_commands
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
+HEAVY = ("numpy", "torch", "tokenizers", "hivemind", "uvicorn", "prompt_toolkit")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    folder = tmp_path_factory.mktemp("streams")
-    numbers = itertools.count()
-
-    def run_words(*words: str) -> subprocess.CompletedProcess[str]:
-        files = [folder / f"{next(numbers)}" for _ in range(3)]
-        runner.stdin.write(json.dumps([words, list(map(str, files))]).encode() + b"\n")
-        assert select.select([runner.stdout], [], [], TIMEOUT_S)[0], words
-        code = int(runner.stdout.readline())
-        return subprocess.CompletedProcess(words, code, files[1].read_text(), files[2].read_text())
-
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
-    with subprocess.Popen([sys.executable, "-c", PROGRAM], **pipes) as runner:
-        yield run_words
+def run() -> Iterator[Run]:
+    with forked_commands(refused=HEAVY) as run:
+        yield run
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,14 @@ import json
 import os
 import re
 import subprocess
-import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from swarm_node.swarm.identity import Identity
-from tests import ROOT
+from tests.node.cli.forked_commands import Run, forked_commands
 
 SECRET = "s3cret"
 
@@ -29,15 +30,23 @@ def home(tmp_path: Path) -> Path:
     return home
 
 
-def doctor(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+Doctor = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def commands() -> Iterator[Run]:
+    with forked_commands(imported=["torch"]) as run:
+        yield run
+
+
+@pytest.fixture
+def doctor(commands: Run, home: Path) -> Doctor:
     own = {"SWARM_NODE_HOME": str(home), "HF_HOME": str(home / "hf"), "USER": SECRET}
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **own}
-    program = [sys.executable, "-m", "swarm_node.node.cli", "doctor", "--no-mdns", *words]
-    return subprocess.run(program, capture_output=True, text=True, env=environment, timeout=120)
+    return partial(commands, "doctor", "--no-mdns", environment=own)
 
 
-def test_what_is_wrong_is_said_with_what_to_do(home: Path) -> None:
-    ran = doctor(home)
+def test_what_is_wrong_is_said_with_what_to_do(doctor: Doctor, home: Path) -> None:
+    ran = doctor()
     assert ran.returncode == 1, ran.stderr
     assert "Traceback" not in ran.stdout + ran.stderr
     assert re.search(r"^FAIL configuration: 1 fault in its file$", ran.stdout, re.MULTILINE)
@@ -48,9 +57,9 @@ def test_what_is_wrong_is_said_with_what_to_do(home: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["--share"], ["--share", "--json"]])
-def test_a_report_for_others_names_nobody_and_no_place(home: Path, words: list[str]) -> None:
+def test_a_report_for_others_names_nobody_and_no_place(doctor: Doctor, home: Path, words: list[str]) -> None:
     peer = "12D3KooWQYV9dGMFoRzNStwpXztXaBUjtPqi6aU76ZgUriHhKust"
-    ran = doctor(home, *words, "--model", SECRET, "--initial-peers", f"/ip4/127.0.0.1/tcp/9/p2p/{peer}")
+    ran = doctor(*words, "--model", SECRET, "--initial-peers", f"/ip4/127.0.0.1/tcp/9/p2p/{peer}")
     assert ran.returncode == 1
     assert ran.stdout.count("own files") == 1, "it says what is wrong"
     for private in (SECRET, peer, peer[-6:], str(home.parent), os.uname().nodename, "127.0.0.1", "/ip4/"):
@@ -58,8 +67,8 @@ def test_a_report_for_others_names_nobody_and_no_place(home: Path, words: list[s
     assert not re.search(r"\b\d{1,3}(\.\d{1,3}){3}\b|[0-9a-f]{1,4}::|([0-9a-f]{2}:){5}", ran.stdout)
 
 
-def test_json_is_one_object_with_stable_keys(home: Path) -> None:
-    ran = doctor(home, "--json")
+def test_json_is_one_object_with_stable_keys(doctor: Doctor, home: Path) -> None:
+    ran = doctor("--json")
     told = json.loads(ran.stdout)
     assert set(told) == {"healthy", "findings"}
     assert told["healthy"] is False
