@@ -30,6 +30,8 @@ FEWEST_TRIPS = 3
 was measured: the first sends guesses behind its certain token, which do not hold that up."""
 RECENT_GAPS = 15
 """Steps sent together, whose lower third tells how fast the slowest stage is."""
+FEWEST_GAPS = 3
+"""Of so many it is believed that steps are faster than was said."""
 STALE_TRIPS = 16
 """Trips with guesses after which a plain one is made, unless they bring BRINGS_MUCH tokens each: what plain
 trips take must stay known."""
@@ -46,6 +48,9 @@ FIRST_PART = 0.25
 """At first so many rows are under way at most as should take this part of a trip at the slowest stage."""
 FIRST_ROWS = (4, 32)
 """But at least and at most so many."""
+MOST_OF_STEP = 0.65
+"""No more of a step than this is taken for that of its one row, whatever was predicted: else the smallest
+steps would look best, and longer ones were never measured."""
 FAR_STEPS = 8
 """A stage waits for most of a trip that takes longer than so many steps there."""
 LOST_PART = 0.25
@@ -88,10 +93,12 @@ class Worth:
         self._loaded: deque[float] = deque(maxlen=RECENT_TRIPS)
         self._gaps: deque[float] = deque(maxlen=RECENT_GAPS)  # of full steps
         self._short_gaps: deque[tuple[int, float]] = deque(maxlen=RECENT_GAPS)  # of others, with their rows
+        self._as_told: deque[tuple[float, float]] = deque(maxlen=RECENT_GAPS)  # seconds of each, and as told
         self._since_plain = 0
         self._brought = 1.0  # tokens a trip
         self._credit_s = 0.0  # gained against plain decoding, as far as it may be staked
-        self._window: float | None = None  # rows that may be under way
+        self._window = 0.0  # rows that may be under way, as some were and were right
+        self._first_part = FIRST_PART
         self._found: tuple[float | None, Rows] | None = None  # of all that was measured by now
 
     @property
@@ -101,7 +108,8 @@ class Worth:
 
     @property
     def rows(self) -> Rows:
-        """As predicted, or assumed; and no faster than steps that were sent together came."""
+        """As predicted or told, or assumed, as far as that goes with how fast steps came that were sent
+        together."""
         return self._by_now[1]
 
     @property
@@ -127,9 +135,20 @@ class Worth:
         if rows is None:
             dear_s = DEAR_ROW * (trip_s or 0.0)
             rows = Rows(dear_s, dear_s, dear_s)
+        part = self._part
+        rows = Rows(rows.step_s * part, rows.row_s * part, rows.all_rows_s * part)
         row_s = max(rows.row_s, (full_s - rows.step_s) / STEP_TOKENS)
         step_s = max(rows.step_s, _lower_third([gap_s - count * row_s for count, gap_s in self._short_gaps]))
         return Rows(step_s, row_s, rows.all_rows_s + row_s - rows.row_s)
+
+    @property
+    def _part(self) -> float:
+        """Of what was predicted or told for steps, they took so much when they were sent together; 1 at most.
+        In all, since a few that come at once were held up together before."""
+        if len(self._as_told) < FEWEST_GAPS:
+            return 1.0
+        seconds, told_s = map(sum, zip(*self._as_told, strict=True))
+        return min(1.0, seconds / told_s) if told_s > 0 else 1.0
 
     def told(self, rows_s: Sequence[float], line_s: float, price: float) -> None:
         """What the hops say now: the seconds of a row at each of them, 0 where one does not know, and on the
@@ -231,6 +250,8 @@ class Worth:
     def gap(self, seconds: float, rows: int) -> None:
         """A step of ``rows`` came ``seconds`` after the one that was sent together with it."""
         self._found = None
+        if self._rows is not None:
+            self._as_told.append((seconds, self._rows.step_s + rows * self._rows.row_s))
         if rows < STEP_TOKENS:
             self._short_gaps.append((rows, seconds))
         else:  # with branches it has more than a full step has
@@ -253,15 +274,16 @@ class Worth:
         if loaded:  # a plain trip is no gain and no loss, however long it took
             won_s += tokens * trip_s - seconds
             if seconds - tokens * trip_s > LOST_PART * trip_s:
-                self._window = max(float(FIRST_ROWS[0]), self._tried(trip_s) / 2)
+                self._window = self._tried(trip_s) / 2
+                self._first_part /= 2
         self._credit_s = min(MOST_CREDIT * trip_s, self._credit_s + won_s)
 
     def _tried(self, trip_s: float) -> float:
-        if self._window is None:
-            each_s = self.rows.each_s
-            rows = FIRST_PART * trip_s / each_s if each_s > 0 else FIRST_ROWS[1]
-            self._window = min(float(FIRST_ROWS[1]), max(float(FIRST_ROWS[0]), rows))
-        return self._window
+        """Rows that were under way and brought something, and as many more; at first what a part of a trip is
+        enough for, as that and rows are known by then."""
+        each_s = self.rows.each_s
+        rows = self._first_part * trip_s / each_s if each_s > 0 else FIRST_ROWS[1]
+        return max(self._window, min(float(FIRST_ROWS[1]), max(float(FIRST_ROWS[0]), rows)))
 
 
 def _lower_third(seconds: Collection[float]) -> float:
@@ -270,9 +292,10 @@ def _lower_third(seconds: Collection[float]) -> float:
 
 
 def _predicted_rows(predicted: Prediction | None) -> Rows | None:
-    """Hops compute rows more as they do a prompt's."""
+    """Hops compute rows more as they do a prompt's; but a step takes some for itself, too."""
     if predicted is None or not predicted.prompt_tokens:
         return None
-    each = [hop.prefill_s / predicted.prompt_tokens for hop in predicted.hops]
-    alone = [max(0.0, hop.compute_s - row_s) for hop, row_s in zip(predicted.hops, each, strict=True)]
+    hops = predicted.hops
+    each = [min(hop.prefill_s / predicted.prompt_tokens, MOST_OF_STEP * hop.compute_s) for hop in hops]
+    alone = [hop.compute_s - row_s for hop, row_s in zip(hops, each, strict=True)]
     return Rows(max(alone), max(each), sum(each))

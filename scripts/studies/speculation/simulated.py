@@ -32,7 +32,8 @@ class SimulatedRoute:
     """Seconds: ``latency_s`` on each link, one way; ``step_s`` and ``row_s`` at each of ``hops`` for a step
     and for each of its rows; ``head_s`` for choosing from up to eight rows. A row has ``row_bytes``, a link
     takes ``bytes_per_s``. ``jitter``: by what part a step takes longer at a hop, on average. ``told`` and
-    ``told_links``: the predicted times of rows, and those of links, are this many times the true ones."""
+    ``told_steps``, ``told_links``: the predicted times of rows, those of steps of one row, and those of links
+    are this many times the true ones."""
 
     hops: int = 3
     latency_s: float = 0.05
@@ -43,6 +44,7 @@ class SimulatedRoute:
     bytes_per_s: float = 1e12
     jitter: float = 0.0
     told: float = 1.0
+    told_steps: float = 1.0
     told_links: float = 1.0
     takes_branches: bool = True
 
@@ -53,7 +55,7 @@ class SimulatedRoute:
         return (self.hops + 1) * link_s + self.hops * (self.step_s + self.row_s) + self.head_s
 
     def predicted(self) -> Prediction:
-        compute_s, row_s = self.step_s + self.row_s, self.row_s * self.told
+        compute_s, row_s = (self.step_s + self.row_s) * self.told_steps, self.row_s * self.told
         hop = HopPrediction("", Span(0, 1), 0.0, compute_s, row_s * PROMPT_TOKENS)
         link_s = (self.latency_s + self.row_bytes / self.bytes_per_s) * self.told_links
         edge = EdgePrediction("", "", link_s, True, True)

@@ -108,6 +108,14 @@ def test_a_trip_that_takes_longer_or_shorter_than_was_told(told: float) -> None:
     assert simulate(*text, route, _known(text, 0.74, 0.74)).times > 0.97 * _usual_times()
 
 
+@pytest.mark.parametrize("told_links", [0.3, 1.0])
+@pytest.mark.parametrize("told", [1.0, 2.6])
+def test_hops_that_are_faster_than_they_say(told: float, told_links: float) -> None:
+    """Nodes measure themselves where others compute, too: a row looked like a step, and few were tried."""
+    hops = SimulatedRoute(step_s=0.003, row_s=0.002, told=2.6, told_steps=told, told_links=told_links)
+    assert simulate(*copy(240), hops).times > 27
+
+
 def test_a_source_that_takes_a_while_is_asked_meanwhile() -> None:
     text = new_text(300)
     assert simulate(*text, USUAL_HOPS, _known(text, 0.74, 0.74, 0.01)).times > 0.85 * _usual_times()
