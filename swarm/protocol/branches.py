@@ -1,7 +1,8 @@
 """The branches of a STEP, (row, count) each: what they cost, and how many a node computes.
 
 A branch is computed by itself: the step's first ``row`` rows once more, and its own ``count`` rows behind
-them. So a step of few rows on the wire may be many rows to compute.
+them. So a step of few rows on the wire may be many rows to compute. Most steps have none, and are asked for
+them some ten times at each hop.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ has eight for each of 64 sessions, so one session's guesses take as much as eigh
 
 def rows_of(branches: Branches) -> int:
     """Rows that the branches have on the wire."""
-    return sum(count for _, count in branches)
+    return sum(count for _, count in branches) if branches else 0
 
 
 def computed_rows(branches: Branches) -> int:
     """Rows that are computed for the branches, the step's own not included."""
-    return sum(row + count for row, count in branches)
+    return sum(row + count for row, count in branches) if branches else 0
 
 
 def reach_of(branches: Branches) -> int:

@@ -88,7 +88,7 @@ class HopSession:
         self._void.clear()
 
     def is_void(self, step: int) -> bool:
-        return any(first <= step <= last for first, last in self._void)
+        return bool(self._void) and any(first <= step <= last for first, last in self._void)
 
     def on_step(self, step: int, position: int, tokens: int) -> Apply | Duplicate:
         """Accept a step or raise RemoteProtocolError (BAD_STEP, CONTEXT_EXCEEDED), the session unchanged."""
