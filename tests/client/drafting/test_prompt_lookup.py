@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from time import perf_counter
+from time import process_time
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -88,7 +88,7 @@ def test_long_and_dull_texts_take_no_time() -> None:
     rng = random.Random(1)
     for ids in ([1] * 50_000, [rng.randrange(3) for _ in range(50_000)]):
         lookup = PromptLookup(ids)
-        began = perf_counter()
+        began = process_time()
         for _ in range(100):
             lookup.guesses((), 32)
-        assert (perf_counter() - began) / 100 < 0.005
+        assert (process_time() - began) / 100 < 0.005

@@ -37,6 +37,7 @@ from swarm_node.swarm.transport.memory import MemoryNetwork
 from swarm_node.swarm.types import ModelRef
 from tests.doubles.clock import Clock
 from tests.doubles.direct_peers import echo
+from tests.doubles.virtual_time import in_virtual_time, now
 
 NOW = 1_800_000_000.0
 PROTOCOL = "/test/1"
@@ -92,16 +93,17 @@ async def test_members_talk_as_if_nothing_was(node: Transport, client: Transport
     assert stream.peer_id == NODE
 
 
+@in_virtual_time
 async def test_the_greeting_costs_no_round_trip(clock: Clock) -> None:
     network = MemoryNetwork(latency=0.05)
     node = MembersTransport(network.transport(NODE), invited(), clock)
     await node.serve(PROTOCOL, echo)
     client = MembersTransport(network.transport(CLIENT), invited(), clock)
     stream = await client.open_stream(NODE, PROTOCOL)
-    began = asyncio.get_running_loop().time()
+    began = now()
     stream.write([b"x"])
     assert await stream.read() == b"x"
-    assert asyncio.get_running_loop().time() - began < 0.14  # one round trip is 0.1
+    assert now() - began == pytest.approx(0.1)  # one round trip
 
 
 async def test_once_greeted_reads_and_writes_are_the_streams_own(node: Transport, client: Transport) -> None:
