@@ -91,9 +91,8 @@ class Worth:
         self._most_ahead = most_ahead
         self._plain: deque[float] = deque(maxlen=RECENT_TRIPS)
         self._loaded: deque[float] = deque(maxlen=RECENT_TRIPS)
-        self._gaps: deque[float] = deque(maxlen=RECENT_GAPS)  # of full steps
-        self._short_gaps: deque[tuple[int, float]] = deque(maxlen=RECENT_GAPS)  # of others, with their rows
-        self._as_told: deque[tuple[float, float]] = deque(maxlen=RECENT_GAPS)  # seconds of each, and as told
+        self._full_gaps: deque[tuple[int, float]] = deque(maxlen=RECENT_GAPS)  # rows of a step, and seconds
+        self._short_gaps: deque[tuple[int, float]] = deque(maxlen=RECENT_GAPS)  # of those that are not full
         self._since_plain = 0
         self._brought = 1.0  # tokens a trip
         self._credit_s = 0.0  # gained against plain decoding, as far as it may be staked
@@ -128,27 +127,35 @@ class Worth:
         return min(usual_s, median_low(self._loaded)) if self._loaded else usual_s
 
     def _find_rows(self, trip_s: float | None) -> Rows:
-        rows = self._rows
-        full_s = _lower_third(self._gaps)
-        if rows is None and full_s:
+        told = self._rows
+        full_s = self._full_step_s(0.0 if told is None else told.step_s)
+        if told is None and full_s:
             return Rows(full_s / 2, full_s / 2 / STEP_TOKENS, full_s / 2)
-        if rows is None:
+        if told is None:
             dear_s = DEAR_ROW * (trip_s or 0.0)
             rows = Rows(dear_s, dear_s, dear_s)
-        part = self._part
-        rows = Rows(rows.step_s * part, rows.row_s * part, rows.all_rows_s * part)
+        else:
+            part = self._part(told)
+            rows = Rows(told.step_s * part, told.row_s * part, told.all_rows_s * part)
         row_s = max(rows.row_s, (full_s - rows.step_s) / STEP_TOKENS)
         step_s = max(rows.step_s, _lower_third([gap_s - count * row_s for count, gap_s in self._short_gaps]))
         return Rows(step_s, row_s, rows.all_rows_s + row_s - rows.row_s)
 
-    @property
-    def _part(self) -> float:
-        """Of what was predicted or told for steps, they took so much when they were sent together; 1 at most.
-        In all, since a few that come at once were held up together before."""
-        if len(self._as_told) < FEWEST_GAPS:
+    def _full_step_s(self, step_s: float) -> float:
+        """What a full step takes, by those that were sent together; with branches they have more rows than
+        that. ``step_s``: what one takes for itself."""
+        return _lower_third(
+            [step_s + max(0.0, gap_s - step_s) * STEP_TOKENS / count for count, gap_s in self._full_gaps]
+        )
+
+    def _part(self, told: Rows) -> float:
+        """Of what was predicted or ``told``, steps took so much that were sent together; 1 at most. In all,
+        since a few that come at once were held up together before."""
+        gaps = [*self._full_gaps, *self._short_gaps]
+        told_s = sum(told.step_s + count * told.row_s for count, _ in gaps)
+        if len(gaps) < FEWEST_GAPS or not told_s:
             return 1.0
-        seconds, told_s = map(sum, zip(*self._as_told, strict=True))
-        return min(1.0, seconds / told_s) if told_s > 0 else 1.0
+        return min(1.0, sum(gap_s for _, gap_s in gaps) / told_s)
 
     def told(self, rows_s: Sequence[float], line_s: float, price: float) -> None:
         """What the hops say now: the seconds of a row at each of them, 0 where one does not know, and on the
@@ -250,13 +257,7 @@ class Worth:
     def gap(self, seconds: float, rows: int) -> None:
         """A step of ``rows`` came ``seconds`` after the one that was sent together with it."""
         self._found = None
-        if self._rows is not None:
-            self._as_told.append((seconds, self._rows.step_s + rows * self._rows.row_s))
-        if rows < STEP_TOKENS:
-            self._short_gaps.append((rows, seconds))
-        else:  # with branches it has more than a full step has
-            step_s = 0.0 if self._rows is None else self._rows.step_s
-            self._gaps.append(step_s + max(0.0, seconds - step_s) * STEP_TOKENS / rows)
+        (self._full_gaps if rows >= STEP_TOKENS else self._short_gaps).append((rows, seconds))
 
     def over(self, tokens: int) -> None:
         """A round has ended, which brought so many tokens."""

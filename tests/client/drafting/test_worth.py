@@ -280,6 +280,18 @@ def test_steps_that_came_slowly_are_dear() -> None:
     assert worth.least > 2 * before
 
 
+def test_what_hops_tell_later_is_compared_with_the_same_gaps() -> None:
+    """Predicted four times as dear as they are; then told as they are, and no dearer or cheaper."""
+    worth = _measured(row_s=0.004)
+    step_s = worth.rows.step_s
+    for _ in range(3):
+        worth.gap(step_s + 0.001, 1)
+    assert worth.rows.row_s < 0.004
+    worth.told([0.001] * 3, 0.0, 0.0)
+    assert worth.rows.row_s == pytest.approx(0.001)
+    assert worth.rows.step_s == pytest.approx(step_s)
+
+
 def test_sure_guesses_go_with_the_certain_token_and_unsure_ones_behind_it() -> None:
     worth = _measured(row_s=0.0004)
     assert worth.choose([0.99] * 5).first >= 4
