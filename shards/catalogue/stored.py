@@ -6,12 +6,15 @@ some per cent. What a kind of block takes is computed once, since most blocks of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
+from typing import TypeVar
 
 from ..formats.config import ModelConfig
 from ..formats.qtypes import float8_qtype, row_bytes
-from ..formats.tensors import EMBEDDING, HEAD, TensorInfo, block_tensors, client_tensors
+from ..formats.tensors import EMBEDDING, HEAD, TensorInfo, block_tensors, client_tensors, for_each_kind
+
+T = TypeVar("T")
 
 NATIVE = {"fp8": "FP8", "mxfp4": "MXFP4", None: "BF16"}
 """What the maker's own files are called, by the quantization of their configuration."""
@@ -36,12 +39,8 @@ def manifest(config: ModelConfig, kind: str) -> dict[str, TensorInfo]:
     found = {
         name: _info(name, shape, _client_qtype(config, kind, name, shape)) for name, shape in shapes.items()
     }
-    known: dict[object, list[tuple[str, TensorInfo]]] = {}
-    for block, settings in enumerate(config.blocks):
-        key = (id(settings), _is_finer(block, config.n_blocks))
-        if key not in known:
-            known[key] = [(_own_name(name), info) for name, info in _block(config, block, kind).items()]
-        for own, info in known[key]:
+    for block, tensors in enumerate(_for_each_block(config, kind, lambda tensors: tensors)):
+        for own, info in tensors.items():
             name = f"model.layers.{block}.{own}"
             found[name] = TensorInfo(name, info.shape, info.qtype, info.nbytes)
     return found
@@ -49,14 +48,7 @@ def manifest(config: ModelConfig, kind: str) -> dict[str, TensorInfo]:
 
 def block_bytes(config: ModelConfig, kind: str) -> list[int]:
     """Of each block's weights in files of ``kind``."""
-    known: dict[object, int] = {}
-    sizes = []
-    for block, settings in enumerate(config.blocks):
-        key = (id(settings), _is_finer(block, config.n_blocks))
-        if key not in known:
-            known[key] = sum(info.nbytes for info in _block(config, block, kind).values())
-        sizes.append(known[key])
-    return sizes
+    return _for_each_block(config, kind, lambda tensors: sum(info.nbytes for info in tensors.values()))
 
 
 def client_bytes(config: ModelConfig, kind: str) -> int:
@@ -69,17 +61,22 @@ def client_bytes(config: ModelConfig, kind: str) -> int:
 
 def parameters(config: ModelConfig) -> int:
     """All of the text part. Makers may count what guesses further tokens, or sees and hears, as well."""
-    known: dict[int, int] = {}
-    for block, settings in enumerate(config.blocks):
-        if id(settings) not in known:
-            known[id(settings)] = sum(map(prod, block_tensors(config, block).values()))
-    return sum(map(prod, client_tensors(config).values())) + sum(known[id(each)] for each in config.blocks)
+    blocks = for_each_kind(config, lambda block: sum(map(prod, block_tensors(config, block).values())))
+    return sum(map(prod, client_tensors(config).values())) + sum(blocks)
+
+
+def _for_each_block(config: ModelConfig, kind: str, of: Callable[[Mapping[str, TensorInfo]], T]) -> list[T]:
+    """``of`` the tensors of each block."""
+    return for_each_kind(
+        config, lambda block: of(_block(config, block, kind)), lambda block: _is_finer(block, config.n_blocks)
+    )
 
 
 def _block(config: ModelConfig, block: int, kind: str) -> Mapping[str, TensorInfo]:
+    """By names without ``model.layers.N``."""
     finer = _is_finer(block, config.n_blocks)
     return {
-        name: _info(name, shape, _block_qtype(kind, name, shape, finer))
+        _own_name(name): _info(name, shape, _block_qtype(kind, name, shape, finer))
         for name, shape in block_tensors(config, block).items()
     }
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from ...swarm.types import Span
 from .blocks.attention import AttentionConfig, IndexerConfig, LatentConfig
@@ -15,6 +15,8 @@ from .blocks.norm import NormConfig
 from .blocks.state import RecurrenceConfig, ShortConvConfig
 from .config import ModelConfig
 from .raw_tensor import RawTensor
+
+T = TypeVar("T")
 
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
@@ -321,14 +323,27 @@ def client_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def for_each_kind(
+    config: ModelConfig, compute: Callable[[int], T], variant: Callable[[int], object] = lambda block: None
+) -> list[T]:
+    """``compute`` of the number of each block; once for those that have the same settings, as most blocks
+    have, and the same ``variant``: a model of experts may have a hundred thousand tensors."""
+    known: dict[tuple[int, object], T] = {}
+    found = []
+    for block, settings in enumerate(config.blocks):
+        kind = (id(settings), variant(block))
+        if kind not in known:
+            known[kind] = compute(block)
+        found.append(known[kind])
+    return found
+
+
 def model_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor of the model."""
     shapes = client_tensors(config)
-    known: dict[int, Shapes] = {}
-    for block, settings in enumerate(config.blocks):
-        if id(settings) not in known:  # most blocks of a model are alike, and some have hundreds of experts
-            known[id(settings)] = _own_tensors(settings, config.hidden_size)
-        shapes |= _in_block(block, known[id(settings)])
+    own = for_each_kind(config, lambda block: _own_tensors(config.blocks[block], config.hidden_size))
+    for block, tensors in enumerate(own):
+        shapes |= _in_block(block, tensors)
     return shapes
 
 
