@@ -37,4 +37,5 @@ class GatewayServer(HttpServer):
         await super().stop(drain_s=drain_s)
 
     def drop_all(self) -> None:
+        super().drop_all()
         self.gateway.drop_all()

@@ -20,7 +20,8 @@ MAX_HEADER_BYTES = 64 * 1024
 KEEP_ALIVE_S = 30
 LINGER_S = 2.0
 """Seconds for which a refused connection is still read: if it were closed at once, the client could lose the
-answer."""
+answer. At the server's end the same for one that has nothing more to get: over TLS its other end is waited
+for, and may not look before it asks for something."""
 _LINE = 4
 """A header takes this many bytes beside its name and value."""
 _UPGRADE = re.compile(rb"\r\nupgrade[ \t]*:", re.IGNORECASE)
@@ -30,6 +31,10 @@ class HttpConnection(HttpToolsProtocol):
     """``max_connections`` is set by the server. Requests can end their connection at once: ``ABORT``."""
 
     max_connections = 1024
+    ending = False
+    """Of the server: there are no new connections."""
+    raw: asyncio.Transport | None = None
+    """What an encrypted one goes through."""
     _timer: asyncio.TimerHandle | None = None
     _refused = False
     _in_request = False
@@ -40,7 +45,9 @@ class HttpConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self.max_connections:
+        if self.ending:
+            transport.abort()
+        elif len(self.connections) > self.max_connections:
             self._refuse(ApiError(503, "there are too many connections", code="too_many_connections"))
         else:
             self._await_head()
@@ -48,6 +55,12 @@ class HttpConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.transport.is_closing():
+            self._stop_timer()
+            self._timer = self.loop.call_later(LINGER_S, self._end_if_sent)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -86,7 +99,7 @@ class HttpConnection(HttpToolsProtocol):
             super().on_message_complete()
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
+        if self._refused or self.transport.is_closing():
             return
         self._progress = False
         super().data_received(data if self._in_request and not self._in_head else _without_offer(data))
@@ -111,6 +124,13 @@ class HttpConnection(HttpToolsProtocol):
     def _too_slow(self) -> None:
         self._timer = None
         self.transport.abort()
+
+    def _end_if_sent(self) -> None:
+        ways = (self.transport, self.raw)
+        if any(way is not None and way.get_write_buffer_size() for way in ways):
+            self._timer = self.loop.call_later(LINGER_S, self._end_if_sent)
+        else:
+            self._too_slow()
 
     def _refuse(self, error: ApiError) -> None:
         """Answer in place of the request's handler, and close the connection."""

@@ -13,6 +13,7 @@ from typing import Any
 from ...swarm.fairness.owner_lru import OwnerLru
 from ...swarm.fairness.shares import Holder
 from ...swarm.runtime.open_files import RESERVED
+from .connection import HttpConnection
 from .endpoint import group_of_client
 
 HANDSHAKE_S = 10.0
@@ -24,7 +25,7 @@ round trips, and who opens many ends only its own."""
 class Handshakes:
     """What makes protocols of a server's connections: of each comes one of ``http`` once it is encrypted."""
 
-    def __init__(self, context: ssl.SSLContext, http: Callable[..., asyncio.Protocol]) -> None:
+    def __init__(self, context: ssl.SSLContext, http: Callable[..., HttpConnection]) -> None:
         self._context = context
         self._http = http
         self._open: dict[_Handshake, asyncio.Transport] = {}
@@ -35,6 +36,11 @@ class Handshakes:
 
     def __call__(self, **options: Any) -> asyncio.Protocol:
         return _Handshake(self, self._http(**options))
+
+    def end(self) -> None:
+        """Of those that are under way, none goes on."""
+        for raw in self._open.values():
+            raw.abort()
 
     def begin(self, handshake: _Handshake, raw: asyncio.Transport) -> None:
         """Hundreds may be accepted at once: those that end here have cost no encryption yet."""
@@ -64,7 +70,7 @@ class _Handshake(asyncio.Protocol):
 
     group = ""
 
-    def __init__(self, handshakes: Handshakes, http: asyncio.Protocol) -> None:
+    def __init__(self, handshakes: Handshakes, http: HttpConnection) -> None:
         self._handshakes = handshakes
         self._http = http
         self._early = bytearray()
@@ -84,6 +90,7 @@ class _Handshake(asyncio.Protocol):
             raw.abort()
             return
         transport.set_protocol(self._http)
+        self._http.raw = raw
         self._http.connection_made(transport)
         if self._early:
             self._http.data_received(bytes(self._early))

@@ -13,7 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from ...swarm.runtime.open_files import allowed_connections
-from .connection import KEEP_ALIVE_S, HttpConnection
+from .connection import KEEP_ALIVE_S, LINGER_S, HttpConnection
 from .handshakes import Handshakes
 from .listening import Listener, is_local, open_host
 from .tls import Tls
@@ -28,8 +28,12 @@ LOOK_S = 0.005
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, tls: Tls | None) -> None:
-        super().__init__(config)
+    def __init__(self, app: ASGIApp, max_connections: int, tls: Tls | None) -> None:
+        protocol = type("_Connection", (HttpConnection,), {"max_connections": max_connections})
+        self._protocol = cast("type[HttpConnection]", protocol)
+        self._handshakes = None if tls is None else Handshakes(tls.context, self._protocol)
+        http = self._protocol if self._handshakes is None else self._handshakes
+        super().__init__(_config(app, cast("type[asyncio.Protocol]", http)))
         self._tls = tls
         self._ending = asyncio.Event()
         self.ready = asyncio.Event()
@@ -60,21 +64,47 @@ class _Server(uvicorn.Server):
                     await self._ending.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """uvicorn's, without its pauses: it is over when the last answer is."""
+        """uvicorn's, without its pauses: it is over when the last answer is. What was accepted a moment ago
+        is not served any more."""
+        self._protocol.ending = True
+        if self._handshakes is not None:
+            self._handshakes.end()
         for listening in (*self.servers, *(sockets or ())):
             listening.close()
         state = self.server_state
         for connection in list(state.connections):
             connection.shutdown()
-        while state.connections or state.tasks:  # noqa: ASYNC110 - they are uvicorn's, and tell nobody
+
+        while state.connections or state.tasks or self._handshakes:  # noqa: ASYNC110
             await asyncio.sleep(LOOK_S)
         for server in self.servers:
             await server.wait_closed()
+
+    def cut_off(self) -> None:
+        """End every connection, whatever it still has to get."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals are whose program this is."""
         yield
+
+
+def _config(app: ASGIApp, http: type[asyncio.Protocol]) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=http,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
+    )
 
 
 class HttpServer:
@@ -90,23 +120,7 @@ class HttpServer:
         host, port = listener.getsockname()[:2]
         known = "" if tls is None else tls.name
         self.url = f"{'http' if tls is None else 'https'}://{known or open_host(host)}:{port}"
-        protocol = type("_Connection", (HttpConnection,), {"max_connections": self.max_connections})
-        config = uvicorn.Config(
-            app,
-            http=cast(
-                "type[asyncio.Protocol]", protocol if tls is None else Handshakes(tls.context, protocol)
-            ),
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="error",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            backlog=BACKLOG,
-            timeout_keep_alive=KEEP_ALIVE_S,
-        )
-        self._server = _Server(config, tls)
+        self._server = _Server(app, self.max_connections, tls)
         self._serving: asyncio.Task[None] | None = None
 
     @property
@@ -139,4 +153,6 @@ class HttpServer:
             dropping.cancel()
 
     def drop_all(self) -> None:
-        """End what is being answered. Here there is nothing that does not end by itself."""
+        """End what is being answered, which here ends by itself; and after LINGER_S the connection of who
+        takes nothing of what was still to be sent."""
+        asyncio.get_running_loop().call_later(LINGER_S, self._server.cut_off)

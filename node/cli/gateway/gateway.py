@@ -30,7 +30,7 @@ async def run_gateway(arguments: argparse.Namespace) -> None:
         stops += 1
         stop.set()
         if stops > 1 and running is not None:
-            running.gateway.drop_all()
+            running.drop_all()
         elif running is None and opening is not None:
             opening.cancel()
 
