@@ -361,13 +361,14 @@ class Speculated:
         return (new_tokens - 1) * self.trip_s / decode_s if decode_s > 0 and new_tokens > 1 else 0.0
 
     def most_per_trip(self, new_tokens: int) -> float:
-        """Tokens a trip, if nothing but misses cost a trip: each miss costs one under every policy; and each
-        token a row at the slowest hop. 0 where ``trip_s`` is not known."""
+        """Tokens a trip, if nothing but misses cost a trip: each miss costs one under every policy, with its
+        own row in it; and each other token a row at the slowest hop. 0 where ``trip_s`` is not known."""
         tokens = new_tokens - 1
         if tokens < 1 or self.trip_s <= 0:
             return 0.0
         misses = max(1, tokens - self.accepted)
-        return tokens * self.trip_s / (misses * self.trip_s + tokens * self.row_s)
+        row_s = min(self.row_s, self.trip_s)  # a trip computes one
+        return tokens * self.trip_s / (misses * self.trip_s + max(0, tokens - misses) * row_s)
 
     def as_dict(self, new_tokens: int, decode_s: float) -> dict[str, object]:
         """For JSON, of an answer of so many tokens in so many seconds."""

@@ -223,7 +223,7 @@ def drafts_line(drafts: Speculated, new_tokens: int, decode_s: float, *, has_dra
     if not drafts.drafted:
         return "Nothing was drafted: no draft promised to save time." if has_draft else ""
     line = (
-        f"{drafts.accepted} of {drafts.drafted} drafted tokens were right: "
+        f"{drafts.accepted} of {drafts.drafted} guesses were right: "
         f"{new_tokens - 1} tokens in {drafts.passes} passes through the peers"
     )
     reached = drafts.tokens_per_trip(new_tokens, decode_s)

@@ -222,7 +222,7 @@ def test_the_route_is_shown_with_what_guesses_brought(talks: list[Talk]) -> None
     out = io.StringIO()
     talk.chat._screen = LiveScreen(SafeConsole(file=out, force_terminal=True, width=120, highlight=False))
     talk.type("/route")
-    assert "3 of 4 drafted tokens were right" in out.getvalue()
+    assert "3 of 4 guesses were right" in out.getvalue()
 
 
 def test_only_saved_chats_are_overwritten(talks: list[Talk], tmp_path: Path) -> None:
