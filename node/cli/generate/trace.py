@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
+from ....client.hops.trace import DEPTHS_TOLD
 from ....swarm.types import short_peer_id
 from ..shared.fitted_table import FittedTable
 
@@ -308,17 +309,25 @@ def _codecs(hops: Sequence[dict[str, Any]]) -> str:
 
 
 def _guesses(drafts: dict[str, Any]) -> tuple[str, ...]:
-    """A line for each source. Shares begin with the first guess behind a certain token."""
-    lines = []
+    """A line for each source, with shares from the first guess behind a certain token on; and one for the
+    guesses that nothing was there to compare with."""
+    lines, others = [], drafts.get("drafted", 0)
     for each in drafts.get("kinds", ()):
         if judged := sum(each["judged"]):
+            others -= judged
             shares = [
-                f"{right / of:.0%}" for of, right in zip(each["judged"], each["right"], strict=True) if of
+                f"{number} or more: {right / of:.0%}"
+                if number == DEPTHS_TOLD
+                else f"{number}: {right / of:.0%}"
+                for number, (of, right) in enumerate(zip(each["judged"], each["right"], strict=True), 1)
+                if of
             ]
             lines.append(
-                f"{_source(each['kind'])}: {sum(each['right'])} of {judged} right; by how far ahead: "
+                f"{_source(each['kind'])}: {sum(each['right'])} of {judged} right; by tokens ahead: "
                 + ", ".join(shares)
             )
+    if others > 0:
+        lines.append(f"Guesses behind a wrong one, or behind the end: {others}")
     return tuple(lines)
 
 

@@ -170,16 +170,17 @@ def test_passes_that_check_drafts_are_shown_as_passes() -> None:
 
 def test_each_source_of_guesses_has_a_line() -> None:
     kinds = [
-        {"kind": "text", "judged": [10, 4, 0], "right": [5, 4, 0]},
-        {"kind": "next second", "judged": [3], "right": [1]},
+        {"kind": "text", "judged": [10, 4, 0, 0, 0, 0, 0, 5], "right": [5, 4, 0, 0, 0, 0, 0, 4]},
+        {"kind": "next second", "judged": [0, 3], "right": [0, 1]},
         {"kind": "another", "judged": [2], "right": [2]},
         {"kind": "model", "judged": [0], "right": [0]},
     ]
-    trace = trace_of(result(speculation={"passes": 4, "drafted": 16, "accepted": 6, "kinds": kinds}))
+    trace = trace_of(result(speculation={"passes": 4, "drafted": 30, "accepted": 16, "kinds": kinds}))
     assert trace.guesses == (
-        "Guesses of the text: 9 of 14 right; by how far ahead: 50%, 100%",
-        "Second guesses of the model's own block: 1 of 3 right; by how far ahead: 33%",
-        "Guesses of another: 2 of 2 right; by how far ahead: 100%",
+        "Guesses of the text: 13 of 19 right; by tokens ahead: 1: 50%, 2: 100%, 8 or more: 80%",
+        "Second guesses of the model's own block: 1 of 3 right; by tokens ahead: 2: 33%",
+        "Guesses of another: 2 of 2 right; by tokens ahead: 1: 100%",
+        "Guesses behind a wrong one, or behind the end: 6",
     )
     assert trace.as_dict()["guesses"] == list(trace.guesses)
 
