@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 from typing import Any
@@ -49,8 +50,13 @@ def listen(host: str, port: int) -> Listener:
 
 
 def _cannot_listen(host: str, port: int, error: OSError) -> ListenError:
+    what = f"cannot listen at {host} port {port}: {error.strerror or error}"
+    if error.errno == errno.EADDRINUSE:
+        return ListenError(
+            what, hint="Give another --port, or end what listens there; port 0 takes a free one."
+        )
     return ListenError(
-        f"cannot listen at {host} port {port}: {error.strerror or error}",
+        what,
         hint="Give an address of this machine as --host (127.0.0.1, or 0.0.0.0 for all), or another --port; "
         "port 0 takes a free one.",
     )

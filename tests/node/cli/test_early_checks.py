@@ -85,6 +85,7 @@ def test_what_serves_http(run: Run, command: str, tmp_path: Path) -> None:
         done = run(command, "--port", port)
     assert done.returncode == 4, done.stderr
     assert f"cannot listen at 127.0.0.1 port {port}" in done.stderr
+    assert "--host" not in done.stderr, "the address is this machine's: only the port is wrong"
     done = run(command, "--port", "0", "--api-key-file", str(tmp_path / "keys"))
     assert done.returncode == 2, done.stderr
     assert "the API keys in" in done.stderr
