@@ -400,3 +400,11 @@ def test_the_loop_beside_feeds_the_forced_text_and_nothing_else(ahead: int) -> N
     assert told["tokens"] == len(forced)
     assert told["batches"] == len(model.batches) - 1
     assert (told["batches"] == len(forced) - 1) == (ahead == 0)
+
+
+@pytest.mark.parametrize("text", [b"# Read me", b'{"a": 1}', b"[]", b"\xff"])
+def test_a_file_that_is_no_report_is_named(tmp_path: Path, text: bytes) -> None:
+    file = tmp_path / "other.json"
+    file.write_bytes(text)
+    with pytest.raises(ValueError, match=r"other\.json is no report"):
+        merged([file])

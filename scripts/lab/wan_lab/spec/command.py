@@ -61,14 +61,25 @@ def measure(arguments: argparse.Namespace) -> int:
 
 def merged(files: Sequence[Path]) -> dict[str, Any]:
     """Reports of different parts as one. Where two have the same part, the later file counts, but for lists,
-    which are joined. ``conditions`` are the last one's, with the seconds of all."""
+    which are joined. ``conditions`` are the last one's, with the seconds of all. Raises OSError,
+    ValueError."""
     whole: dict[str, Any] = {}
-    for report in (json.loads(file.read_text()) for file in files):
+    for report in map(_report, files):
         before = whole.get("conditions", {}).get("seconds", 0.0)
         for name, value in report.items():
             whole[name] = whole.get(name, []) + value if isinstance(value, list) else value
         whole["conditions"]["seconds"] += before
     return whole
+
+
+def _report(file: Path) -> dict[str, Any]:
+    try:
+        report = json.loads(file.read_text())
+    except ValueError:
+        report = None
+    if not isinstance(report, dict) or not report.keys() >= {"conditions", "results", "problems"}:
+        raise ValueError(f"{file} is no report of scripts/wan_lab spec --json")
+    return report
 
 
 def _show(markdown: bool, report: dict[str, Any]) -> None:
