@@ -12,7 +12,6 @@ from swarm_node.client.routing.router import Router
 from swarm_node.swarm.protocol.wire import PROTOCOL_ID
 from swarm_node.swarm.timeouts import Patience
 from tests.doubles.fake_swarm import BOS, FakeSwarm, expected
-from tests.doubles.virtual_time import now
 
 PROMPT = [BOS, *b"Tell me something long enough to be cut into several chunks of a prefill, please."]
 N = 24
@@ -43,7 +42,7 @@ class ChainCase:
             named |= {S[number]: span for number, span in enumerate(spans)}
         self.swarm = FakeSwarm(latency, **named)
         self.names = [H[number] for number in range(hops)]
-        self.router: Router = self.swarm.router(clock=now)
+        self.router: Router = self.swarm.router()
         for node in self.swarm.nodes.values():
             node.behaviour.max_step_tokens = CHUNK
             node.behaviour.keeps_states = keeps_states

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs as text_codecs
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -32,10 +33,10 @@ _EMBEDDING = _random.standard_normal((VOCAB, HIDDEN), np.float32)
 _MIXES = _random.standard_normal((N_BLOCKS, HIDDEN, HIDDEN), np.float32) / np.float32(HIDDEN**0.5)
 
 
-_ADDED: dict[tuple[int, int, bytes], np.ndarray] = {}
-"""What a block adds to a row, by the block, the position and the sum: most tests feed the same tokens again
-and again."""
-MOST_ADDED = 20_000
+@lru_cache(20_000)
+def _added(block: int, position: int, total: bytes) -> np.ndarray:
+    """What a block adds to a row; most tests feed the same tokens again and again."""
+    return np.tanh(_MIXES[block] @ (np.frombuffer(total, np.float32) / np.float32(position + 1)))
 
 
 def block_row(
@@ -43,13 +44,7 @@ def block_row(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The sum of the block's inputs up to this token, and the token's row. ``total``: the sum before it."""
     total = row if total is None else total + row
-    key = block, position, total.tobytes()
-    added = _ADDED.get(key)
-    if added is None:
-        if len(_ADDED) >= MOST_ADDED:
-            _ADDED.clear()
-        added = _ADDED[key] = np.tanh(_MIXES[block] @ (total / np.float32(position + 1)))
-    return total, row + added
+    return total, row + _added(block, position, total.tobytes())
 
 
 def run_block(block: int, x: np.ndarray, history: list[np.ndarray]) -> np.ndarray:

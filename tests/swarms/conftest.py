@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from scripts.lab.local_swarm import LocalSwarm, split_evenly
-from scripts.lab.processes.fork_server import ForkServer
+from scripts.lab.processes.fork_server import EVERYTHING, ForkServer
 from scripts.lab.tiny_model import write_tiny_model
 from tests.swarms.harness import EXACT, MARK, ONE_THREAD, Cli
 
@@ -33,7 +33,7 @@ def fork_server_mark() -> str:
 def fork_server(fork_server_mark: str) -> Iterator[ForkServer]:
     """Starts processes without importing torch anew for each."""
     environment = {"OMP_NUM_THREADS": "1", MARK: fork_server_mark}
-    with ForkServer(environment, ["swarm_node.shards.torch.span"]) as fork_server:
+    with ForkServer(environment, [*EVERYTHING, "swarm_node.shards.torch.span"]) as fork_server:
         yield fork_server
 
 

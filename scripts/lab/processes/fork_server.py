@@ -37,6 +37,15 @@ NAMESPACE = "/proc/thread-self/ns/net"
 PR_SET_CHILD_SUBREAPER = 36
 GONE = -signal.SIGKILL
 """Exit status of a process whose fork server is gone."""
+EVERYTHING = (
+    "swarm_node.client.async_model",
+    "swarm_node.dht.kademlia.directory",
+    "swarm_node.node.cli.main",
+    "swarm_node.shards.loading",
+    "swarm_node.swarm.transport.p2pd.transport",
+    "scripts.lab.local_node",
+)
+"""All that a node or a client imports."""
 
 
 class ForkedProcess:
@@ -69,10 +78,12 @@ class ForkedProcess:
 
 
 class ForkServer:
-    """``launch`` starts processes; use as a context manager. ``environment`` is of all of them, and what
-    imports ``modules``, too, starts faster."""
+    """``launch`` starts processes; use as a context manager. ``environment`` is of all of them, and they
+    have imported ``modules``, none of which may start a thread."""
 
-    def __init__(self, environment: dict[str, str] | None = None, modules: Sequence[str] = ()) -> None:
+    def __init__(
+        self, environment: dict[str, str] | None = None, modules: Sequence[str] = EVERYTHING
+    ) -> None:
         self._lock = threading.Lock()
         self._running: dict[int, ForkedProcess] = {}
         self._early: dict[int, int] = {}  # exit status of those that ended before their pid was known
@@ -190,7 +201,7 @@ class ForkServer:
 
 def _serve(connection: socket.socket, modules: Sequence[str]) -> None:
     """Fork a process for each request until the other side is gone; then end those that are left."""
-    _import_everything(modules)
+    _import(modules)
     libc = ctypes.CDLL(None, use_errno=True)
     # Daemons that outlive their node are ours to reap, or to end.
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -229,19 +240,10 @@ def _serve(connection: socket.socket, modules: Sequence[str]) -> None:
         connection.send(json.dumps({"pid": pid}).encode())
 
 
-def _import_everything(modules: Sequence[str]) -> None:
-    """All that a node or a client imports, and ``modules``; nothing that starts a thread."""
+def _import(modules: Sequence[str]) -> None:
     from .. import skewed_clock
 
     skewed_clock.install()
-    import swarm_node.client.async_model
-    import swarm_node.dht.kademlia.directory
-    import swarm_node.node.cli.main
-    import swarm_node.shards.loading
-    import swarm_node.swarm.transport.p2pd.transport  # noqa: F401
-
-    from .. import local_node  # noqa: F401
-
     for module in modules:
         import_module(module)
     gc.collect()

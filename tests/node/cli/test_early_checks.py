@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.node.cli.forked_commands import Run, forked_commands
+from scripts.lab.processes.fork_server import ForkServer
+from tests.node.cli import light_command
 
-HEAVY = ("numpy", "torch", "tokenizers", "hivemind", "uvicorn", "prompt_toolkit")
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+COMMAND = light_command.__name__
 
 
 @pytest.fixture(scope="module")
 def run() -> Iterator[Run]:
-    with forked_commands(refused=HEAVY) as run:
-        yield run
+    with ForkServer(modules=[COMMAND]) as fork_server:
+        yield lambda *words: fork_server.run(["-m", COMMAND, *words], environment={}, stdin="", timeout=60)
 
 
 @pytest.mark.parametrize(

@@ -333,16 +333,15 @@ class Alone:
         self.out = np.empty((0, HIDDEN), np.float32)
 
     def rows(self, tokens: list[int], records: Sequence[Record]) -> list[np.ndarray]:
-        """What each of ``records``, all of beginnings of ``tokens``, should have got. What is new is computed
-        in one piece."""
+        """What each of ``records``, all of beginnings of ``tokens``, should have got. ``tokens`` begin none
+        that were asked for before. What is new is computed in one piece."""
         start = 0
         while start < min(len(self.tokens), len(tokens)) and self.tokens[start] == tokens[start]:
             start += 1
         start = self.memory.start(start)
-        if start < len(tokens):
-            piece = self.memory.slice(start, len(tokens) - start)
-            fresh = self.model.forward(EMBEDDING[tokens[start:]], [piece], self.memory.pool, self.span)
-            self.tokens, self.out = list(tokens), np.concatenate([self.out[:start], fresh])
+        piece = self.memory.slice(start, len(tokens) - start)
+        fresh = self.model.forward(EMBEDDING[tokens[start:]], [piece], self.memory.pool, self.span)
+        self.tokens, self.out = tokens, np.concatenate([self.out[:start], fresh])
         return [self.out[len(each.tokens) - len(each.rows) : len(each.tokens)] for each in records]
 
 

@@ -167,7 +167,10 @@ for options in map(eval, sys.argv[2:]):
                 ({"dtype": "bfloat16", "quantize": "none"}, "--dtype bfloat16", "--dtype auto"),
             ],
         ),
-        ("0", [({}, "without our C kernels (turned off by SWARM_NODE_NATIVE=0) needs torch", ".[compiler]")]),
+        (
+            "0",
+            [({}, "without our C kernels (turned off by SWARM_NODE_NATIVE=0) needs torch", '".[compiler]"')],
+        ),
     ],
     ids=["with our kernels", "without"],
 )

@@ -7,13 +7,12 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 
+from scripts.lab.processes.fork_server import ForkServer
 from swarm_node.swarm.identity import Identity
-from tests.node.cli.forked_commands import Run, forked_commands
 
 SECRET = "s3cret"
 
@@ -30,19 +29,20 @@ def home(tmp_path: Path) -> Path:
     return home
 
 
-Doctor = Callable[..., subprocess.CompletedProcess[str]]
+Doctor = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
-def commands() -> Iterator[Run]:
-    with forked_commands(imported=["torch"]) as run:
-        yield run
+def fork_server() -> Iterator[ForkServer]:
+    with ForkServer(modules=["swarm_node.node.cli.main", "torch"]) as fork_server:
+        yield fork_server
 
 
 @pytest.fixture
-def doctor(commands: Run, home: Path) -> Doctor:
+def doctor(fork_server: ForkServer, home: Path) -> Doctor:
     own = {"SWARM_NODE_HOME": str(home), "HF_HOME": str(home / "hf"), "USER": SECRET}
-    return partial(commands, "doctor", "--no-mdns", environment=own)
+    program = ["-m", "swarm_node.node.cli", "doctor", "--no-mdns"]
+    return lambda *words: fork_server.run([*program, *words], environment=own, stdin="", timeout=120)
 
 
 def test_what_is_wrong_is_said_with_what_to_do(doctor: Doctor, home: Path) -> None:
