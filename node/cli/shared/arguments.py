@@ -294,12 +294,22 @@ _SAMPLING: Mapping[str, tuple[Callable[[str], float], float | None, str]] = {
     "--seed": (int, None, "makes sampling repeatable"),
 }
 """How a value is read, the value that switches the option off, and its help."""
+CHAT_DEFAULTS: Mapping[str, float] = {
+    "--temperature": 0.7,
+    "--top-k": 0,
+    "--top-p": 0.95,
+    "--min-p": 0.0,
+    "--repetition-penalty": 1.0,
+}
+"""What the makers of a model may advise for chats, and how chats sample where they do not."""
 
 
 def add_sampling(command: argparse.ArgumentParser, *, unset: bool = False) -> None:
     """``unset``: an option that is not given is None, so that a chat keeps only what was chosen."""
     for option, (kind, off, text) in _SAMPLING.items():
         default = "" if off is None else f" (default: {off:g})"
+        if unset and option in CHAT_DEFAULTS:
+            default = f" (default: as the model's makers advise, else {CHAT_DEFAULTS[option]:g})"
         command.add_argument(
             option, type=kind, default=None if unset else off, metavar="X", help=text + default
         )

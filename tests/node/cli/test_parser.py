@@ -6,12 +6,16 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 
+from swarm_node.client.params import chat_sampling
 from swarm_node.node.cli.parser import build_parser
 from swarm_node.node.cli.settings.keys import commands_of
+from swarm_node.node.cli.shared.arguments import CHAT_DEFAULTS
 from swarm_node.shards.catalogue.catalogue import find_in_catalogue
+from swarm_node.shards.formats.advice.sampling import SamplingAdvice
 from swarm_node.swarm.errors import UsageError
 from swarm_node.swarm.types import Span
 
@@ -27,6 +31,18 @@ def test_each_command_has_help_with_examples(command: str, capsys: pytest.Captur
     assert "examples:" in text
     assert f"swarm-node {command}" in text
     assert "--json" in text
+
+
+@pytest.mark.parametrize("command", ["chat", "run"])
+def test_a_chats_help_says_how_chats_sample(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args([command, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    advised = {f"--{field.name.replace('_', '-')}" for field in fields(SamplingAdvice)}
+    assert advised == CHAT_DEFAULTS.keys()
+    assert text.count("(default: as the model's makers advise, else ") == len(CHAT_DEFAULTS)
+    for name, value in chat_sampling(SamplingAdvice()).items():
+        assert CHAT_DEFAULTS[f"--{name.replace('_', '-')}"] == value
 
 
 def test_the_help_of_all_is_one_screen(capsys: pytest.CaptureFixture[str]) -> None:
