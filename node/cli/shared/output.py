@@ -62,6 +62,8 @@ def print_table(table: Table) -> None:
 NO_NODE: Mapping[str, object] = {"peer_id": "", "maddrs": [], "model": "", "blocks": ""}
 """The keys that every event has, for an error before there is a node."""
 
+TELLING = 1.1
+"""Tokens in the time of a plain one: where guesses allow fewer, what was reached is noise of the machine."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
@@ -226,9 +228,9 @@ def drafts_line(drafts: Speculated, new_tokens: int, decode_s: float, *, has_dra
         f"{drafts.accepted} of {drafts.drafted} guesses were right: "
         f"{new_tokens - 1} tokens in {drafts.passes} passes through the peers"
     )
-    reached = drafts.tokens_per_trip(new_tokens, decode_s)
-    if not (drafts.accepted and reached):  # 1.0 then, but for noise
+    reached, most = drafts.tokens_per_trip(new_tokens, decode_s), drafts.most_per_trip(new_tokens)
+    if not reached or most < TELLING:
         return line
-    share = min(1.0, reached / drafts.most_per_trip(new_tokens))
+    share = min(1.0, reached / most)
     trip = f"{reached:.1f} in the time of a plain token ({drafts.trip_s * 1000:.0f} ms)"
     return f"{line}; {trip}, {share:.0%} of what these guesses allow"

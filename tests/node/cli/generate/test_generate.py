@@ -161,6 +161,10 @@ def test_what_drafts_brought_is_told_where_somebody_gave_a_model_for_them() -> N
     )
     wrong = output.drafts_line(Speculated(10, 1, 0, trip_s=0.1, row_s=0.02), 11, 2.0)
     assert wrong.endswith("10 passes through the peers")  # and not slower than a plain token
+    some = output.drafts_line(Speculated(8, 3, 2, trip_s=0.1, row_s=0.02), 11, 2.0)
+    assert "0.5 in the time of a plain token" in some
+    few = output.drafts_line(Speculated(99, 3, 1, trip_s=0.1, row_s=0.02), 101, 20.0)
+    assert few == "1 of 3 guesses were right: 100 tokens in 99 passes through the peers"
     sure = output.drafts_line(Speculated(1, 9, 9, trip_s=0.4, row_s=0.02), 11, 0.3)
     assert sure.endswith("100% of what these guesses allow")  # the times are not exact
 
