@@ -97,7 +97,9 @@ def quantized_mlp(name: str, plain: Path, target: Path) -> Path:
     def takes(each: str, value: torch.Tensor) -> bool:
         return each.startswith(beside) and whole.takes(each, value)
 
-    return quantize_directory(plain, target, replace(whole, takes=takes))[0]
+    folder, _ = quantize_directory(plain, target, replace(whole, takes=takes))
+    assert refusal(folder) == ""  # as it is
+    return folder
 
 
 def opened_and_loaded(folder: Path) -> None:
