@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
+from scripts.lab.soak.__main__ import print_tables
 from scripts.lab.soak.verdict import (
     GROWTH_MB,
     SLOPE_FROM_S,
@@ -118,3 +119,15 @@ def test_faults_of_the_node_are_told_from_those_of_peers() -> None:
         "log: File \"engine.py\", line 7, in deliver KeyError: 'x'",
     ]
     assert len(log_problems(harmless + bad)) == 2
+
+
+def test_the_highest_is_never_below_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    """In a short soak a node takes a little more while all is given back, after the last sample."""
+    start, end = (asdict(replace(IDLE, rss_mb=rss_mb)) for rss_mb in (411.0, 433.0))
+    node = {"blocks": "0-1", "start": start, "samples": [asdict(replace(IDLE, rss_mb=422.0))], "final": end}
+    done = {"polite": {}, "hostile": {}, "killed": 0, "repairs": 0, "busy": 0}
+    print_tables({"seconds": 6.0, "nodes": [node], "done": done, "problems": []})
+    (line,) = (
+        line for line in capsys.readouterr().err.splitlines() if " rss mb " in line and "p2pd" not in line
+    )
+    assert [int(word) for word in line.split() if word.isdigit()] == [411, 433, 433]

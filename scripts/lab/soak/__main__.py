@@ -220,8 +220,9 @@ def print_tables(report: dict[str, Any]) -> None:
     for name in (*names, "sessions", "connections", "queued", "sequences", *held):
         row = []
         for node in report["nodes"]:
-            values = [sample[name] for sample in node["samples"]] or [0]
-            row += [f"{value:.0f}" for value in (node["start"][name], max(values), node["final"][name])]
+            start, end = node["start"][name], node["final"][name]
+            highest = max(start, end, *(sample[name] for sample in node["samples"]))
+            row += [f"{value:.0f}" for value in (start, highest, end)]
         table.add_row(name.replace("_", " "), *row)
     console.print(table)
     done = report["done"]
