@@ -120,11 +120,10 @@ class Worth:
         return self._found
 
     def _find_trip_s(self) -> float | None:
-        plain, predicted_s = self._plain, self._predicted_s
-        if not plain or (predicted_s is None and len(plain) < FEWEST_TRIPS):
-            return predicted_s
-        usual_s = _lower_third(plain)
-        return min(usual_s, median_low(self._loaded)) if self._loaded else usual_s
+        plain, usual_s = self._plain, self._predicted_s
+        if plain and (usual_s is not None or len(plain) >= FEWEST_TRIPS):
+            usual_s = _lower_third(plain)
+        return usual_s if usual_s is None or not self._loaded else min(usual_s, median_low(self._loaded))
 
     def _find_rows(self, trip_s: float | None) -> Rows:
         told = self._rows
@@ -248,6 +247,8 @@ class Worth:
         (self._loaded if loaded else self._plain).append(seconds)
         self._found = None
         self._since_plain = self._since_plain + 1 if loaded else 0
+        if trip_s is not None and (by_now_s := self.trip_s) is not None:
+            trip_s = min(trip_s, by_now_s)  # a prediction that was too long is no gain
         self._won(trip_s, seconds, tokens, loaded)
 
     def step(self, seconds: float, tokens: int) -> None:

@@ -157,6 +157,15 @@ def test_wrong_predictions_cost_nothing(route: str, predicted: bool) -> None:
         assert simulate(*text, wrong, source, predicted=predicted).times >= HARMLESS
 
 
+@pytest.mark.parametrize("name", ["always wrong, and sure", "few words", "very few words"])
+def test_a_trip_that_is_predicted_a_thousand_times_too_long_is_no_gain(name: str) -> None:
+    """That it took no longer had been put to what may be lost: 0.91 of plain decoding was left."""
+    wrong = replace(DEAR_HOPS, told_links=1000.0, told_steps=0.001)
+    for seed in range(2):
+        text, source = TEXTS[name](seed)
+        assert simulate(*text, wrong, source, seed=seed).times >= HARMLESS
+
+
 @pytest.mark.slow
 @given(
     step_s=st.floats(0.0005, 0.03),
@@ -236,6 +245,19 @@ def test_what_may_be_lost_is_bounded() -> None:
     for _ in range(100):
         worth.trip(0.2, 1, loaded=False)
     assert worth.room(0) > 0
+
+
+@pytest.mark.parametrize("first_loaded", [False, True])
+def test_a_prediction_earns_nothing(first_loaded: bool) -> None:
+    """The first trip may be one that wrong guesses may hold up, as that before it was disturbed."""
+    worth = Worth(replace(USUAL_HOPS, told_links=100.0).predicted())
+    assert worth.trip_s is not None
+    assert worth.trip_s > 20
+    worth.trip(0.2, 1, loaded=first_loaded)
+    assert worth.trip_s == 0.2
+    assert worth.room(0) > 0
+    worth.trip(0.3, 1, loaded=True)
+    assert worth.room(0) == 0
 
 
 def test_what_hops_tell_counts() -> None:
