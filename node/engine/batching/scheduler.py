@@ -140,12 +140,14 @@ class Scheduler(Generic[Key]):
         self._sessions: dict[Key, _WaitingSteps] = {}
         # Keys by what their oldest step is.
         self._decode: FairQueue[Key] = FairQueue()
+        self._late: FairQueue[Key] = FairQueue()  # that count as certain
         self._mixed_steps: FairQueue[Key] = FairQueue()
         self._guesses: FairQueue[Key] = FairQueue()
         self._prefill: FairQueue[Key] = FairQueue()
         self._last_decode: int | None = None
         self._mixed = mixed
         self._prefill_is_next = False
+        self._late_is_next = False
 
     def __len__(self) -> int:
         """Waiting steps, begun ones included."""
@@ -184,7 +186,7 @@ class Scheduler(Generic[Key]):
         waiting = self._sessions.pop(key, None)
         if waiting is None:
             return 0
-        for queue in (self._decode, self._mixed_steps, self._guesses, self._prefill):
+        for queue in (self._decode, self._late, self._mixed_steps, self._guesses, self._prefill):
             queue.discard(waiting.owner, key, waiting.group)
         return len(waiting.steps)
 
@@ -210,7 +212,7 @@ class Scheduler(Generic[Key]):
         """Take the next batch off the queue: at most ``max_tokens`` tokens of ``max_sessions`` sessions, and
         little more where the rows before a step are fed again."""
         batch: Batch[Key] = Batch()
-        decodes = bool(self._decode) or bool(self._mixed_steps) or bool(self._guesses)
+        decodes = any(map(len, (self._decode, self._late, self._mixed_steps, self._guesses)))
         both = decodes and bool(self._prefill)
         if decodes:
             self._last_decode = now
@@ -232,30 +234,44 @@ class Scheduler(Generic[Key]):
     def _add_decode(self, batch: Batch[Key], now: int) -> None:
         """Certain steps; and of those that only count as certain the first in turn, and as many more as make
         the batch twice as long at most. All of a session that sends nothing but guesses come to count so
-        where it takes longer than their patience to compute them."""
+        where it takes longer than their patience to compute them.
+
+        These have turns of their own, and none is passed over for a shorter one: else one that is long would
+        wait for ever, as its owner's other steps use up the turns. Where not both kinds fit, they alternate.
+        """
         budget, places = self._decode_room(now)
-        late: list[Key] = []
-        first = 0
+        late = [key for key in self._late.in_turn() if not self._drop_expired(batch, key, now)]
+        if late and self._late_is_next:
+            self._take(batch, late[0], now)
+        first = batch.decode_rows + batch.again
         for key in self._decode.in_turn():
-            waiting = self._sessions[key]
-            count, deadline, again, *_ = waiting.steps[0]
-            if 0 < deadline < now:
-                batch.expired.append(key)
+            if self._drop_expired(batch, key, now):
                 continue
-            if not self._fits(batch, count + again, budget, places):
+            if not self._fits(batch, self._rows(key), budget, places):
                 break
-            if waiting.counts_as_certain and first:
-                late.append(key)
-                continue
-            if waiting.counts_as_certain:
-                first = count + again
             self._take(batch, key, now)
         room = rows_late(batch.decode_rows + batch.again - first, self._row_time) - first
-        for key in late:
-            count, _, again, *_ = self._sessions[key].steps[0]
-            if count + again <= room and self._fits(batch, count + again, budget, places):
-                self._take(batch, key, now)
-                room -= count + again
+        taken = int(first > 0)
+        for key in late[taken:]:
+            rows = self._rows(key)
+            if (taken and rows > room) or not self._fits(batch, rows, budget, places):
+                break
+            self._take(batch, key, now)
+            room -= rows
+            taken += 1
+        self._late_is_next = not taken
+
+    def _drop_expired(self, batch: Batch[Key], key: Key, now: int) -> bool:
+        """Whether the deadline of its oldest step has passed."""
+        expired = 0 < self._sessions[key].steps[0].deadline < now
+        if expired:
+            batch.expired.append(key)
+        return expired
+
+    def _rows(self, key: Key) -> int:
+        """Of its oldest step."""
+        step = self._sessions[key].steps[0]
+        return step.tokens + step.again
 
     @staticmethod
     def _fits(batch: Batch[Key], rows: int, budget: int, places: int) -> bool:
@@ -287,6 +303,7 @@ class Scheduler(Generic[Key]):
         certain = batch.decode_rows + batch.again
         room = rows_beside(certain, self._row_time) if certain else rows_alone(self._row_time)
         waited: list[Key] = []
+        its_turn = False  # of a step that does not count as certain next: no shorter one goes before it
         for key in chain(self._mixed_steps.in_turn(), self._guesses.in_turn()):
             waiting = self._sessions[key]
             count, deadline, again, kind, _ = waiting.steps[0]
@@ -294,9 +311,13 @@ class Scheduler(Generic[Key]):
                 batch.expired.append(key)
                 continue
             rows = count + again
-            if batch.slices and not (rows <= room and self._fits(batch, rows, budget, places)):
-                if (certain or kind is Certain.NONE) and waiting.pass_over(now, dear=rows > room):
-                    waited.append(key)
+            fits = not batch.slices or (rows <= room and self._fits(batch, rows, budget, places))
+            if not fits or (kind is Certain.SOME and its_turn):
+                if certain or kind is Certain.NONE:
+                    if waiting.pass_over(now, dear=rows > room):
+                        waited.append(key)
+                else:
+                    its_turn = True
                 continue
             self._take(batch, key, now)
             room -= rows
@@ -359,6 +380,8 @@ class Scheduler(Generic[Key]):
         step = waiting.steps[0]
         if step.tokens > DECODE_TOKENS:
             return self._prefill
-        if step.certain is Certain.ALL or waiting.counts_as_certain:
+        if waiting.counts_as_certain:
+            return self._late
+        if step.certain is Certain.ALL:
             return self._decode
         return self._mixed_steps if step.certain is Certain.SOME else self._guesses

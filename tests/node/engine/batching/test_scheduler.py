@@ -435,6 +435,56 @@ def test_steps_that_were_passed_over_make_a_batch_twice_as_long_at_most():
     assert scheduler.next_batch(3).decode_rows == 8  # where there is no plain one, it is short
 
 
+@pytest.mark.parametrize("others", [Certain.SOME, Certain.ALL])
+@pytest.mark.parametrize("owner", ["a", "c"])
+def test_a_long_step_that_was_passed_over_waits_for_no_stream_of_short_ones(owner, others):
+    """Those of its own address group were short enough to go beside those of another: each such turn was its
+    group's, and it never came."""
+    scheduler = knowing(3100, 400)
+    sessions = {"plain": ("d", "", 1, Certain.ALL), "long": (owner, "near", 8, Certain.SOME)}
+    for number in range(4):
+        sessions[f"short{number}"] = ("a", "near", 2, others)
+        sessions[f"other{number}"] = ("b", "far", 2, Certain.SOME)
+
+    def add(key):
+        by, group, tokens, kind = sessions[key]
+        scheduler.add(key, by, tokens, group=group, certain=kind)
+
+    for key in sorted(sessions, reverse=True):
+        add(key)
+    ran = Counter()
+    for now in range(1, 101):
+        batch = scheduler.next_batch(now)
+        ran.update(keys(batch))
+        for key in keys(batch):
+            add(key)
+    assert ran["plain"] == 100
+    assert ran["long"] > 15
+    assert min(ran.values()) > 10
+
+
+def test_a_long_step_waits_for_no_stream_of_short_ones_where_nothing_is_certain():
+    """Batches are short then, and its owner's other steps were short enough for what was left of each."""
+    scheduler = knowing(3100, 400)
+    sessions = {"b3": 3, "a1": 1, "a5": 5, "a8": 8, "c2": 2, "b4": 4, "d6": 6}
+    groups = dict(zip("abcd", ["near", "far", "far", "near"], strict=True))
+
+    def add(key):
+        scheduler.add(key, key[0], sessions[key], group=groups[key[0]], certain=Certain.SOME)
+
+    for key in sessions:
+        add(key)
+    ran = Counter()
+    for now in range(1, 101):
+        batch = scheduler.next_batch(now)
+        assert batch.decode_rows <= 8
+        ran.update(keys(batch))
+        for key in keys(batch):
+            add(key)
+    assert set(ran) == set(sessions)
+    assert min(ran.values()) > 5
+
+
 def test_guesses_do_not_wait_for_ever_behind_steps_that_are_certain_in_part():
     scheduler = knowing(3100, 400)
     scheduler.add("guess", "a", 8, certain=Certain.NONE)
